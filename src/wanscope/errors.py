@@ -1,0 +1,95 @@
+"""What goes wrong, said so that it can be mended: what happened, why, and a fix that can be pasted.
+
+A door prints `str(error)` and exits with `error.exit_status`; it never shows a traceback for these.
+Exit status 2: the request was wrong and nothing was done. 1: the work failed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class WanscopeError(Exception):
+    """Base of every error a user can meet.
+
+    `what` is a clause without a full stop, `why` a sentence or clause, `fix` something that can be typed or pasted.
+    """
+
+    exit_status = 1
+
+    def __init__(self, what: str, why: str = "", fix: str = "") -> None:
+        self.what, self.why, self.fix = what, why, fix
+        super().__init__(what, why, fix)
+
+    def __str__(self) -> str:
+        text = self.what if not self.why else f"{self.what}: {self.why}"
+        text = text if text.endswith((".", "!", "?")) or "\n" in text.rsplit(" ", 1)[-1] else text + "."
+        return text if not self.fix else f"{text}\nTry: {self.fix}"
+
+
+class RequestError(WanscopeError):
+    """The request itself is wrong; said before any work."""
+
+    exit_status = 2
+
+
+class TemplateError(RequestError):
+    """A prompt template that cannot be parsed; points at the character."""
+
+    def __init__(self, template: str, position: int, why: str, fix: str = "") -> None:
+        self.template, self.position = template, position
+        line_start = template.rfind("\n", 0, position) + 1
+        line_end = template.find("\n", position)
+        line = template[line_start : None if line_end < 0 else line_end]
+        pointer = f"  {line}\n  {' ' * (position - line_start)}^"
+        super().__init__(f"the prompt template cannot be read at character {position + 1}", f"{why}\n{pointer}", fix)
+
+
+class RecipeError(RequestError):
+    """A study, recipe or option with a value that cannot work."""
+
+
+class ModelError(RequestError):
+    """A model that cannot be found, recognised or loaded as asked."""
+
+
+class MemoryPlanError(RequestError):
+    """A model that cannot fit as asked; `why` shows the sum."""
+
+
+class TakeNotFound(RequestError):
+    """A take, study or file that is named but is not there."""
+
+
+class WorkError(WanscopeError):
+    """The request was right and the work failed."""
+
+
+class NumericalError(WorkError):
+    """NaN or Inf in the latents; names the step."""
+
+
+class Interrupted(WorkError):
+    """The user stopped the work between two steps; what is complete stays."""
+
+    exit_status = 130
+
+
+class StorageError(WorkError):
+    """The disk is full, read-only or otherwise refuses."""
+
+
+class DamagedTake(WorkError):
+    """A take whose files do not match their checksums."""
+
+
+class EditNotApplied(WorkError):
+    """An edit did not act where it was planned to."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`did you mean 'x'?` for the closest known name, or the list of known ones."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"

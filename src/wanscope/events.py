@@ -1,0 +1,121 @@
+"""What the core tells while it works. The core emits, doors subscribe; the core never prints.
+
+Times are seconds, sizes bytes. Every event is a frozen dataclass, and `as_dict` makes it a line of JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Event:
+    """Base of all events."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"event": type(self).__name__, **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True)
+class Note(Event):
+    """Something a person should know that is not an error, for example a download's size and place."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ModelLoading(Event):
+    model: str
+
+
+@dataclass(frozen=True)
+class ModelReady(Event):
+    model: str
+    device: str
+    dtype: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PromptsEncoded(Event):
+    prompts: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StudyStarted(Event):
+    name: str
+    folder: str
+    takes: int
+    complete: int
+
+
+@dataclass(frozen=True)
+class TakeStarted(Event):
+    take: str
+    index: int
+    takes: int
+    prompt: str
+    seed: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class StepDone(Event):
+    """One step of the schedule, which may take several model evaluations."""
+
+    take: str
+    step: int
+    steps: int
+    sigma: float
+    evaluations: int
+    seconds: float
+    device_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class TakeDone(Event):
+    take: str
+    index: int
+    takes: int
+    folder: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TakeSkipped(Event):
+    """The take was complete already, or another process is making it."""
+
+    take: str
+    index: int
+    takes: int
+    folder: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class TakeFailed(Event):
+    take: str
+    index: int
+    takes: int
+    error: str
+
+
+@dataclass(frozen=True)
+class StudyDone(Event):
+    name: str
+    folder: str
+    made: int
+    skipped: int
+    failed: int
+    seconds: float
+
+
+Listener = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """The listener of those who do not listen."""

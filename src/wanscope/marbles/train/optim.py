@@ -1,0 +1,98 @@
+"""Optimisers, averages and learning-rate shape shared by the three trainings."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+def _orthogonalised(matrix: torch.Tensor, iterations: int = 5) -> torch.Tensor:
+    """The nearest semi-orthogonal matrix, by the quintic Newton-Schulz iteration of Muon (Jordan et al., 2024)."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix / (matrix.norm() + 1e-7)
+    transposed = x.shape[0] > x.shape[1]
+    if transposed:
+        x = x.T
+    for _ in range(iterations):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if transposed else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon on weight matrices (convolutions flattened to [out, in * kernel]), AdamW on everything else.
+
+    `lr` is Muon's; AdamW uses `lr * adam_ratio`. Learning rates are comparable across matrix shapes.
+    """
+
+    def __init__(self, model: nn.Module, lr: float, adam_ratio: float = 0.1, momentum: float = 0.95) -> None:
+        matrices, others = [], []
+        for name, p in model.named_parameters():
+            if not p.requires_grad:
+                continue
+            plain = p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= 8 and "embed" not in name and "shared" not in name
+            (matrices if plain else others).append(p)
+        groups = [{"params": matrices, "kind": "muon"}, {"params": others, "kind": "adam"}]
+        super().__init__(groups, {"lr": lr, "base_lr": lr, "momentum": momentum, "adam_ratio": adam_ratio})
+
+    @torch.no_grad()
+    def step(self, closure=None):  # noqa: ANN001, ANN201 - torch's signature
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if group["kind"] == "muon":
+                    self._muon(p, state, group)
+                else:
+                    self._adam(p, state, group)
+
+    @staticmethod
+    def _muon(p: torch.Tensor, state: dict, group: dict) -> None:
+        buffer = state.setdefault("momentum", torch.zeros_like(p))
+        buffer.lerp_(p.grad, 1 - group["momentum"])
+        update = p.grad.lerp(buffer, group["momentum"]).reshape(p.shape[0], -1)
+        update = _orthogonalised(update)
+        scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
+        p.mul_(1 - group["lr"] * 0.01)
+        p.add_(update.reshape(p.shape), alpha=-group["lr"] * scale)
+
+    @staticmethod
+    def _adam(p: torch.Tensor, state: dict, group: dict) -> None:
+        mean = state.setdefault("mean", torch.zeros_like(p))
+        square = state.setdefault("square", torch.zeros_like(p))
+        state["count"] = count = state.get("count", 0) + 1
+        mean.lerp_(p.grad, 0.1)
+        square.lerp_(p.grad.square(), 0.01)
+        step = (mean / (1 - 0.9**count)) / ((square / (1 - 0.99**count)).sqrt() + 1e-8)
+        p.add_(step, alpha=-group["lr"] * group["adam_ratio"])
+
+
+class Average:
+    """An exponential moving average of a model's weights, warmed up so that early weights are forgotten."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.decay = decay
+        self.count = 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        self.count += 1
+        decay = min(self.decay, (1 + self.count) / (10 + self.count))
+        for mine, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
+            mine.lerp_(theirs, 1 - decay)
+
+
+def set_lr(optimiser: torch.optim.Optimizer, step: int, warmup: int, total: int, decay: int) -> None:
+    """Linear warm-up, constant, linear to 2% over the last `decay` steps: so a run can be lengthened at any time."""
+    factor = min(1.0, (step + 1) / warmup, max(0.02, (total - step) / max(1, decay)))
+    for group in optimiser.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+def count_parameters(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(p.numel() for p in parameters)

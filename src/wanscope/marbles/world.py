@@ -1,0 +1,289 @@
+"""The marbles world: short videos of one or two coloured shapes, drawn from attributes whose truth is known.
+
+A :class:`Scene` names everything that can be seen; :func:`render` draws it and returns the truth beside the
+pixels (masks and centre paths); :func:`caption` says it in words. Every random draw comes from the generator
+that the caller hands in.
+
+Shape suffixes: F frames, K objects, H height, W width, C colour channels (RGB).
+Units: lengths are pixels of the 128 x 128 frame, speeds pixels a frame, y grows downward.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+WIDTH: Final = 128
+HEIGHT: Final = 128
+FRAMES: Final = 17
+FPS: Final = 8
+
+SHAPES: Final = ("circle", "square", "triangle")
+# The corners of the RGB cube, softened: no two are closer than 150 of 441, and none is near a background.
+COLORS: Final[dict[str, tuple[int, int, int]]] = {
+    "red": (230, 35, 35),
+    "green": (35, 190, 60),
+    "blue": (45, 75, 235),
+    "yellow": (245, 220, 40),
+    "purple": (190, 50, 215),
+    "cyan": (40, 205, 225),
+}
+BACKGROUNDS: Final[dict[str, tuple[int, int, int]]] = {
+    "black": (12, 12, 14),
+    "white": (242, 242, 240),
+    "gray": (122, 122, 126),
+    "brown": (96, 58, 28),
+}
+# Radius of the circle with the object's area, so that size means the same for every shape.
+SIZES: Final[dict[str, float]] = {"small": 12.0, "large": 19.0}
+MOTIONS: Final[dict[str, tuple[int, int]]] = {
+    "left": (-1, 0),
+    "right": (1, 0),
+    "up": (0, -1),
+    "down": (0, 1),
+    "still": (0, 0),
+}
+RELATIONS: Final = ("above", "below", "left of", "right of")
+
+# Combinations the training set never shows; the validation reports them apart.
+HELD_OUT: Final = frozenset({("yellow", "triangle"), ("cyan", "square"), ("purple", "down")})
+
+_MARGIN_PX: Final = 4.0
+_SPEED_SINGLE: Final = (1.9, 2.7)
+_SPEED_PAIR: Final = (1.3, 1.9)
+_SIZE_JITTER: Final = 0.05
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object: its four attributes and the geometry that realises them (see the module for units)."""
+
+    shape: str
+    color: str
+    size: str
+    motion: str
+    radius: float = 0.0
+    x0: float = 0.0
+    y0: float = 0.0
+    speed: float = 0.0
+
+    def __post_init__(self) -> None:
+        for value, known in ((self.shape, SHAPES), (self.color, COLORS), (self.size, SIZES), (self.motion, MOTIONS)):
+            if value not in known:
+                raise ValueError(f"{value!r} is not one of {', '.join(known)}")
+
+    @property
+    def held_out(self) -> bool:
+        return (self.color, self.shape) in HELD_OUT or (self.color, self.motion) in HELD_OUT
+
+    def path(self, frames: int) -> NDArray[np.float64]:
+        """Centres [F, 2] as (x, y)."""
+        dx, dy = MOTIONS[self.motion]
+        steps = np.arange(frames, dtype=np.float64)[:, None] * self.speed
+        return np.array([self.x0, self.y0]) + steps * np.array([dx, dy], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One or two objects over a background. `relation` says where the first is, seen from the second."""
+
+    things: tuple[Thing, ...]
+    background: str
+    relation: str | None = None
+
+    @property
+    def held_out(self) -> bool:
+        return any(thing.held_out for thing in self.things)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A rendered scene with its truth.
+
+    video: uint8 [F, H, W, C]; masks: float32 coverage in 0..1 [F, K, H, W]; paths: float64 centres (x, y) [F, K, 2].
+    """
+
+    scene: Scene
+    video: NDArray[np.uint8]
+    masks: NDArray[np.float32]
+    paths: NDArray[np.float64]
+
+
+def half_extents(shape: str, radius: float) -> tuple[float, float, float]:
+    """Half width, reach above and reach below the centre of a shape whose area is pi * radius**2."""
+    if shape == "circle":
+        return radius, radius, radius
+    if shape == "square":
+        half = radius * math.sqrt(math.pi) / 2
+        return half, half, half
+    base = radius * math.sqrt(2 * math.pi)
+    return base / 2, base * 2 / 3, base / 3  # the centre is the centroid
+
+
+def signed_distance(shape: str, radius: float, x_HW: NDArray, y_HW: NDArray) -> NDArray:
+    """Distance in pixels to the outline, negative inside, of a shape centred at the origin."""
+    if shape == "circle":
+        return np.hypot(x_HW, y_HW) - radius
+    if shape == "square":
+        return np.maximum(np.abs(x_HW), np.abs(y_HW)) - radius * math.sqrt(math.pi) / 2
+    base = radius * math.sqrt(2 * math.pi)  # width = height = base, apex up, centroid at the origin
+    slant = math.hypot(1.0, 0.5)
+    sides = (np.abs(x_HW) - (y_HW + base * 2 / 3) / 2) / slant
+    return np.maximum(sides, y_HW - base / 3)
+
+
+def render(scene: Scene, frames: int = FRAMES, width: int = WIDTH, height: int = HEIGHT) -> Clip:
+    """Draw a scene, anti-aliased by the coverage clip(1/2 - distance), later objects over earlier ones."""
+    paths_FK2 = np.stack([thing.path(frames) for thing in scene.things], axis=1)
+    canvas_FHWC = np.empty((frames, height, width, 3), np.float32)
+    canvas_FHWC[:] = BACKGROUNDS[scene.background]
+    masks_FKHW = np.zeros((frames, len(scene.things), height, width), np.float32)
+    for k, thing in enumerate(scene.things):
+        half_width, above, below = (reach + 2 for reach in half_extents(thing.shape, thing.radius))
+        color_C = np.array(COLORS[thing.color], np.float32)
+        for f, (cx, cy) in enumerate(paths_FK2[:, k]):
+            left, right = max(0, int(cx - half_width)), min(width, int(cx + half_width) + 2)
+            top, bottom = max(0, int(cy - above)), min(height, int(cy + below) + 2)
+            if left >= right or top >= bottom:
+                continue
+            y_HW, x_HW = np.mgrid[top:bottom, left:right] + 0.5
+            cover_HW = np.clip(0.5 - signed_distance(thing.shape, thing.radius, x_HW - cx, y_HW - cy), 0, 1)
+            cover_HW = cover_HW.astype(np.float32)
+            masks_FKHW[f, :k, top:bottom, left:right] *= 1 - cover_HW
+            masks_FKHW[f, k, top:bottom, left:right] = cover_HW
+            patch_HWC = canvas_FHWC[f, top:bottom, left:right]
+            patch_HWC += cover_HW[..., None] * (color_C - patch_HWC)
+    return Clip(scene, np.rint(canvas_FHWC).astype(np.uint8), masks_FKHW, paths_FK2)
+
+
+def _box(thing: Thing, frames: int) -> tuple[float, float, float, float]:
+    """Bounds of everything the object covers over the clip, relative to its start: left, right, top, bottom."""
+    half_width, above, below = half_extents(thing.shape, thing.radius)
+    dx, dy = MOTIONS[thing.motion]
+    reach = thing.speed * (frames - 1)
+    return (
+        min(0.0, dx * reach) - half_width,
+        max(0.0, dx * reach) + half_width,
+        min(0.0, dy * reach) - above,
+        max(0.0, dy * reach) + below,
+    )
+
+
+def _placed(thing: Thing, rng: np.random.Generator, frames: int) -> Thing:
+    left, right, top, bottom = _box(thing, frames)
+    x0 = rng.uniform(_MARGIN_PX - left, WIDTH - _MARGIN_PX - right)
+    y0 = rng.uniform(_MARGIN_PX - top, HEIGHT - _MARGIN_PX - bottom)
+    return replace(thing, x0=float(x0), y0=float(y0))
+
+
+def _relation(a: Thing, b: Thing, frames: int) -> str | None:
+    """Where `a` is as seen from `b` in every frame, or None if that changes or the two come close."""
+    offsets_F2 = a.path(frames) - b.path(frames)
+    wide_a, above_a, below_a = half_extents(a.shape, a.radius)
+    wide_b, above_b, below_b = half_extents(b.shape, b.radius)
+    gap = 5.0
+    x_F, y_F = offsets_F2[:, 0], offsets_F2[:, 1]
+    vertical = np.abs(y_F) > np.abs(x_F)
+    if (y_F < -(below_a + above_b + gap)).all() and vertical.all():
+        return "above"
+    if (y_F > above_a + below_b + gap).all() and vertical.all():
+        return "below"
+    if (x_F < -(wide_a + wide_b + gap)).all() and not vertical.any():
+        return "left of"
+    if (x_F > wide_a + wide_b + gap).all() and not vertical.any():
+        return "right of"
+    return None
+
+
+def sample_thing(rng: np.random.Generator, speed: tuple[float, float] = _SPEED_SINGLE) -> Thing:
+    """An object with uniformly drawn attributes, not yet placed."""
+    size, motion = str(rng.choice(list(SIZES))), str(rng.choice(list(MOTIONS)))
+    return Thing(
+        shape=str(rng.choice(SHAPES)),
+        color=str(rng.choice(list(COLORS))),
+        size=size,
+        motion=motion,
+        radius=SIZES[size] * float(rng.uniform(1 - _SIZE_JITTER, 1 + _SIZE_JITTER)),
+        speed=0.0 if motion == "still" else float(rng.uniform(*speed)),
+    )
+
+
+def sample_scene(
+    rng: np.random.Generator, objects: int = 1, held_out: bool | None = None, frames: int = FRAMES
+) -> Scene:
+    """A scene drawn uniformly over the attributes, kept inside the frame for all of its `frames`.
+
+    `held_out` None draws from all combinations, False never shows a held-out one, True always does.
+    Two objects never touch, and their relation holds in every frame.
+    """
+    if objects not in (1, 2):
+        raise ValueError(f"a scene has 1 or 2 objects, not {objects}")
+    while True:
+        background = str(rng.choice(list(BACKGROUNDS)))
+        things = tuple(sample_thing(rng, _SPEED_SINGLE if objects == 1 else _SPEED_PAIR) for _ in range(objects))
+        if objects == 2 and (things[0].color, things[0].shape) == (things[1].color, things[1].shape):
+            continue  # "a red circle above a red circle" could not be told apart by its reader
+        if held_out is not None and any(thing.held_out for thing in things) != held_out:
+            continue
+        if objects == 1:
+            return Scene((_placed(things[0], rng, frames),), background)
+        for _ in range(40):
+            a, b = (_placed(thing, rng, frames) for thing in things)
+            relation = _relation(a, b, frames)
+            if relation is not None:
+                return Scene((a, b), background, relation)
+
+
+_MOVES: Final = ("moves {d}", "moving {d}", "that moves {d}", "slides {d}", "drifts {d}", "moves {d}wards")
+_STILL: Final = ("stays still", "that stays still", "standing still", "that does not move", "is still")
+_GROUND: Final = (" on a {b} background", " over a {b} background", " in front of a {b} background")
+_RELATION_WORDS: Final = {"left of": ("to the left of", "left of"), "right of": ("to the right of", "right of")}
+_OPENINGS: Final = ("", "", "", "", "a video of ", "there is ")
+
+
+def _motion_words(thing: Thing, rng: np.random.Generator) -> str:
+    if thing.motion == "still":
+        return str(rng.choice(_STILL))
+    return str(rng.choice(_MOVES)).format(d=thing.motion)
+
+
+def _noun(thing: Thing, rng: np.random.Generator, size: float, color: float = 1.0, shape: float = 1.0) -> str:
+    """`a small red circle`; size, color and shape are the chances that each is said."""
+    words = ["a"]
+    if rng.random() < size:
+        words.append(thing.size)
+    if rng.random() < color:
+        words.append(thing.color)
+    words.append(thing.shape if rng.random() < shape else "shape")
+    return " ".join(words)
+
+
+def caption(scene: Scene, rng: np.random.Generator, full: bool = False) -> str:
+    """The scene in words, in one of several phrasings.
+
+    `full` says every attribute that the readers read; otherwise size and background are sometimes left out, and
+    rarely colour or shape, so that the model learns what each leaves open.
+    """
+    size, ground = (1.0, 1.0) if full else (0.6, 0.85)
+    said = (1.0, 1.0) if full else (0.97, 0.97)
+    ground_words = str(rng.choice(_GROUND)).format(b=scene.background)
+    parts = [f"{_noun(t, rng, size, *said)} {_motion_words(t, rng)}" for t in scene.things]
+    if len(parts) == 1:
+        body = parts[0]
+    elif not full and rng.random() < 0.15:
+        body = f"{parts[0]} and {parts[1]}"
+    else:
+        relation = scene.relation or ""
+        body = f"{parts[0]} {rng.choice(_RELATION_WORDS.get(relation, (relation,)))} {parts[1]}"
+    if rng.random() >= ground:
+        text = body
+    elif rng.random() < 0.15:
+        text = f"{scene.background} background, {body}"
+        return text
+    else:
+        text = body + ground_words
+    return str(rng.choice(_OPENINGS)) + text
