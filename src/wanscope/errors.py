@@ -7,6 +7,7 @@ Exit status 2: the request was wrong and nothing was done. 1: the work failed.
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -24,7 +25,7 @@ class WanscopeError(Exception):
 
     def __str__(self) -> str:
         text = self.what if not self.why else f"{self.what}: {self.why}"
-        text = text if text.endswith((".", "!", "?")) or "\n" in text.rsplit(" ", 1)[-1] else text + "."
+        text = text if text.endswith((".", "!", "?", "^")) or "\n" in text.rsplit(" ", 1)[-1] else text + "."
         return text if not self.fix else f"{text}\nTry: {self.fix}"
 
 
@@ -42,8 +43,22 @@ class TemplateError(RequestError):
         line_start = template.rfind("\n", 0, position) + 1
         line_end = template.find("\n", position)
         line = template[line_start : None if line_end < 0 else line_end]
-        pointer = f"  {line}\n  {' ' * (position - line_start)}^"
+        line = "".join(
+            character if character.isprintable() else " " for character in line
+        )  # tabs would shift the caret
+        before, after = line[: position - line_start], line[position - line_start :]
+        before = before if len(before) <= 60 else "..." + before[-57:]
+        after = after if len(after) <= 60 else after[:57] + "..."
+        pointer = f"  {before}{after}\n  {' ' * _columns(before)}^"
         super().__init__(f"the prompt template cannot be read at character {position + 1}", f"{why}\n{pointer}", fix)
+
+
+def _columns(text: str) -> int:
+    """How many columns a terminal gives to a text: two for wide characters, none for combining ones."""
+    return sum(
+        0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "WF")
+        for character in text
+    )
 
 
 class RecipeError(RequestError):
@@ -60,6 +75,10 @@ class MemoryPlanError(RequestError):
 
 class TakeNotFound(RequestError):
     """A take, study or file that is named but is not there."""
+
+
+class NotCaptured(RequestError):
+    """A take was made without the record that is asked for."""
 
 
 class WorkError(WanscopeError):
@@ -82,6 +101,10 @@ class StorageError(WorkError):
 
 class DamagedTake(WorkError):
     """A take whose files do not match their checksums."""
+
+
+class ReplayDiffers(WorkError):
+    """The same recipe on the same machine and versions made other bits."""
 
 
 class EditNotApplied(WorkError):

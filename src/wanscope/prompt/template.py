@@ -1,0 +1,231 @@
+"""A prompt template and its variations: `a [red|blue] (ball:1.5)` is two prompts, each with a marked word.
+
+Nothing is expanded before it is asked for: `count` is arithmetic on the tree, and any variation can be had by its
+index. The language is described in `docs/prompts.md`.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from wanscope.errors import RecipeError
+from wanscope.prompt.grammar import SPECIAL, Choice, Literal, Marked, Node, Reference, Series, parse_tree
+
+_no_space_before = ",.;:!?"
+_space = re.compile(r"\s+")
+_special = re.compile(f"[{re.escape(SPECIAL)}]")
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Marked words of one variation: `text` is the variation's `text[start:end]`, without spaces around it.
+
+    weighted: whether a number was written; `weight` is 1.0 where none was.
+    """
+
+    text: str
+    start: int
+    end: int
+    weight: float = 1.0
+    weighted: bool = False
+
+
+@dataclass(frozen=True)
+class Variation:
+    """One prompt of a template.
+
+    bindings: which value fills which slot, in order of appearance: named slots by name, others by number ("1", "2",
+    ... counted over the whole template, so a number means the same slot in every variation). A slot inside an
+    alternative that was not chosen has no binding. Values carry no spaces around them.
+    marks: in reading order, outer before inner.
+    """
+
+    index: int
+    text: str
+    bindings: dict[str, str]
+    marks: tuple[Mark, ...]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One bracket of a template.
+
+    values: each alternative as its binding reads, or as written in the template where it holds further brackets or
+    names.
+    count: how many variations the bracket has by itself, nested ones included.
+    """
+
+    name: str
+    named: bool
+    values: tuple[str, ...]
+    count: int
+    position: int
+
+
+@dataclass(frozen=True)
+class Template:
+    """A parsed template; make one with `parse`. `slots` are in order of appearance."""
+
+    source: str
+    count: int
+    slots: tuple[Slot, ...]
+    _tree: Series = field(repr=False, compare=False)
+
+    def variation(self, index: int) -> Variation:
+        """The variation with this index, from 0; the work grows with the template's length, not with `count`.
+
+        Raises RecipeError when there is none.
+        """
+        if not 0 <= index < self.count:
+            have = "only variation 0" if self.count == 1 else f"variations 0 to {self.count - 1}"
+            raise RecipeError(f"there is no variation {index}", f"the template has {have}", "an index in that range")
+        return _render(self._tree, index)
+
+    def expand(self) -> Iterator[Variation]:
+        """All variations in order, made one at a time; the first slot varies slowest."""
+        index = 0
+        while index < self.count:
+            yield _render(self._tree, index)
+            index += 1
+
+
+def parse(template: str) -> Template:
+    """Read a template. Raises TemplateError, pointing at the character, if it cannot be read."""
+    tree, choices = parse_tree(template)
+    slots = tuple(
+        Slot(choice.name, choice.named, tuple(_values(choice)), choice.count, choice.position) for choice in choices
+    )
+    return Template(template, tree.count, slots, tree)
+
+
+def count(template: str) -> int:
+    """The number of variations, without making any. Raises TemplateError."""
+    return parse(template).count
+
+
+def expand(template: str) -> Iterator[Variation]:
+    """The variations of a template, lazily. A template that cannot be read raises TemplateError here, at once."""
+    return parse(template).expand()
+
+
+def escape(text: str) -> str:
+    """The text as a template that means exactly this text, whatever it holds and wherever it is put in a template."""
+    return _special.sub(r"\\\g<0>", text)
+
+
+def _values(choice: Choice) -> Iterator[str]:
+    for branch, source in zip(choice.branches, choice.sources, strict=True):
+        flat = _plain_text(branch)
+        yield (source if flat is None else flat).strip()
+
+
+def _plain_text(series: Series) -> str | None:
+    """The text of a series that has just one variation and needs no other slot, else None."""
+    pieces: list[str] = []
+    waiting: list[Node] = list(reversed(series.items))
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, Literal):
+            pieces.append(node.text)
+        elif isinstance(node, Marked):
+            waiting.extend(reversed(node.body.items))
+        else:
+            return None
+    return "".join(pieces)
+
+
+@dataclass(slots=True)
+class _Span:
+    """From where to where a slot or mark reaches in the text that is being made."""
+
+    start: int
+    end: int = -1
+    mark: Marked | None = None
+
+
+def _render(tree: Series, index: int) -> Variation:
+    """Read `index` as digits of a mixed-radix number, one digit for each choice, and write the text that they pick."""
+    pieces: list[str] = []
+    length = 0
+    edges: list[int] = []  # where brackets and references begin and end: only there spaces are tidied
+    slots: dict[str, _Span] = {}
+    marks: list[_Span] = []
+    chosen: dict[Choice, int] = {}
+    # (node, its digit, whether it binds): a reference writes its slot's value again and binds nothing
+    todo: list[tuple[Node | Series | _Span, int, bool]] = [(tree, index, True)]
+    while todo:
+        node, digit, binds = todo.pop()
+        if isinstance(node, Literal):
+            pieces.append(node.text)
+            length += len(node.text)
+        elif isinstance(node, Series):
+            for item in reversed(node.items):
+                digit, own = divmod(digit, item.count)
+                todo.append((item, own, binds))
+        elif isinstance(node, Marked):
+            span = _Span(length, mark=node)
+            marks.append(span)
+            todo += [(span, 0, binds), (node.body, digit, binds)]
+        elif isinstance(node, Choice):
+            span = _Span(length)
+            edges.append(length)
+            if binds:
+                chosen[node] = digit
+                slots[node.name] = span
+            branch = bisect_right(node.ends, digit)
+            before = node.ends[branch - 1] if branch else 0
+            todo += [(span, 0, binds), (node.branches[branch], digit - before, binds)]
+        elif isinstance(node, Reference):
+            todo.append((node.choice, chosen[node.choice], False))
+        else:
+            node.end = length
+            if node.mark is None:
+                edges.append(length)
+    text, moved = _tidy("".join(pieces), edges)
+    bindings = {name: text[moved[span.start] : moved[span.end]].strip() for name, span in slots.items()}
+    return Variation(index, text, bindings, _finish_marks(text, moved, marks))
+
+
+def _finish_marks(text: str, moved: list[int], spans: list[_Span]) -> tuple[Mark, ...]:
+    """Marks without spaces around them. An empty one is dropped; two on the same words become one, weights multiply."""
+    found: dict[tuple[int, int], Mark] = {}
+    for span in spans:
+        assert span.mark is not None
+        start, end = moved[span.start], moved[span.end]
+        words = text[start:end].strip()
+        if not words:
+            continue
+        start += len(text[start:end]) - len(text[start:end].lstrip())
+        end = start + len(words)
+        same = found.get((start, end))
+        weight = span.mark.weight * (same.weight if same else 1.0)
+        weighted = span.mark.weighted or bool(same and same.weighted)
+        found[start, end] = Mark(words, start, end, weight, weighted)
+    return tuple(found.values())
+
+
+def _tidy(text: str, edges: list[int]) -> tuple[str, list[int]]:
+    """Remove the spaces that brackets leave over, and say where each position of `text` has moved.
+
+    Only runs of spaces that touch an edge of a bracket change. Where an edge splits a run, one part of it stays; at
+    the beginning and end of the text none does, nor where a bracket ends right before a punctuation mark.
+    """
+    edges = sorted(set(edges))
+    gone = bytearray(len(text))
+    for run in _space.finditer(text) if edges else ():
+        start, end = run.span()
+        cuts = edges[bisect_left(edges, start) : bisect_right(edges, end)]
+        if not cuts:
+            continue
+        gone[start:end] = b"\1" * (end - start)
+        if start == 0 or end == len(text) or (cuts[-1] == end and text[end] in _no_space_before):
+            continue
+        parts = [part for part in zip([start, *cuts], [*cuts, end], strict=True) if part[0] < part[1]]
+        kept = max(parts, key=lambda part: text.count("\n", *part))  # the first, unless another breaks the line
+        gone[kept[0] : kept[1]] = bytes(kept[1] - kept[0])
+    moved = [position - removed for position, removed in enumerate(accumulate(gone, initial=0))]
+    return "".join(character for character, away in zip(text, gone, strict=True) if not away), moved

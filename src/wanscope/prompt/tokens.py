@@ -1,0 +1,292 @@
+"""Where words are among a model's text tokens, found with its own tokenizer.
+
+A column is a token's place in the row that the text encoder reads, which is also its row in the text embedding. The
+text is cleaned exactly as Wan's pipeline cleans it before it is tokenized, and spans are carried through the cleaning.
+Nothing is ever cut: a text with more tokens than the model reads is refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+import html
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from wanscope.errors import ModelError, RecipeError
+
+MAX_LENGTH = 512  # text tokens that every Wan model reads
+
+_space = re.compile(r"\s+")
+_widest_repair = 40  # characters; the longest HTML entity has 33
+_words = re.compile(r"\w+(?:['’-]\w+)*")
+
+Span = tuple[int, int]
+
+
+class MarkLike(Protocol):
+    """What `template.Mark` and a recipe's marks have in common."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def end(self) -> int: ...
+    @property
+    def weight(self) -> float: ...
+    @property
+    def weighted(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Words and the token columns they occupy.
+
+    columns: ascending; a token belongs to the words if it shares a character with them, so a tokenizer that has
+    "sunflower" as one token gives that token for "sun". `pieces` are the tokens as the tokenizer writes them.
+    spans: where the words stand in the cleaned text; one span for a mark, one for each occurrence of a word.
+    """
+
+    text: str
+    columns: tuple[int, ...]
+    pieces: tuple[str, ...]
+    spans: tuple[Span, ...]
+    weight: float = 1.0
+    weighted: bool = False
+
+
+def clean(text: str) -> str:
+    """The text as Wan's pipeline hands it to the tokenizer: encoding repaired, entities resolved, spaces collapsed."""
+    return _space.sub(" ", _repair(text)).strip()
+
+
+def count_tokens(tokenizer: Any, text: str) -> int:
+    """Real tokens of a text, the end token included. Raises ModelError for a tokenizer without offsets."""
+    return len(_encode(tokenizer, clean(text)).pieces)
+
+
+def check_length(tokenizer: Any, text: str, max_length: int = MAX_LENGTH) -> int:
+    """Real tokens of a text, the end token included. Raises RecipeError if the model reads fewer than that."""
+    cleaned = clean(text)
+    tokens = _encode(tokenizer, cleaned)
+    _refuse_longer(tokens, cleaned, max_length)
+    return len(tokens.pieces)
+
+
+def token_columns(
+    tokenizer: Any, text: str, wanted: Iterable[MarkLike | str], max_length: int = MAX_LENGTH
+) -> list[Columns]:
+    """The token columns of each mark, or of all occurrences of each word given as plain text.
+
+    text: a variation's text, not cleaned; marks are spans of it. Raises RecipeError if the text has more than
+    max_length tokens, if a mark does not lie in it, or if words are not found in it or have no token.
+    """
+    wanted = list(wanted)
+    cleaned = clean(text)
+    tokens = _encode(tokenizer, cleaned)
+    _refuse_longer(tokens, cleaned, max_length)
+    found = []
+    for item in wanted:
+        if isinstance(item, str):
+            found.append(_columns(item, _occurrences(cleaned, item), tokens))
+        else:
+            span = _cleaned_span(text, item)
+            found.append(_columns(item.text, (span,), tokens, item.weight, item.weighted))
+    return found
+
+
+def find_words(tokenizer: Any, text: str, words: Iterable[str], max_length: int = MAX_LENGTH) -> list[Columns]:
+    """The token columns of every occurrence of each word or phrase in the text, as whole words, in any case.
+
+    Raises RecipeError as `token_columns` does.
+    """
+    return token_columns(tokenizer, text, words, max_length)
+
+
+def unknown_words(tokenizer: Any, text: str) -> list[str]:
+    """The words that hold a token the tokenizer does not know, once each, in order of appearance."""
+    cleaned = clean(text)
+    tokens = _encode(tokenizer, cleaned)
+    found: dict[str, None] = {}
+    for token_id, span in zip(tokens.ids, tokens.spans, strict=True):
+        if span is None or token_id != tokenizer.unk_token_id:
+            continue
+        for word in _space.split(cleaned[slice(*_grown(cleaned, span))]):
+            found[word] = None
+    return list(found)
+
+
+# tokens
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """ids and pieces of a row; spans: the characters each token stands for, without spaces, or None if it has none."""
+
+    ids: list[int]
+    pieces: list[str]
+    spans: list[Span | None]
+
+
+def _encode(tokenizer: Any, cleaned: str) -> _Tokens:
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            f"the tokenizer {type(tokenizer).__name__} cannot be used",
+            "it does not say which characters a token stands for",
+            "load it with transformers.AutoTokenizer, which gives the fast one",
+        )
+    encoded = tokenizer(cleaned, add_special_tokens=True, return_offsets_mapping=True, truncation=False, verbose=False)
+    ids = list(encoded["input_ids"])
+    pieces = tokenizer.convert_ids_to_tokens(ids)
+    spans = [
+        _own_characters(cleaned, piece, start, end)
+        for piece, (start, end) in zip(pieces, encoded["offset_mapping"], strict=True)
+    ]
+    return _Tokens(ids, pieces, spans)
+
+
+def _own_characters(cleaned: str, piece: str, start: int, end: int) -> Span | None:
+    # A lone "▁" stands for the space before a word, yet tokenizers that add it to a word's beginning report the
+    # word's first character for it; others count the space among a word's characters.
+    if not piece.strip("▁"):
+        return None
+    while start < end and cleaned[start].isspace():
+        start += 1
+    while start < end and cleaned[end - 1].isspace():
+        end -= 1
+    return (start, end) if start < end else None
+
+
+def _refuse_longer(tokens: _Tokens, cleaned: str, max_length: int) -> None:
+    total = len(tokens.pieces)
+    if total <= max_length:
+        return
+    ending = 0  # tokens after the text, which the model reads even where the text is cut
+    while ending < total and tokens.spans[-1 - ending] is None:
+        ending += 1
+    cut = [span for span in tokens.spans[max(0, max_length - ending) :] if span is not None]
+    lost = cleaned[_grown(cleaned, cut[0])[0] :] if cut else ""
+    raise RecipeError(
+        f"the prompt has {total} tokens and the model reads {max_length}",
+        f"all from {_shortened(lost)!r} on would be lost",
+        f"a prompt shorter by {total - max_length} tokens",
+    )
+
+
+def _columns(text: str, spans: Sequence[Span], tokens: _Tokens, weight: float = 1.0, weighted: bool = False) -> Columns:
+    columns = tuple(
+        column
+        for column, own in enumerate(tokens.spans)
+        if own is not None and any(own[0] < end and start < own[1] for start, end in spans)
+    )
+    if not columns:
+        raise RecipeError(
+            f"the words {text!r} cannot be tracked",
+            "the tokenizer makes no token of them",
+            "mark or name other words",
+        )
+    return Columns(text, columns, tuple(tokens.pieces[column] for column in columns), tuple(spans), weight, weighted)
+
+
+# words in the cleaned text
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _occurrences(cleaned: str, word: str) -> tuple[Span, ...]:
+    wanted = clean(word)
+    if not wanted:
+        raise RecipeError("a word to find is empty", "there is nothing to look for", "name a word of the prompt")
+    pattern = re.escape(wanted)
+    before = r"(?<!\w)" if _needs_boundary(wanted[0]) else ""
+    after = r"(?!\w)" if _needs_boundary(wanted[-1]) else ""
+    spans = tuple(match.span() for match in re.finditer(before + pattern + after, cleaned, re.IGNORECASE))
+    if spans:
+        return spans
+    inside = re.search(pattern, cleaned, re.IGNORECASE)
+    if inside:
+        longer = cleaned[slice(*_grown(cleaned, inside.span()))]
+        raise RecipeError(f"the word {wanted!r} is not in the prompt", f"it only occurs inside {longer!r}", longer)
+    close = difflib.get_close_matches(wanted, _words.findall(cleaned), n=1)
+    raise RecipeError(
+        f"the word {wanted!r} is not in the prompt",
+        f"the prompt reads {_shortened(cleaned)!r}",
+        close[0] if close else "a word of the prompt, as it is written there",
+    )
+
+
+def _needs_boundary(character: str) -> bool:
+    """Whether words in this character's script are set apart by spaces; Chinese and Japanese ones are not."""
+    is_word = re.match(r"\w", character) is not None
+    return is_word and unicodedata.east_asian_width(character) not in "WF"
+
+
+def _grown(cleaned: str, span: Span) -> Span:
+    """The whole word around a span: up to the next spaces, without punctuation at its ends."""
+    start, end = span
+    while start > 0 and not cleaned[start - 1].isspace():
+        start -= 1
+    while end < len(cleaned) and not cleaned[end].isspace():
+        end += 1
+    while start < span[0] and not cleaned[start].isalnum():
+        start += 1
+    while end > span[1] and not cleaned[end - 1].isalnum():
+        end -= 1
+    return start, end
+
+
+# cleaning, and positions through it
+
+
+def _repair(text: str) -> str:
+    import ftfy  # 0.1 s, and only needed here
+
+    return html.unescape(html.unescape(ftfy.fix_text(text)))
+
+
+def _cleaned_span(text: str, mark: MarkLike) -> Span:
+    if not (0 <= mark.start < mark.end <= len(text) and text[mark.start : mark.end] == mark.text):
+        raise RecipeError(
+            f"the mark {mark.text!r} is not at characters {mark.start} to {mark.end} of the prompt",
+            f"there stands {text[mark.start : mark.end]!r}",
+            "let the template make the marks, or correct start and end",
+        )
+    repaired = _repair(text)
+    start, end = mark.start, mark.end
+    if repaired != text:
+        start, end = _repaired_start(text, repaired, mark), _repaired_end(text, repaired, mark)
+    return len(_squeezed(repaired[:start])), len(_squeezed(repaired[:end]))
+
+
+def _repaired_start(text: str, repaired: str, mark: MarkLike) -> int:
+    return _cut(text, repaired, range(mark.start, max(0, mark.start - _widest_repair) - 1, -1), mark)
+
+
+def _repaired_end(text: str, repaired: str, mark: MarkLike) -> int:
+    return _cut(text, repaired, range(mark.end, min(len(text), mark.end + _widest_repair) + 1), mark)
+
+
+def _cut(text: str, repaired: str, places: Iterable[int], mark: MarkLike) -> int:
+    """The position in the repaired text of the first place where the text can be cut without changing the repair.
+
+    A place inside an entity or a broken character is not one: the mark then widens to hold all of it.
+    """
+    for place in places:
+        before = _repair(text[:place])
+        if before + _repair(text[place:]) == repaired:
+            return len(before)
+    raise RecipeError(
+        f"the marked words {mark.text!r} cannot be located",
+        "the prompt holds broken characters or HTML entities around them, which Wan repairs before reading it",
+        "write those characters plainly",
+    )
+
+
+def _squeezed(beginning: str) -> str:
+    """What becomes of the beginning of a text when spaces collapse; one space may stand at its end."""
+    return _space.sub(" ", beginning).lstrip()
