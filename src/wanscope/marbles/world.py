@@ -240,9 +240,9 @@ def sample_scene(
 
 _MOVES: Final = ("moves {d}", "moving {d}", "that moves {d}", "slides {d}", "drifts {d}", "moves {d}wards")
 _STILL: Final = ("stays still", "that stays still", "standing still", "that does not move", "is still")
-_GROUND: Final = (" on a {b} background", " over a {b} background", " in front of a {b} background")
+_GROUND: Final = ("on a {b} background", "over a {b} background", "in front of a {b} background")
 _RELATION_WORDS: Final = {"left of": ("to the left of", "left of"), "right of": ("to the right of", "right of")}
-_OPENINGS: Final = ("", "", "", "", "a video of ", "there is ")
+_OPENINGS: Final = ("", "", "", "", "a video of", "there is")
 
 
 def _motion_words(thing: Thing, rng: np.random.Generator) -> str:
@@ -262,28 +262,42 @@ def _noun(thing: Thing, rng: np.random.Generator, size: float, color: float = 1.
     return " ".join(words)
 
 
+@dataclass(frozen=True)
+class Phrase:
+    """A piece of a caption and what it speaks of: `object 0`, `object 1`, `relation`, `background` or nothing."""
+
+    text: str
+    about: str = ""
+
+
+def phrases(scene: Scene, rng: np.random.Generator, full: bool = False) -> list[Phrase]:
+    """The caption in pieces; see :func:`caption`."""
+    size, ground = (1.0, 1.0) if full else (0.6, 0.85)
+    said = (1.0, 1.0) if full else (0.97, 0.97)
+    ground_words = str(rng.choice(_GROUND)).format(b=scene.background)
+    body = [
+        Phrase(f"{_noun(thing, rng, size, *said)} {_motion_words(thing, rng)}", f"object {k}")
+        for k, thing in enumerate(scene.things)
+    ]
+    if len(body) == 2:
+        relation = scene.relation or ""
+        words = str(rng.choice(_RELATION_WORDS.get(relation, (relation,))))
+        between = Phrase("and") if not full and rng.random() < 0.15 else Phrase(words, "relation")
+        body = [body[0], between, body[1]]
+    if rng.random() >= ground:
+        parts = body
+    elif rng.random() < 0.15:
+        return [Phrase(f"{scene.background} background", "background"), Phrase(","), *body]
+    else:
+        parts = [*body, Phrase(ground_words, "background")]
+    opening = str(rng.choice(_OPENINGS))
+    return [Phrase(opening), *parts] if opening else parts
+
+
 def caption(scene: Scene, rng: np.random.Generator, full: bool = False) -> str:
     """The scene in words, in one of several phrasings.
 
     `full` says every attribute that the readers read; otherwise size and background are sometimes left out, and
     rarely colour or shape, so that the model learns what each leaves open.
     """
-    size, ground = (1.0, 1.0) if full else (0.6, 0.85)
-    said = (1.0, 1.0) if full else (0.97, 0.97)
-    ground_words = str(rng.choice(_GROUND)).format(b=scene.background)
-    parts = [f"{_noun(t, rng, size, *said)} {_motion_words(t, rng)}" for t in scene.things]
-    if len(parts) == 1:
-        body = parts[0]
-    elif not full and rng.random() < 0.15:
-        body = f"{parts[0]} and {parts[1]}"
-    else:
-        relation = scene.relation or ""
-        body = f"{parts[0]} {rng.choice(_RELATION_WORDS.get(relation, (relation,)))} {parts[1]}"
-    if rng.random() >= ground:
-        text = body
-    elif rng.random() < 0.15:
-        text = f"{scene.background} background, {body}"
-        return text
-    else:
-        text = body + ground_words
-    return str(rng.choice(_OPENINGS)) + text
+    return " ".join(phrase.text for phrase in phrases(scene, rng, full)).replace(" ,", ",")

@@ -39,7 +39,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "base_lr": lr, "momentum": momentum, "adam_ratio": adam_ratio})
 
     @torch.no_grad()
-    def step(self, closure=None):  # noqa: ANN001, ANN201 - torch's signature
+    def step(self, closure=None):
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:

@@ -1,0 +1,235 @@
+"""Reading a marbles video back: every attribute from pixels alone, with nothing learned.
+
+The background is the colour of the frame's border. What differs from it is split into connected pieces, pieces are
+followed from frame to frame, and each object's colour (nearest of the palette inside the piece), shape (how much of
+its bounding box it fills), size (area) and motion (displacement of its centre) are read off.
+
+Shape suffixes: F frames, H height, W width, C colour channels, K objects. Lengths in pixels, y grows downward.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from wanscope.marbles import world
+
+# A pixel belongs to an object when it is this far (of 441) from the background: under half of the smallest distance
+# between a palette colour and a background, so that an anti-aliased edge is cut near its middle.
+_FOREGROUND_DISTANCE = 62.0
+_MIN_AREA_PX = 60
+_STILL_PX = 8.0
+# Filled share of the bounding box: triangle 1/2, circle pi/4, square 1.
+_FILL_EDGES = ((0.645, "triangle"), (0.885, "circle"), (math.inf, "square"))
+
+
+@dataclass(frozen=True)
+class ReadThing:
+    """One object as read. path: centres (x, y) [F, 2], NaN where it was not seen; masks: bool [F, H, W]."""
+
+    shape: str
+    color: str
+    size: str
+    motion: str
+    path: NDArray[np.float64]
+    masks: NDArray[np.bool_]
+    area: float
+
+
+@dataclass(frozen=True)
+class ReadScene:
+    """What a video shows. `relation` says where the first of two objects is, seen from the second."""
+
+    things: tuple[ReadThing, ...]
+    background: str
+    relation: str | None
+
+    @property
+    def words(self) -> str:
+        """The scene in a sentence, for reports and logs."""
+        things = [f"a {t.size} {t.color} {t.shape} ({t.motion})" for t in self.things]
+        return f"{' and '.join(things) or 'nothing'} on {self.background}"
+
+
+@dataclass
+class _Piece:
+    mask_HW: NDArray[np.bool_]
+    center: tuple[float, float]
+    area: float
+    fill: float
+    color_C: NDArray[np.float64]
+
+
+def _nearest(color_C: NDArray, palette: dict[str, tuple[int, int, int]]) -> str:
+    return min(palette, key=lambda name: float(np.linalg.norm(np.asarray(palette[name]) - color_C)))
+
+
+def read_background(video_FHWC: NDArray[np.uint8]) -> tuple[str, NDArray[np.float64]]:
+    """The background's name, and its colour in this video (median over a border three pixels wide)."""
+    border = np.concatenate(
+        [
+            video_FHWC[:, :3].reshape(-1, 3),
+            video_FHWC[:, -3:].reshape(-1, 3),
+            video_FHWC[:, :, :3].reshape(-1, 3),
+            video_FHWC[:, :, -3:].reshape(-1, 3),
+        ]
+    )
+    color_C = np.median(border, axis=0)
+    return _nearest(color_C, world.BACKGROUNDS), color_C
+
+
+def _coverage(frame_HWC: NDArray, background_C: NDArray, mask_HW: NDArray, color_C: NDArray) -> NDArray[np.float64]:
+    """How much of each pixel the object covers, from where its colour lies between background and object."""
+    axis = color_C - background_C
+    share = (frame_HWC - background_C) @ axis / float(axis @ axis)
+    near = ndimage.binary_dilation(mask_HW, iterations=2)
+    return np.where(near, np.clip(share, 0, 1), 0.0)
+
+
+def _pieces(frame_HWC: NDArray[np.uint8], background_C: NDArray) -> list[_Piece]:
+    frame = frame_HWC.astype(np.float64)
+    foreground_HW = np.linalg.norm(frame - background_C, axis=-1) > _FOREGROUND_DISTANCE
+    labels_HW, count = ndimage.label(foreground_HW)
+    pieces = []
+    for label, box in enumerate(ndimage.find_objects(labels_HW, count), start=1):
+        mask_HW = labels_HW == label
+        if int(mask_HW[box].sum()) < _MIN_AREA_PX:
+            continue
+        core_HW = ndimage.binary_erosion(mask_HW, iterations=3)
+        core_HW = core_HW if core_HW.sum() >= 8 else mask_HW
+        color_C = np.median(frame[core_HW], axis=0)
+        cover_HW = _coverage(frame, background_C, mask_HW, color_C)
+        area = float(cover_HW.sum())
+        y, x = np.mgrid[: mask_HW.shape[0], : mask_HW.shape[1]] + 0.5
+        center = (float((cover_HW * x).sum() / area), float((cover_HW * y).sum() / area))
+        # The box to sub-pixel accuracy: the largest column and row sums are its height and width.
+        width, height = _extent(cover_HW.max(axis=0)), _extent(cover_HW.max(axis=1))
+        pieces.append(_Piece(mask_HW, center, area, area / (width * height), color_C))
+    return sorted(pieces, key=lambda piece: -piece.area)
+
+
+def _extent(profile: NDArray[np.float64]) -> float:
+    return float(np.clip(profile, 0, 1).sum())
+
+
+def _followed(pieces_F: list[list[_Piece]], objects: int) -> list[list[_Piece | None]]:
+    """Each object's piece in each frame: the assignment that moves and changes colour least since it was last seen."""
+    first = next(f for f, pieces in enumerate(pieces_F) if len(pieces) >= objects)
+    tracks: list[list[_Piece | None]] = [[None] * len(pieces_F) for _ in range(objects)]
+    for k in range(objects):
+        tracks[k][first] = pieces_F[first][k]
+    for order in (range(first + 1, len(pieces_F)), range(first - 1, -1, -1)):
+        last = [tracks[k][first] for k in range(objects)]
+        for f in order:
+            candidates: list[_Piece | None] = [*pieces_F[f][: objects + 2], *([None] * objects)]
+            best = min(permutations(range(len(candidates)), objects), key=lambda p: _cost(last, candidates, p))
+            for k, index in enumerate(best):
+                piece = candidates[index]
+                tracks[k][f] = piece
+                last[k] = piece or last[k]
+    return tracks
+
+
+def _cost(last: list[_Piece | None], candidates: list[_Piece | None], choice: tuple[int, ...]) -> float:
+    total = 0.0
+    for previous, index in zip(last, choice, strict=True):
+        piece = candidates[index]
+        if piece is None or previous is None:
+            total += 60.0
+            continue
+        change = float(np.linalg.norm(previous.color_C - piece.color_C))
+        total += math.dist(previous.center, piece.center) + 0.1 * change
+    return total
+
+
+def _motion(path_F2: NDArray[np.float64]) -> str:
+    """Direction of a straight line fitted to the centres, over the whole clip; still under 8 pixels."""
+    seen = ~np.isnan(path_F2[:, 0])
+    if seen.sum() < 2:
+        return "still"
+    frames = np.arange(len(path_F2))[seen]
+    slope = np.polyfit(frames, path_F2[seen], 1)[0]
+    dx, dy = slope * (len(path_F2) - 1)
+    if max(abs(dx), abs(dy)) < _STILL_PX:
+        return "still"
+    if abs(dx) >= abs(dy):
+        return "left" if dx < 0 else "right"
+    return "up" if dy < 0 else "down"
+
+
+def _read_thing(track: list[_Piece | None], shape_HW: tuple[int, int]) -> ReadThing:
+    seen = [piece for piece in track if piece is not None]
+    fill = float(np.median([piece.fill for piece in seen]))
+    area = float(np.median([piece.area for piece in seen]))
+    shape = next(name for edge, name in _FILL_EDGES if fill < edge)
+    small, large = world.SIZES["small"], world.SIZES["large"]
+    path = np.array([piece.center if piece else (math.nan, math.nan) for piece in track])
+    masks = np.stack([piece.mask_HW if piece else np.zeros(shape_HW, bool) for piece in track])
+    return ReadThing(
+        shape=shape,
+        color=_nearest(np.median([piece.color_C for piece in seen], axis=0), world.COLORS),
+        size="small" if math.sqrt(area / math.pi) < math.sqrt(small * large) else "large",
+        motion=_motion(path),
+        path=path,
+        masks=masks,
+        area=area,
+    )
+
+
+def _relation(a: NDArray[np.float64], b: NDArray[np.float64]) -> str:
+    dx, dy = np.nanmean(a - b, axis=0)
+    if abs(dy) >= abs(dx):
+        return "above" if dy < 0 else "below"
+    return "left of" if dx < 0 else "right of"
+
+
+def read(video_FHWC: NDArray[np.uint8], objects: int | None = None) -> ReadScene:
+    """Read a video [F, H, W, 3] (uint8). `objects`: how many are expected (None: as many as most frames show, 0 to 2).
+
+    Fewer objects are returned when fewer can be seen.
+    """
+    video_FHWC = np.asarray(video_FHWC)
+    if video_FHWC.ndim != 4 or video_FHWC.shape[-1] != 3 or video_FHWC.dtype != np.uint8:
+        raise ValueError(f"a video is uint8 [F, H, W, 3], not {video_FHWC.dtype} {video_FHWC.shape}")
+    background, background_C = read_background(video_FHWC)
+    pieces_F = [_pieces(frame, background_C) for frame in video_FHWC]
+    if objects is None:
+        objects = int(np.clip(np.median([len(pieces) for pieces in pieces_F]), 0, 2))
+    objects = min(objects, max(len(pieces) for pieces in pieces_F))
+    if objects == 0:
+        return ReadScene((), background, None)
+    tracks = _followed(pieces_F, objects)
+    things = tuple(_read_thing(track, video_FHWC.shape[1:3]) for track in tracks)
+    relation = _relation(things[0].path, things[1].path) if objects == 2 else None
+    return ReadScene(things, background, relation)
+
+
+ATTRIBUTES = ("shape", "color", "size", "motion")
+
+
+def compare(truth: world.Scene, seen: ReadScene) -> dict[str, float]:
+    """Share of objects whose attribute was read as the truth says, per attribute, with `background` and, for two
+    objects, `relation`. Objects are paired so that most attributes agree; an object not seen counts as wrong."""
+    count = len(truth.things)
+    padded = [*seen.things, *([None] * count)]
+
+    def agreement(order: tuple[int, ...]) -> list[dict[str, bool]]:
+        chosen = [padded[i] for i in order]
+        return [
+            {name: read is not None and getattr(thing, name) == getattr(read, name) for name in ATTRIBUTES}
+            for thing, read in zip(truth.things, chosen, strict=True)
+        ]
+
+    best = max(permutations(range(len(padded)), count), key=lambda o: sum(sum(row.values()) for row in agreement(o)))
+    rows = agreement(best)
+    scores = {name: float(np.mean([row[name] for row in rows])) for name in ATTRIBUTES}
+    scores["background"] = float(truth.background == seen.background)
+    if count == 2:
+        a, b = (padded[i] for i in best)
+        scores["relation"] = float(a is not None and b is not None and _relation(a.path, b.path) == truth.relation)
+    return scores

@@ -1,0 +1,210 @@
+"""Training the marbles transformer: flow matching on cached latents, with caption dropout and an average of weights.
+
+The data: scenes drawn from the seed, rendered, encoded once by the VAE, kept as fp16. Captions are drawn afresh each
+step. Training starts on the first 9 frames of each clip (the VAE is causal, so their latents are a prefix) and ends on
+whole clips. Text is padded to 512 with zeros exactly as Wan does; because all pad tokens are equal, the training's
+cross-attention keeps one column for all of them, with their number as a log bias (equal to the full softmax).
+
+Shape suffixes: N clips, B batch, Z latent channels, T latent frames, h, w latent height and width, L tokens,
+D encoder width, H heads, K head width, Q queries.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from transformers import AutoTokenizer, UMT5EncoderModel
+
+from wanscope.marbles import world
+from wanscope.marbles.train.optim import Average, Muon, set_lr
+from wanscope.marbles.train.text import TEXT_LENGTH
+from wanscope.wan.vae import encode_moments
+
+CONFIG: dict[str, Any] = {
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 4,
+    "attention_head_dim": 36,
+    "in_channels": 16,
+    "out_channels": 16,
+    "text_dim": 128,
+    "freq_dim": 128,
+    "ffn_dim": 576,
+    "num_layers": 10,
+    "cross_attn_norm": True,
+    "qk_norm": "rms_norm_across_heads",
+    "rope_max_seq_len": 256,
+}
+# (share of all steps, latent frames, batch)
+STAGES = ((0.65, 3, 32), (0.35, 5, 32))
+PAIR_SHARE = 0.6
+CAPTION_DROPOUT = 0.1
+TRAIN_SHIFT = 3.0
+
+
+def scene_of(seed: int, index: int) -> world.Scene:
+    """The scene of training clip `index`; held-out combinations never occur."""
+    rng = np.random.default_rng([seed, 11, index])
+    return world.sample_scene(rng, 2 if rng.random() < PAIR_SHARE else 1, held_out=False)
+
+
+def encode_set(folder: Path, clips: int, *, seed: int = 0, device: str = "cpu", part: int = 250) -> None:
+    """Latent means of training clips as `latents/NNNN.npy` [part, Z, T, h, w] fp16; goes on where it stopped."""
+    vae = AutoencoderKLWan.from_pretrained(folder / "vae").eval().to(device)
+    out = folder / "latents"
+    out.mkdir(exist_ok=True)
+    for first in range(0, clips, part):
+        path = out / f"{first:06d}.npy"
+        if path.exists():
+            continue
+        rows = []
+        for index in range(first, min(first + part, clips)):
+            clip = world.render(scene_of(seed, index))
+            video = torch.from_numpy(clip.video).permute(3, 0, 1, 2)[None].float().to(device) / 127.5 - 1
+            with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+                mean = encode_moments(vae, video)[:, : vae.config.z_dim]
+            rows.append(mean[0].float().cpu().numpy().astype(np.float16))
+        np.save(path.with_suffix(".tmp.npy"), np.stack(rows))
+        path.with_suffix(".tmp.npy").replace(path)
+
+
+def load_set(folder: Path) -> np.ndarray:
+    parts = sorted(path for path in (folder / "latents").glob("??????.npy"))
+    return np.concatenate([np.load(path) for path in parts])
+
+
+def channel_statistics(latents_NZThw: np.ndarray) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each latent channel, for the VAE's config."""
+    sample = latents_NZThw[:1500].astype(np.float32)
+    return [float(x) for x in sample.mean((0, 2, 3, 4))], [float(x) for x in sample.std((0, 2, 3, 4))]
+
+
+class PooledPadAttention:
+    """Cross-attention that treats the last columns as the pad tokens of a context of 512. Training only.
+
+    `bias_B1L` is 0 on real tokens and log(pads / columns that stand for them) on the rest.
+    """
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __init__(self) -> None:
+        self.bias_B1L: torch.Tensor | None = None
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
+        query = attn.norm_q(attn.to_q(hidden_states))
+        key = attn.norm_k(attn.to_k(encoder_hidden_states))
+        value = attn.to_v(encoder_hidden_states)
+        q_BHQK, k_BHLK, v_BHLK = (x.unflatten(2, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
+        assert self.bias_B1L is not None
+        out = F.scaled_dot_product_attention(
+            q_BHQK, k_BHLK.to(q_BHQK.dtype), v_BHLK.to(q_BHQK.dtype), attn_mask=self.bias_B1L[:, None].to(q_BHQK.dtype)
+        )
+        return attn.to_out[0](out.transpose(1, 2).flatten(2, 3))
+
+
+class Captions:
+    """Contexts of freshly drawn captions, by the frozen encoder."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        self.encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder").eval().to(device)
+        self.device = device
+
+    def __call__(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Contexts [B, L + 1, D], zero beyond the real tokens, and the bias [B, 1, L + 1]."""
+        tokens = self.tokenizer(texts, padding=True, return_tensors="pt").to(self.device)
+        with torch.no_grad():
+            states = self.encoder(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
+        real = F.pad(tokens.attention_mask, (0, 1)).bool()
+        context = F.pad(states, (0, 0, 0, 1)) * real[..., None]
+        count = real.sum(1, keepdim=True)
+        pads = torch.log((TEXT_LENGTH - count) / (real.shape[1] - count).float())
+        return context, torch.where(real, 0.0, pads)[:, None]
+
+
+def noised(x0_BZThw: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x_t = (1 - sigma) x0 + sigma eps, the velocity eps - x0, and sigma [B], drawn with the shifted schedule."""
+    u = torch.rand(len(x0_BZThw), generator=generator)
+    sigma_B = TRAIN_SHIFT * u / (1 + (TRAIN_SHIFT - 1) * u)
+    eps = torch.randn(x0_BZThw.shape, generator=generator)
+    s = sigma_B.view(-1, 1, 1, 1, 1).to(x0_BZThw.device)
+    eps = eps.to(x0_BZThw.device)
+    return (1 - s) * x0_BZThw + s * eps, eps - x0_BZThw, sigma_B.to(x0_BZThw.device)
+
+
+def _stage(step: int, total: int) -> tuple[int, int]:
+    edge = 0.0
+    for share, frames, size in STAGES:
+        edge += share
+        if step < round(edge * total):
+            return frames, size
+    return STAGES[-1][1:]
+
+
+def train(
+    folder: Path,
+    steps: int,
+    decay: int,
+    *,
+    seed: int = 0,
+    lr: float = 0.02,
+    device: str = "cpu",
+    save_every: int = 100,
+) -> None:
+    """Train up to `steps`, going on from `denoiser.pt`; writes `transformer/` (the averaged weights)."""
+    latents = load_set(folder)
+    mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1).to(device) for x in channel_statistics(latents))
+    captions = Captions(folder, device)
+    torch.manual_seed(seed)
+    model = WanTransformer3DModel(**CONFIG).to(device)
+    average = Average(model, 0.998)
+    attention = PooledPadAttention()
+    for block in model.blocks:
+        block.attn2.set_processor(attention)
+    optimiser = Muon(model, lr)
+    checkpoint, start, elapsed = folder / "denoiser.pt", 0, 0.0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, map_location=device, weights_only=True)
+        model.load_state_dict(saved["model"])
+        average.model.load_state_dict(saved["average"])
+        average.count, start, elapsed = saved["count"], saved["step"], saved["seconds"]
+        optimiser.load_state_dict(saved["optimiser"])
+    began = time.monotonic() - elapsed
+    for step in range(start, steps):
+        frames, size = _stage(step, steps)
+        rng = np.random.default_rng([seed, 13, step])
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        index = rng.integers(len(latents), size=size)
+        texts = ["" if rng.random() < CAPTION_DROPOUT else world.caption(scene_of(seed, int(i)), rng) for i in index]
+        x0 = (torch.from_numpy(latents[index][:, :, :frames].astype(np.float32)).to(device) - mean) / std
+        x_t, velocity, sigma_B = noised(x0, generator)
+        context, attention.bias_B1L = captions(texts)
+        set_lr(optimiser, step, 100, steps, decay)
+        with torch.autocast(device, torch.bfloat16):
+            out = model(x_t, sigma_B * 1000, context, return_dict=False)[0]
+        error_B = (out.float() - velocity).square().mean((1, 2, 3, 4))
+        value = error_B.mean()
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        average.update(model)
+        if step % 20 == 0 or step == steps - 1:
+            high = error_B[sigma_B > 0.8]
+            row = {"step": step, "frames": frames, "seconds": round(time.monotonic() - began, 1), "mse": value.item()}
+            row["mse_high_noise"] = float(high.mean().detach()) if len(high) else None
+            with (folder / "denoiser.jsonl").open("a") as out_file:
+                out_file.write(json.dumps(row) + "\n")
+        if (step + 1) % save_every == 0 or step == steps - 1:
+            state = {"model": model.state_dict(), "average": average.model.state_dict(), "count": average.count}
+            state |= {"optimiser": optimiser.state_dict(), "step": step + 1, "seconds": time.monotonic() - began}
+            torch.save(state, checkpoint.with_suffix(".tmp"))
+            checkpoint.with_suffix(".tmp").replace(checkpoint)
+            average.model.save_pretrained(folder / "transformer")

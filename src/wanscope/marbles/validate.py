@@ -1,0 +1,213 @@
+"""`wanscope validate marbles`: the instrument checks itself, and every figure is scored against a known truth.
+
+Four parts: the readers on rendered clips, the VAE on held-out clips, generated videos of one and of two objects read
+back against their captions, and generated videos of attribute combinations that training never showed (apart, with no
+bound). Scenes come from their own stream of seeds, so none is a training clip.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wanscope.marbles import readers, world
+
+if TYPE_CHECKING:
+    from wanscope.wan.model import WanModel
+
+_STREAM = 1_000_003  # training draws from other streams (train/vae.py, train/denoiser.py)
+BOUNDS: dict[str, float] = {"readers": 0.995, "vae_psnr_db": 30.0, "single": 0.95, "pair": 0.85}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure: a share with its 95% Wilson interval, or a value; `bound` None where none is asked."""
+
+    part: str
+    what: str
+    value: float
+    count: int
+    low: float | None = None
+    high: float | None = None
+    bound: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        return self.bound is None or self.value >= self.bound
+
+
+def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """The score interval of a share (Wilson, 1927)."""
+    if count == 0:
+        return 0.0, 1.0
+    middle = share + z * z / (2 * count)
+    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+
+
+def _share_rows(part: str, scores: list[dict[str, float]], objects: int, bound: float | None) -> list[Row]:
+    rows = []
+    for name in scores[0]:
+        share = float(np.mean([score[name] for score in scores]))
+        count = len(scores) * (objects if name in readers.ATTRIBUTES else 1)
+        rows.append(Row(part, name, share, count, *wilson(share, count), bound))
+    return rows
+
+
+def scenes(part: str, count: int, objects: int, held_out: bool) -> Iterator[tuple[int, world.Scene, str]]:
+    """(seed, scene, full caption) of the validation's pairs; each depends on its part and number alone."""
+    for number in range(count):
+        rng = np.random.default_rng([_STREAM, sum(map(ord, part)), number])
+        scene = world.sample_scene(rng, objects, held_out=held_out)
+        yield number, scene, world.caption(scene, rng, full=True)
+
+
+def check_readers(count: int) -> list[Row]:
+    """Readers on rendered truth, one and two objects, all combinations."""
+    rows = []
+    for objects in (1, 2):
+        rng = np.random.default_rng([_STREAM, 1, objects])
+        scores = []
+        for _ in range(count):
+            scene = world.sample_scene(rng, objects)
+            scores.append(readers.compare(scene, readers.read(world.render(scene).video)))
+        rows += _share_rows(f"readers, {objects} object{'s' * (objects - 1)}", scores, objects, BOUNDS["readers"])
+    return rows
+
+
+def check_vae(model: WanModel, count: int) -> list[Row]:
+    """Reconstruction of held-out clips of full length, and of twice that length (the causal cache goes on)."""
+    import torch
+
+    from wanscope.wan.vae import decode_raw, encode_moments
+
+    rows = []
+    for part, frames, bound in (
+        ("VAE, 17 frames", world.FRAMES, BOUNDS["vae_psnr_db"]),
+        ("VAE, 33 frames", 2 * world.FRAMES - 1, None),
+    ):
+        values, scores = [], []
+        for _, scene, _ in scenes(part, count, 1, held_out=False):
+            clip = world.render(scene, frames)
+            video = torch.from_numpy(clip.video).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+            with torch.no_grad():
+                mean = encode_moments(model.vae, video.to(model.vae.dtype))[:, : model.vae.config.z_dim]
+                out = decode_raw(model.vae, mean).float().clamp(-1, 1)
+            values.append(-10 * math.log10(float((out - video).square().mean()) / 4))
+            if frames == world.FRAMES:
+                pixels = ((out[0].permute(1, 2, 3, 0) + 1) * 127.5).round().byte().numpy()
+                scores.append(readers.compare(scene, readers.read(pixels, 1)))
+        rows.append(Row(part, "PSNR, mean (dB)", float(np.mean(values)), count, bound=bound))
+        rows.append(Row(part, "PSNR, worst (dB)", float(np.min(values)), count))
+        if scores:
+            rows += _share_rows(part, scores, 1, None)
+    return rows
+
+
+def generate(model: WanModel, text: str, seed: int) -> np.ndarray:
+    """One video [F, H, W, 3] uint8 at the default sampler: the loop and the VAE, without a take."""
+    from wanscope.recipe import SamplerSpec, VideoSpec
+    from wanscope.sample.loop import Conditioning, denoise, initial_noise
+    from wanscope.wan.text import encode
+    from wanscope.wan.vae import decode
+
+    own = model.variant.defaults
+    video = VideoSpec(width=own.width, height=own.height, frames=own.frames, fps=own.fps)
+    sampler = SamplerSpec().resolved(own.values(), len(model.experts()))
+    cond, uncond = encode(model, [text, own.negative_prompt])
+    noise = initial_noise(model.latent_shape(video), seed)
+    result = denoise(model, Conditioning(cond, uncond), sampler, noise)
+    pixels = decode(model.vae, result.latents)
+    return ((pixels[0].permute(1, 2, 3, 0).float() + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy()
+
+
+def check_generated(
+    model: WanModel,
+    part: str,
+    count: int,
+    objects: int,
+    held_out: bool,
+    bound: float | None,
+    tell: Callable[[str], None],
+) -> tuple[list[Row], list[dict[str, Any]]]:
+    """Generated videos read back. The second list names each pair that was read wrong."""
+    scores, wrong = [], []
+    for seed, scene, text in scenes(part, count, objects, held_out):
+        seen = readers.read(generate(model, text, seed), objects)
+        score = readers.compare(scene, seen)
+        scores.append(score)
+        if min(score.values()) < 1:
+            wrong.append({"part": part, "prompt": text, "seed": seed, "read": seen.words})
+        if (seed + 1) % 20 == 0:
+            tell(f"{part}: {seed + 1} of {count}, {len(wrong)} with something wrong")
+    return _share_rows(part, scores, objects, bound), wrong
+
+
+def validate(pairs: int = 200, *, model: WanModel | None = None, tell: Callable[[str], None] = lambda _: None) -> dict:
+    """The whole report as plain data. `pairs` is the number of one-object videos; two-object ones are half as many."""
+    import torch
+
+    began = time.monotonic()
+    rows = check_readers(max(20, 2 * pairs))
+    tell("readers checked")
+    if model is None:
+        from wanscope.wan.load import load
+
+        model = load("marbles")
+    rows += check_vae(model, max(4, pairs // 4))
+    tell("VAE checked")
+    wrong: list[dict[str, Any]] = []
+    for part, count, objects, held_out, bound in (
+        ("one object", pairs, 1, False, BOUNDS["single"]),
+        ("two objects", max(1, pairs // 2), 2, False, BOUNDS["pair"]),
+        ("combinations never shown", max(1, pairs * 3 // 10), 1, True, None),
+    ):
+        part_rows, part_wrong = check_generated(model, part, count, objects, held_out, bound, tell)
+        rows += part_rows
+        wrong += part_wrong
+    return {
+        "passed": all(row.passed for row in rows),
+        "rows": [{**asdict(row), "passed": row.passed} for row in rows],
+        "wrong": wrong,
+        "model": model.identity,
+        "device": str(model.device),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def as_markdown(report: dict) -> str:
+    """The report as a page: a table, then what was read wrong."""
+    lines = [
+        "# Marbles, validated",
+        "",
+        f"`wanscope validate marbles` on {report['device']} ({report['machine']}), {report['seconds']:.0f} s. "
+        f"{'Every bound is met.' if report['passed'] else 'Not every bound is met.'}",
+        "",
+        "| part | what | value | 95% interval | n | bound |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in report["rows"]:
+        interval = "" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
+        bound = "" if row["bound"] is None else f"{row['bound']:g} {'met' if row['passed'] else '**not met**'}"
+        value = f"{row['value']:.1f}" if "dB" in row["what"] else f"{row['value']:.3f}"
+        lines.append(f"| {row['part']} | {row['what']} | {value} | {interval} | {row['count']} | {bound} |")
+    if report["wrong"]:
+        lines += ["", "## Read wrong", "", "| part | prompt | seed | read |", "|---|---|---|---|"]
+        lines += [f"| {w['part']} | {w['prompt']} | {w['seed']} | {w['read']} |" for w in report["wrong"]]
+    return "\n".join(lines) + "\n"
+
+
+def write(report: dict, path: Path) -> None:
+    """`path` (JSON), and the page beside it."""
+    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(as_markdown(report), encoding="utf-8")
