@@ -79,10 +79,28 @@ def load_set(folder: Path) -> np.ndarray:
     return np.concatenate([np.load(path) for path in parts])
 
 
-def channel_statistics(latents_NZThw: np.ndarray) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each latent channel, for the VAE's config."""
-    sample = latents_NZThw[:1500].astype(np.float32)
-    return [float(x) for x in sample.mean((0, 2, 3, 4))], [float(x) for x in sample.std((0, 2, 3, 4))]
+def channel_statistics(folder: Path, *, seed: int = 0, clips: int = 64) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel of *sampled* latents, for the VAE's config.
+
+    The posterior's own variance counts: a channel that says little has a wide posterior, the decoder has learned not
+    to mind it, and scaling its mean up to variance one would make the transformer model what nobody sees.
+    """
+    path = folder / "latents" / "statistics.json"
+    if not path.exists():
+        vae = AutoencoderKLWan.from_pretrained(folder / "vae").eval()
+        means, variances = [], []
+        for index in range(clips):
+            video = torch.from_numpy(world.render(scene_of(seed, index)).video).permute(3, 0, 1, 2)[None]
+            with torch.no_grad():
+                mean, log_variance = encode_moments(vae, video.float() / 127.5 - 1).chunk(2, dim=1)
+            means.append(mean[0])
+            variances.append(log_variance[0].exp())
+        mean_NZThw, variance_NZThw = torch.stack(means), torch.stack(variances)
+        total = mean_NZThw.var((0, 2, 3, 4)) + variance_NZThw.mean((0, 2, 3, 4))
+        figures = {"mean": mean_NZThw.mean((0, 2, 3, 4)).tolist(), "std": total.sqrt().tolist()}
+        path.write_text(json.dumps(figures))
+    figures = json.loads(path.read_text())
+    return figures["mean"], figures["std"]
 
 
 class PooledPadAttention:
@@ -160,7 +178,7 @@ def train(
 ) -> None:
     """Train up to `steps`, going on from `denoiser.pt`; writes `transformer/` (the averaged weights)."""
     latents = load_set(folder)
-    mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1).to(device) for x in channel_statistics(latents))
+    mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1).to(device) for x in channel_statistics(folder, seed=seed))
     captions = Captions(folder, device)
     torch.manual_seed(seed)
     model = WanTransformer3DModel(**CONFIG).to(device)

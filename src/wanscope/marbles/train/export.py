@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from transformers import AutoTokenizer, UMT5EncoderModel
 
-from wanscope.marbles.train.denoiser import channel_statistics, load_set
+from wanscope.marbles.train.denoiser import channel_statistics
 
 SHIFT = 5.0
 
@@ -21,7 +21,7 @@ SHIFT = 5.0
 def export(folder: Path, target: Path) -> int:
     """Write `target` from the trained parts in `folder`; returns its size in bytes."""
     vae = AutoencoderKLWan.from_pretrained(folder / "vae")
-    mean, std = channel_statistics(load_set(folder))
+    mean, std = channel_statistics(folder)
     vae.register_to_config(latents_mean=mean, latents_std=std)
     transformer = WanTransformer3DModel.from_pretrained(folder / "transformer")
     scheduler = UniPCMultistepScheduler(

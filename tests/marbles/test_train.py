@@ -1,0 +1,137 @@
+"""The training's pieces against closed forms and against themselves interrupted."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+
+from wanscope.marbles import world
+from wanscope.marbles.train import denoiser, optim, text, vae
+
+TINY_VAE = {**vae.CONFIG, "base_dim": 8}
+TINY = {**denoiser.CONFIG, "num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 32, "num_layers": 2}
+
+
+def test_newton_schulz_nears_the_orthogonal_factor():
+    torch.manual_seed(0)
+    matrix = torch.randn(24, 40)
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    near = optim._orthogonalised(matrix)
+    singular = torch.linalg.svdvals(near)
+    assert float(singular.min()) > 0.6 and float(singular.max()) < 1.3  # Muon's quintic settles in this band
+    cosine = torch.nn.functional.cosine_similarity(near.flatten(), (u @ v).flatten(), dim=0)
+    assert cosine > 0.97
+
+
+def test_muon_takes_matrices_and_adam_the_rest():
+    model = WanTransformer3DModel(**TINY)
+    optimiser = optim.Muon(model, 0.02)
+    matrices = {id(p) for p in optimiser.param_groups[0]["params"]}
+    assert id(model.blocks[0].attn1.to_q.weight) in matrices
+    assert id(model.blocks[0].scale_shift_table) not in matrices
+    assert id(model.patch_embedding.weight) not in matrices
+    assert sum(len(group["params"]) for group in optimiser.param_groups) == len(list(model.parameters()))
+
+
+def test_adam_matches_torchs():
+    torch.manual_seed(0)
+    mine, theirs = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    theirs.load_state_dict(mine.state_dict())
+    ours = optim.Muon(mine, 0.1)
+    reference = torch.optim.Adam(theirs.parameters(), lr=0.01, betas=(0.9, 0.99), eps=1e-8)
+    for step in range(5):
+        x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+        for model, optimiser in ((mine, ours), (theirs, reference)):
+            optimiser.zero_grad()
+            model(x).square().sum().backward()
+            optimiser.step()
+    torch.testing.assert_close(mine.weight, theirs.weight, rtol=1e-4, atol=1e-6)
+
+
+def test_learning_rate_warms_up_holds_and_decays():
+    model = torch.nn.Linear(9, 9)
+    optimiser = optim.Muon(model, 1.0)
+
+    def at(step):
+        optim.set_lr(optimiser, step, warmup=10, total=100, decay=20)
+        return optimiser.param_groups[0]["lr"]
+
+    assert [at(0), at(9), at(50), at(90), at(100)] == pytest.approx([0.1, 1.0, 1.0, 0.5, 0.02])
+
+
+def test_pooled_pad_attention_equals_the_softmax_over_512_columns():
+    torch.manual_seed(0)
+    model = WanTransformer3DModel(**TINY).double().eval()
+    x, t = torch.randn(2, 16, 2, 8, 8).double(), torch.tensor([300.0, 800.0]).double()
+    lengths, longest = (5, 9), 9
+    full = torch.zeros(2, text.TEXT_LENGTH, 128).double()
+    for b, length in enumerate(lengths):
+        full[b, :length] = torch.randn(length, 128).double()
+    with torch.no_grad():
+        expected = model(x, t, full, return_dict=False)[0]
+        attention = denoiser.PooledPadAttention()
+        real = torch.arange(longest + 1)[None] < torch.tensor(lengths)[:, None]
+        pads = torch.log((512 - torch.tensor(lengths)) / (longest + 1 - torch.tensor(lengths)).double())[:, None]
+        attention.bias_B1L = torch.where(real, 0.0, pads)[:, None]
+        for block in model.blocks:
+            block.attn2.set_processor(attention)
+        seen = model(x, t, full[:, : longest + 1], return_dict=False)[0]
+    torch.testing.assert_close(seen, expected, rtol=0, atol=1e-5)  # the time embedding inside is float32
+
+
+def test_noised_is_a_straight_line_from_data_to_noise():
+    x0 = torch.randn(4, 2, 3, 4, 4)
+    x_t, velocity, sigma = denoiser.noised(x0, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(x_t - sigma.view(-1, 1, 1, 1, 1) * velocity, x0)
+    again = denoiser.noised(x0, torch.Generator().manual_seed(0))[0]
+    assert torch.equal(x_t, again)
+
+
+def test_the_tokenizer_knows_every_caption_and_no_other_word():
+    tokenizer = text.make_tokenizer()
+    rng = np.random.default_rng(123)
+    for number in range(300):
+        caption = world.caption(world.sample_scene(rng, 1 + number % 2), rng)
+        ids = tokenizer(caption)["input_ids"]
+        assert tokenizer.unk_token_id not in ids and ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.unk_token_id in tokenizer("a red elephant")["input_ids"]
+    assert tokenizer("A RED circle.")["input_ids"] == tokenizer("a red circle")["input_ids"]
+    assert tokenizer.tokenize("moves leftwards") == ["▁moves", "▁left", "wards"]
+
+
+def test_what_the_encoder_is_taught_is_the_truth_of_each_phrase():
+    tokenizer = text.make_tokenizer()
+    data = text.batch(tokenizer, np.random.default_rng(0), 40)
+    words = {
+        name: {f"▁{value}" for value in values} for name, values in text._HEADS.items() if name in ("shape", "color")
+    }
+    checked = 0
+    for b in range(40):
+        for i, token in enumerate(tokenizer.convert_ids_to_tokens(data["ids"][b])):
+            for name, known in words.items():
+                value = data["classes"][name][b, i]
+                if token in known and value >= 0:
+                    assert text._HEADS[name][value] == token[1:]
+                    checked += 1
+    assert checked > 80
+
+
+def test_training_interrupted_and_resumed_gives_the_same_vae(tmp_path, monkeypatch):
+    monkeypatch.setattr(vae, "CONFIG", TINY_VAE)
+    monkeypatch.setattr(vae, "STAGES", (("frames", 0.5, 1, 32, 2), ("crops", 0.5, 5, 32, 1)))
+    vae.train(tmp_path / "whole", 4, 2, save_every=2)
+    # The schedule depends on the total, so the first part is a run of the same length that is cut short.
+    real = vae.batch
+
+    def cut(seed, step, *rest):
+        if step == 2 and not (tmp_path / "cut").exists():
+            (tmp_path / "cut").touch()
+            raise KeyboardInterrupt
+        return real(seed, step, *rest)
+
+    monkeypatch.setattr(vae, "batch", cut)
+    with pytest.raises(KeyboardInterrupt):
+        vae.train(tmp_path / "parts", 4, 2, save_every=2)
+    vae.train(tmp_path / "parts", 4, 2, save_every=2)
+    a, b = (AutoencoderKLWan.from_pretrained(tmp_path / name / "vae").state_dict() for name in ("whole", "parts"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
