@@ -71,6 +71,7 @@ def test_marks_inside_marks_stay_apart_and_equal_ones_become_one():
     (variation,) = expand("a (red (circle:2):1.5)")
     assert variation.marks == (Mark("red circle", 2, 12, 1.5, True), Mark("circle", 6, 12, 2.0, True))
     assert [v.marks for v in expand("([(a:3)|b]:2)")] == [(Mark("a", 0, 1, 6.0, True),), (Mark("b", 0, 1, 2.0, True),)]
+    assert [v.marks for v in expand("([(a)|b]:2)")] == [(Mark("a", 0, 1, 2.0, True),), (Mark("b", 0, 1, 2.0, True),)]
 
 
 def test_a_mark_that_is_empty_in_one_variation_is_absent_there():
@@ -113,6 +114,8 @@ def test_names_reach_through_marks_and_into_alternatives_but_not_out_of_them():
         parse("[[@w: a|b]|c] @w")
     with pytest.raises(TemplateError, match="inside one alternative"):
         parse("[[@w: a|b]|@w]")
+    with pytest.raises(TemplateError, match="inside one alternative"):
+        parse("[(x [@w: a|b])|c] @w")
 
 
 def test_a_slot_may_refer_to_an_earlier_one():

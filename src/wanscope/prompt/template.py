@@ -155,32 +155,30 @@ def _render(tree: Series, index: int) -> Variation:
     slots: dict[str, _Span] = {}
     marks: list[_Span] = []
     chosen: dict[Choice, int] = {}
-    # (node, its digit, whether it binds): a reference writes its slot's value again and binds nothing
-    todo: list[tuple[Node | Series | _Span, int, bool]] = [(tree, index, True)]
+    todo: list[tuple[Node | Series | _Span, int]] = [(tree, index)]  # what to write next, and its digit
     while todo:
-        node, digit, binds = todo.pop()
+        node, digit = todo.pop()
         if isinstance(node, Literal):
             pieces.append(node.text)
             length += len(node.text)
         elif isinstance(node, Series):
             for item in reversed(node.items):
                 digit, own = divmod(digit, item.count)
-                todo.append((item, own, binds))
+                todo.append((item, own))
         elif isinstance(node, Marked):
             span = _Span(length, mark=node)
             marks.append(span)
-            todo += [(span, 0, binds), (node.body, digit, binds)]
+            todo += [(span, 0), (node.body, digit)]
         elif isinstance(node, Choice):
             span = _Span(length)
             edges.append(length)
-            if binds:
-                chosen[node] = digit
-                slots[node.name] = span
+            chosen[node] = digit
+            slots.setdefault(node.name, span)  # a reference writes the slot again
             branch = bisect_right(node.ends, digit)
             before = node.ends[branch - 1] if branch else 0
-            todo += [(span, 0, binds), (node.branches[branch], digit - before, binds)]
+            todo += [(span, 0), (node.branches[branch], digit - before)]
         elif isinstance(node, Reference):
-            todo.append((node.choice, chosen[node.choice], False))
+            todo.append((node.choice, chosen[node.choice]))
         else:
             node.end = length
             if node.mark is None:

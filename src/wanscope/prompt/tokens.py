@@ -21,6 +21,7 @@ MAX_LENGTH = 512  # text tokens that every Wan model reads
 
 _space = re.compile(r"\s+")
 _widest_repair = 40  # characters; the longest HTML entity has 33
+_signposts = ("Qxq", "7%7", " Qxq ", " Qxq", "Qxq ")  # what is let be between letters may not be between spaces
 _words = re.compile(r"\w+(?:['’-]\w+)*")
 
 Span = tuple[int, int]
@@ -107,15 +108,20 @@ def find_words(tokenizer: Any, text: str, words: Iterable[str], max_length: int 
 
 
 def unknown_words(tokenizer: Any, text: str) -> list[str]:
-    """The words that hold a token the tokenizer does not know, once each, in order of appearance."""
+    """The words that hold a token the tokenizer does not know, once each, in order of appearance.
+
+    Where only punctuation is unknown, it is named by itself.
+    """
     cleaned = clean(text)
     tokens = _encode(tokenizer, cleaned)
     found: dict[str, None] = {}
     for token_id, span in zip(tokens.ids, tokens.spans, strict=True):
         if span is None or token_id != tokenizer.unk_token_id:
             continue
-        for word in _space.split(cleaned[slice(*_grown(cleaned, span))]):
-            found[word] = None
+        unknown = cleaned[slice(*span)]
+        if _without_punctuation(unknown):
+            unknown = _without_punctuation(cleaned[slice(*_grown(cleaned, span))])
+        found[unknown] = None
     return list(found)
 
 
@@ -210,7 +216,7 @@ def _occurrences(cleaned: str, word: str) -> tuple[Span, ...]:
         return spans
     inside = re.search(pattern, cleaned, re.IGNORECASE)
     if inside:
-        longer = cleaned[slice(*_grown(cleaned, inside.span()))]
+        longer = _without_punctuation(cleaned[slice(*_grown(cleaned, inside.span()))])
         raise RecipeError(f"the word {wanted!r} is not in the prompt", f"it only occurs inside {longer!r}", longer)
     close = difflib.get_close_matches(wanted, _words.findall(cleaned), n=1)
     raise RecipeError(
@@ -227,17 +233,19 @@ def _needs_boundary(character: str) -> bool:
 
 
 def _grown(cleaned: str, span: Span) -> Span:
-    """The whole word around a span: up to the next spaces, without punctuation at its ends."""
+    """From the last space before a span to the next one after it."""
     start, end = span
     while start > 0 and not cleaned[start - 1].isspace():
         start -= 1
     while end < len(cleaned) and not cleaned[end].isspace():
         end += 1
-    while start < span[0] and not cleaned[start].isalnum():
-        start += 1
-    while end > span[1] and not cleaned[end - 1].isalnum():
-        end -= 1
     return start, end
+
+
+def _without_punctuation(text: str) -> str:
+    """The text without punctuation at its ends."""
+    kept = [index for index, character in enumerate(text) if not unicodedata.category(character).startswith("P")]
+    return text[kept[0] : kept[-1] + 1] if kept else ""
 
 
 # cleaning, and positions through it
@@ -259,27 +267,25 @@ def _cleaned_span(text: str, mark: MarkLike) -> Span:
     repaired = _repair(text)
     start, end = mark.start, mark.end
     if repaired != text:
-        start, end = _repaired_start(text, repaired, mark), _repaired_end(text, repaired, mark)
+        start = _repaired_place(text, repaired, range(start, max(0, start - _widest_repair) - 1, -1), mark)
+        end = _repaired_place(text, repaired, range(end, min(len(text), end + _widest_repair) + 1), mark)
     return len(_squeezed(repaired[:start])), len(_squeezed(repaired[:end]))
 
 
-def _repaired_start(text: str, repaired: str, mark: MarkLike) -> int:
-    return _cut(text, repaired, range(mark.start, max(0, mark.start - _widest_repair) - 1, -1), mark)
+def _repaired_place(text: str, repaired: str, places: Iterable[int], mark: MarkLike) -> int:
+    """Where the first of these places is after the repair, seen by what becomes of a signpost put there.
 
-
-def _repaired_end(text: str, repaired: str, mark: MarkLike) -> int:
-    return _cut(text, repaired, range(mark.end, min(len(text), mark.end + _widest_repair) + 1), mark)
-
-
-def _cut(text: str, repaired: str, places: Iterable[int], mark: MarkLike) -> int:
-    """The position in the repaired text of the first place where the text can be cut without changing the repair.
-
-    A place inside an entity or a broken character is not one: the mark then widens to hold all of it.
+    ftfy judges a line as a whole, so the text around a place must stay; a signpost is plain ASCII that it lets be. A
+    place inside an entity or a broken character is none, for a signpost there changes the repair: then the next place
+    is tried, and the mark widens to hold all of what becomes one character.
     """
     for place in places:
-        before = _repair(text[:place])
-        if before + _repair(text[place:]) == repaired:
-            return len(before)
+        for signpost in _signposts:
+            while signpost in text or signpost in repaired:
+                signpost += signpost
+            before, found, after = _repair(text[:place] + signpost + text[place:]).partition(signpost)
+            if found and before + after == repaired:
+                return len(before)
     raise RecipeError(
         f"the marked words {mark.text!r} cannot be located",
         "the prompt holds broken characters or HTML entities around them, which Wan repairs before reading it",
