@@ -1,0 +1,289 @@
+"""Several takes in one picture: a labeled grid video, and a contact sheet of frames.
+
+Rows are variations and columns seeds where the takes form such a table. Clips of other sizes are centered on black,
+shorter ones hold their last frame, other frame rates are played at their own speed; what was done is said in
+`Grid.notes`.
+
+Shape suffixes: H height, W width; frames are uint8 RGB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wanscope.errors import RequestError
+from wanscope.take.disk import guarded
+from wanscope.take.store import Take
+from wanscope.take.video import iter_frames, video_facts, write_video
+
+if TYPE_CHECKING:
+    from PIL import ImageFont
+
+BACKGROUND = (16, 16, 18)
+INK = (235, 235, 235)
+GAP = 8
+LEAST_CELL = 224  # smaller clips are enlarged by whole pixels up to about this, so that their labels can be read
+FONT_SIZE = 15
+LINES = 2
+MAX_SIDE = 8192
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One clip and its label."""
+
+    video: Path
+    label: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What was written: the file, how many rows and columns, and what had to be evened out."""
+
+    path: Path
+    rows: int
+    columns: int
+    notes: tuple[str, ...]
+
+
+def side_by_side(takes: Sequence[Take], out: Path, labels: Sequence[str] | None = None) -> Grid:
+    """One MP4 with all `takes`; without labels each says what tells it from the others."""
+    if not takes:
+        raise RequestError("there is nothing to compare", "no take was named", "wanscope takes")
+    if labels is not None and len(labels) != len(takes):
+        raise RequestError(f"{len(labels)} labels do not fit {len(takes)} takes", "each take needs one")
+    names = list(labels) if labels is not None else labels_of(takes)
+    return grid_video(
+        [[None if i is None else Cell(takes[i].video, names[i]) for i in row] for row in table(takes)], out
+    )
+
+
+def table(takes: Sequence[Take]) -> list[list[int | None]]:
+    """Indices of the takes in rows (everything but the seed) and columns (seeds); a plain grid where that is sparse."""
+    seeds = sorted({take.recipe.seed for take in takes})
+    settings = [_settings(take) for take in takes]
+    rows = list(dict.fromkeys(settings))
+    places = {(setting, take.recipe.seed): i for i, (setting, take) in enumerate(zip(settings, takes, strict=True))}
+    if len(rows) > 1 and len(seeds) > 1 and len(places) == len(takes) and 2 * len(takes) >= len(rows) * len(seeds):
+        return [[places.get((row, seed)) for seed in seeds] for row in rows]
+    columns = min(len(takes), max(1, round(len(takes) ** 0.5 + 0.49)) if len(takes) > 4 else len(takes))
+    order: list[int | None] = [*range(len(takes)), *[None] * (-len(takes) % columns)]
+    return [order[i : i + columns] for i in range(0, len(order), columns)]
+
+
+def _settings(take: Take) -> str:
+    return take.recipe.model_copy(update={"seed": 0}).canonical()
+
+
+def labels_of(takes: Sequence[Take]) -> list[str]:
+    """For each take what differs among them: bound words or the prompt, the seed, the model, else its id."""
+    recipes = [take.recipe for take in takes]
+    prompts = {recipe.prompt for recipe in recipes}
+    keys = [k for k in (recipes[0].labels or {}) if all(k in r.labels for r in recipes)]
+    varying = [k for k in keys if len({r.labels[k] for r in recipes}) > 1]
+    # Words are shorter than prompts, but only where they tell all prompts apart.
+    words = len({tuple(r.labels[k] for k in varying) for r in recipes}) == len(prompts)
+    out = []
+    for take, recipe in zip(takes, recipes, strict=True):
+        parts = []
+        if len(prompts) > 1:
+            parts.append(" ".join(recipe.labels[k] for k in varying) if words and varying else recipe.prompt)
+        if len({r.model.name for r in recipes}) > 1:
+            parts.append(recipe.model.name)
+        if len({r.seed for r in recipes}) > 1:
+            parts.append(f"seed {recipe.seed}")
+        out.append(", ".join(parts) or take.id)
+    counts = {label: out.count(label) for label in out}
+    return [label if counts[label] == 1 else f"{label}, {take.id}" for label, take in zip(out, takes, strict=True)]
+
+
+def grid_video(cells: Sequence[Sequence[Cell | None]], out: Path) -> Grid:
+    """Write the clips of `cells` (rows of columns, None leaves a place empty) as one MP4 with labels above."""
+    filled = [cell for row in cells for cell in row if cell is not None]
+    facts = {cell: video_facts(cell.video) for cell in filled}
+    width = int(max(f["width"] for f in facts.values()))
+    height = int(max(f["height"] for f in facts.values()))
+    zoom = max(1, round(LEAST_CELL / width))
+    rows, columns = len(cells), max(len(row) for row in cells)
+    layout = _Layout(rows, columns, width * zoom, height * zoom, _label_height(filled, width * zoom))
+    if max(layout.size) > MAX_SIDE:
+        raise RequestError(
+            f"a grid of {rows} x {columns} clips is too large",
+            f"it would be {layout.size[0]} x {layout.size[1]} pixels, and players stop at {MAX_SIDE}",
+            "fewer takes",
+        )
+    fps = max(f["fps"] for f in facts.values()) or 8.0
+    canvas_HW3 = _labeled(cells, layout)
+
+    def frames() -> Iterator[np.ndarray]:
+        clips = {cell: _Clip(cell.video, facts[cell]["fps"] or fps) for cell in filled}
+        step = 0
+        while True:
+            ended = [clip.seek(step / fps) for clip in clips.values()]  # every clip moves
+            if all(ended):
+                return
+            for y, row in enumerate(cells):
+                for x, cell in enumerate(row):
+                    if cell is not None:
+                        layout.put(canvas_HW3, y, x, clips[cell].picture, zoom)
+            yield canvas_HW3
+            step += 1
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_video(out, frames(), fps, {"title": "wanscope comparison"})
+    return Grid(out, rows, columns, tuple(_notes(facts)))
+
+
+def _notes(facts: dict[Cell, dict[str, float]]) -> Iterator[str]:
+    sizes = {(int(f["width"]), int(f["height"])) for f in facts.values()}
+    if len(sizes) > 1:
+        yield f"clips of {_listed(f'{w} x {h}' for w, h in sorted(sizes))} pixels: smaller ones are centered on black"
+    rates = {f["fps"] for f in facts.values()}
+    if len(rates) > 1:
+        yield f"clips of {_listed(f'{rate:g}' for rate in sorted(rates))} frames a second: each plays at its own speed"
+    lengths = {round(f["frames"] / f["fps"], 2) for f in facts.values() if f["fps"]}
+    if len(lengths) > 1:
+        yield f"clips of {_listed(f'{s:g}' for s in sorted(lengths))} seconds: shorter ones hold their last frame"
+
+
+def _listed(words: Iterable[str]) -> str:
+    words = list(words)
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
+
+
+class _Clip:
+    """A clip played forward: `seek(seconds)` moves on, `picture` is the frame then, the last one after the end."""
+
+    def __init__(self, video: Path, fps: float) -> None:
+        self.fps, self._frames, self._index = fps, iter_frames(video), 0
+        self.picture = next(self._frames)
+
+    def seek(self, seconds: float) -> bool:
+        """True when the clip has ended before `seconds`."""
+        wanted = int(seconds * self.fps + 1e-6)
+        while self._index < wanted:
+            following = next(self._frames, None)
+            if following is None:
+                return True
+            self.picture, self._index = following, self._index + 1
+        return False
+
+
+@dataclass(frozen=True)
+class _Layout:
+    rows: int
+    columns: int
+    width: int
+    height: int
+    label: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the whole, pixels."""
+        return (
+            self.columns * (self.width + GAP) + GAP,
+            self.rows * (self.height + self.label + GAP) + GAP,
+        )
+
+    def corner(self, row: int, column: int) -> tuple[int, int]:
+        """Top and left of a cell's label; its clip is `label` pixels below."""
+        return GAP + row * (self.height + self.label + GAP), GAP + column * (self.width + GAP)
+
+    def put(self, canvas_HW3: np.ndarray, row: int, column: int, picture_HW3: np.ndarray, zoom: int) -> None:
+        big_HW3 = picture_HW3.repeat(zoom, axis=0).repeat(zoom, axis=1)
+        top, left = self.corner(row, column)
+        top += self.label + (self.height - big_HW3.shape[0]) // 2
+        left += (self.width - big_HW3.shape[1]) // 2
+        canvas_HW3[top : top + big_HW3.shape[0], left : left + big_HW3.shape[1]] = big_HW3
+
+
+def _labeled(cells: Sequence[Sequence[Cell | None]], layout: _Layout) -> np.ndarray:
+    from PIL import Image, ImageDraw
+
+    canvas = Image.new("RGB", layout.size, BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    for y, row in enumerate(cells):
+        for x, cell in enumerate(row):
+            if cell is None:
+                continue
+            top, left = layout.corner(y, x)
+            for i, line in enumerate(wrapped(cell.label, layout.width)):
+                draw.text((left, top + i * _line_height()), line, fill=INK, font=_font())
+            draw.rectangle(
+                (left, top + layout.label, left + layout.width - 1, top + layout.label + layout.height - 1),
+                fill=(0, 0, 0),
+            )
+    return np.array(canvas)
+
+
+@lru_cache(maxsize=1)
+def _font() -> ImageFont.FreeTypeFont | Any:
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size=FONT_SIZE)
+
+
+def _line_height() -> int:
+    return round(FONT_SIZE * 1.25)
+
+
+def _label_height(cells: Sequence[Cell], width: int) -> int:
+    return max(len(wrapped(cell.label, width)) for cell in cells) * _line_height() + 2
+
+
+def wrapped(label: str, width: int) -> list[str]:
+    """At most `LINES` lines of at most `width` pixels; what is left out shows as an ellipsis."""
+    lines, rest = [], label.split()
+    while rest and len(lines) < LINES:
+        count = len(rest)
+        while count > 1 and _font().getlength(" ".join(rest[:count])) > width:
+            count -= 1
+        lines.append(" ".join(rest[:count]))
+        rest = rest[count:]
+    if rest and lines:
+        lines[-1] += " ..."
+    return [_shortened(line, width) for line in lines] or [""]
+
+
+def _shortened(line: str, width: int) -> str:
+    if _font().getlength(line) <= width:
+        return line
+    body = line.removesuffix(" ...")
+    while body and _font().getlength(body + "...") > width:
+        body = body[:-1]
+    return body + "..."
+
+
+def contact_sheet(takes: Sequence[Take], out: Path, frames: int = 6, labels: Sequence[str] | None = None) -> Path:
+    """A PNG with a row of `frames` frames, evenly spaced from first to last, for each take."""
+    from PIL import Image, ImageDraw
+
+    if not takes:
+        raise RequestError("there is nothing to show", "no take was named", "wanscope takes")
+    names = list(labels) if labels is not None else labels_of(takes)
+    strips = []
+    for take in takes:
+        clip_FHW3 = take.frames
+        picks = np.linspace(0, len(clip_FHW3) - 1, min(frames, len(clip_FHW3))).round().astype(int)
+        strips.append(clip_FHW3[picks])
+    width = max(s.shape[2] for s in strips)
+    height = max(s.shape[1] for s in strips)
+    columns = max(len(s) for s in strips)
+    row_height = height + _line_height() + GAP
+    sheet = Image.new("RGB", (columns * (width + 2) + 2 * GAP, len(takes) * row_height + GAP), BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    for y, (strip, name) in enumerate(zip(strips, names, strict=True)):
+        top = GAP + y * row_height
+        draw.text((GAP, top), _shortened(name, sheet.width - 2 * GAP), fill=INK, font=_font())
+        for x, frame_HW3 in enumerate(strip):
+            sheet.paste(Image.fromarray(frame_HW3), (GAP + x * (width + 2), top + _line_height()))
+    with guarded(out.parent):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(out, "PNG", optimize=True)
+    return out

@@ -1,0 +1,138 @@
+"""Files that are whole or not there: atomic writing, syncing, checksums, and the disk's own errors said plainly."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from wanscope.errors import StorageError
+
+# What a disk says when it cannot take more, or may not be written.
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_OTHER = {errno.EIO, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EISDIR}
+
+
+def size_text(count: float) -> str:
+    """`1.5 GB`, in decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def _existing(folder: Path) -> Path:
+    """`folder`, or the closest parent that is there."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def free_bytes(folder: Path) -> int:
+    """What a file in `folder` (which may be made yet) may still take, in bytes."""
+    return shutil.disk_usage(_existing(folder)).free
+
+
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """StorageError unless `needed` bytes fit beside what the disk of `folder` holds."""
+    free = free_bytes(folder)
+    if needed > free:
+        raise StorageError(
+            f"there is not enough space in {folder}",
+            f"{what} need about {size_text(needed)}, and {size_text(free)} are free",
+            "another --output-dir, fewer seeds, or capture without latents",
+        )
+
+
+def require_writable(folder: Path) -> None:
+    """Make `folder`; StorageError unless a file can be written in it."""
+    with guarded(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write-{os.getpid()}"
+        probe.write_bytes(b"x")
+        probe.unlink()
+
+
+@contextlib.contextmanager
+def guarded(folder: Path) -> Iterator[None]:
+    """Turns a disk's refusal inside the block into a StorageError that names the folder and the sizes."""
+    try:
+        yield
+    except OSError as error:
+        code = error.errno
+        if code in _FULL:
+            free = size_text(free_bytes(folder))
+            raise StorageError(
+                f"the disk of {folder} is full", f"{free} are free there", "free some space and run the same again"
+            ) from error
+        if code in _FORBIDDEN:
+            raise StorageError(
+                f"{error.filename or folder} cannot be written",
+                f"the system says: {error.strerror or error}",
+                "another --output-dir",
+            ) from error
+        if code in _OTHER:
+            raise StorageError(
+                f"{folder} cannot be used", f"the system says: {error}", "another --output-dir"
+            ) from error
+        raise
+
+
+def sync_file(path: Path) -> None:
+    """Have the disk hold the file's content."""
+    # Windows syncs only handles that may write.
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the disk hold the folder's list of names. Windows has no such call and needs none."""
+    if os.name != "nt":
+        sync_file(folder)
+
+
+def sync_tree(folder: Path) -> None:
+    """Every file and folder below and with `folder`; at once, so that the file system can join the writes."""
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        list(pool.map(sync_file, (folder / path for path in files_below(folder))))
+    for root, _, _ in os.walk(folder):
+        sync_folder(Path(root))
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """`path` holds the old text or the new one, never a part."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        sync_file(beside)
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of the whole file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Every file below `folder`, relative to it, sorted."""
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
+
+def bytes_below(folder: Path) -> int:
+    """Sum of the sizes of all files below `folder`, bytes."""
+    return sum((folder / path).stat().st_size for path in files_below(folder))

@@ -1,0 +1,198 @@
+"""`take.json`: what a take is, how it was made, and a checksum of every file in it.
+
+It is the last file of a take to be written, so a folder that has one is whole. It carries a checksum of itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from wanscope import __version__
+from wanscope.errors import DamagedTake, RecipeError
+from wanscope.recipe import Recipe, Spec
+from wanscope.take.disk import file_sha256, files_below
+from wanscope.validation import validated
+from wanscope.workspace import MANIFEST
+
+MANIFEST_VERSION = 1
+# What can change the last bit of a result, or the reading of a file.
+PACKAGES = ("torch", "diffusers", "transformers", "numpy", "zarr", "av")
+
+
+class FileRecord(Spec):
+    """One file of the take; `path` counts from the take's folder, with forward slashes."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Environment(Spec):
+    """Where a take was made. Two takes of one recipe have the same bits when these are the same."""
+
+    wanscope: str
+    python: str
+    packages: dict[str, str]
+    platform: str
+    processor: str
+    device: str
+    threads: int
+
+    def differences(self, other: Environment) -> list[str]:
+        """What is not the same there, as `torch 2.12 -> 2.13`."""
+        mine, theirs = self.flat(), other.flat()
+        keys = dict.fromkeys([*mine, *theirs])
+        return [f"{k} {mine.get(k, 'none')} -> {theirs.get(k, 'none')}" for k in keys if mine.get(k) != theirs.get(k)]
+
+    def flat(self) -> dict[str, str]:
+        data = self.model_dump()
+        # How a video is written and read back does not touch the latents.
+        packages = {k: v for k, v in data.pop("packages").items() if k in ("torch", "diffusers", "transformers")}
+        return {k: str(v) for k, v in {**data, **packages}.items()}
+
+
+class StoredLatents(Spec):
+    """What latents.zarr holds: `states[i]` is the path's state at index i; 0 is the noise, the last the result."""
+
+    dtype: Literal["fp16", "fp32"]
+    every: int
+    states: tuple[int, ...]
+
+
+class AppliedEdit(Spec):
+    """How often an edit was planned and done, counted over (block, branch, step, evaluation)."""
+
+    edit: str
+    planned: int
+    applied: int
+
+
+class Earlier(Spec):
+    """A take that this one replaced and that had other bits, made in another environment."""
+
+    latents_sha256: str
+    made: str
+    environment: Environment
+
+
+class Manifest(Spec):
+    """Everything in take.json. Times are seconds, sizes bytes; `sigmas` has one entry more than there are steps."""
+
+    version: Literal[1] = 1
+    id: str
+    hash: str
+    recipe: Recipe
+    made: str
+    environment: Environment
+    seconds: dict[str, float]
+    peak_bytes: dict[str, int]
+    evaluations: int
+    sigmas: tuple[float, ...]
+    latent_shape: tuple[int, int, int, int]
+    latents_sha256: str
+    latents: StoredLatents | None = None
+    gram: tuple[tuple[float, ...], ...] | None = None
+    applied_edits: tuple[AppliedEdit, ...] = ()
+    earlier: tuple[Earlier, ...] = ()
+    files: tuple[FileRecord, ...]
+
+    def dumped(self) -> str:
+        """The text of take.json. Numbers keep every bit: Python writes the shortest digits that read back the same."""
+        data = self.model_dump(mode="json")
+        return json.dumps({**data, "sha256": _checksum(data)}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _checksum(data: Mapping[str, Any]) -> str:
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a take's folder. DamagedTake when it is not as it was written."""
+    path = folder / MANIFEST
+    damaged = f"{path} is damaged"
+    again = "run the take's study again: it makes damaged takes anew"
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DamagedTake(f"{folder} is not a finished take", f"it has no {MANIFEST}", again) from None
+    except OSError as error:
+        raise DamagedTake(f"{path} cannot be read", str(error)) from None
+    except ValueError as error:
+        raise DamagedTake(damaged, f"it is not JSON: {error}", again) from None
+    if not isinstance(data, dict) or not isinstance(data.get("version"), int):
+        raise DamagedTake(damaged, "it does not say its version", again)
+    if data["version"] > MANIFEST_VERSION:
+        raise DamagedTake(
+            f"{path} was made by a newer wanscope",
+            f"its version is {data['version']}, and this one reads up to {MANIFEST_VERSION}",
+            "pip install --upgrade wanscope",
+        )
+    written = data.pop("sha256", None)
+    if written != _checksum(data):
+        raise DamagedTake(damaged, "its text does not match its own checksum", again)
+    try:
+        return validated(Manifest, data)
+    except RecipeError as error:
+        raise DamagedTake(damaged, str(error), again) from None
+
+
+def list_files(folder: Path) -> tuple[FileRecord, ...]:
+    """Path, size and SHA-256 of every file below `folder` but take.json itself."""
+    return tuple(
+        FileRecord(path=path.as_posix(), bytes=(folder / path).stat().st_size, sha256=file_sha256(folder / path))
+        for path in files_below(folder)
+        if path.as_posix() != MANIFEST
+    )
+
+
+def check_sizes(folder: Path, files: Iterable[FileRecord]) -> None:
+    """DamagedTake naming the first file that is missing or has another size. Reads no content."""
+    for record in files:
+        path = folder / record.path
+        if not path.is_file():
+            raise _damage(path, "it is missing")
+        size = path.stat().st_size
+        if size != record.bytes:
+            raise _damage(path, f"it has {size} bytes instead of {record.bytes}")
+
+
+def check_content(folder: Path, files: Iterable[FileRecord]) -> None:
+    """DamagedTake naming the first file whose size or checksum is not as recorded."""
+    files = list(files)
+    check_sizes(folder, files)
+    for record in files:
+        if file_sha256(folder / record.path) != record.sha256:
+            raise _damage(folder / record.path, "its content does not match its checksum")
+
+
+def _damage(path: Path, why: str) -> DamagedTake:
+    return DamagedTake(f"{path} is damaged", why, "run the take's study again: it makes damaged takes anew")
+
+
+@cache
+def _processor() -> str:
+    linux = Path("/proc/cpuinfo")
+    lines = linux.read_text().splitlines() if linux.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def environment(device: str, threads: int) -> Environment:
+    """This process's environment. `device` as torch names it, with its model name where it is a GPU."""
+    return Environment(
+        wanscope=__version__,
+        python=platform.python_version(),
+        packages={name: metadata.version(name) for name in PACKAGES},
+        platform=f"{platform.system()} {platform.machine()}",
+        processor=_processor(),
+        device=device,
+        threads=threads,
+    )

@@ -1,0 +1,246 @@
+"""A take on disk: written beside its place and renamed in, its manifest last; opened lazily, checked before it is used.
+
+    takes/<id>/take.json       recipe, environment, timings, Gram, a checksum of every file
+               video.mp4       near-lossless H.264 with the recipe as metadata
+               poster.webp     its middle frame
+               final.npy       the last latents, fp32 [C, T, h, w]: exact, and where a second pass can start
+               latents.zarr/   the path's states, where they were asked for
+               events.jsonl    what happened, a JSON object a line
+
+While it is made a take is `takes/.<id>.<process>.partial`, which whoever holds the take's lock may delete. A take that
+replaces an older one moves that to `takes/.<id>.<process>.old` for a moment; `recover` puts it back after a crash
+between the two renames.
+
+Shape suffixes: S steps, C channels, T latent frames, h, w latent height and width, F frames, H, W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from wanscope.capture.arrays import open_array
+from wanscope.errors import DamagedTake, NotCaptured
+from wanscope.recipe import CaptureSpec, LatentsCapture, Recipe
+from wanscope.take.disk import guarded, sync_file, sync_folder, sync_tree
+from wanscope.take.manifest import Manifest, check_content, check_sizes, read_manifest
+from wanscope.workspace import MANIFEST
+
+if TYPE_CHECKING:
+    import zarr
+
+VIDEO, POSTER, FINAL, LATENTS, EVENTS = "video.mp4", "poster.webp", "final.npy", "latents.zarr", "events.jsonl"
+
+
+def latents_sha256(latents_CThw: np.ndarray) -> str:
+    """SHA-256 of the values as little-endian fp32 in C order: the checksum that a replay is compared with."""
+    return hashlib.sha256(np.ascontiguousarray(latents_CThw, dtype="<f4").data).hexdigest()
+
+
+class Take:
+    """One video and its records. Opening reads take.json alone; arrays and frames are read when they are asked for.
+
+    Nothing is handed out unchecked: `latents`, `final` and `frames` compare their files with the checksums first and
+    raise DamagedTake, naming the file.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder, manifest
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Take:
+        """The finished take in `folder`. DamagedTake when its take.json is missing or not as written."""
+        folder = Path(folder)
+        return cls(folder, read_manifest(folder))
+
+    def __repr__(self) -> str:
+        return f"Take({self.id}, {self.recipe.prompt!r}, seed {self.recipe.seed})"
+
+    @property
+    def id(self) -> str:
+        return self.manifest.id
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.manifest.recipe
+
+    @property
+    def video(self) -> Path:
+        return self.folder / VIDEO
+
+    @property
+    def poster(self) -> Path:
+        return self.folder / POSTER
+
+    @property
+    def sigmas(self) -> np.ndarray:
+        """Noise level of every state, float64 [S + 1]."""
+        return np.array(self.manifest.sigmas)
+
+    @property
+    def states(self) -> np.ndarray:
+        """Which states of the path `latents` holds, int [K]: all of 0 to S, or every n-th and the last."""
+        return np.array(self._stored().states)
+
+    @property
+    def gram(self) -> np.ndarray:
+        """Inner products of x_0 and the path's increments, float64 [S + 1, S + 1] (see `wanscope.capture.gram`)."""
+        if self.manifest.gram is None:
+            raise self._missing("no Gram matrix of its path")
+        return np.array(self.manifest.gram)
+
+    @cached_property
+    def latents(self) -> zarr.Array:
+        """The path, [K, C, T, h, w] from the noise to the result, fp16 or fp32; read as it is indexed."""
+        self._stored()
+        self._check(LATENTS)
+        return open_array(self.folder / LATENTS)
+
+    @cached_property
+    def final(self) -> np.ndarray:
+        """The last latents, float32 [C, T, h, w], exactly as the loop left them."""
+        self._check(FINAL)
+        return np.load(self.folder / FINAL, allow_pickle=False)
+
+    @cached_property
+    def frames(self) -> np.ndarray:
+        """The video's frames, uint8 [F, H, W, 3], as they come out of video.mp4 (near-lossless).
+
+        Exact frames: decode `final` with the model's VAE.
+        """
+        from wanscope.take.video import read_frames
+
+        self._check(VIDEO)
+        return read_frames(self.video, self.recipe.video.width, self.recipe.video.height)
+
+    def events(self) -> list[dict[str, Any]]:
+        """What happened while it was made; StepDone has each step's seconds and the device's memory."""
+        self._check(EVENTS)
+        return [json.loads(line) for line in (self.folder / EVENTS).read_text(encoding="utf-8").splitlines()]
+
+    def verify(self) -> None:
+        """Compare every file with its checksum. DamagedTake names the first that differs, is missing, or is new."""
+        check_content(self.folder, self.manifest.files)
+        expected = {record.path for record in self.manifest.files} | {MANIFEST}
+        found = {path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file()}
+        if found - expected:
+            raise DamagedTake(
+                f"{self.folder / min(found - expected)} does not belong to the take", "take.json does not list it"
+            )
+        if self.recipe.hash != self.manifest.hash or self.recipe.id != self.id:
+            raise DamagedTake(f"{self.folder / MANIFEST} is damaged", "its recipe does not have its id")
+        if latents_sha256(self.final) != self.manifest.latents_sha256:
+            raise DamagedTake(f"{self.folder / FINAL} is damaged", "its values do not have their checksum")
+
+    def complete(self, capture: CaptureSpec) -> bool:
+        """Whether all files are there, in their size, and with them the records that `capture` asks for."""
+        try:
+            check_sizes(self.folder, self.manifest.files)
+        except DamagedTake:
+            return False
+        return covers(self.recipe.capture, capture)
+
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(record.bytes for record in self.manifest.files) + (self.folder / MANIFEST).stat().st_size
+
+    def _check(self, name: str) -> None:
+        files = [r for r in self.manifest.files if r.path == name or r.path.startswith(name + "/")]
+        if not files:
+            raise DamagedTake(f"{self.folder / name} is not listed", f"{MANIFEST} names no such file")
+        check_content(self.folder, files)
+
+    def _stored(self) -> Any:
+        if self.manifest.latents is None:
+            raise self._missing("no latents of its path")
+        return self.manifest.latents
+
+    def _missing(self, what: str) -> NotCaptured:
+        return NotCaptured(
+            f"take {self.id} has {what}", "they were not asked for when it was made", "--store-latents, and run again"
+        )
+
+
+def covers(have: CaptureSpec, asked: CaptureSpec) -> bool:
+    """Whether records made for `have` hold all that `asked` wants: as many digits, and every state."""
+    if asked.latents is None:
+        return True
+    if have.latents is None or (have.latents.dtype == "fp16" and asked.latents.dtype == "fp32"):
+        return False
+    return asked.latents.every % have.latents.every == 0
+
+
+def union(have: CaptureSpec, asked: CaptureSpec) -> CaptureSpec:
+    """Records that hold both, so that making a take again loses nothing it had."""
+    if have.latents is None or asked.latents is None:
+        return CaptureSpec(latents=have.latents or asked.latents)
+    dtype = "fp32" if "fp32" in (have.latents.dtype, asked.latents.dtype) else "fp16"
+    return CaptureSpec(latents=LatentsCapture(dtype=dtype, every=int(np.gcd(have.latents.every, asked.latents.every))))
+
+
+class TakeWriter:
+    """Fills a folder beside the take's place; `commit` renames it in. As a context manager it leaves nothing else.
+
+    Only the process that holds the take's lock may have one.
+    """
+
+    def __init__(self, takes: Path, take: str) -> None:
+        self.takes, self.take = takes, take
+        self.place = takes / take
+        self.folder = takes / f".{take}.{os.getpid()}.partial"
+
+    def __enter__(self) -> Self:
+        with guarded(self.takes):
+            self.takes.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir()
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def write_final(self, latents_CThw: np.ndarray) -> None:
+        with guarded(self.takes), (self.folder / FINAL).open("wb") as file:
+            np.save(file, np.ascontiguousarray(latents_CThw, dtype="<f4"), allow_pickle=False)
+
+    def commit(self, manifest: Manifest) -> Take:
+        """Write take.json, have the disk hold everything, and move the folder to its place."""
+        with guarded(self.takes):
+            sync_tree(self.folder)
+            path = self.folder / MANIFEST
+            path.write_text(manifest.dumped(), encoding="utf-8")
+            sync_file(path)
+            sync_folder(self.folder)
+            older = self.takes / f".{self.take}.{os.getpid()}.old"
+            if self.place.exists():
+                os.rename(self.place, older)
+            os.rename(self.folder, self.place)
+            sync_folder(self.takes)
+            shutil.rmtree(older, ignore_errors=True)
+        return Take(self.place, manifest)
+
+
+def recover(takes: Path, take: str) -> None:
+    """Tidy what a killed process left of the take; only for the process that holds its lock.
+
+    An older take that was moved aside and not replaced goes back to its place; partial folders are removed.
+    """
+    place = takes / take
+    for older in takes.glob(f".{take}.*.old"):
+        if place.exists():
+            shutil.rmtree(older, ignore_errors=True)
+        else:
+            os.rename(older, place)
+    for partial in takes.glob(f".{take}.*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def unfinished(takes: Path) -> list[str]:
+    """Ids of takes whose making was cut short, or goes on right now: a folder lies beside their place."""
+    return sorted({path.name.split(".")[1] for kind in ("partial", "old") for path in takes.glob(f".*.{kind}")})

@@ -1,0 +1,200 @@
+"""MP4 files that carry their recipe, by PyAV.
+
+H.264 in yuv420p, so that every browser and player shows it; BT.709 matrix, limited range, both tagged, so that
+colors come back as they went in. Near-lossless, not lossless: half-resolution chroma and a constant rate factor of
+`CRF`. What has to be exact is in the take's final latents.
+
+Shape suffixes: F frames, H height, W width; frames are uint8 RGB.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wanscope.errors import DamagedTake, RequestError, StorageError
+from wanscope.take.disk import guarded
+
+if TYPE_CHECKING:
+    import av
+    import av.container
+
+CRF = 12
+METADATA_KEY = "wanscope"
+KEYFRAME_SECONDS = 1
+# In order of preference, with the options that make each near-lossless. mpeg4 is in every build of FFmpeg.
+ENCODERS: dict[str, dict[str, str]] = {
+    "libx264": {"crf": str(CRF), "preset": "medium"},
+    "libopenh264": {"rc_mode": "quality", "qmin": "4", "qmax": "18"},
+    "h264_videotoolbox": {"q:v": "85"},
+    "mpeg4": {"flags": "+qscale", "global_quality": str(2 * 118)},  # FF_QP2LAMBDA = 118
+}
+_BT709, _LIMITED = 1, 1  # AVCOL_*_BT709, AVCOL_RANGE_MPEG
+
+
+def encoder_name() -> str:
+    """The encoder that the installed PyAV has, the best one first."""
+    import av
+
+    for name in ENCODERS:
+        try:
+            av.Codec(name, "w")
+        except ValueError:  # av.codec.codec.UnknownCodecError
+            continue
+        return name
+    raise StorageError(
+        "the installed PyAV cannot write MP4 video", f"it has none of {', '.join(ENCODERS)}", "pip install --upgrade av"
+    )
+
+
+def write_video(
+    path: Path,
+    frames_FHW3: Iterable[np.ndarray],
+    fps: float,
+    metadata: Mapping[str, str] | None = None,
+    encoder: str | None = None,
+) -> int:
+    """Write uint8 RGB frames as MP4; returns how many there were.
+
+    An odd width or height is padded by repeating its last column or row: yuv420p has none. `metadata` goes into the
+    file under its own keys.
+    """
+    import av
+
+    name = encoder or encoder_name()
+    count = 0
+    with guarded(path.parent), av.open(str(path), "w", options={"movflags": "use_metadata_tags+faststart"}) as output:
+        output.metadata.update(metadata or {})
+        stream = None
+        for frame_HW3 in frames_FHW3:
+            even_HW3 = _even(frame_HW3)
+            if stream is None:
+                stream = _stream(output, name, fps, even_HW3.shape)
+            picture = av.VideoFrame.from_ndarray(even_HW3, format="rgb24").reformat(
+                format="yuv420p",
+                src_colorspace="ITU709",
+                dst_colorspace="ITU709",
+                src_color_range="JPEG",
+                dst_color_range="MPEG",
+            )
+            output.mux(stream.encode(picture))
+            count += 1
+        if stream is None:
+            raise ValueError("a video needs at least one frame")
+        output.mux(stream.encode())
+    return count
+
+
+def _stream(output: av.container.OutputContainer, encoder: str, fps: float, shape: tuple[int, ...]) -> Any:
+    rate = Fraction(fps).limit_denominator(1001)
+    stream: Any = output.add_stream(encoder, rate=rate, options=dict(ENCODERS.get(encoder, {})))
+    stream.height, stream.width, stream.pix_fmt = shape[0], shape[1], "yuv420p"
+    context = stream.codec_context
+    context.gop_size = max(1, round(fps * KEYFRAME_SECONDS))
+    context.colorspace = context.color_primaries = context.color_trc = _BT709
+    context.color_range = _LIMITED
+    return stream
+
+
+def _even(frame_HW3: np.ndarray) -> np.ndarray:
+    height, width = frame_HW3.shape[:2]
+    if height % 2 or width % 2:
+        frame_HW3 = np.pad(frame_HW3, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    return np.ascontiguousarray(frame_HW3)
+
+
+def iter_frames(path: Path, width: int | None = None, height: int | None = None) -> Iterator[np.ndarray]:
+    """The video's frames, uint8 [H, W, 3], one at a time; cropped to width and height where given."""
+    import av
+
+    with _opened(path) as video:
+        try:
+            for picture in video.decode(video=0):
+                yield _rgb(picture)[:height, :width]
+        except av.FFmpegError as error:
+            raise DamagedTake(f"the video {path} cannot be decoded", str(error)) from error
+
+
+def _rgb(picture: av.VideoFrame) -> np.ndarray:
+    # A file that names no matrix is read as the size suggests: BT.709 from 720 lines on, else BT.601.
+    named = {1: "ITU709", 5: "ITU601", 6: "ITU601"}.get(int(picture.colorspace))
+    matrix = named or ("ITU709" if picture.height >= 720 else "ITU601")
+    full = int(picture.color_range) == 2
+    return picture.reformat(
+        format="rgb24",
+        src_colorspace=matrix,
+        dst_colorspace=matrix,
+        src_color_range="JPEG" if full else "MPEG",
+        dst_color_range="JPEG",
+    ).to_ndarray()
+
+
+def read_frames(path: Path, width: int | None = None, height: int | None = None) -> np.ndarray:
+    """All frames, uint8 [F, H, W, 3]."""
+    return np.stack(list(iter_frames(path, width, height)))
+
+
+def video_facts(path: Path) -> dict[str, float]:
+    """width, height (pixels), fps and frames (0 where the container does not say)."""
+    with _opened(path) as video:
+        stream = video.streams.video[0]
+        rate = stream.average_rate or Fraction(0)
+        return {
+            "width": stream.codec_context.width,
+            "height": stream.codec_context.height,
+            "fps": float(rate),
+            "frames": stream.frames,
+        }
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The tags of an MP4."""
+    with _opened(path) as video:
+        return dict(video.metadata)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """What wanscope wrote into the MP4: `recipe`, `take`, `latents_sha256`, `environment`.
+
+    RequestError when the file is not a video or carries no recipe.
+    """
+    written = read_metadata(path).get(METADATA_KEY)
+    if written is None:
+        raise RequestError(
+            f"{path} carries no recipe",
+            "wanscope did not make it, or a program that copied it dropped the metadata",
+            "the take.json beside the original",
+        )
+    try:
+        data = json.loads(written)
+    except ValueError:
+        data = None
+    if not isinstance(data, dict) or "recipe" not in data:
+        raise DamagedTake(f"the recipe in {path} cannot be read", "its metadata is cut or changed")
+    return data
+
+
+def _opened(path: Path) -> av.container.InputContainer:
+    import av
+
+    try:
+        video = av.open(str(path))
+    except (av.FFmpegError, OSError) as error:
+        raise RequestError(f"{path} cannot be read as a video", str(error)) from error
+    if not video.streams.video:
+        video.close()
+        raise RequestError(f"{path} cannot be read as a video", "it has no picture in it")
+    return video
+
+
+def write_poster(path: Path, frame_HW3: np.ndarray) -> None:
+    """One frame as WebP."""
+    from PIL import Image
+
+    with guarded(path.parent):
+        Image.fromarray(frame_HW3).save(path, "WEBP", quality=90, method=6)

@@ -1,0 +1,75 @@
+"""The workspace: the folder that holds `takes/` and `studies/`.
+
+Default: $WANSCOPE_HOME, else ./wanscope-out. Nothing is created by naming one.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from wanscope.errors import RequestError, TakeNotFound
+
+DEFAULT_FOLDER = "wanscope-out"
+HOME_VARIABLE = "WANSCOPE_HOME"
+MANIFEST = "take.json"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where takes and studies lie. `folder` is absolute."""
+
+    folder: Path
+
+    @classmethod
+    def find(cls, folder: str | Path | Workspace | None = None) -> Workspace:
+        """The workspace at `folder`, or the default one."""
+        if isinstance(folder, Workspace):
+            return folder
+        chosen = Path(folder or os.environ.get(HOME_VARIABLE) or DEFAULT_FOLDER).expanduser()
+        if chosen.exists() and not chosen.is_dir():
+            raise RequestError(f"{chosen} is not a folder", "a workspace is a folder", "--output-dir wanscope-out")
+        return cls(Path(os.path.abspath(chosen)))
+
+    @property
+    def takes(self) -> Path:
+        return self.folder / "takes"
+
+    @property
+    def studies(self) -> Path:
+        return self.folder / "studies"
+
+    def take_folder(self, take: str) -> Path:
+        """Where the take of that id lies or will lie."""
+        return self.takes / take
+
+    def take_ids(self) -> list[str]:
+        """Ids of the finished takes, sorted."""
+        if not self.takes.is_dir():
+            return []
+        return sorted(p.parent.name for p in self.takes.glob(f"*/{MANIFEST}") if not p.parent.name.startswith("."))
+
+    def find_take(self, name: str | Path) -> Path:
+        """The folder of a take, by id, by the start of one, by its folder or by a file or link into it.
+
+        TakeNotFound when there is none, or when the start of an id fits several.
+        """
+        path = Path(name)
+        if path.exists():
+            real = path.resolve()
+            folder = real if real.is_dir() else real.parent
+            if (folder / MANIFEST).is_file():
+                return folder
+        known = self.take_ids()
+        fits = [take for take in known if take.startswith(str(name))] if str(name) else []
+        if len(fits) == 1:
+            return self.takes / fits[0]
+        if fits:
+            shown = ", ".join(fits[:4])
+            raise TakeNotFound(
+                f"{name} could be any of {len(fits)} takes",
+                shown + (", ..." if len(fits) > 4 else ""),
+                f"wanscope show {fits[0]}",
+            )
+        raise TakeNotFound(f"there is no take {name}", f"{self.takes} holds {len(known)} takes", "wanscope takes")

@@ -1,0 +1,277 @@
+"""A take is whole or not there, opens lazily, and says which file is damaged."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers.takes import path_of, recipe, write_take
+from wanscope.errors import DamagedTake, NotCaptured, StorageError, TakeNotFound
+from wanscope.recipe import CaptureSpec, LatentsCapture
+from wanscope.take import disk
+from wanscope.take.manifest import read_manifest
+from wanscope.take.store import Take, TakeWriter, covers, latents_sha256, recover, union
+from wanscope.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Take:
+    return write_take(tmp_path_factory.mktemp("made") / "takes", recipe(seed=3))
+
+
+@pytest.fixture
+def take(tmp_path: Path) -> Take:
+    return write_take(tmp_path / "takes", recipe(seed=3))
+
+
+def test_a_take_reads_back_what_was_written(made: Take) -> None:
+    take = Take.open(made.folder)
+    states = path_of(take.recipe)
+    assert take.recipe == recipe(seed=3) and take.id == take.recipe.id
+    assert np.array_equal(take.latents[:], states)
+    assert np.array_equal(take.final, states[-1]) and take.final.dtype == np.float32
+    assert take.states.tolist() == [0, 1, 2, 3, 4]
+    assert take.frames.shape == (9, 48, 64, 3) and take.frames.dtype == np.uint8
+    assert take.sigmas[0] == 1 and take.sigmas[-1] == 0
+    assert take.events() == [{"event": "TakeStarted"}]
+    take.verify()
+    assert take.complete(take.recipe.capture)
+
+
+def test_the_gram_keeps_every_bit_through_json(made: Take) -> None:
+    v = np.diff(path_of(made.recipe).reshape(5, -1).astype(np.float64), axis=0, prepend=0)
+    assert np.allclose(Take.open(made.folder).gram, v @ v.T, rtol=1e-12)
+    assert Take.open(made.folder).manifest.gram == made.manifest.gram
+
+
+def test_latents_are_one_shard_a_step_and_one_latent_frame_a_chunk(made: Take) -> None:
+    assert made.latents.shards == (1, 16, 3, 6, 8)
+    assert made.latents.chunks == (1, 16, 1, 6, 8)
+    shards = sorted(p.name for p in (made.folder / "latents.zarr").iterdir())
+    assert shards == [*(f"c.{k}.0.0.0.0" for k in range(5)), "zarr.json"]
+    assert np.isnan(made.latents.fill_value)
+    codecs = json.loads((made.folder / "latents.zarr" / "zarr.json").read_text())["codecs"][0]["configuration"]
+    assert codecs["codecs"][-1]["name"] == "crc32c"
+    assert codecs["index_codecs"][-1]["name"] == "crc32c"
+
+
+def flip(path: Path, place: float = 0.5) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[int(len(raw) * place)] ^= 0x10
+    path.write_bytes(bytes(raw))
+
+
+LISTED = ["video.mp4", "poster.webp", "final.npy", "events.jsonl", "latents.zarr/zarr.json", "latents.zarr/c.2.0.0.0.0"]
+
+
+@pytest.mark.parametrize("name", LISTED)
+@pytest.mark.parametrize("harm", ["flip", "remove", "cut"])
+def test_damage_to_any_file_is_found_and_named(take: Take, name: str, harm: str) -> None:
+    path = take.folder / name
+    if harm == "flip":
+        flip(path)
+    elif harm == "remove":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DamagedTake, match=path.name):
+        Take.open(take.folder).verify()
+    assert Take.open(take.folder).complete(take.recipe.capture) == (harm == "flip")
+
+
+@pytest.mark.parametrize("name", ["latents.zarr/c.2.0.0.0.0", "latents.zarr/c.0.0.0.0.0"])
+def test_a_flipped_byte_or_missing_chunk_is_refused_on_opening_the_latents(take: Take, name: str) -> None:
+    flip(take.folder / name)
+    with pytest.raises(DamagedTake, match=name):
+        _ = Take.open(take.folder).latents
+    (take.folder / name).unlink()
+    with pytest.raises(DamagedTake, match=f"{name}.*missing"):
+        _ = Take.open(take.folder).latents
+
+
+def test_damaged_frames_and_final_latents_are_refused(take: Take) -> None:
+    flip(take.folder / "video.mp4")
+    flip(take.folder / "final.npy", 0.9)
+    with pytest.raises(DamagedTake, match=r"video\.mp4"):
+        _ = Take.open(take.folder).frames
+    with pytest.raises(DamagedTake, match=r"final\.npy"):
+        _ = Take.open(take.folder).final
+
+
+@pytest.mark.parametrize("place", [0.02, 0.3, 0.6, 0.97])
+def test_a_changed_take_json_is_refused(take: Take, place: float) -> None:
+    path = take.folder / "take.json"
+    text = path.read_text()
+    spot = next(i for i in range(int(len(text) * place), len(text)) if text[i].isalnum())
+    path.write_text(text[:spot] + ("7" if text[spot] != "7" else "8") + text[spot + 1 :])
+    with pytest.raises(DamagedTake, match=r"take\.json"):
+        Take.open(take.folder)
+
+
+def test_a_take_json_of_a_newer_version_says_so(take: Take) -> None:
+    path = take.folder / "take.json"
+    path.write_text(path.read_text().replace('"version": 1', '"version": 99', 1))
+    with pytest.raises(DamagedTake, match="newer wanscope"):
+        Take.open(take.folder)
+
+
+def test_a_file_that_does_not_belong_is_named(take: Take) -> None:
+    (take.folder / "notes.txt").write_text("mine")
+    with pytest.raises(DamagedTake, match=r"notes\.txt"):
+        take.verify()
+
+
+def test_records_that_were_not_captured_are_named(tmp_path: Path) -> None:
+    take = write_take(tmp_path / "takes", recipe(latents=False))
+    for name in ("latents", "states", "gram"):
+        with pytest.raises(NotCaptured, match="store-latents"):
+            getattr(take, name)
+    take.verify()
+
+
+def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    takes = tmp_path / "takes"
+
+    def fail() -> None:
+        with TakeWriter(takes, "abc") as writer:
+            (writer.folder / "x").write_text("half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert list(takes.iterdir()) == []
+
+
+def test_replacing_a_take_that_was_cut_short_is_undone_or_finished(take: Take) -> None:
+    takes, place = take.folder.parent, take.folder
+    older = takes / f".{take.id}.1.old"
+    partial = takes / f".{take.id}.1.partial"
+    place.rename(older)
+    partial.mkdir()
+    recover(takes, take.id)  # killed between the two renames: the older one is all there is
+    assert sorted(p.name for p in takes.iterdir()) == [take.id]
+    Take.open(place).verify()
+    older.mkdir()
+    recover(takes, take.id)  # killed after them: the place is taken, what was moved aside goes
+    assert sorted(p.name for p in takes.iterdir()) == [take.id]
+
+
+def test_opening_a_take_loads_no_torch_zarr_or_av(made: Take) -> None:
+    code = (
+        "import sys; from wanscope.take.store import Take; t = Take.open(sys.argv[1]); assert t.gram.shape == (5, 5);"
+        "print([m for m in ('torch', 'zarr', 'av', 'diffusers') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(made.folder)], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+CAPTURES = [
+    CaptureSpec(),
+    *(CaptureSpec(latents=LatentsCapture(dtype=d, every=e)) for d in ("fp16", "fp32") for e in (1, 2, 3)),
+]
+
+
+@pytest.mark.parametrize("have", CAPTURES)
+@pytest.mark.parametrize("asked", CAPTURES)
+def test_a_union_of_records_covers_both(have: CaptureSpec, asked: CaptureSpec) -> None:
+    both = union(have, asked)
+    assert covers(both, have) and covers(both, asked)
+    assert (both == have) or not covers(have, asked) or covers(have, both)
+
+
+def test_coarser_records_do_not_cover_finer_ones() -> None:
+    fine, coarse = CaptureSpec(latents=LatentsCapture(every=2)), CaptureSpec(latents=LatentsCapture(every=4))
+    assert covers(fine, coarse) and not covers(coarse, fine)
+    half, full = CaptureSpec(latents=LatentsCapture()), CaptureSpec(latents=LatentsCapture(dtype="fp32"))
+    assert covers(full, half) and not covers(half, full)
+
+
+def test_the_latents_checksum_is_of_the_values() -> None:
+    x = np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4)
+    assert latents_sha256(x) == latents_sha256(np.asfortranarray(x)) == latents_sha256(x.astype(">f4"))
+    assert latents_sha256(x) != latents_sha256(x + 1)
+
+
+# the disk
+
+
+@pytest.mark.parametrize(
+    ("code", "says"), [(errno.ENOSPC, "full"), (errno.EACCES, "cannot be written"), (errno.EROFS, "cannot be written")]
+)
+def test_a_refusing_disk_is_a_storage_error(tmp_path: Path, code: int, says: str) -> None:
+    with pytest.raises(StorageError, match=says), disk.guarded(tmp_path):
+        raise OSError(code, "the system's words", str(tmp_path / "file"))
+
+
+def test_a_programming_error_inside_a_guard_stays_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), disk.guarded(tmp_path):
+        (tmp_path / "none").read_text()
+
+
+def test_too_little_space_names_both_sizes(tmp_path: Path) -> None:
+    disk.require_space(tmp_path / "not" / "yet", 1000, "2 takes")
+    with pytest.raises(StorageError, match=r"2 takes need about 1000000\.0 TB, and .* are free"):
+        disk.require_space(tmp_path, 10**18, "2 takes")
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot be"):
+        disk.require_writable(tmp_path / "file" / "takes")
+
+
+def test_an_atomic_write_keeps_the_old_text_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    disk.write_atomic(path, "old")
+
+    def full(_: Path) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(disk, "sync_file", full)
+    with pytest.raises(OSError, match="no space"):
+        disk.write_atomic(path, "new")
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+# the workspace
+
+
+def test_takes_are_found_by_id_start_folder_file_and_link(take: Take, tmp_path: Path) -> None:
+    space = Workspace.find(tmp_path)
+    link = tmp_path / "red_seed03.mp4"
+    link.symlink_to(take.video)
+    for name in (take.id, take.id[:5], take.folder, take.folder / "take.json", take.video, link):
+        assert space.find_take(name) == take.folder
+    assert space.take_ids() == [take.id]
+
+
+def test_a_missing_or_unclear_take_is_refused(take: Take, tmp_path: Path) -> None:
+    space = Workspace.find(tmp_path)
+    with pytest.raises(TakeNotFound, match="no take zzz"):
+        space.find_take("zzz")
+    twin = take.folder.parent / (take.id[:4] + "zz")
+    twin.mkdir()
+    (twin / "take.json").write_text("{}")
+    with pytest.raises(TakeNotFound, match="any of 2"):
+        space.find_take(take.id[:4])
+
+
+def test_the_workspace_follows_its_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANSCOPE_HOME", str(tmp_path / "home"))
+    assert Workspace.find().folder == tmp_path / "home"
+    assert Workspace.find(tmp_path / "given").folder == tmp_path / "given"
+    monkeypatch.delenv("WANSCOPE_HOME")
+    monkeypatch.chdir(tmp_path)
+    assert Workspace.find().folder == tmp_path / "wanscope-out"
+    assert not (tmp_path / "wanscope-out").exists()
+
+
+def test_a_manifest_folder_without_take_json_is_unfinished(tmp_path: Path) -> None:
+    with pytest.raises(DamagedTake, match="not a finished take"):
+        read_manifest(tmp_path)
