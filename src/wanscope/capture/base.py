@@ -1,0 +1,72 @@
+"""What the sampling loop tells those who watch it: capture, runtime and doors build on these types.
+
+Shape suffixes: C latent channels, T latent frames, h and w latent height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Branch = Literal["cond", "uncond"]
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Which model call this is.
+
+    step: index in the whole schedule, from 0. evaluation: which evaluation of this step, from 0. branches: what the
+    batch holds, in its order; two only where guidance is batched. expert: 0, or 1 for the low-noise one of Wan 2.2.
+    sigma: the noise level that this evaluation is at.
+    """
+
+    step: int
+    steps: int
+    evaluation: int
+    branches: tuple[Branch, ...]
+    expert: int
+    sigma: float
+
+
+# Called before every model call; the call runs inside the context manager that it returns.
+AroundCall = Callable[[Moment], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class StepState:
+    """One finished step of the schedule, told once however many model evaluations it took.
+
+    The tensors belong to the loop: read or copy them, never write.
+
+    step: index in the whole schedule, from 0 (a run with start_step k begins at k). sigma: where the step began;
+    sigma_next: where it ended, the noise level of `latents`. latents: float32 [1, C, T, h, w], after the step.
+    denoised: the clean latents [1, C, T, h, w] that the step's first evaluation predicts, x - sigma * velocity, guided.
+    evaluations: model evaluations in this step (a guided one runs two branches and counts once). seconds: wall time.
+    """
+
+    step: int
+    steps: int
+    sigma: float
+    sigma_next: float
+    latents: Tensor
+    denoised: Tensor | None
+    evaluations: int
+    seconds: float
+
+
+class Observer:
+    """Watches a run. Both methods do nothing here; override what is needed."""
+
+    def start(self, latents: Tensor, sigmas: tuple[float, ...]) -> None:
+        """Before the first step: the float32 latents [1, C, T, h, w] that it begins from, at `sigmas[0]`.
+
+        `sigmas` are those of all states of this run: the k-th `step` after this one ends at `sigmas[k]`.
+        """
+
+    def step(self, state: StepState) -> None:
+        """After each step."""
