@@ -24,10 +24,11 @@ KINDS = ("2.1", "2.2", "5b", "i2v", "i2v-2.1")
 TEXT_LENGTH = 16
 TEXT_DIM = 32
 
-WORDS = (
+WORD_LIST = (
     "a an the red green blue cyan yellow magenta white black gray circle square triangle star moves stays still left "
     "right up down above below on over background large small and of two women men cat dog person beach night in at"
-).split()  # noqa: SIM905
+)
+WORDS = WORD_LIST.split()
 
 
 def video(kind: str = "2.1") -> dict[str, int]:

@@ -72,7 +72,8 @@ class WanModel:
     identity: dict[str, str] = field(default_factory=dict)
     loras: tuple[Lora, ...] = ()
     description: str = ""
-    memory: str = "none"  # how it is placed: none or offload
+    memory: str = "auto"  # as asked: auto, none or offload
+    placed: str | None = None  # as it is: none, offload, or None before memory.place
 
     def __post_init__(self) -> None:
         if (self.transformer_2 is None) != (self.boundary_ratio is None):
@@ -169,8 +170,8 @@ class WanModel:
             dict(parts["vae"].config),
             encoder.config.to_dict() if encoder is not None else None,
             experts=1 if parts["transformer_2"] is None else 2,
-            boundary_ratio=pipe.config.boundary_ratio,
-            expand_timesteps=bool(pipe.config.expand_timesteps),
+            boundary_ratio=pipe.config["boundary_ratio"],
+            expand_timesteps=bool(pipe.config["expand_timesteps"]),
             text_length=text_length,
         )
         if identity is None:
@@ -179,8 +180,8 @@ class WanModel:
         return cls(
             variant=variant,
             scheduler_config={"_class_name": type(pipe.scheduler).__name__, **pipe.scheduler.config},
-            boundary_ratio=pipe.config.boundary_ratio,
-            expand_timesteps=bool(pipe.config.expand_timesteps),
+            boundary_ratio=pipe.config["boundary_ratio"],
+            expand_timesteps=bool(pipe.config["expand_timesteps"]),
             device=parts["transformer"].device,
             dtype=parts["transformer"].dtype,
             text_length=text_length,

@@ -2,8 +2,10 @@
 
 `AutoencoderKLWan` walks a clip one latent frame at a time. Its causal caches make a longer chunk give the same
 numbers (to float rounding), and one long chunk is about twice as fast on small frames, so the chunk length is ours.
+It follows from the frame's size and the machine's memory as a whole, never from what happens to be free: the same
+machine decodes the same latents to the same bits.
 
-Shape suffixes: B batch, C colour channels, Z latent channels, F frames, T latent frames = (F - 1) / 4 + 1,
+Shape suffixes: B batch, C color channels, Z latent channels, F frames, T latent frames = (F - 1) / 4 + 1,
 H height, W width, h = H / stride, w = W / stride.
 """
 
@@ -14,8 +16,13 @@ from typing import TYPE_CHECKING
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
 
+from wanscope.wan import footprint
+
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
+
+MAX_LATENT_FRAMES = 4
+MEMORY_SHARE = 0.25
 
 
 def _chunks(length: int, first: int, size: int) -> list[slice]:
@@ -29,7 +36,8 @@ def encode_moments(vae: AutoencoderKLWan, video_BCFHW: torch.Tensor, latent_fram
     `latent_frames` is how many latent frames one chunk makes; more is faster and takes more memory.
     """
     vae.clear_cache()
-    x = video_BCFHW if vae.config.patch_size is None else patchify(video_BCFHW, vae.config.patch_size)
+    patch = vae.config["patch_size"]
+    x = video_BCFHW if patch is None else patchify(video_BCFHW, patch)
     parts = []
     for chunk in _chunks(x.shape[2], 1, 4 * latent_frames):
         vae._enc_conv_idx = [0]
@@ -49,4 +57,56 @@ def decode_raw(vae: AutoencoderKLWan, latents_BZThw: torch.Tensor, latent_frames
         parts.append(vae.decoder(z[:, :, chunk], feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=i == 0))
     video = torch.cat(parts, dim=2)
     vae.clear_cache()
-    return video if vae.config.patch_size is None else unpatchify(video, vae.config.patch_size)
+    patch = vae.config["patch_size"]
+    return video if patch is None else unpatchify(video, patch)
+
+
+def chunk_length(vae: AutoencoderKLWan, width: int, height: int) -> int:
+    """Latent frames to decode at once at a size in pixels, within a quarter of the device's memory; at least 1."""
+    parameter = next(vae.parameters())
+    budget_bytes = int(MEMORY_SHARE * _memory_bytes(parameter.device))
+    for frames in range(MAX_LATENT_FRAMES, 1, -1):
+        needed = footprint.decode_bytes(dict(vae.config), width, height, frames, parameter.element_size())
+        if needed <= budget_bytes:
+            return frames
+    return 1
+
+
+def _memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    import psutil
+
+    return psutil.virtual_memory().total
+
+
+def _statistics(vae: AutoencoderKLWan, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and 1 / std of the latents as the pipeline rounds them."""
+    mean = torch.tensor(vae.config["latents_mean"]).view(1, -1, 1, 1, 1).to(like)
+    inverse_std = 1.0 / torch.tensor(vae.config["latents_std"]).view(1, -1, 1, 1, 1).to(like)
+    return mean, inverse_std
+
+
+@torch.no_grad()
+def decode(vae: AutoencoderKLWan, latents_BZThw: torch.Tensor, latent_frames: int | None = None) -> torch.Tensor:
+    """Video [B, C, F, H, W] in -1..1 of the model's normalised latents, as WanPipeline decodes them.
+
+    `latent_frames`: how many to decode at once; None lets the frame's size and the memory decide. With 1 the result
+    is `vae.decode`'s, bit for bit.
+    """
+    parameter = next(vae.parameters())
+    latents = latents_BZThw.to(parameter.device, parameter.dtype)
+    mean, inverse_std = _statistics(vae, latents)
+    if latent_frames is None:
+        stride = vae.config["scale_factor_spatial"]
+        latent_frames = chunk_length(vae, latents.shape[-1] * stride, latents.shape[-2] * stride)
+    return decode_raw(vae, latents / inverse_std + mean, latent_frames).clamp(-1.0, 1.0)
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKLWan, video_BCFHW: torch.Tensor, latent_frames: int = 1) -> torch.Tensor:
+    """Normalised latents [B, Z, T, h, w] of a video in -1..1: the mean of the VAE's distribution, no draw."""
+    parameter = next(vae.parameters())
+    moments = encode_moments(vae, video_BCFHW.to(parameter.device, parameter.dtype), latent_frames)
+    mean, inverse_std = _statistics(vae, moments)
+    return (moments.chunk(2, dim=1)[0] - mean) * inverse_std

@@ -1,0 +1,173 @@
+"""Is this machine ready, and if not, what to do. Each check says what it found; none downloads or changes anything."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from wanscope.wan.download import size
+from wanscope.wan.variants import MARBLES_WEIGHTS, VARIANTS
+
+Status = Literal["ok", "warn", "fail"]
+NEEDED = ("diffusers", "transformers", "accelerate", "safetensors", "peft", "gguf", "pydantic", "typer", "zarr", "av")
+NEWEST_TESTED = (3, 14)
+SMALL_DISK_BYTES = 2_000_000_000
+MODEL_BYTES = 30_000_000_000
+MARBLES_HOST_BYTES = 3_000_000_000
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. `fix` says what to do unless status is ok."""
+
+    name: str
+    status: Status
+    detail: str
+    fix: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def diagnose(workspace: Path | None = None) -> list[Check]:
+    """All checks. workspace: where takes are written (default: the current folder)."""
+    checks: list[Callable[[], Check]] = [
+        python,
+        packages,
+        torch_build,
+        gpu,
+        memory,
+        lambda: disk(workspace or Path.cwd()),
+        hub_cache,
+        video_writing,
+        marbles,
+    ]
+    return [check() for check in checks]
+
+
+def python() -> Check:
+    version = platform.python_version()
+    if sys.version_info >= NEWEST_TESTED:
+        return Check(
+            "Python", "warn", f"{version}, newer than what wanscope is tested with", "python3.13 -m venv .venv"
+        )
+    return Check("Python", "ok", version)
+
+
+def packages() -> Check:
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        return Check("packages", "fail", f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}")
+    shown = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("diffusers", "transformers"))
+    return Check("packages", "ok", shown)
+
+
+def torch_build() -> Check:
+    if importlib.util.find_spec("torch") is None:
+        return Check("torch", "fail", "not installed", "pip install 'torch>=2.10,<2.14'")
+    import torch
+
+    kind = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
+    if torch.version.cuda is None and shutil.which("nvidia-smi"):
+        return Check(
+            "torch",
+            "warn",
+            f"{torch.__version__}, {kind}, but this machine has an NVIDIA GPU",
+            "install the CUDA build of torch; see 'Choosing a torch build' in the README",
+        )
+    return Check("torch", "ok", f"{torch.__version__}, {kind}, {torch.get_num_threads()} threads")
+
+
+def gpu() -> Check:
+    if importlib.util.find_spec("torch") is None:
+        return Check("GPU", "fail", "cannot be looked at without torch", "pip install 'torch>=2.10,<2.14'")
+    import torch
+
+    if not torch.cuda.is_available():
+        if torch.version.cuda:
+            return Check("GPU", "warn", "the CUDA build of torch sees no GPU", "nvidia-smi, and check the driver")
+        return Check("GPU", "ok", "none; marbles runs on the CPU, larger models need a GPU to be useful")
+    found = []
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        found.append(f"{torch.cuda.get_device_name(index)}, {size(free)} of {size(total)} free")
+    old = not torch.cuda.is_bf16_supported()
+    fix = "this GPU has no bfloat16; use dtype: fp16" if old else ""
+    return Check("GPU", "warn" if old else "ok", "; ".join(found), fix)
+
+
+def memory() -> Check:
+    import psutil
+
+    state = psutil.virtual_memory()
+    detail = f"{size(state.available)} of {size(state.total)} available, {os.cpu_count()} CPU cores"
+    if state.available < MARBLES_HOST_BYTES:
+        return Check("memory", "warn", detail, f"close programs; marbles wants {size(MARBLES_HOST_BYTES)}")
+    return Check("memory", "ok", detail)
+
+
+def disk(folder: Path) -> Check:
+    """Room and the right to write where takes go."""
+    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    detail = f"{size(shutil.disk_usage(existing).free)} free in {existing}"
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        fix = "choose another folder: export WANSCOPE_HOME=/a/folder"
+        return Check("workspace", "fail", f"{existing} cannot be written ({error.strerror})", fix)
+    if shutil.disk_usage(existing).free < SMALL_DISK_BYTES:
+        return Check("workspace", "warn", detail, "free some space; a study with latents takes gigabytes")
+    return Check("workspace", "ok", detail)
+
+
+def hub_cache() -> Check:
+    """Which variants are in the cache already, and whether there is room for one more."""
+    from huggingface_hub import constants, scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    place = Path(constants.HF_HUB_CACHE)
+    try:
+        have = {repo.repo_id for repo in scan_cache_dir(place).repos}
+    except CacheNotFound:
+        have = set()
+    names = [v.name for v in VARIANTS.values() if v.hub_id in have]
+    existing = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    detail = f"{place}: {', '.join(names) or 'no Wan model yet'}, {size(free)} free"
+    if constants.HF_HUB_OFFLINE:
+        return Check("hub cache", "warn", f"{detail}; HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE to download models")
+    if free < MODEL_BYTES:
+        return Check("hub cache", "warn", detail, "models take 12 to 70 GB: export HF_HOME=/a/larger/disk")
+    return Check("hub cache", "ok", detail)
+
+
+def video_writing() -> Check:
+    """Encoders that PyAV brings along; no ffmpeg program is needed."""
+    try:
+        import av
+        import av.codec
+    except ImportError as error:
+        return Check("video", "fail", f"PyAV cannot be imported ({error})", "pip install av")
+    known = [name for name in ("libx264", "libopenh264", "mpeg4") if name in av.codecs_available]
+    if not known:
+        return Check("video", "fail", f"PyAV {av.__version__} has no MP4 encoder", "pip install --force-reinstall av")
+    status: Status = "ok" if known[0] == "libx264" else "warn"
+    fix = "" if status == "ok" else "pip install --force-reinstall av, for H.264 with libx264"
+    return Check("video", status, f"PyAV {av.__version__}, {known[0]}", fix)
+
+
+def marbles() -> Check:
+    if (MARBLES_WEIGHTS / "model_index.json").is_file():
+        return Check("marbles", "ok", f"weights in {MARBLES_WEIGHTS}")
+    fix = "pip install --force-reinstall wanscope"
+    return Check("marbles", "fail", "the weights that ship with the package are not there", fix)

@@ -1,0 +1,114 @@
+"""A transformer from a GGUF file: weights stay quantised in memory and are dequantised layer by layer.
+
+diffusers reads the tensors and runs the quantised layers. Here: the config from the tensors' shapes, the original
+shape of rearranged tensors (`comfy.gguf.orig_shape.*`, written by ComfyUI-GGUF's converter and not read by
+diffusers), every tensor accounted for, and real tensors where a layer is not linear.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import GGUFQuantizationConfig, WanTransformer3DModel
+from diffusers.models.model_loading_utils import load_gguf_checkpoint
+from diffusers.quantizers.gguf.utils import GGML_QUANT_SIZES, GGUFParameter, dequantize_gguf_tensor
+from torch import nn
+
+from wanscope.errors import ModelError
+from wanscope.wan.single_file import PREFIXES, config_of, diffusers_names
+from wanscope.wan.weights import check_names
+
+ARCHITECTURE = "wan"
+ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
+
+
+def _reader(path: Path):
+    from gguf import GGUFReader
+
+    if not path.is_file():
+        raise ModelError(f"there is no file {path}")
+    try:
+        reader = GGUFReader(path)
+    except (ValueError, OSError, IndexError, KeyError) as error:
+        raise ModelError(
+            f"{path} cannot be read", f"it is not a whole GGUF file ({error})", "download it again"
+        ) from None
+    field = reader.get_field("general.architecture")
+    architecture = str(field.contents()) if field is not None else "unknown"
+    if architecture != ARCHITECTURE:
+        raise ModelError(f"{path} is not a Wan transformer", f"its header says the architecture is {architecture!r}")
+    return reader
+
+
+def _shapes(reader) -> dict[str, tuple[int, ...]]:
+    """{name: shape}, as torch counts them (GGUF counts backwards), rearranged tensors as they were."""
+    shapes = {tensor.name: tuple(int(n) for n in reversed(tensor.shape)) for tensor in reader.tensors}
+    for name in shapes:
+        field = reader.get_field(ORIGINAL_SHAPE + name)
+        if field is not None:
+            shapes[name] = tuple(int(n) for n in field.contents())
+    return shapes
+
+
+def _without_prefix(shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
+    """{name: name in the file}."""
+    prefix = next((p for p in PREFIXES if f"{p}patch_embedding.weight" in shapes), "")
+    return {name.removeprefix(prefix): name for name in shapes}
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """The config of a GGUF transformer, from its header alone."""
+    shapes = _shapes(_reader(path))
+    files = _without_prefix(shapes)
+    return config_of(files, lambda name: shapes[files[name]], str(path))
+
+
+def load(path: Path, dtype: torch.dtype) -> WanTransformer3DModel:
+    """The transformer of a GGUF file, on the CPU. `dtype` is what it computes in."""
+    shapes = _shapes(_reader(path))
+    files = _without_prefix(shapes)
+    config = config_of(files, lambda name: shapes[files[name]], str(path))
+    names = diffusers_names(files)
+    with torch.device("meta"):
+        empty = WanTransformer3DModel(**config)
+    want = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
+    check_names({name: shapes[files[old]] for name, old in names.items()}, want, str(path))
+    try:
+        tensors = load_gguf_checkpoint(str(path))
+    except ValueError as error:
+        raise ModelError(f"{path} cannot be loaded", str(error).split("\n")[0]) from None
+    linear = {f"{name}.weight" for name, module in empty.named_modules() if isinstance(module, nn.Linear)}
+    state = {
+        name: _tensor(tensors.pop(files[old]), want[name], name in linear, files[old], path)
+        for name, old in names.items()
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps({"_class_name": "WanTransformer3DModel", **config}))
+        transformer = WanTransformer3DModel.from_single_file(
+            state,  # type: ignore[arg-type]
+            config=folder,
+            quantization_config=GGUFQuantizationConfig(compute_dtype=dtype),
+            torch_dtype=dtype,
+            local_files_only=True,
+        )
+    empty_names = [name for name, tensor in transformer.state_dict().items() if tensor.device.type == "meta"]
+    if empty_names:
+        raise ModelError(f"{path} was not loaded whole", f"{len(empty_names)} tensors stayed empty")
+    return transformer.eval().requires_grad_(False)
+
+
+def _tensor(tensor: torch.Tensor, shape: tuple[int, ...], linear: bool, name: str, path: Path) -> torch.Tensor:
+    if not isinstance(tensor, GGUFParameter):
+        return tensor.reshape(shape)
+    block, size = GGML_QUANT_SIZES[tensor.quant_type]  # type: ignore[attr-defined]
+    rows = (*tensor.shape[:-1], tensor.shape[-1] // size * block)
+    if linear and rows == shape:
+        return tensor
+    values = dequantize_gguf_tensor(tensor)
+    if values.numel() != int(torch.Size(shape).numel()):
+        raise ModelError(f"{path} cannot be loaded", f"{name} has {values.numel()} values and not the shape {shape}")
+    return values.as_subclass(torch.Tensor).reshape(shape)

@@ -1,0 +1,121 @@
+"""Every variant with its parameter counts, computed from the configs on the meta device, and memory in bf16."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+from wanscope.wan.variant import Encoder, Variant
+from wanscope.wan.variants import VARIANTS
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One line of `wanscope models`. Parameters of one expert; bytes in bf16, of all experts, apart by component."""
+
+    name: str
+    title: str
+    hub_id: str | None
+    experts: int
+    blocks: int
+    transformer_parameters: int
+    encoder_parameters: int
+    vae_parameters: int
+    transformer_bytes: int
+    encoder_bytes: int
+    vae_bytes: int
+    width: int
+    height: int
+    frames: int
+    fps: int
+    steps: int
+    shift: float
+    guidance: tuple[float, ...]
+    makes_from_text: bool
+    note: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Parameters of one expert, of the text encoder and of the VAE."""
+
+    transformer: int
+    encoder: int
+    vae: int
+
+
+def counts(variant: Variant) -> Counts:
+    """Parameter counts of a variant's components; nothing is allocated."""
+    return Counts(
+        _transformer(json.dumps(variant.transformer_config(), sort_keys=True)),
+        _encoder(variant.encoder),
+        _vae(json.dumps(variant.vae_config(), sort_keys=True)),
+    )
+
+
+def _count(module: Any) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@lru_cache
+def _transformer(config: str) -> int:
+    import torch
+    from diffusers import WanTransformer3DModel
+
+    with torch.device("meta"):
+        return _count(WanTransformer3DModel(**json.loads(config)))
+
+
+@lru_cache
+def _encoder(encoder: Encoder) -> int:
+    import torch
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    with torch.device("meta"):
+        return _count(UMT5EncoderModel(UMT5Config(**encoder.config())))
+
+
+@lru_cache
+def _vae(config: str) -> int:
+    import torch
+    from diffusers import AutoencoderKLWan
+
+    with torch.device("meta"):
+        return _count(AutoencoderKLWan(**json.loads(config)))
+
+
+def models() -> list[ModelRow]:
+    """All variants, in the table's order."""
+    rows = []
+    for v in VARIANTS.values():
+        c, d = counts(v), v.defaults
+        rows.append(
+            ModelRow(
+                name=v.name,
+                title=v.title,
+                hub_id=v.hub_id,
+                experts=v.experts,
+                blocks=v.blocks,
+                transformer_parameters=c.transformer,
+                encoder_parameters=c.encoder,
+                vae_parameters=c.vae,
+                transformer_bytes=2 * c.transformer * v.experts,
+                encoder_bytes=2 * c.encoder,
+                vae_bytes=2 * c.vae,
+                width=d.width,
+                height=d.height,
+                frames=d.frames,
+                fps=d.fps,
+                steps=d.steps,
+                shift=d.shift,
+                guidance=d.guidance,
+                makes_from_text=not v.image_conditioned,
+                note=v.note,
+            )
+        )
+    return rows

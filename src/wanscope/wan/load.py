@@ -1,0 +1,247 @@
+"""Loading a model: from what a person wrote to a WanModel.
+
+    model = load("wan2.1-t2v-1.3b")
+    model = load("wan2.1_t2v_14B_fp8_scaled.safetensors", loras=[("style.safetensors", 0.8)])
+
+Weights are loaded on the CPU (mapped from the file, not copied, for a GPU and the file's own dtype); memory.py places
+them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from wanscope import events
+from wanscope.errors import ModelError, nearest
+from wanscope.wan import lora as lora_files
+from wanscope.wan.model import WanModel, text_length_of
+from wanscope.wan.pickles import refuse_pickle
+from wanscope.wan.source import Part, Source, locate
+from wanscope.wan.weights import align, listed
+
+DTYPES = {
+    "fp32": torch.float32,
+    "float32": torch.float32,
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "fp16": torch.float16,
+    "float16": torch.float16,
+}
+MEMORY = ("auto", "none", "offload")
+SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+def load(
+    spec: str | Path | tuple[str | Path, str | Path],
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    loras: Iterable[Any] = (),
+    memory: str = "auto",
+    encoder: str | Path | None = None,
+    vae: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    on_event: events.Listener = events.ignore,
+) -> WanModel:
+    """Load a model.
+
+    spec: a variant's name, a hub id, a folder in diffusers' layout, a .safetensors or .gguf file, or
+    "high.safetensors + low.safetensors" (source.py). device: auto takes the GPU where there is one. dtype: of the
+    transformer; auto is the variant's own. loras: paths, (path, weight) or (path, weight, "high" | "low" | "both").
+    memory: auto, none or offload (memory.py). encoder, vae, tokenizer: other components than the model's own.
+
+    Nothing is unpickled. ModelError when a part is missing, does not fit or would load wrong.
+    """
+    started = time.monotonic()
+    if memory not in MEMORY:
+        raise ModelError(f"memory {memory!r} is not known", nearest(memory, MEMORY))
+    torch_device = pick_device(device)
+    chosen = list(map(lora_files.as_triple, loras))
+    for path, _, _ in chosen:
+        _check_lora_path(path)
+    on_event(events.ModelLoading(str(spec)))
+    source = locate(spec, encoder=encoder, vae=vae, tokenizer=tokenizer, on_event=on_event)
+    torch_dtype = pick_dtype(dtype, source)
+    model = _build(source, torch_device, torch_dtype, memory, on_event)
+    _check_fit(model)
+    if torch_device.type == "cpu":
+        for module in (*model.experts(), model.vae, model.encoder()):
+            align(module)
+    lora_files.apply_all(model, chosen)
+    on_event(
+        events.ModelReady(
+            model.variant.name, str(torch_device), SHORT.get(torch_dtype, str(torch_dtype)), time.monotonic() - started
+        )
+    )
+    return model
+
+
+def identify(
+    spec: str | Path | tuple[str | Path, str | Path],
+    *,
+    encoder: str | Path | None = None,
+    vae: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    on_event: events.Listener = events.ignore,
+) -> tuple[Source, dict[str, str]]:
+    """What `load` would load, and the identity it would have, without loading weights."""
+    source = locate(spec, encoder=encoder, vae=vae, tokenizer=tokenizer, on_event=on_event)
+    return source, source.identity()
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """The torch device; `auto` is the first GPU, else the CPU. ModelError when it is not there."""
+    if isinstance(device, torch.device):
+        return device
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ModelError(f"{device!r} is not a device", "use auto, cpu, cuda or cuda:1") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"the device {device} is not there", "torch sees no CUDA GPU", "wanscope doctor")
+    return found
+
+
+def pick_dtype(dtype: str | torch.dtype, source: Source) -> torch.dtype:
+    """The transformer's dtype; `auto` is the variant's own (bf16, and fp32 for marbles and tiny models)."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return DTYPES[_stored(source.parts["transformer"]) if source.variant.hub_id is None else source.variant.dtype]
+    if dtype not in DTYPES:
+        raise ModelError(f"{dtype!r} is not a dtype", nearest(dtype, DTYPES))
+    return DTYPES[dtype]
+
+
+def _stored(part: Part) -> str:
+    """fp32 or bf16, as a model of unknown dims is stored; fp16 files are computed in fp32."""
+    files = sorted(part.path.glob("*.safetensors")) if part.kind == "folder" else [part.path]
+    if not files or files[0].suffix != ".safetensors":
+        return "bf16"
+    with safe_open(files[0], framework="pt") as handle:
+        stored = {handle.get_slice(name).get_dtype() for name in handle.keys()}  # noqa: SIM118
+    return "bf16" if "BF16" in stored or any(name.startswith("F8") for name in stored) else "fp32"
+
+
+def _check_lora_path(path: Path) -> None:
+    refuse_pickle(path)
+    if not path.is_file():
+        raise ModelError(f"there is no LoRA file {path}")
+
+
+def _build(
+    source: Source, device: torch.device, dtype: torch.dtype, memory: str, on_event: events.Listener
+) -> WanModel:
+    encoder_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16  # UMT5 overflows in fp16
+    parts = source.parts
+    tokenizer = _tokenizer(parts["tokenizer"], source.variant.text_length)
+    second = parts.get("transformer_2")
+    return WanModel(
+        variant=source.variant,
+        transformer=_transformer(parts["transformer"], dtype, on_event),
+        transformer_2=None if second is None else _transformer(second, dtype, on_event),
+        vae=_vae(parts["vae"]),
+        text_encoder=_encoder(parts["text_encoder"], encoder_dtype),
+        tokenizer=tokenizer,
+        scheduler_config=source.scheduler,
+        boundary_ratio=source.boundary_ratio,
+        expand_timesteps=source.expand_timesteps,
+        device=device,
+        dtype=dtype,
+        text_length=text_length_of(tokenizer),
+        identity=source.identity(),
+        description=source.description,
+        memory=memory,
+    )
+
+
+def _transformer(part: Part, dtype: torch.dtype, on_event: events.Listener):
+    from diffusers import WanTransformer3DModel
+
+    if part.kind == "folder":
+        return _pretrained(WanTransformer3DModel, part.path, torch_dtype=dtype)
+    if part.path.suffix.lower() == ".gguf":
+        from wanscope.wan import gguf
+
+        return gguf.load(part.path, dtype)
+    from wanscope.wan import single_file
+
+    transformer, scaled = single_file.load(part.path, dtype)
+    if scaled:
+        on_event(events.Note(f"{part.path.name} holds scaled fp8 weights; they are used as {SHORT[dtype]}"))
+    return transformer
+
+
+def _vae(part: Part):
+    from diffusers import AutoencoderKLWan
+
+    if part.kind == "file":
+        from wanscope.wan import vae_file
+
+        return vae_file.load(part.path, torch.float32)
+    return _pretrained(AutoencoderKLWan, part.path, torch_dtype=torch.float32)
+
+
+def _encoder(part: Part, dtype: torch.dtype):
+    from transformers import UMT5EncoderModel
+
+    if part.kind == "file":
+        from wanscope.wan import encoder_file
+
+        return encoder_file.load(part.path, dtype)
+    return _pretrained(UMT5EncoderModel, part.path, dtype=dtype)
+
+
+def _pretrained(cls: Any, folder: Path, **options: Any):
+    options |= {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+    try:
+        module, info = cls.from_pretrained(folder, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(f"{folder} cannot be loaded", reason[:300], "the model's safetensors files, whole") from None
+    gone = [*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])]
+    if gone:  # the libraries fill these with random numbers and say so in a log line
+        raise ModelError(f"{folder} does not hold all weights", f"{len(gone)} are missing or misshapen: {listed(gone)}")
+    return module.eval().requires_grad_(False)
+
+
+def _tokenizer(part: Part, text_length: int):
+    if part.kind == "file":
+        from wanscope.wan import encoder_file
+
+        tokenizer = encoder_file.tokenizer_in(part.path, text_length)
+        if tokenizer is None:
+            raise ModelError(f"{part.path} holds no tokenizer", "give a folder with tokenizer.json")
+        return tokenizer
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(part.path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the tokenizer in {part.path} cannot be loaded", str(error).split("\n")[0]) from None
+
+
+def _check_fit(model: WanModel) -> None:
+    """The parts belong together."""
+    config, vae = model.transformer.config, model.vae.config
+    if vae["z_dim"] != config["out_channels"]:
+        names = " or ".join(model.variant.files.vae)
+        raise ModelError(
+            "the VAE does not fit the transformer",
+            f"it has {vae['z_dim']} latent channels and the transformer {config['out_channels']}",
+            f"vae: {names}" if names else "",
+        )
+    encoder = model.encoder()
+    if encoder.config.d_model != config["text_dim"]:
+        raise ModelError(
+            "the text encoder does not fit the transformer",
+            f"it gives {encoder.config.d_model} values a token and the transformer takes {config['text_dim']}",
+        )

@@ -1,0 +1,245 @@
+"""LoRA files on a Wan transformer, with nothing left out in silence.
+
+Every tensor of the file is accounted for: low-rank pairs become PEFT adapters (through diffusers), `.diff`, `.diff_b`
+and `.diff_m` (full differences of weights, biases and modulation, which diffusers drops with a log line) are added to
+the parameters, and anything else is refused by name. Layouts: `diffusion_model.*` (lightx2v, Kijai, ComfyUI),
+`lora_unet_*` (kohya, musubi) and diffusers' own. LoKr, LoHa and DoRA are refused.
+
+An adapter adds weight * (alpha / rank) * up @ down; alpha is the rank where the file names none.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from wanscope.errors import ModelError
+from wanscope.wan.identity import file_hash
+from wanscope.wan.model import Lora
+from wanscope.wan.single_file import diffusers_names
+from wanscope.wan.weights import listed, open_weights
+
+if TYPE_CHECKING:
+    from diffusers import WanTransformer3DModel
+
+    from wanscope.wan.model import WanModel
+
+EXPERTS = ("both", "high", "low")
+PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
+KOHYA = "lora_unet_"
+DOWN = (".lora_A.weight", ".lora_A.default.weight", ".lora_down.weight")
+UP = (".lora_B.weight", ".lora_B.default.weight", ".lora_up.weight")
+UP_BIAS = (".lora_B.bias", ".lora_B.default.bias")
+OTHER_KINDS = {
+    ".lokr_": "LoKr",
+    ".hada_": "LoHa",
+    ".dora_scale": "DoRA",
+    ".lora_magnitude_vector": "DoRA",
+    ".lora_mid": "LoCon with a middle matrix",
+    ".oft_": "OFT",
+    ".glora_": "GLoRA",
+}
+
+
+@dataclass
+class LoraTensors:
+    """A LoRA file's content by diffusers' module names. `deltas`: full differences by parameter name."""
+
+    down: dict[str, torch.Tensor] = field(default_factory=dict)
+    up: dict[str, torch.Tensor] = field(default_factory=dict)
+    alpha: dict[str, float] = field(default_factory=dict)
+    deltas: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def _original_modules(blocks: int) -> list[str]:
+    """Original names of every layer that a LoRA can be for."""
+    attention = [f"self_attn.{x}" for x in "qkvo"] + [f"cross_attn.{x}" for x in (*"qkvo", "k_img", "v_img")]
+    inside = [*attention, "ffn.0", "ffn.2", "norm3", *(f"{a}_attn.norm_{x}" for a in ("self", "cross") for x in "qk")]
+    outside = ["time_embedding.0", "time_embedding.2", "text_embedding.0", "text_embedding.2", "time_projection.1"]
+    outside += ["patch_embedding", "head.head", *(f"img_emb.proj.{i}" for i in (0, 1, 3, 4))]
+    return [f"blocks.{i}.{name}" for i in range(blocks) for name in (*inside, "cross_attn.norm_k_img")] + outside
+
+
+def _modules(transformer: WanTransformer3DModel) -> dict[str, str]:
+    """{name as files write it: diffusers' module name}, in original, kohya's and diffusers' spelling."""
+    ours = [name for name, _ in transformer.named_modules() if name]
+    original = {
+        old.removesuffix(".weight"): new.removesuffix(".weight")
+        for new, old in diffusers_names(f"{name}.weight" for name in _original_modules(len(transformer.blocks))).items()
+    }
+    known = {name: name for name in ours} | {old: new for old, new in original.items() if new in set(ours)}
+    # Modulations are parameters of the blocks and of the model itself.
+    known |= {f"blocks.{i}": f"blocks.{i}" for i in range(len(transformer.blocks))} | {"head": ""}
+    return known | {name.replace(".", "_"): module for name, module in known.items()}
+
+
+def parse(path: Path, transformer: WanTransformer3DModel) -> LoraTensors:
+    """Everything in a LoRA file, under the transformer's names. ModelError names what cannot be used."""
+    modules, result = _modules(transformer), LoraTensors()
+    with open_weights(path) as file:
+        for marker, kind in OTHER_KINDS.items():
+            found = [name for name in file.names if marker in name]
+            if found:
+                raise ModelError(
+                    f"{path} is not a plain LoRA",
+                    f"it is a {kind} file ({listed(found)}), which cannot be applied here",
+                    "a LoRA export of the same adapter",
+                )
+        unknown = [name for name in file.names if not _take(name, file.read(name), modules, result)]
+        alphas = _alphas_of_metadata(file.metadata, result.down, path)
+    if unknown:
+        image = [name for name in unknown if "k_img" in name or "v_img" in name or "img_emb" in name]
+        why = f"{len(unknown)} tensors belong to no layer of the model: {listed(unknown)}"
+        if image and len(image) == len(unknown):
+            why += ". They are for image tokens: the LoRA was made for an image-to-video model"
+        raise ModelError(f"{path} does not fit the model", why)
+    for module, value in alphas.items():
+        result.alpha.setdefault(module, value)
+    _check(path, transformer, result)
+    return result
+
+
+def _take(name: str, tensor: torch.Tensor, modules: dict[str, str], result: LoraTensors) -> bool:
+    """Sort one tensor in. False when it is nothing known."""
+    bare = name.removeprefix(KOHYA).lstrip("_")
+    for prefix in PREFIXES:
+        bare = bare.removeprefix(prefix)
+    bare = bare.replace(".modulation.diff", ".diff_m")
+
+    def module_of(suffixes: Iterable[str]) -> str | None:
+        for suffix in suffixes:
+            if bare.endswith(suffix):
+                return modules.get(bare.removesuffix(suffix))
+        return None
+
+    for kind, suffixes in (("down", DOWN), ("up", UP)):
+        if (module := module_of(suffixes)) is not None:
+            getattr(result, kind)[module] = tensor
+            return True
+    if (module := module_of((".alpha",))) is not None:
+        result.alpha[module] = float(tensor.item())
+        return True
+    for suffix, parameter in ((".diff", "weight"), (".diff_b", "bias"), (".diff_m", "scale_shift_table")):
+        if (module := module_of((suffix,))) is not None:
+            result.deltas[f"{module}.{parameter}".lstrip(".")] = tensor
+            return True
+    if (module := module_of(UP_BIAS)) is not None:
+        result.deltas[f"{module}.bias"] = tensor
+        return True
+    return False
+
+
+def _alphas_of_metadata(metadata: dict[str, str], down: dict[str, torch.Tensor], path: Path) -> dict[str, float]:
+    """Alphas from the header that diffusers writes (`lora_adapter_metadata`)."""
+    if "lora_adapter_metadata" not in metadata:
+        return {}
+    config = {key.removeprefix("transformer."): v for key, v in json.loads(metadata["lora_adapter_metadata"]).items()}
+    if config.get("use_dora"):
+        raise ModelError(
+            f"{path} is not a plain LoRA", "its header says it is a DoRA file, which cannot be applied here"
+        )
+    patterns: dict[str, float] = config.get("alpha_pattern") or {}
+    result = {}
+    for module, tensor in down.items():
+        alpha = next((a for p, a in patterns.items() if re.search(rf"(^|\.){p.lstrip('^')}$", module)), None)
+        alpha = config.get("lora_alpha") if alpha is None else alpha
+        if alpha is not None:
+            rank = tensor.shape[0]
+            result[module] = float(alpha) * (math.sqrt(rank) if config.get("use_rslora") else 1.0)
+    return result
+
+
+def _check(path: Path, transformer: WanTransformer3DModel, lora: LoraTensors) -> None:
+    halves = sorted(set(lora.down) ^ set(lora.up))
+    if halves:
+        raise ModelError(f"{path} is not a whole LoRA", f"one of the two matrices is missing for {listed(halves)}")
+    if not lora.down and not lora.deltas:
+        raise ModelError(f"{path} is not a LoRA", "it holds no low-rank matrices and no differences of weights")
+    wrong = []
+    for name in lora.down:
+        layer = transformer.get_submodule(name)
+        if not isinstance(layer, nn.Linear):
+            wrong.append(f"{name} ({type(layer).__name__} layers take none here)")
+        elif lora.down[name].shape[-1] != layer.in_features or lora.up[name].shape[0] != layer.out_features:
+            wrong.append(f"{name} ({lora.down[name].shape[-1]} to {lora.up[name].shape[0]})")
+    parameters = dict(transformer.named_parameters())
+    for name, delta in lora.deltas.items():
+        parameter = parameters.get(name)
+        if parameter is None or delta.numel() != parameter.numel() or not parameter.is_floating_point():
+            wrong.append(f"{name} (a difference of shape {tuple(delta.shape)})")
+    if wrong:
+        raise ModelError(f"{path} does not fit the model", f"{len(wrong)} of its layers do not: {listed(wrong)}")
+
+
+def apply(transformer: WanTransformer3DModel, path: Path, weight: float, adapter: str) -> None:
+    """Add one LoRA to a transformer as the PEFT adapter `adapter`, unmerged; differences are added to parameters."""
+    lora = parse(path, transformer)
+    state: dict[str, torch.Tensor] = {}
+    for module, down in lora.down.items():
+        scale = lora.alpha.get(module, down.shape[0]) / down.shape[0]
+        state[f"{module}.lora_A.weight"] = down
+        state[f"{module}.lora_B.weight"] = (lora.up[module].float() * scale).to(lora.up[module].dtype)
+    if state:
+        transformer.load_lora_adapter(state, prefix=None, adapter_name=adapter)  # type: ignore[arg-type]
+        placed = {
+            name
+            for name, module in transformer.named_modules()
+            if hasattr(module, "lora_A") and adapter in module.lora_A  # type: ignore[operator]
+        }
+        if placed != set(lora.down):
+            missed = sorted(set(lora.down) ^ placed)
+            raise ModelError(f"{path} was not applied whole", f"{len(missed)} layers differ: {listed(missed)}")
+    parameters = dict(transformer.named_parameters())
+    for name, delta in lora.deltas.items():
+        parameter = parameters.get(name, parameters.get(_wrapped(name)))
+        assert parameter is not None
+        changed = parameter.detach().float() + weight * delta.float().reshape(parameter.shape).to(parameter.device)
+        parameter.data = changed.to(parameter.dtype)
+
+
+def _wrapped(name: str) -> str:
+    """The parameter's name once PEFT has wrapped its layer."""
+    module, _, parameter = name.rpartition(".")
+    return f"{module}.base_layer.{parameter}"
+
+
+def as_triple(lora: Any) -> tuple[Path, float, Literal["both", "high", "low"]]:
+    """(path, weight, expert) of a path, a (path, weight[, expert]) tuple or a recipe's LoraSpec."""
+    if isinstance(lora, str | Path):
+        lora = (lora, 1.0, "both")
+    elif not isinstance(lora, tuple):
+        lora = (lora.path, lora.weight, lora.expert)
+    path, weight, expert = (*lora, "both")[:3]
+    if expert not in EXPERTS:
+        raise ModelError(f"{expert!r} is not an expert", "a LoRA goes to both, high or low")
+    return Path(path).expanduser(), float(weight), expert
+
+
+def apply_all(model: WanModel, loras: Iterable[Any]) -> None:
+    """Add LoRAs to a model's experts, in order, with their weights."""
+    applied: list[Lora] = []
+    names: dict[int, list[tuple[str, float]]] = {}
+    for index, (path, weight, expert) in enumerate(as_triple(lora) for lora in loras):
+        if expert != "both" and model.transformer_2 is None:
+            raise ModelError(f"{path} is for the {expert}-noise expert", f"{model.variant.name} has one expert only")
+        targets = model.experts()
+        targets = targets[:1] if expert == "high" else targets[1:] if expert == "low" else targets
+        adapter = f"lora{index}"
+        for transformer in targets:
+            apply(transformer, path, weight, adapter)
+            if adapter in getattr(transformer, "peft_config", {}):
+                names.setdefault(id(transformer), []).append((adapter, weight))
+        applied.append(Lora(str(path), weight, expert, file_hash(path), adapter))
+    for transformer in model.experts():
+        if adapters := names.get(id(transformer)):
+            transformer.set_adapters([name for name, _ in adapters], [weight for _, weight in adapters])
+            transformer.requires_grad_(False)
+    model.loras = (*model.loras, *applied)

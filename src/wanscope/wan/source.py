@@ -1,0 +1,322 @@
+"""Where a model's parts are: from what a person wrote to a folder or file for each component.
+
+    marbles, wan2.1-t2v-14b          a variant of the table
+    Wan-AI/Wan2.1-T2V-14B-Diffusers  a hub id
+    ./my-wan                         a folder in diffusers' layout
+    wan2.1_t2v_14B_fp16.safetensors  one file: original, ComfyUI-repackaged or diffusers' layout
+    wan2.1-t2v-14b-Q4_K_M.gguf
+    high.safetensors + low.safetensors   the two experts of Wan 2.2
+
+A single file is only the transformer. Its encoder, tokenizer and VAE are those given, else files of the usual names
+beside it (or in ComfyUI's folders), else those of the variant's hub repository.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from wanscope import events
+from wanscope.errors import ModelError
+from wanscope.wan import download, identity, variants
+from wanscope.wan.pickles import PICKLES, is_pickle, refuse_pickle
+from wanscope.wan.variant import Files, Variant
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+SUFFIXES = (".safetensors", ".gguf")
+COMFY_FOLDERS = {"text_encoder": ("text_encoders", "clip"), "vae": ("vae",)}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One component: a folder in diffusers' layout or a single file."""
+
+    kind: Literal["folder", "file"]
+    path: Path
+
+    def hash(self) -> str:
+        return identity.folder_hash(self.path) if self.kind == "folder" else identity.file_hash(self.path)
+
+    def config(self) -> dict[str, Any]:
+        return json.loads((self.path / "config.json").read_text())
+
+
+@dataclass(frozen=True)
+class Source:
+    """All components of one model."""
+
+    variant: Variant
+    parts: dict[str, Part]
+    scheduler: dict[str, Any]
+    description: str
+    boundary_ratio: float | None = None
+    expand_timesteps: bool = False
+
+    def identity(self) -> dict[str, str]:
+        """{component: SHA-256 of its weights}; reads files, loads nothing."""
+        return {name: part.hash() for name, part in sorted(self.parts.items())}
+
+
+def locate(
+    spec: str | Path | tuple[str | Path, str | Path],
+    *,
+    encoder: str | Path | None = None,
+    vae: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    on_event: events.Listener = events.ignore,
+) -> Source:
+    """Find every component of a model; downloads what the hub has and the cache has not. ModelError says what is
+    missing."""
+    paths = [Path(p).expanduser() for p in spec] if isinstance(spec, tuple) else _paths(str(spec))
+    if all(_looks_like_a_file(path) for path in paths):
+        return _from_files(paths, encoder, vae, tokenizer, on_event)
+    name = str(spec)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        source = _from_folder(folder, str(folder.resolve().name), str(folder))
+    elif name.strip().lower() == "marbles":
+        source = _marbles()
+    else:
+        hub_id = _hub_id(name)
+        source = _from_folder(download.snapshot(hub_id, on_event), hub_id, hub_id)
+    given = {"text_encoder": encoder, "vae": vae, "tokenizer": tokenizer}
+    replaced = {k: _given_part(k, v, on_event) for k, v in given.items() if v is not None}
+    return replace(source, parts={**source.parts, **replaced}) if replaced else source
+
+
+def _paths(spec: str) -> list[Path]:
+    return [Path(part.strip()).expanduser() for part in spec.split(" + ")]
+
+
+def _looks_like_a_file(path: Path) -> bool:
+    return path.is_file() or path.suffix.lower() in (*SUFFIXES, *PICKLES)
+
+
+def _hub_id(name: str) -> str:
+    """The hub id behind a variant's name, or the hub id that `name` is."""
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"there is no model at {name}", "the folder or file does not exist")
+    if HUB_ID.fullmatch(name):
+        return name
+    variant = variants.resolve(name)
+    assert variant.hub_id is not None
+    return variant.hub_id
+
+
+def _marbles() -> Source:
+    folder = variants.MARBLES_WEIGHTS
+    if not (folder / "model_index.json").is_file():
+        raise ModelError(
+            "the marbles weights are not there",
+            f"{folder} has no model_index.json; they ship with the package and this copy lacks them",
+            "pip install --force-reinstall wanscope",
+        )
+    source = _from_folder(folder, "marbles", "marbles")
+    return replace(source, variant=variants.VARIANTS["marbles"])
+
+
+def _from_folder(folder: Path, name: str, shown: str) -> Source:
+    gone = download.missing(folder)
+    if gone == ["model_index.json"] and (folder / "config.json").is_file():
+        raise ModelError(
+            f"{shown} is one component and not a whole model",
+            "a folder in diffusers' layout has model_index.json, transformer/, vae/, text_encoder/ and tokenizer/",
+            str(folder.parent),
+        )
+    if gone:
+        pickles = sorted(str(p.relative_to(folder)) for s in PICKLES for p in folder.glob(f"*/*{s}"))
+        why = f"it has no {', '.join(gone[:4])}"
+        if pickles:
+            why += f"; {pickles[0]} is a pickle, which can run any program when loaded, and is never opened"
+        raise ModelError(f"{shown} is not a whole model in diffusers' layout", why, "the model's safetensors files")
+    index = json.loads((folder / "model_index.json").read_text())
+    two = bool((index.get("transformer_2") or [None])[0])
+    names = ["transformer", *(["transformer_2"] if two else []), "vae", "text_encoder", "tokenizer"]
+    parts = {part: Part("folder", folder / part) for part in names}
+    absent = [part for part in names if not (folder / part).is_dir()]
+    if absent:
+        raise ModelError(f"{shown} is not a whole Wan model", f"it has no {', '.join(absent)}")
+    _check_class(shown, parts["transformer"].config().get("_class_name"))
+    variant = variants.from_configs(
+        name,
+        parts["transformer"].config(),
+        parts["vae"].config(),
+        parts["text_encoder"].config(),
+        experts=2 if two else 1,
+        boundary_ratio=index.get("boundary_ratio"),
+        expand_timesteps=bool(index.get("expand_timesteps")),
+        text_length=_text_length(folder / "tokenizer"),
+    )
+    scheduler_file = folder / "scheduler" / "scheduler_config.json"
+    scheduler = json.loads(scheduler_file.read_text()) if scheduler_file.is_file() else variant.scheduler_config()
+    return Source(
+        variant,
+        parts,
+        scheduler,
+        f"{variant.title} from {shown}",
+        index.get("boundary_ratio"),
+        bool(index.get("expand_timesteps")),
+    )
+
+
+def _check_class(shown: str, name: str | None) -> None:
+    if name not in (None, "WanTransformer3DModel"):
+        raise ModelError(f"{shown} is not a Wan text-to-video model", f"its transformer is a {name}", "wanscope models")
+
+
+def _text_length(tokenizer: Path) -> int:
+    """As model.text_length_of, from the folder's file."""
+    file = tokenizer / "tokenizer_config.json"
+    limit = json.loads(file.read_text()).get("model_max_length") if file.is_file() else None
+    return int(min(limit or 512, 512))
+
+
+def _from_files(
+    paths: list[Path],
+    encoder: str | Path | None,
+    vae: str | Path | None,
+    tokenizer: str | Path | None,
+    on_event: events.Listener,
+) -> Source:
+    for path in paths:
+        _refuse(path)
+    if len(paths) > 2:
+        raise ModelError(f"{len(paths)} transformer files were given", "a Wan model has one or two experts")
+    configs = [describe(path) for path in paths]
+    if len(paths) == 2 and configs[0] != configs[1]:
+        raise ModelError(
+            "the two files are not experts of one model", f"{paths[0]} and {paths[1]} differ in their dims"
+        )
+    if len(paths) == 2 and _noise(paths[0]) == "low" and _noise(paths[1]) != "low":
+        paths.reverse()  # the high-noise expert comes first
+    variant = _variant_of_files(paths, configs[0])
+    given = {"text_encoder": encoder, "vae": vae, "tokenizer": tokenizer}
+    parts = {"transformer": Part("file", paths[0])}
+    if len(paths) == 2:
+        parts["transformer_2"] = Part("file", paths[1])
+    for name, value in given.items():
+        if value is not None:
+            parts[name] = _given_part(name, value, on_event)
+    for name, names in (("text_encoder", variant.files.encoder), ("vae", variant.files.vae)):
+        if name not in parts and (found := _beside(paths[0], names, COMFY_FOLDERS[name])):
+            parts[name] = Part("file", found)
+            on_event(events.Note(f"{name.replace('_', ' ')}: {found}"))
+    _tokenizer_with_encoder(parts)
+    wanted = [name for name in given if name not in parts]
+    if wanted:
+        parts |= _from_hub(variant, paths[0], wanted, on_event)
+    shown = " + ".join(str(path) for path in paths)
+    return Source(
+        variant,
+        parts,
+        variant.scheduler_config(),
+        f"{variant.title} from {shown}",
+        variant.boundary_ratio,
+        variant.expand_timesteps,
+    )
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """The transformer config of a single file, from its header."""
+    if path.suffix.lower() == ".gguf":
+        from wanscope.wan import gguf
+
+        return gguf.describe(path)
+    from wanscope.wan import single_file
+
+    return single_file.describe(path)
+
+
+def _refuse(path: Path) -> None:
+    if is_pickle(path):
+        names = tuple(name for v in variants.VARIANTS.values() for name in v.files.transformer)
+        refuse_pickle(path, tuple(difflib.get_close_matches(path.stem + ".safetensors", names, n=1)))
+    if not path.is_file():
+        raise ModelError(f"there is no file {path}")
+
+
+def _noise(path: Path) -> str | None:
+    """`high` or `low` where a Wan 2.2 file's name says so."""
+    match = re.search(r"(high|low)[_-]?noise", path.name.lower())
+    return match[1] if match else None
+
+
+def _variant_of_files(paths: list[Path], config: dict[str, Any]) -> Variant:
+    """The variant of one or two transformer files; dims decide, then names."""
+    experts, channels = len(paths), config["out_channels"]
+    if experts == 1 and (noise := _noise(paths[0])):
+        other = "low" if noise == "high" else "high"
+        raise ModelError(
+            f"{paths[0].name} is one of Wan 2.2's two experts",
+            f"the {other}-noise file is needed too",
+            f'model: "{paths[0].name} + {paths[0].name.replace(noise, other)}"',
+        )
+    five_b = channels == 48
+    vae = variants.VARIANTS["wan2.2-ti2v-5b" if five_b else "wan2.1-t2v-1.3b"].vae_config()
+    image = config["in_channels"] != channels
+    boundary = None if experts == 1 else (0.9 if image else 0.875)
+    return variants.from_configs(
+        paths[0].stem.lower().replace("_", "-"),
+        config,
+        vae,
+        experts=experts,
+        boundary_ratio=boundary,
+        expand_timesteps=five_b,
+    )
+
+
+def _beside(path: Path, names: tuple[str, ...], folders: tuple[str, ...]) -> Path | None:
+    """A file of one of these names beside the transformer, or in ComfyUI's folder for it."""
+    places = [path.parent, *(up / folder for up in path.parents[1:3] for folder in folders)]
+    return next((place / name for place in places for name in names if (place / name).is_file()), None)
+
+
+def _given_part(name: str, value: str | Path, on_event: events.Listener) -> Part:
+    """A component that was named: a file, its folder, a whole model's folder, or a hub id."""
+    path = Path(value).expanduser()
+    usual = {"text_encoder": Files().encoder, "vae": Files().vae}
+    refuse_pickle(path, usual.get(name, ()))
+    if path.is_file():
+        return Part("file", path)
+    if path.is_dir():
+        return Part("folder", path / name if (path / name).is_dir() else path)
+    if HUB_ID.fullmatch(str(value)) and path.suffix.lower() not in SUFFIXES:
+        return Part("folder", download.snapshot(str(value), on_event, parts=(name,)) / name)
+    raise ModelError(f"there is no {name.replace('_', ' ')} at {value}", "the file or folder does not exist")
+
+
+def _tokenizer_with_encoder(parts: dict[str, Part]) -> None:
+    """The tokenizer that lies with the encoder: a folder beside its folder, or inside its file."""
+    if "tokenizer" in parts or "text_encoder" not in parts:
+        return
+    encoder = parts["text_encoder"]
+    if encoder.kind == "folder":
+        beside = encoder.path.parent / "tokenizer"
+        if beside.is_dir():
+            parts["tokenizer"] = Part("folder", beside)
+        return
+    from wanscope.wan import encoder_file
+
+    if encoder_file.has_tokenizer(encoder.path):
+        parts["tokenizer"] = Part("file", encoder.path)
+
+
+def _from_hub(variant: Variant, path: Path, wanted: list[str], on_event: events.Listener) -> dict[str, Part]:
+    needs = {
+        "text_encoder": f"encoder={' or '.join(variant.files.encoder) or 'a UMT5 encoder file or folder'}",
+        "vae": f"vae={' or '.join(variant.files.vae) or 'a Wan VAE file or folder'}",
+        "tokenizer": "tokenizer=a folder with tokenizer.json",
+    }
+    what = f"{path} is a transformer alone"
+    why = "it also needs " + ", ".join(needs[name] for name in wanted)
+    if variant.hub_id is None:
+        raise ModelError(what, why, f"load({path.name!r}, encoder=..., vae=..., tokenizer=...)")
+    try:
+        folder = download.snapshot(variant.hub_id, on_event, parts=tuple(wanted))
+    except ModelError as error:
+        raise ModelError(what, f"{why}; and {error.what}: {error.why}", error.fix) from None
+    return {name: Part("folder", folder / name) for name in wanted}
