@@ -14,6 +14,7 @@ from diffusers import WanPipeline
 from helpers.tiny import tiny_model, video
 from wanscope.recipe import SamplerSpec, VideoSpec
 from wanscope.sample import Conditioning, Observer, denoise, initial_noise
+from wanscope.wan.load import load
 from wanscope.wan.model import WanModel
 from wanscope.wan.text import encode
 from wanscope.wan.variants import MARBLES_WEIGHTS
@@ -34,13 +35,10 @@ def spec(model: WanModel, **values: Any) -> SamplerSpec:
     return SamplerSpec(**values).resolved(defaults, experts=len(model.experts()))
 
 
-def pipeline(model: WanModel, solver: str) -> WanPipeline:
-    """diffusers' own, on the same components, with a scheduler built from nothing but its public arguments."""
+def scheduler(solver: str) -> Any:
+    """diffusers' own, built from nothing but its public arguments."""
     name, arguments = SCHEDULERS[solver]
-    pipe = model.to_pipeline()
-    pipe.scheduler = getattr(diffusers, name)(**arguments)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return getattr(diffusers, name)(**arguments)
 
 
 def ours(model: WanModel, size: dict[str, int], sampler: SamplerSpec, **options: Any) -> torch.Tensor:
@@ -55,8 +53,9 @@ def pipeline_embeddings(model: WanModel) -> tuple[torch.Tensor, torch.Tensor]:
     return model.to_pipeline().encode_prompt(PROMPT, NEGATIVE, max_sequence_length=model.text_length)
 
 
-def theirs(model: WanModel, size: dict[str, int], solver: str, steps: int, **arguments: Any) -> torch.Tensor:
-    return pipeline(model, solver)(
+def theirs(pipe: WanPipeline, model: WanModel, size: dict[str, int], steps: int, **arguments: Any) -> torch.Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(
         PROMPT,
         NEGATIVE,
         size["height"],
@@ -70,12 +69,19 @@ def theirs(model: WanModel, size: dict[str, int], solver: str, steps: int, **arg
     ).frames
 
 
+def pipelines(model: WanModel, size: dict[str, int], solver: str, steps: int, **arguments: Any) -> torch.Tensor:
+    """diffusers' latents on the same components."""
+    pipe = model.to_pipeline()
+    pipe.scheduler = scheduler(solver)
+    return theirs(pipe, model, size, steps, **arguments)
+
+
 @pytest.mark.parametrize("guidance", [5.0, 1.0])
 @pytest.mark.parametrize("solver", SCHEDULERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_latents_equal_the_pipelines_bit_for_bit(kind: str, solver: str, guidance: float):
     model, size = tiny_model(kind, seed=3), video(kind)
-    expected = theirs(model, size, solver, 5, guidance_scale=guidance)
+    expected = pipelines(model, size, solver, 5, guidance_scale=guidance)
     got = ours(model, size, spec(model, solver=solver, guidance=guidance))
     assert got.dtype == torch.float32
     assert torch.equal(got, expected)
@@ -86,7 +92,7 @@ def test_also_in_bf16_where_most_schedulers_round_the_latents(solver: str):
     model, size = tiny_model("2.2", dtype=torch.bfloat16), video("2.2")
     assert model.transformer.dtype == torch.bfloat16
     got = ours(model, size, spec(model, solver=solver))
-    assert torch.equal(got, theirs(model, size, solver, 5, guidance_scale=5.0).float())
+    assert torch.equal(got, pipelines(model, size, solver, 5, guidance_scale=5.0).float())
 
 
 @pytest.mark.parametrize(
@@ -95,7 +101,7 @@ def test_also_in_bf16_where_most_schedulers_round_the_latents(solver: str):
 def test_also_for_few_and_many_steps(solver: str, steps: int):
     model, size = tiny_model("2.2"), video("2.2")
     got = ours(model, size, spec(model, solver=solver, steps=steps))
-    assert torch.equal(got, theirs(model, size, solver, steps, guidance_scale=5.0))
+    assert torch.equal(got, pipelines(model, size, solver, steps, guidance_scale=5.0))
 
 
 def test_both_experts_ran_in_these_tests():
@@ -112,32 +118,32 @@ def test_both_experts_ran_in_these_tests():
 def test_guidance_decided_once_equals_the_pipeline_also_for_unequal_experts(scales: tuple[float, float]):
     model, size = tiny_model("2.2"), video("2.2")
     sampler = spec(model, guidance=scales[0], guidance_2=scales[1], cfg_per_expert=False)
-    expected = theirs(model, size, "unipc", 5, guidance_scale=scales[0], guidance_scale_2=scales[1])
+    expected = pipelines(model, size, "unipc", 5, guidance_scale=scales[0], guidance_scale_2=scales[1])
     assert torch.equal(ours(model, size, sampler), expected)
 
 
 def test_guidance_per_expert_equals_the_pipeline_where_both_are_on():
     model, size = tiny_model("2.2"), video("2.2")
-    expected = theirs(model, size, "unipc", 5, guidance_scale=4.0, guidance_scale_2=3.0)
+    expected = pipelines(model, size, "unipc", 5, guidance_scale=4.0, guidance_scale_2=3.0)
     assert torch.equal(ours(model, size, spec(model, guidance=4.0, guidance_2=3.0)), expected)
 
 
 @torch.no_grad()
 def by_hand(model: WanModel, size: dict[str, int], scales: tuple[float, float], steps: int = 5) -> torch.Tensor:
     """A two-expert UniPC run with guidance off at exactly 1 for each expert by itself, written out."""
-    scheduler = diffusers.UniPCMultistepScheduler(**FLOW)
-    scheduler.set_timesteps(steps)
+    unipc = scheduler("unipc")
+    unipc.set_timesteps(steps)
     cond, uncond = pipeline_embeddings(model)
     x = torch.randn(
         (1, *model.latent_shape(VideoSpec(**size))), generator=torch.Generator().manual_seed(SEED), dtype=torch.float32
     )
-    for t in scheduler.timesteps:
+    for t in unipc.timesteps:
         expert, scale = (model.transformer, scales[0]) if t >= 875 else (model.transformer_2, scales[1])
         v = expert(x, t.expand(1), cond, return_dict=False)[0]
         if scale != 1:
             v_uncond = expert(x, t.expand(1), uncond, return_dict=False)[0]
             v = v_uncond + scale * (v - v_uncond)
-        x = scheduler.step(v, t, x, return_dict=False)[0]
+        x = unipc.step(v, t, x, return_dict=False)[0]
     return x
 
 
@@ -159,7 +165,7 @@ def test_per_expert_guidance_is_another_video_than_deciding_once():
 def test_batched_guidance_equals_two_calls_to_1e_5(kind: str):
     model, size = tiny_model(kind), video(kind)
     batched = ours(model, size, spec(model, cfg_batched=True))
-    assert (batched - theirs(model, size, "unipc", 5, guidance_scale=5.0)).abs().max() <= 1e-5
+    assert (batched - pipelines(model, size, "unipc", 5, guidance_scale=5.0)).abs().max() <= 1e-5
 
 
 def test_watching_changes_no_bit():
@@ -175,7 +181,7 @@ def test_watching_changes_no_bit():
 
     model, size, copies = tiny_model("2.2"), video("2.2"), Copies()
     watched = ours(model, size, spec(model), observers=[copies], around_call=lambda _: contextlib.nullcontext())
-    assert torch.equal(watched, theirs(model, size, "unipc", 5, guidance_scale=5.0))
+    assert torch.equal(watched, pipelines(model, size, "unipc", 5, guidance_scale=5.0))
     assert len(copies.seen) == 6
     assert torch.equal(copies.seen[-1], watched)
 
@@ -203,8 +209,9 @@ def test_the_noise_is_the_pipelines():
 @pytest.mark.parametrize("guidance", [4.0, 1.0])
 @pytest.mark.parametrize("solver", SCHEDULERS)
 def test_marbles(solver: str, guidance: float):
-    """On the weights that ship with the package, loaded by plain diffusers."""
-    pipe = WanPipeline.from_pretrained(MARBLES_WEIGHTS, local_files_only=True)
-    model, size = WanModel.from_pipeline(pipe, name="marbles"), {"width": 128, "height": 128, "frames": 17}
-    expected = theirs(model, size, solver, 3, guidance_scale=guidance)
+    """On the weights that ship with the package: wanscope's loading against plain diffusers'."""
+    model, size = load("marbles", device="cpu"), {"width": 128, "height": 128, "frames": 17}
+    plain = WanPipeline.from_pretrained(MARBLES_WEIGHTS, local_files_only=True)
+    plain.scheduler = scheduler(solver)
+    expected = theirs(plain, model, size, 3, guidance_scale=guidance)
     assert torch.equal(ours(model, size, spec(model, solver=solver, guidance=guidance, steps=3)), expected)

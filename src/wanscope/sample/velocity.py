@@ -112,13 +112,13 @@ class GuidedVelocity:
         """[1, N, D] in the transformer's dtype: tokens [L, D] with zero rows up to the text length, as Wan has it."""
         from wanscope.wan.text import pad
 
-        length = self._model.text_length
+        length, dim = self._model.text_length, self._model.variant.text_dim
         if text.ndim == 2 and len(text) <= length:
             text = pad(text, length)[None]
-        if text.ndim != 3 or text.shape[0] != 1 or text.shape[1] != length:
+        if text.shape != (1, length, dim):
             raise RecipeError(
                 f"the text embedding has shape {list(text.shape)}",
-                f"this model takes [up to {length} tokens, dim], or [1, {length}, dim] with padding",
+                f"this model takes [up to {length} tokens, {dim}], or [1, {length}, {dim}] with padding",
                 "a shorter prompt, or the model that encoded it",
             )
         return text.to(self._model.device, self._dtype)
