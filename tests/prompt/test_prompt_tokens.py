@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5TokenizerFast
@@ -93,6 +93,8 @@ def test_chinese_words_are_found_without_spaces_and_latin_ones_only_whole():
     assert find_words(tokenizer, "一只猫和猫", ["猫"])[0].spans == ((2, 3), (4, 5))
     with pytest.raises(RecipeError, match="only occurs inside 'redder'"):
         find_words(tokenizer, "a redder, circle", ["red"])
+    with pytest.raises(RecipeError, match="only occurs inside 'hundred'"):
+        find_words(tokenizer, "a hundred circles", ["red"])
 
 
 @both
@@ -171,6 +173,7 @@ messy = st.lists(
 ).map("".join)
 
 
+@example("<b> &amp;amp;amp;lt; c")  # the tag keeps ftfy from entities, so html's two passes show
 @given(st.one_of(messy, st.text(max_size=40)))
 @settings(deadline=None, max_examples=400)
 def test_cleaning_is_the_pipelines(text: str):
@@ -213,6 +216,14 @@ def test_unknown_words_are_named_once_and_whole(tokenizer):
     assert unknown_words(tokenizer, "a ZEBRA, red zebraX. ZEBRA (🙂) sunflower") == ["ZEBRA", "zebraX", "🙂"]
     assert unknown_words(tokenizer, "(¿Qué? é") == ["Qué", "?"]
     assert unknown_words(tokenizer, "red! &eacute;&Ouml;") == ["!", "éÖ"]
+
+
+def test_an_unknown_token_that_holds_the_space_before_it_is_named_without():
+    tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), ("▁a", -1.0)], 0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    assert wrapped("a (", return_offsets_mapping=True)["offset_mapping"] == [(0, 1), (1, 3)]
+    assert unknown_words(wrapped, "a ( a zebra, a") == ["(", "zebra"]
 
 
 # refusals

@@ -104,6 +104,7 @@ def test_overlapping_marks_multiply():
         1: 1.5,
         2: 3.0,
     }
+    assert column_weights([words(1, weight=2.0, weighted=False)]) == {}
 
 
 @pytest.mark.parametrize("mode", ["multiply", "interpolate"])
@@ -122,6 +123,8 @@ def test_a_row_of_zeros_stays_in_interpolate():
     e_LD[2] = 0
     out = apply_weights(e_LD, [words(2, weight=2.0)], REAL, "interpolate")
     assert torch.equal(out, e_LD)
+    zeros_LD = torch.zeros(L, D)
+    assert torch.equal(apply_weights(zeros_LD, [words(2, weight=2.0)], REAL, "interpolate"), zeros_LD)
 
 
 def test_what_cannot_work_is_refused():
