@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import WanPipeline
 
-from helpers.tiny import tiny_model, video
+from helpers.tiny import tiny_model, tiny_pipeline, video
 from wanscope.recipe import SamplerSpec, VideoSpec
 from wanscope.sample import Conditioning, Observer, denoise, initial_noise
 from wanscope.wan.load import load
@@ -91,6 +91,16 @@ def test_latents_equal_the_pipelines_bit_for_bit(kind: str, solver: str, guidanc
 def test_also_in_bf16_where_most_schedulers_round_the_latents(solver: str):
     model, size = tiny_model("2.2", dtype=torch.bfloat16), video("2.2")
     assert model.transformer.dtype == torch.bfloat16
+    got = ours(model, size, spec(model, solver=solver))
+    assert torch.equal(got, pipelines(model, size, solver, 5, guidance_scale=5.0).float())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("solver", SCHEDULERS)
+def test_also_on_a_gpu(solver: str, dtype: torch.dtype):
+    model, size = WanModel.from_pipeline(tiny_pipeline("2.2", dtype=dtype).to("cuda")), video("2.2")
+    assert model.device.type == "cuda"
     got = ours(model, size, spec(model, solver=solver))
     assert torch.equal(got, pipelines(model, size, solver, 5, guidance_scale=5.0).float())
 
