@@ -1,0 +1,181 @@
+"""The house's shape: what may import what, what stays free of torch, and how long a file may be.
+
+Layers, lowest first: errors, events -> recipe, prompt -> wan, edit -> runtime, capture -> sample -> take -> catalog ->
+analysis, study -> marbles -> doors. A file imports from its own layer and from those below, wherever in the file the
+import stands, and packages of one layer do not import each other in a circle.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "wanscope"
+LAYERS = (
+    ("errors", "events", "validation", "workspace", "study_file"),
+    ("recipe", "prompt"),
+    ("wan", "edit"),
+    ("runtime", "capture"),
+    ("sample",),
+    ("take",),
+    ("catalog",),
+    ("analysis", "study"),
+    ("marbles",),
+    ("api",),
+    ("doors", "__main__"),
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+FACADE = "__init__.py"  # the public names, each imported when it is first used
+
+LINES = 400
+# A file past that wants a reason, here.
+LONGER: dict[str, str] = {
+    "recipe.py": "the whole schema of studies and recipes: what is written, checked, hashed and read back is one thing",
+}
+
+# Their promise is a start in a fraction of a second, and a web process without torch.
+TORCH_FREE = (
+    "wanscope",
+    "wanscope.errors",
+    "wanscope.events",
+    "wanscope.validation",
+    "wanscope.workspace",
+    "wanscope.study_file",
+    "wanscope.recipe",
+    "wanscope.prompt",
+    "wanscope.prompt.tokens",
+    "wanscope.wan.variants",
+    "wanscope.wan.cost",
+    "wanscope.wan.environment",
+    "wanscope.wan.footprint",
+    "wanscope.wan.identity",
+    "wanscope.take.manifest",
+    "wanscope.take.store",
+    "wanscope.take.video",
+    "wanscope.take.compare",
+    "wanscope.study.expand",
+    "wanscope.study.folder",
+    "wanscope.study.sources",
+    "wanscope.marbles.world",
+)
+
+
+def files() -> list[Path]:
+    return sorted(SOURCE.rglob("*.py"))
+
+
+def package_of(path: Path) -> str:
+    """The part of the house a file belongs to: its first folder, or its own name."""
+    first = path.relative_to(SOURCE).parts[0]
+    return first.removesuffix(".py")
+
+
+@cache
+def imports(path: Path) -> tuple[tuple[int, str], ...]:
+    """(line, part of the house) of every import of our own, at any depth of the file."""
+    return tuple(_imports(ast.parse(path.read_text(encoding="utf-8")), path))
+
+
+def _imports(tree: ast.AST, path: Path) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "wanscope":
+                    yield node.lineno, alias.name.partition(".")[2].split(".")[0] or "wanscope"
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively; write the whole name"
+            names = (node.module or "").split(".")
+            if names[0] != "wanscope":
+                continue
+            if len(names) > 1:
+                yield node.lineno, names[1]
+            else:
+                # `from wanscope import events` names a module; `from wanscope import __version__` does not.
+                yield from ((node.lineno, alias.name) for alias in node.names if alias.name != "__version__")
+
+
+def test_every_part_of_the_house_has_its_layer() -> None:
+    assert {package_of(path) for path in files()} - {"__init__", "configs"} <= set(LEVEL)
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_go_downward_only(path: Path) -> None:
+    if path == SOURCE / FACADE:
+        return
+    own = package_of(path)
+    upward = [
+        f"line {line}: {own} imports {target}"
+        for line, target in imports(path)
+        if LEVEL.get(target, len(LAYERS)) > LEVEL[own]
+    ]
+    assert upward == []
+
+
+def test_no_circle_between_packages() -> None:
+    edges: dict[str, set[str]] = {}
+    for path in files():
+        if path != SOURCE / FACADE:
+            own = package_of(path)
+            edges.setdefault(own, set()).update(target for _, target in imports(path) if target != own)
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " -> ".join([*way[way.index(name) :], name])
+        if name not in done:
+            for target in sorted(edges.get(name, ())):
+                visit(target, (*way, name))
+            done.add(name)
+
+    for name in edges:
+        visit(name, ())
+
+
+def test_the_check_sees_an_upward_import() -> None:
+    code = "def f():\n from wanscope.doors.cli import main\n import wanscope.take.store\n from wanscope import study"
+    assert list(_imports(ast.parse(code), SOURCE)) == [(2, "doors"), (3, "take"), (4, "study")]
+
+
+def test_modules_that_promise_it_load_no_torch() -> None:
+    doors = [
+        ".".join(("wanscope", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
+        for path in files()
+        if package_of(path) == "doors"
+    ]
+    code = """
+import importlib, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    loaded = {"torch", "diffusers", "transformers"} & set(sys.modules)
+    if loaded:
+        sys.exit(f"importing {name} loads {', '.join(sorted(loaded))}")
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *TORCH_FREE, *doors], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_importing_wanscope_loads_nothing_but_python() -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(SOURCE.parent)!r}); import wanscope;"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules} - sys.stdlib_module_names))"
+    )
+    # -S: without the site packages, whose own start-up files may load anything.
+    ran = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (ran.returncode, ran.stdout.split()) == (0, ["__main__", "wanscope"]), ran.stderr
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_files_are_of_readable_length(path: Path) -> None:
+    name = path.relative_to(SOURCE).as_posix()
+    count = len(path.read_text(encoding="utf-8").splitlines())
+    if name in LONGER:
+        assert count > LINES, f"{name} is short again; take it off the list"
+    else:
+        assert count <= LINES, f"{name} has {count} lines: split it by concept, or give a reason in LONGER"
