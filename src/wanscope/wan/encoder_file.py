@@ -130,4 +130,11 @@ def tokenizer_in(path: Path, text_length: int) -> PreTrainedTokenizerBase | None
 
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "spiece.model").write_bytes(data)
-        return T5Tokenizer.from_pretrained(folder, model_max_length=text_length, extra_ids=0)
+        try:
+            return T5Tokenizer.from_pretrained(folder, model_max_length=text_length, extra_ids=0)
+        except (ImportError, ValueError, OSError) as error:
+            raise ModelError(
+                f"the tokenizer inside {path} cannot be read",
+                str(error).strip().split("\n")[0],
+                "pip install sentencepiece protobuf, or give tokenizer=a folder with tokenizer.json",
+            ) from None

@@ -13,6 +13,8 @@ from wanscope.wan.cost import tokens
 from wanscope.wan.variant import Variant
 
 MARGIN = 1.1
+MAX_CHUNK = 4  # latent frames; beyond it decoding gets no faster
+CHUNK_SHARE = 0.1  # of all memory, that a chunk longer than one latent frame may take
 
 
 def denoise_bytes(variant: Variant, width: int, height: int, frames: int, e: int, batch: int = 1) -> int:
@@ -25,7 +27,7 @@ def denoise_bytes(variant: Variant, width: int, height: int, frames: int, e: int
     block = max(e * (2 * f + 4 * d), (16 + 3 * e) * d)
     per_token = batch * (block + ((7 * e + 24) * d if variant.expand_timesteps else 0)) + 2.5 * e * d
     rope = 24 * variant.head_dim
-    text = batch * (variant.text_length + variant.image_tokens) * d * 10 * e
+    text = batch * (variant.text_length + variant.image_tokens) * d * 13 * e
     return int(MARGIN * (n * (per_token + rope) + text))
 
 
@@ -40,10 +42,18 @@ def decode_bytes(vae: dict[str, Any], width: int, height: int, latent_frames: in
     return int(MARGIN * (held + each * latent_frames) * base / patch**2 * width * height * e)
 
 
+def decode_chunk(vae: dict[str, Any], width: int, height: int, memory_bytes: int, e: int) -> int:
+    """Latent frames to decode at once: as many, up to MAX_CHUNK, as a tenth of the whole memory holds; at least 1."""
+    fitting = (
+        n for n in range(MAX_CHUNK, 1, -1) if decode_bytes(vae, width, height, n, e) <= CHUNK_SHARE * memory_bytes
+    )
+    return next(fitting, 1)
+
+
 def encode_bytes(variant: Variant, e: int) -> int:
     """Peak of activations in encoding one prompt, the encoder's weights not counted."""
     encoder, t = variant.encoder, variant.text_length
-    scores = encoder.heads * t * t * (2 * e + 4)
+    scores = encoder.heads * t * t * (12 * e + 24)  # scores, bias and mask, and the softmax in float32
     return int(MARGIN * (scores + t * e * (3 * encoder.d_ff + 8 * encoder.d_model)))
 
 

@@ -9,8 +9,9 @@ them.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ def load(
     if torch_device.type == "cpu":
         for module in (*model.experts(), model.vae, model.encoder()):
             align(module)
+    model.spec = " + ".join(map(str, spec)) if isinstance(spec, tuple) else str(spec)
     lora_files.apply_all(model, chosen)
     on_event(
         events.ModelReady(
@@ -203,7 +205,8 @@ def _encoder(part: Part, dtype: torch.dtype):
 def _pretrained(cls: Any, folder: Path, **options: Any):
     options |= {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
     try:
-        module, info = cls.from_pretrained(folder, **options)
+        with _without_bars():
+            module, info = cls.from_pretrained(folder, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(f"{folder} cannot be loaded", reason[:300], "the model's safetensors files, whole") from None
@@ -211,6 +214,31 @@ def _pretrained(cls: Any, folder: Path, **options: Any):
     if gone:  # the libraries fill these with random numbers and say so in a log line
         raise ModelError(f"{folder} does not hold all weights", f"{len(gone)} are missing or misshapen: {listed(gone)}")
     return module.eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Without the libraries' own progress bars: the core tells events and never prints."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    shown = [
+        library
+        for library in (diffusers.utils.logging, transformers.utils.logging)
+        if library.is_progress_bar_enabled()
+    ]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
+
+
+def load_tokenizer(source: Source):
+    """The tokenizer of a model that was found; no weights are loaded."""
+    return _tokenizer(source.parts["tokenizer"], source.variant.text_length)
 
 
 def _tokenizer(part: Part, text_length: int):

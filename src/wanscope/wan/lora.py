@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,29 +167,31 @@ def _check(path: Path, transformer: WanTransformer3DModel, lora: LoraTensors) ->
     wrong = []
     for name in lora.down:
         layer = transformer.get_submodule(name)
+        layer = getattr(layer, "base_layer", layer)  # PEFT has wrapped it already
         if not isinstance(layer, nn.Linear):
             wrong.append(f"{name} ({type(layer).__name__} layers take none here)")
         elif lora.down[name].shape[-1] != layer.in_features or lora.up[name].shape[0] != layer.out_features:
             wrong.append(f"{name} ({lora.down[name].shape[-1]} to {lora.up[name].shape[0]})")
     parameters = dict(transformer.named_parameters())
     for name, delta in lora.deltas.items():
-        parameter = parameters.get(name)
+        parameter = parameters.get(name, parameters.get(_wrapped(name)))
         if parameter is None or delta.numel() != parameter.numel() or not parameter.is_floating_point():
             wrong.append(f"{name} (a difference of shape {tuple(delta.shape)})")
     if wrong:
         raise ModelError(f"{path} does not fit the model", f"{len(wrong)} of its layers do not: {listed(wrong)}")
 
 
-def apply(transformer: WanTransformer3DModel, path: Path, weight: float, adapter: str) -> None:
+def _apply(transformer: WanTransformer3DModel, lora: LoraTensors, path: Path, weight: float, adapter: str) -> None:
     """Add one LoRA to a transformer as the PEFT adapter `adapter`, unmerged; differences are added to parameters."""
-    lora = parse(path, transformer)
     state: dict[str, torch.Tensor] = {}
     for module, down in lora.down.items():
         scale = lora.alpha.get(module, down.shape[0]) / down.shape[0]
         state[f"{module}.lora_A.weight"] = down
         state[f"{module}.lora_B.weight"] = (lora.up[module].float() * scale).to(lora.up[module].dtype)
     if state:
-        transformer.load_lora_adapter(state, prefix=None, adapter_name=adapter)  # type: ignore[arg-type]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several LoRAs are meant
+            transformer.load_lora_adapter(state, prefix=None, adapter_name=adapter)  # type: ignore[arg-type]
         placed = {
             name
             for name, module in transformer.named_modules()
@@ -226,20 +229,20 @@ def as_triple(lora: Any) -> tuple[Path, float, Literal["both", "high", "low"]]:
 def apply_all(model: WanModel, loras: Iterable[Any]) -> None:
     """Add LoRAs to a model's experts, in order, with their weights."""
     applied: list[Lora] = []
-    names: dict[int, list[tuple[str, float]]] = {}
-    for index, (path, weight, expert) in enumerate(as_triple(lora) for lora in loras):
+    todo: list[tuple[WanTransformer3DModel, LoraTensors, Path, float, str]] = []
+    for index, (path, weight, expert) in enumerate((as_triple(lora) for lora in loras), start=len(model.loras)):
         if expert != "both" and model.transformer_2 is None:
             raise ModelError(f"{path} is for the {expert}-noise expert", f"{model.variant.name} has one expert only")
         targets = model.experts()
         targets = targets[:1] if expert == "high" else targets[1:] if expert == "low" else targets
         adapter = f"lora{index}"
-        for transformer in targets:
-            apply(transformer, path, weight, adapter)
-            if adapter in getattr(transformer, "peft_config", {}):
-                names.setdefault(id(transformer), []).append((adapter, weight))
+        todo += [(transformer, parse(path, transformer), path, weight, adapter) for transformer in targets]
         applied.append(Lora(str(path), weight, expert, file_hash(path), adapter))
-    for transformer in model.experts():
-        if adapters := names.get(id(transformer)):
-            transformer.set_adapters([name for name, _ in adapters], [weight for _, weight in adapters])
-            transformer.requires_grad_(False)
+    for transformer, lora, path, weight, adapter in todo:  # every file has been read and fits
+        _apply(transformer, lora, path, weight, adapter)
     model.loras = (*model.loras, *applied)
+    for transformer in model.experts():
+        active = [lora for lora in model.loras if lora.adapter in getattr(transformer, "peft_config", {})]
+        if active:
+            transformer.set_adapters([lora.adapter for lora in active], [lora.weight for lora in active])
+            transformer.requires_grad_(False)

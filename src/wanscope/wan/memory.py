@@ -1,115 +1,37 @@
-"""Fitting a model into memory: the sum first, then the placing.
+"""Placing a model: what memory_plan.py decided, done.
 
-A run has three phases on the device: prompts are encoded, latents denoised, videos decoded. `plan_memory` adds up each
-one and chooses: everything on the device (`none`), or transformer blocks that wait in host memory and come to the
-device as they are needed (`offload`, diffusers' group offload). What cannot fit is refused with the sum, before any
-work. On the CPU there is one memory and nothing to place.
-
-Order of a study: `place_encoder`, encode all prompts, `model.free_encoder()`, `place`, denoise and decode.
+Order of a study: `place_encoder`, encode all prompts, `model.free_encoder()`, `place`, denoise and decode. Offload is
+diffusers' group offload.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
-from wanscope.errors import MemoryPlanError
-from wanscope.wan import footprint
-from wanscope.wan.cost import BYTES
+from wanscope import events
 from wanscope.wan.download import size
-from wanscope.wan.listing import counts
-from wanscope.wan.variant import Variant, check_video
+from wanscope.wan.memory_plan import MemoryPlan, Phase, Weights, plan_memory, weights_of
 
 if TYPE_CHECKING:
     from torch import nn
 
     from wanscope.wan.model import WanModel
 
-CONTEXT_BYTES = 1_000_000_000  # what CUDA, cuBLAS and cuDNN take for themselves, and fragmentation
-HOST_RESERVE = 0.1  # of the host's memory, left to everything else
-VAE_VALUE_BYTES = 4  # the VAE runs in float32
-BLOCKS_ON_DEVICE = 2  # the running block and the one that is fetched meanwhile
-
-
-@dataclass(frozen=True)
-class Phase:
-    """What one phase needs in one memory: (label, bytes) of each part."""
-
-    name: str
-    items: tuple[tuple[str, int], ...]
-
-    @property
-    def bytes(self) -> int:
-        return sum(count for _, count in self.items)
-
-    def __str__(self) -> str:
-        parts = " + ".join(f"{label} {size(count)}" for label, count in self.items)
-        return f"{self.name}: {parts} = {size(self.bytes)}"
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """How a model is placed. `phases` are on the device; `host` is what waits in host memory (nothing with `none`).
-
-    `encoder_on_device` is False where the text encoder alone is too large for the device; it then runs on the CPU.
-    """
-
-    placement: str
-    phases: tuple[Phase, ...]
-    host: Phase
-    device_bytes: int | None
-    host_bytes: int
-    encoder_on_device: bool = True
-
-    @property
-    def peak_bytes(self) -> int:
-        """Of the device (of the host's one memory on the CPU)."""
-        return max(phase.bytes for phase in self.phases)
-
-    def explain(self) -> str:
-        """The sum, a line a phase."""
-        where = "this machine has" if self.device_bytes is None else "the device has"
-        have = self.host_bytes if self.device_bytes is None else self.device_bytes
-        lines = [str(phase) for phase in self.phases] + [f"{where} {size(have)}"]
-        if self.host.items:
-            lines += [str(self.host), f"host memory is {size(self.host_bytes)}"]
-        return "\n  ".join(["", *lines])
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Bytes of weights: of each expert, of the part of an expert outside its blocks, of one block, encoder, VAE."""
-
-    experts: tuple[int, ...]
-    outside_blocks: int
-    block: int
-    encoder: int
-    vae: int
-
-
-def weights_of(variant: Variant, dtype: str) -> Weights:
-    """From the configs, before anything is loaded."""
-    e, c = BYTES[dtype], counts(variant)
-    inside = c.transformer - _outside_blocks(variant)
-    return Weights(
-        (c.transformer * e,) * variant.experts,
-        (c.transformer - inside) * e,
-        inside // variant.blocks * e,
-        c.encoder * (4 if e == 4 else 2),
-        c.vae * VAE_VALUE_BYTES,
-    )
-
-
-def _outside_blocks(v: Variant) -> int:
-    """Parameters of the embeddings and the head."""
-    p = v.patch[0] * v.patch[1] * v.patch[2]
-    linear = [(v.in_channels * p, v.dim), (v.freq_dim, v.dim), (v.dim, v.dim), (v.dim, 6 * v.dim)]
-    linear += [(v.text_dim, v.dim), (v.dim, v.dim), (v.dim, v.out_channels * p)]
-    if v.image_dim is not None:
-        linear += [(v.image_dim, v.image_dim), (v.image_dim, v.dim), (1, v.image_dim), (1, v.dim)]
-    return sum(a * b + b for a, b in linear) + 2 * v.dim
+__all__ = [
+    "Capacity",
+    "MemoryPlan",
+    "Phase",
+    "Weights",
+    "capacity",
+    "place",
+    "place_encoder",
+    "plan_memory",
+    "weights_of",
+]
 
 
 def weights_in(model: WanModel) -> Weights:
@@ -119,116 +41,12 @@ def weights_in(model: WanModel) -> Weights:
     whole = tuple(_bytes(transformer) for transformer in experts)
     inside = sum(_bytes(block) for block in experts[0].blocks)
     encoder = 0 if model.text_encoder is None else _bytes(model.text_encoder)
-    return Weights(whole, whole[0] - inside, block, encoder, _bytes(model.vae))
+    return Weights(whole, whole[0] - inside, block, encoder, _bytes(model.vae_original or model.vae))
 
 
 def _bytes(module: nn.Module) -> int:
     seen = {id(p): p.numel() * p.element_size() for p in (*module.parameters(), *module.buffers())}
     return sum(seen.values())
-
-
-def plan_memory(
-    variant: Variant,
-    dtype: str,
-    width: int,
-    height: int,
-    frames: int,
-    device_bytes: int | None,
-    host_bytes: int,
-    mode: str = "auto",
-    *,
-    weights: Weights | None = None,
-    batch: int = 1,
-) -> MemoryPlan:
-    """How the model fits. device_bytes: the GPU's memory, None on the CPU. batch: 2 with batched guidance.
-
-    MemoryPlanError, with the sum, when it does not fit as asked.
-    """
-    check_video(variant, width, height, frames)
-    weights = weights or weights_of(variant, dtype)
-    sizes = (variant, width, height, frames)
-    if device_bytes is None:
-        plan = _on_cpu(sizes, dtype, weights, host_bytes, batch)
-        if plan.peak_bytes <= host_bytes:
-            return plan
-        raise _refusal(plan, sizes, "none")
-    plans = {
-        placement: _on_device(sizes, dtype, weights, device_bytes, host_bytes, placement, batch)
-        for placement in (("none", "offload") if mode == "auto" else (mode,))
-    }
-    for plan in plans.values():
-        host_limit = host_bytes * (1 - HOST_RESERVE)
-        if plan.peak_bytes <= device_bytes and plan.host.bytes <= host_limit:
-            return plan
-    raise _refusal(list(plans.values())[-1], sizes, mode)
-
-
-Sizes = tuple[Variant, int, int, int]
-
-
-def _activations(sizes: Sizes, dtype: str, batch: int) -> tuple[int, int]:
-    """Of denoising, and of decoding one latent frame at a time with the video."""
-    variant, width, height, frames = sizes
-    denoise = footprint.denoise_bytes(variant, width, height, frames, BYTES[dtype], batch)
-    decode = footprint.decode_bytes(variant.vae_config(), width, height, 1, VAE_VALUE_BYTES)
-    return denoise, decode + footprint.video_bytes(width, height, frames)
-
-
-def _on_cpu(sizes: Sizes, dtype: str, weights: Weights, host_bytes: int, batch: int) -> MemoryPlan:
-    denoise, decode = _activations(sizes, dtype, batch)
-    encode = footprint.encode_bytes(sizes[0], 4 if BYTES[dtype] == 4 else 2)
-    held = (("transformer", sum(weights.experts)), ("VAE", weights.vae))
-    phases = (
-        Phase("encode prompts", (("text encoder", weights.encoder), ("activations", encode))),
-        Phase("denoise", (*held, ("activations", denoise))),
-        Phase("decode", (*held, ("activations and video", decode))),
-    )
-    return MemoryPlan("none", phases, Phase("host", ()), None, host_bytes)
-
-
-def _on_device(
-    sizes: Sizes, dtype: str, weights: Weights, device_bytes: int, host_bytes: int, placement: str, batch: int
-) -> MemoryPlan:
-    denoise, decode = _activations(sizes, dtype, batch)
-    encode = footprint.encode_bytes(sizes[0], 4 if BYTES[dtype] == 4 else 2)
-    cuda = ("CUDA", CONTEXT_BYTES)
-    phases = [Phase("encode prompts", (("text encoder", weights.encoder), ("activations", encode), cuda))]
-    encoder_fits = phases[0].bytes <= device_bytes
-    if not encoder_fits:
-        phases = []
-    label = "transformer" if len(weights.experts) == 1 else "two experts"
-    if placement == "none":
-        held = ((label, sum(weights.experts)), ("VAE", weights.vae), cuda)
-        phases.append(Phase("denoise", (*held, ("activations", denoise))))
-        phases.append(Phase("decode", (*held, ("activations and video", decode))))
-        host = Phase("host", () if encoder_fits else (("text encoder", weights.encoder),))
-    else:
-        moving = (
-            (f"{BLOCKS_ON_DEVICE} blocks", BLOCKS_ON_DEVICE * weights.block),
-            ("embeddings", weights.outside_blocks * len(weights.experts)),
-        )
-        phases.append(Phase("denoise", (*moving, ("VAE", weights.vae), cuda, ("activations", denoise))))
-        phases.append(Phase("decode", (*moving, ("VAE", weights.vae), cuda, ("activations and video", decode))))
-        host = Phase("host", ((label, sum(weights.experts)), ("text encoder", weights.encoder)))
-    return MemoryPlan(placement, tuple(phases), host, device_bytes, host_bytes, encoder_fits)
-
-
-def _refusal(plan: MemoryPlan, sizes: Sizes, mode: str) -> MemoryPlanError:
-    variant, width, height, frames = sizes
-    have = plan.host_bytes if plan.device_bytes is None else plan.device_bytes
-    worst = max(plan.phases, key=lambda phase: phase.bytes)
-    host_is_short = plan.peak_bytes <= have
-    fixes = ["memory: offload"] if mode == "none" and plan.device_bytes is not None else []
-    smaller = [s for s in variant.sizes if s[0] * s[1] < width * height]
-    if not host_is_short and smaller:
-        fixes.append(f"video.width={smaller[-1][0]} video.height={smaller[-1][1]}")
-    elif not host_is_short:
-        fixes.append("fewer frames or a smaller size")
-    return MemoryPlanError(
-        f"{variant.name} at {width}x{height}, {frames} frames does not fit into memory",
-        ("host memory is too small" if host_is_short else f"{worst.name} is too large") + plan.explain(),
-        ", or ".join(fixes),
-    )
 
 
 @dataclass
@@ -261,10 +79,19 @@ def place_encoder(model: WanModel, plan: MemoryPlan | None = None) -> None:
     _move(model.encoder(), model.device if on_device else torch.device("cpu"))
 
 
-def place(model: WanModel, width: int, height: int, frames: int, *, batch: int = 1) -> MemoryPlan:
+def place(
+    model: WanModel,
+    width: int,
+    height: int,
+    frames: int,
+    *,
+    batch: int = 1,
+    on_event: events.Listener = events.ignore,
+) -> MemoryPlan:
     """Bring transformer and VAE to where they run, for videos of this size; what is there already stays.
 
-    The text encoder goes back to host memory first, unless it was freed. MemoryPlanError before anything moves.
+    The text encoder goes back to host memory first, unless it was freed. A Note says when blocks are offloaded or the
+    VAE runs in bf16. MemoryPlanError before anything moves.
     """
     have = capacity(model.device)
     dtype = "fp32" if model.dtype == torch.float32 else "bf16"
@@ -289,9 +116,26 @@ def place(model: WanModel, width: int, height: int, frames: int, *, batch: int =
     else:
         for transformer in model.experts():
             _move(transformer, model.device)
+    _set_vae_dtype(model, torch.float32 if plan.vae_dtype == "fp32" else torch.bfloat16)
     _move(model.vae, model.device)
+    if plan.placement == "offload" and model.placed != "offload":
+        on_event(events.Note(f"transformer blocks wait in host memory: {size(plan.host.bytes)}"))
+    if plan.vae_dtype == "bf16":
+        on_event(events.Note("the VAE decodes in bf16: in fp32 it would not fit beside the rest"))
     model.placed = plan.placement
     return plan
+
+
+def _set_vae_dtype(model: WanModel, dtype: torch.dtype) -> None:
+    """The VAE in that dtype; the float32 original waits in host memory, so that a smaller video has it back."""
+    if dtype == torch.float32:
+        model.vae, model.vae_original = model.vae_original or model.vae, None
+    elif model.vae_original is None:
+        model.vae_original = model.vae
+        _move(model.vae_original, torch.device("cpu"))
+        model.vae = copy.deepcopy(model.vae_original)
+        for tensor in (*model.vae.parameters(), *model.vae.buffers()):
+            tensor.data = tensor.data.to(dtype)
 
 
 def offload(model: WanModel, device: torch.device) -> None:

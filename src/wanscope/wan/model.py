@@ -72,8 +72,10 @@ class WanModel:
     identity: dict[str, str] = field(default_factory=dict)
     loras: tuple[Lora, ...] = ()
     description: str = ""
+    spec: str = ""  # what it was loaded by, so that a recipe can name it; "" for one made from a pipeline
     memory: str = "auto"  # as asked: auto, none or offload
     placed: str | None = None  # as it is: none, offload, or None before memory.place
+    vae_original: AutoencoderKLWan | None = None  # in fp32, while `vae` is a bf16 copy
 
     def __post_init__(self) -> None:
         if (self.transformer_2 is None) != (self.boundary_ratio is None):

@@ -11,6 +11,7 @@ H height, W width, h = H / stride, w = W / stride.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,9 +21,6 @@ from wanscope.wan import footprint
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
-
-MAX_LATENT_FRAMES = 4
-MEMORY_SHARE = 0.25
 
 
 def _chunks(length: int, first: int, size: int) -> list[slice]:
@@ -47,29 +45,28 @@ def encode_moments(vae: AutoencoderKLWan, video_BCFHW: torch.Tensor, latent_fram
     return moments
 
 
-def decode_raw(vae: AutoencoderKLWan, latents_BZThw: torch.Tensor, latent_frames: int = 4) -> torch.Tensor:
-    """Video [B, C, F, H, W] of unnormalised latents, not clamped."""
-    vae.clear_cache()
-    z = vae.post_quant_conv(latents_BZThw)
-    parts = []
-    for i, chunk in enumerate(_chunks(z.shape[2], 1, latent_frames)):
-        vae._conv_idx = [0]
-        parts.append(vae.decoder(z[:, :, chunk], feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=i == 0))
-    video = torch.cat(parts, dim=2)
+def _decoded(vae: AutoencoderKLWan, latents_BZThw: torch.Tensor, latent_frames: int) -> Iterator[torch.Tensor]:
+    """The video's parts, chunk by chunk."""
     vae.clear_cache()
     patch = vae.config["patch_size"]
-    return video if patch is None else unpatchify(video, patch)
+    z = vae.post_quant_conv(latents_BZThw)
+    for i, chunk in enumerate(_chunks(z.shape[2], 1, latent_frames)):
+        vae._conv_idx = [0]
+        part = vae.decoder(z[:, :, chunk], feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=i == 0)
+        yield part if patch is None else unpatchify(part, patch)
+    vae.clear_cache()
+
+
+def decode_raw(vae: AutoencoderKLWan, latents_BZThw: torch.Tensor, latent_frames: int = 4) -> torch.Tensor:
+    """Video [B, C, F, H, W] of unnormalised latents, not clamped."""
+    return torch.cat(list(_decoded(vae, latents_BZThw, latent_frames)), dim=2)
 
 
 def chunk_length(vae: AutoencoderKLWan, width: int, height: int) -> int:
-    """Latent frames to decode at once at a size in pixels, within a quarter of the device's memory; at least 1."""
+    """Latent frames to decode at once at a size in pixels; at least 1."""
     parameter = next(vae.parameters())
-    budget_bytes = int(MEMORY_SHARE * _memory_bytes(parameter.device))
-    for frames in range(MAX_LATENT_FRAMES, 1, -1):
-        needed = footprint.decode_bytes(dict(vae.config), width, height, frames, parameter.element_size())
-        if needed <= budget_bytes:
-            return frames
-    return 1
+    memory_bytes = _memory_bytes(parameter.device)
+    return footprint.decode_chunk(dict(vae.config), width, height, memory_bytes, parameter.element_size())
 
 
 def _memory_bytes(device: torch.device) -> int:
@@ -92,7 +89,7 @@ def decode(vae: AutoencoderKLWan, latents_BZThw: torch.Tensor, latent_frames: in
     """Video [B, C, F, H, W] in -1..1 of the model's normalised latents, as WanPipeline decodes them.
 
     `latent_frames`: how many to decode at once; None lets the frame's size and the memory decide. With 1 the result
-    is `vae.decode`'s, bit for bit.
+    is `vae.decode`'s, bit for bit. From a GPU the video comes back in host memory, part by part.
     """
     parameter = next(vae.parameters())
     latents = latents_BZThw.to(parameter.device, parameter.dtype)
@@ -100,7 +97,8 @@ def decode(vae: AutoencoderKLWan, latents_BZThw: torch.Tensor, latent_frames: in
     if latent_frames is None:
         stride = vae.config["scale_factor_spatial"]
         latent_frames = chunk_length(vae, latents.shape[-1] * stride, latents.shape[-2] * stride)
-    return decode_raw(vae, latents / inverse_std + mean, latent_frames).clamp(-1.0, 1.0)
+    parts = _decoded(vae, latents / inverse_std + mean, latent_frames)
+    return torch.cat([part.clamp(-1.0, 1.0).float().cpu() for part in parts], dim=2)
 
 
 @torch.no_grad()

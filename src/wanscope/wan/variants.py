@@ -8,6 +8,7 @@ negative prompts) and the model cards' config.json files. Default sizes and samp
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -231,19 +232,17 @@ def from_configs(
 ) -> Variant:
     """The variant of a folder's configs: the known one whose dims are the same, else one of its own.
 
-    Two known variants can share all dims (2.1 I2V 480p and 720p); `name` containing the variant's name or hub id
-    decides, else the first of the table.
+    Two known variants can share all dims (2.1 I2V 480p and 720p); the words of `name` decide, else the first of the
+    table.
     """
     base = VARIANTS["wan2.2-ti2v-5b" if expand_timesteps else "wan2.1-t2v-1.3b"]
     found = with_configs(base, transformer, vae, encoder)
     shape = _shape(replace(found, experts=experts, expand_timesteps=expand_timesteps))
     same = [v for v in VARIANTS.values() if _shape(v) == shape and (v.text_length == text_length)]
-    for variant in same:
-        hub_name = (variant.hub_id or "").rpartition("/")[2].lower()
-        if variant.name in name.lower() or (hub_name and hub_name.removesuffix("-diffusers") in name.lower()):
-            return replace(variant, boundary_ratio=boundary_ratio) if experts == 2 else variant
     if same:
-        return replace(same[0], boundary_ratio=boundary_ratio) if experts == 2 else same[0]
+        words = _words(name)
+        closest = max(same, key=lambda variant: len(words & _words(variant.name)))
+        return replace(closest, boundary_ratio=boundary_ratio) if experts == 2 else closest
     guidance = base.defaults.guidance * experts
     return replace(
         found,
@@ -255,10 +254,14 @@ def from_configs(
         expand_timesteps=expand_timesteps,
         text_length=text_length,
         sizes=(),
-        files=Files(),
+        files=replace(base.files, transformer=()),
         defaults=replace(base.defaults, guidance=guidance),
         note="dims read from its own configs",
     )
+
+
+def _words(name: str) -> set[str]:
+    return set(re.split(r"[-_/. ]+", name.lower()))
 
 
 def _shape(variant: Variant) -> tuple[Any, ...]:

@@ -1,0 +1,229 @@
+"""Does it fit: the sum of what a run needs, before anything is loaded.
+
+A run has three phases on the device: prompts are encoded, latents denoised, videos decoded. `plan_memory` adds up each
+one and chooses: everything on the device (`none`), or transformer blocks that wait in host memory and come to the
+device as they are needed (`offload`). What cannot fit is refused with the sum. On the CPU there is one memory and
+nothing to place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wanscope.errors import MemoryPlanError
+from wanscope.wan import footprint
+from wanscope.wan.cost import BYTES
+from wanscope.wan.download import size
+from wanscope.wan.listing import counts
+from wanscope.wan.variant import Variant, check_video
+
+CONTEXT_BYTES = 1_000_000_000  # what CUDA, cuBLAS and cuDNN take for themselves, and fragmentation
+HOST_RESERVE = 0.1  # of the host's memory, left to everything else
+VAE_DTYPES = {"fp32": 4, "bf16": 2}  # float32 as Wan publishes it; bfloat16 where that does not fit
+BLOCKS_ON_DEVICE = 2  # the running block and the one that is fetched meanwhile
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What one phase needs in one memory: (label, bytes) of each part."""
+
+    name: str
+    items: tuple[tuple[str, int], ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(count for _, count in self.items)
+
+    def __str__(self) -> str:
+        parts = " + ".join(f"{label} {size(count)}" for label, count in self.items)
+        return f"{self.name}: {parts} = {size(self.bytes)}"
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How a model is placed. `phases` are on the device; `host` is what waits in host memory (nothing with `none`).
+
+    `encoder_on_device` is False where the text encoder alone is too large for the device; it then runs on the CPU.
+    `vae_dtype` is bf16 where decoding in fp32 would not fit; videos then differ slightly, latents do not.
+    """
+
+    placement: str
+    phases: tuple[Phase, ...]
+    host: Phase
+    device_bytes: int | None
+    host_bytes: int
+    encoder_on_device: bool = True
+    vae_dtype: str = "fp32"
+
+    @property
+    def peak_bytes(self) -> int:
+        """Of the device (of the host's one memory on the CPU)."""
+        return max(phase.bytes for phase in self.phases)
+
+    @property
+    def limit_bytes(self) -> int:
+        """What the phases have to fit into."""
+        return self.host_bytes if self.device_bytes is None else self.device_bytes
+
+    @property
+    def fits(self) -> bool:
+        return self.peak_bytes <= self.limit_bytes and self.host.bytes <= self.host_bytes * (1 - HOST_RESERVE)
+
+    def explain(self) -> str:
+        """The sum, a line a phase."""
+        where = "this machine has" if self.device_bytes is None else "the device has"
+        lines = [str(phase) for phase in self.phases] + [f"{where} {size(self.limit_bytes)}"]
+        if self.host.items:
+            lines += [str(self.host), f"host memory is {size(self.host_bytes)}"]
+        return "\n  ".join(["", *lines])
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Bytes of weights: of each expert, of the part of an expert outside its blocks, of one block, of the encoder, and
+    of the VAE in fp32."""
+
+    experts: tuple[int, ...]
+    outside_blocks: int
+    block: int
+    encoder: int
+    vae: int
+
+
+def weights_of(variant: Variant, dtype: str) -> Weights:
+    """From the configs, before anything is loaded."""
+    e, c = BYTES[dtype], counts(variant)
+    inside = c.transformer - _outside_blocks(variant)
+    return Weights(
+        (c.transformer * e,) * variant.experts,
+        (c.transformer - inside) * e,
+        inside // variant.blocks * e,
+        c.encoder * (4 if e == 4 else 2),
+        c.vae * VAE_DTYPES["fp32"],
+    )
+
+
+def _outside_blocks(v: Variant) -> int:
+    """Parameters of the embeddings and the head."""
+    p = v.patch[0] * v.patch[1] * v.patch[2]
+    linear = [(v.in_channels * p, v.dim), (v.freq_dim, v.dim), (v.dim, v.dim), (v.dim, 6 * v.dim)]
+    linear += [(v.text_dim, v.dim), (v.dim, v.dim), (v.dim, v.out_channels * p)]
+    if v.image_dim is not None:
+        linear += [(v.image_dim, v.image_dim), (v.image_dim, v.dim), (1, v.image_dim), (1, v.dim)]
+    return sum(a * b + b for a, b in linear) + 2 * v.dim
+
+
+def plan_memory(
+    variant: Variant,
+    dtype: str,
+    width: int,
+    height: int,
+    frames: int,
+    device_bytes: int | None,
+    host_bytes: int,
+    mode: str = "auto",
+    *,
+    weights: Weights | None = None,
+    batch: int = 1,
+) -> MemoryPlan:
+    """How the model fits. device_bytes: the GPU's memory, None on the CPU. batch: 2 with batched guidance.
+
+    MemoryPlanError, with the sum, when it does not fit as asked.
+    """
+    check_video(variant, width, height, frames)
+    weights = weights or weights_of(variant, dtype)
+
+    def plans(width: int, height: int) -> list[MemoryPlan]:
+        """All ways to place it, the best first."""
+        sizes = (variant, width, height, frames)
+        if device_bytes is None:
+            return [_on_cpu(sizes, dtype, weights, host_bytes, batch)]
+        return [
+            _on_device(sizes, dtype, weights, device_bytes, host_bytes, placement, vae_dtype, batch)
+            for vae_dtype in VAE_DTYPES
+            for placement in (("none", "offload") if mode == "auto" else (mode,))
+        ]
+
+    tried = plans(width, height)
+    for plan in tried:
+        if plan.fits:
+            return plan
+    smaller = (size for size in variant.sizes if size[0] * size[1] < width * height)
+    fitting = next((size for size in smaller if any(plan.fits for plan in plans(*size))), None)
+    raise _refusal(tried[-1], (variant, width, height, frames), mode, fitting)
+
+
+Sizes = tuple[Variant, int, int, int]
+
+
+def _activations(sizes: Sizes, dtype: str, vae_dtype: str, memory_bytes: int, batch: int) -> tuple[int, int]:
+    """Of denoising, and of decoding in the chunks that vae.decode will choose."""
+    variant, width, height, frames = sizes
+    denoise = footprint.denoise_bytes(variant, width, height, frames, BYTES[dtype], batch)
+    vae, e = variant.vae_config(), VAE_DTYPES[vae_dtype]
+    chunk = footprint.decode_chunk(vae, width, height, memory_bytes, e)
+    return denoise, footprint.decode_bytes(vae, width, height, chunk, e)
+
+
+def _on_cpu(sizes: Sizes, dtype: str, weights: Weights, host_bytes: int, batch: int) -> MemoryPlan:
+    denoise, decode = _activations(sizes, dtype, "fp32", host_bytes, batch)
+    decode += footprint.video_bytes(*sizes[1:])
+    encode = footprint.encode_bytes(sizes[0], 4 if BYTES[dtype] == 4 else 2)
+    held = (("transformer", sum(weights.experts)), ("VAE", weights.vae))
+    phases = (
+        Phase("encode prompts", (("text encoder", weights.encoder), ("activations", encode))),
+        Phase("denoise", (*held, ("activations", denoise))),
+        Phase("decode", (*held, ("activations and video", decode))),
+    )
+    return MemoryPlan("none", phases, Phase("host", ()), None, host_bytes)
+
+
+def _on_device(
+    sizes: Sizes,
+    dtype: str,
+    weights: Weights,
+    device_bytes: int,
+    host_bytes: int,
+    placement: str,
+    vae_dtype: str,
+    batch: int,
+) -> MemoryPlan:
+    denoise, decode = _activations(sizes, dtype, vae_dtype, device_bytes, batch)
+    vae = (f"VAE ({vae_dtype})", weights.vae * VAE_DTYPES[vae_dtype] // 4)
+    encode = footprint.encode_bytes(sizes[0], 4 if BYTES[dtype] == 4 else 2)
+    cuda = ("CUDA", CONTEXT_BYTES)
+    phases = [Phase("encode prompts", (("text encoder", weights.encoder), ("activations", encode), cuda))]
+    encoder_fits = phases[0].bytes <= device_bytes
+    if not encoder_fits:
+        phases = []
+    label = "transformer" if len(weights.experts) == 1 else "two experts"
+    if placement == "none":
+        held = ((label, sum(weights.experts)), vae, cuda)
+        phases.append(Phase("denoise", (*held, ("activations", denoise))))
+        phases.append(Phase("decode", (*held, ("activations", decode))))
+        host = Phase("host", () if encoder_fits else (("text encoder", weights.encoder),))
+    else:
+        moving = (
+            (f"{BLOCKS_ON_DEVICE} blocks", BLOCKS_ON_DEVICE * weights.block),
+            ("embeddings", weights.outside_blocks * len(weights.experts)),
+        )
+        phases.append(Phase("denoise", (*moving, vae, cuda, ("activations", denoise))))
+        phases.append(Phase("decode", (*moving, vae, cuda, ("activations", decode))))
+        host = Phase("host", ((label, sum(weights.experts)), ("text encoder", weights.encoder)))
+    return MemoryPlan(placement, tuple(phases), host, device_bytes, host_bytes, encoder_fits, vae_dtype)
+
+
+def _refusal(plan: MemoryPlan, sizes: Sizes, mode: str, fitting: tuple[int, int] | None) -> MemoryPlanError:
+    variant, width, height, frames = sizes
+    worst = max(plan.phases, key=lambda phase: phase.bytes)
+    host_is_short = plan.peak_bytes <= plan.limit_bytes
+    fixes = ["memory: offload"] if mode == "none" and plan.device_bytes is not None else []
+    if fitting is not None:
+        fixes.append(f"video.width={fitting[0]} video.height={fitting[1]}")
+    elif not host_is_short:
+        fixes.append("fewer frames, a smaller size or a smaller model (wanscope models)")
+    return MemoryPlanError(
+        f"{variant.name} at {width}x{height}, {frames} frames does not fit into memory",
+        ("host memory is too small" if host_is_short else f"{worst.name} is too large") + plan.explain(),
+        ", or ".join(fixes),
+    )

@@ -1,0 +1,61 @@
+"""FLOPs against the published table and against torch's own counter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from helpers.tiny import TEXT_LENGTH, tiny_model
+from wanscope.wan import cost
+from wanscope.wan.variants import VARIANTS
+
+torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "pflop"),
+    [
+        ("wan2.1-t2v-1.3b", (832, 480, 81), 0.283),
+        ("wan2.1-t2v-14b", (832, 480, 81), 1.678),
+        ("wan2.1-t2v-14b", (1280, 720, 81), 6.523),
+        ("wan2.2-ti2v-5b", (1280, 704, 121), 0.517),
+    ],
+)
+def test_published_table(name, size, pflop):
+    assert round(cost.flops_per_forward(VARIANTS[name], *size) / 1e15, 3) == pflop
+
+
+def test_against_torch_counting_a_forward():
+    """The formula leaves out embeddings and the head; the blocks alone must agree to the last multiply-add."""
+    model = tiny_model()
+    size = 64, 64, 9
+    n = cost.tokens(model.variant, *size)
+    x, text = torch.randn(1, 16, 3, 8, 8), torch.randn(1, TEXT_LENGTH, 32)
+    # torch counts the unfused attention's two products; it knows no count for the CPU's fused one.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model.transformer(x, torch.tensor([500.0]), text, return_dict=False)
+    blocks = sum(
+        sum(flops.values())
+        for name, flops in counter.get_flop_counts().items()
+        if name.startswith("WanTransformer3DModel.blocks.") and name.count(".") == 2
+    )
+    assert n == 48
+    assert blocks == cost.flops_per_forward(model.variant, *size)
+
+
+def test_evaluations_and_time():
+    v = VARIANTS["wan2.1-t2v-1.3b"]
+    assert [cost.evaluations(s, 20) for s in ("unipc", "euler", "dpm++", "heun", "res_2s")] == [20, 20, 20, 39, 39]
+    one = cost.flops_per_forward(v, 832, 480, 81)
+    assert cost.flops_per_video(v, 832, 480, 81, solver="unipc", steps=50) == 100 * one
+    assert cost.flops_per_video(v, 832, 480, 81, solver="heun", steps=20, branches=1) == 39 * one
+    assert cost.seconds(4e15, 200) == 20
+
+
+def test_latent_bytes():
+    v = VARIANTS["wan2.1-t2v-14b"]
+    values = 16 * 21 * 60 * 104
+    assert cost.latent_bytes(v, 832, 480, 81) == 2 * values
+    assert cost.latent_bytes(v, 832, 480, 81, "fp32", states=51) == 4 * 51 * values

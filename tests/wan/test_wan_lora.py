@@ -1,0 +1,231 @@
+"""LoRA files: every layout acts as the merged weights would, and nothing is dropped in silence."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from diffusers import WanPipeline
+from safetensors.torch import load_file, save_file
+
+from helpers import layouts
+from helpers.tiny import tiny_model
+from wanscope.errors import ModelError
+from wanscope.wan import lora
+
+torch.set_num_threads(1)
+RANK = 3
+INSIDE = [f"attn{a}.{x}" for a in (1, 2) for x in ("to_q", "to_k", "to_v", "to_out.0")] + [
+    "ffn.net.0.proj",
+    "ffn.net.2",
+]
+
+
+def pairs(model, seed: int = 0, modules: list[str] | None = None) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """{diffusers' module: (down, up)} for every layer of every block."""
+    g = torch.Generator().manual_seed(seed)
+    names = modules or [f"blocks.{i}.{name}" for i in range(model.blocks) for name in INSIDE]
+    result = {}
+    for name in names:
+        layer = model.transformer.get_submodule(name)
+        down = 0.3 * torch.randn(RANK, layer.in_features, generator=g)
+        result[name] = (down, 0.3 * torch.randn(layer.out_features, RANK, generator=g))
+    return result
+
+
+def original(module: str) -> str:
+    return layouts.original_name(f"{module}.weight").removesuffix(".weight")
+
+
+def write(path, lows, layout: str, alpha: float | None = None):
+    tensors = {}
+    for module, (down, up) in lows.items():
+        if layout == "diffusers":
+            base, a, b = f"transformer.{module}", "lora_A", "lora_B"
+        elif layout == "kohya":
+            base, a, b = "lora_unet_" + original(module).replace(".", "_"), "lora_down", "lora_up"
+        elif layout == "peft":
+            base, a, b = f"diffusion_model.{original(module)}", "lora_A", "lora_B"
+        else:
+            base, a, b = f"diffusion_model.{original(module)}", "lora_down", "lora_up"
+        tensors |= {f"{base}.{a}.weight": down, f"{base}.{b}.weight": up}
+        if alpha is not None:
+            tensors[f"{base}.alpha"] = torch.tensor(alpha)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path)
+    return path
+
+
+def forward(transformer) -> torch.Tensor:
+    g = torch.Generator().manual_seed(1)
+    x, text = torch.randn(1, 16, 2, 4, 4, generator=g), torch.randn(1, 16, 32, generator=g)
+    return transformer(x, torch.tensor([500.0]), text, return_dict=False)[0]
+
+
+def merged(kind: str, lows, scale: float, which: str = "transformer"):
+    """The same model with W + scale * up @ down."""
+    transformer = getattr(tiny_model(kind), which)
+    state = transformer.state_dict()
+    for module, (down, up) in lows.items():
+        state[f"{module}.weight"] = (state[f"{module}.weight"].double() + scale * (up.double() @ down.double())).float()
+    transformer.load_state_dict(state)
+    return transformer
+
+
+def close(a, b):
+    return (a - b).abs().max() <= 1e-5 * b.abs().max()
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "kohya", "peft", "comfy"])
+@pytest.mark.parametrize("alpha", [None, 1.5])
+def test_every_layout_equals_merged_weights(tmp_path, layout, alpha):
+    model = tiny_model()
+    base = forward(model.transformer)
+    lows = pairs(model)
+    path = write(tmp_path / "l.safetensors", lows, layout, alpha)
+    lora.apply_all(model, [(path, 0.7)])
+    want = forward(merged("2.1", lows, 0.7 * (1.0 if alpha is None else alpha / RANK)))
+    got = forward(model.transformer)
+    assert close(got, want)
+    assert not close(got, base)
+    assert model.loras[0].weight == 0.7 and len(model.loras[0].sha256) == 64
+
+
+@pytest.mark.parametrize("layout", ["kohya", "comfy"])
+def test_agrees_with_diffusers_own_converter(tmp_path, layout):
+    model = tiny_model()
+    path = write(tmp_path / "l.safetensors", pairs(model), layout, alpha=float(RANK) * 2)
+    theirs = WanPipeline.lora_state_dict(load_file(path))
+    ours = lora.parse(path, model.transformer)
+    assert {k.removeprefix("transformer.") for k in theirs} == {
+        f"{m}.{x}.weight" for m in ours.down for x in ("lora_A", "lora_B")
+    }
+    for module in ours.down:
+        product = theirs[f"transformer.{module}.lora_B.weight"] @ theirs[f"transformer.{module}.lora_A.weight"]
+        scale = ours.alpha[module] / RANK
+        assert torch.allclose(product, scale * ours.up[module] @ ours.down[module], rtol=1e-6)
+
+
+def test_layers_outside_the_blocks(tmp_path):
+    model = tiny_model()
+    names = ["proj_out", "condition_embedder.time_proj"]
+    names += [f"condition_embedder.{x}_embedder.linear_{i}" for x in ("time", "text") for i in (1, 2)]
+    lows = pairs(model, modules=names)
+    lora.apply_all(model, [write(tmp_path / "l.safetensors", lows, "comfy")])
+    assert close(forward(model.transformer), forward(merged("2.1", lows, 1.0)))
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_two_loras_add_up(tmp_path, at_once):
+    model = tiny_model()
+    first, second = pairs(model, 1), pairs(model, 2)
+    files = [write(tmp_path / f"{i}.safetensors", lows, "comfy") for i, lows in enumerate((first, second))]
+    if at_once:
+        lora.apply_all(model, [(files[0], 0.5), (files[1], -0.25)])
+    else:
+        lora.apply_all(model, [(files[0], 0.5)])
+        lora.apply_all(model, [(files[1], -0.25)])
+    assert [entry.adapter for entry in model.loras] == ["lora0", "lora1"]
+    both = {
+        m: (torch.cat([first[m][0], second[m][0]]), torch.cat([0.5 * first[m][1], -0.25 * second[m][1]], 1))
+        for m in first
+    }
+    assert close(forward(model.transformer), forward(merged("2.1", both, 1.0)))
+
+
+@pytest.mark.parametrize(
+    ("expert", "changed"), [("high", (True, False)), ("low", (False, True)), ("both", (True, True))]
+)
+def test_experts(tmp_path, expert, changed):
+    model = tiny_model("2.2")
+    lows = pairs(model)
+    lora.apply_all(model, [(write(tmp_path / "l.safetensors", lows, "comfy"), 1.0, expert)])
+    for transformer, which, is_changed in zip(model.experts(), ("transformer", "transformer_2"), changed, strict=True):
+        assert close(forward(transformer), forward(merged("2.2", lows if is_changed else {}, 1.0, which)))
+
+
+def test_one_expert_has_no_low_noise_expert(tmp_path):
+    model = tiny_model()
+    path = write(tmp_path / "l.safetensors", pairs(model), "comfy")
+    with pytest.raises(ModelError, match="one expert only"):
+        lora.apply_all(model, [(path, 1.0, "low")])
+
+
+def test_differences_of_weights_are_added(tmp_path):
+    """`.diff`, `.diff_b` and `.diff_m` of lightx2v and CausVid files; diffusers drops all but the biases."""
+    model, reference = tiny_model(), tiny_model().transformer
+    lows = pairs(model)
+    path = write(tmp_path / "l.safetensors", lows, "comfy")
+    g = torch.Generator().manual_seed(9)
+    state = reference.state_dict()
+    names = {
+        "blocks.0.norm3.diff": "blocks.0.norm2.weight",
+        "blocks.0.norm3.diff_b": "blocks.0.norm2.bias",
+        "blocks.1.self_attn.q.diff_b": "blocks.1.attn1.to_q.bias",
+        "blocks.1.self_attn.norm_q.diff": "blocks.1.attn1.norm_q.weight",
+        "blocks.2.diff_m": "blocks.2.scale_shift_table",
+        "blocks.3.modulation.diff": "blocks.3.scale_shift_table",
+        "head.diff_m": "scale_shift_table",
+        "head.head.diff": "proj_out.weight",
+        "patch_embedding.diff": "patch_embedding.weight",
+    }
+    tensors = load_file(path)
+    for key, name in names.items():
+        delta = 0.2 * torch.randn(state[name].shape, generator=g)
+        tensors[f"diffusion_model.{key}"] = delta
+        state[name] = state[name] + 0.7 * delta
+    for module, (down, up) in lows.items():
+        state[f"{module}.weight"] = state[f"{module}.weight"] + 0.7 * up @ down
+    save_file(tensors, path)
+    reference.load_state_dict(state)
+    lora.apply_all(model, [(path, 0.7)])
+    assert close(forward(model.transformer), forward(reference))
+
+
+def test_alpha_in_diffusers_metadata(tmp_path):
+    model = tiny_model()
+    lows = pairs(model)
+    path = write(tmp_path / "l.safetensors", lows, "diffusers")
+    header = {"transformer.r": RANK, "transformer.lora_alpha": 6.0}
+    save_file(load_file(path), path, {"lora_adapter_metadata": json.dumps(header)})
+    lora.apply_all(model, [path])
+    assert close(forward(model.transformer), forward(merged("2.1", lows, 2.0)))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("diffusion_model.blocks.0.self_attn.q.lokr_w1", "LoKr"),
+        ("diffusion_model.blocks.0.self_attn.q.hada_w1_a", "LoHa"),
+        ("diffusion_model.blocks.0.self_attn.q.dora_scale", "DoRA"),
+        ("diffusion_model.blocks.9.self_attn.q.lora_up.weight", "belong to no layer"),
+        ("diffusion_model.blocks.0.cross_attn.k_img.lora_up.weight", "made for an image-to-video model"),
+        ("diffusion_model.blocks.0.self_attn.q.set_weight", "belong to no layer"),
+        ("diffusion_model.blocks.0.self_attn.norm_q.lora_up.weight", "one of the two matrices is missing"),
+    ],
+)
+def test_what_cannot_be_applied_is_named(tmp_path, name, said):
+    model = tiny_model()
+    before = forward(model.transformer)
+    path = write(tmp_path / "l.safetensors", pairs(model), "comfy")
+    save_file(load_file(path) | {name: torch.zeros(4, 4)}, path)
+    with pytest.raises(ModelError, match=said) as error:
+        lora.apply_all(model, [path])
+    named = "blocks.0.attn1.norm_q" if "matrices" in said else name
+    assert named in str(error.value)
+    assert torch.equal(forward(model.transformer), before)
+
+
+def test_wrong_sizes_and_pickles(tmp_path):
+    model = tiny_model()
+    path = write(tmp_path / "l.safetensors", pairs(model), "comfy")
+    tensors = load_file(path)
+    tensors["diffusion_model.blocks.0.ffn.0.lora_up.weight"] = torch.zeros(7, RANK)
+    save_file(tensors, path)
+    with pytest.raises(ModelError, match=r"blocks\.0\.ffn\.net\.0\.proj \(48 to 7\)"):
+        lora.apply_all(model, [path])
+    (tmp_path / "l.pt").write_bytes(b"\x80\x04.")
+    with pytest.raises(ModelError, match="pickle"):
+        lora.apply_all(model, [tmp_path / "l.pt"])
+    with pytest.raises(ModelError, match="not an expert"):
+        lora.apply_all(model, [(path, 1.0, "middle")])
