@@ -1,3 +1,72 @@
-"""wanscope opens up Wan text-to-video diffusion transformers."""
+"""wanscope opens up Wan text-to-video diffusion transformers.
+
+The public names. Importing this loads none of them, and no torch: each is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from wanscope.api import generate, open_take
+    from wanscope.errors import WanscopeError
+    from wanscope.recipe import CaptureSpec as Capture
+    from wanscope.recipe import Recipe, Study
+    from wanscope.study.prepare import plan
+    from wanscope.study.run import StudyResult, run
+    from wanscope.take.compare import contact_sheet, side_by_side
+    from wanscope.take.store import Take
+    from wanscope.wan.load import load
+    from wanscope.workspace import Workspace
+
+# Where each public name lives: module, and its name there.
+_NAMES = {
+    "Capture": ("wanscope.recipe", "CaptureSpec"),
+    "Recipe": ("wanscope.recipe", "Recipe"),
+    "Study": ("wanscope.recipe", "Study"),
+    "StudyResult": ("wanscope.study.run", "StudyResult"),
+    "Take": ("wanscope.take.store", "Take"),
+    "WanscopeError": ("wanscope.errors", "WanscopeError"),
+    "Workspace": ("wanscope.workspace", "Workspace"),
+    "contact_sheet": ("wanscope.take.compare", "contact_sheet"),
+    "generate": ("wanscope.api", "generate"),
+    "load": ("wanscope.wan.load", "load"),
+    "open_take": ("wanscope.api", "open_take"),
+    "plan": ("wanscope.study.prepare", "plan"),
+    "run": ("wanscope.study.run", "run"),
+    "side_by_side": ("wanscope.take.compare", "side_by_side"),
+}
+
+__all__ = [
+    "Capture",
+    "Recipe",
+    "Study",
+    "StudyResult",
+    "Take",
+    "WanscopeError",
+    "Workspace",
+    "__version__",
+    "contact_sheet",
+    "generate",
+    "load",
+    "open_take",
+    "plan",
+    "run",
+    "side_by_side",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'wanscope' has no attribute {name!r}")
+    module, attribute = _NAMES[name]
+    found = getattr(import_module(module), attribute)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -121,6 +121,15 @@ class SamplerSpec(Spec):
     skim: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
     zero_star: bool = False
 
+    @field_validator("guidance", "guidance_2")
+    @classmethod
+    def _guidance_range(cls, value: float | Keyframes | None) -> float | Keyframes | None:
+        if isinstance(value, Keyframes):
+            for step, number in value.keys:
+                if not 0 <= number <= 100:
+                    raise ValueError(f"guidance {number:g} at step {step} should be from 0 to 100")
+        return value
+
     @field_validator("solver", mode="before")
     @classmethod
     def _known_solver(cls, value: Any) -> Any:
@@ -220,6 +229,8 @@ class CaptureSpec(Spec):
     @field_validator("latents", mode="before")
     @classmethod
     def _switch(cls, value: Any) -> Any:
+        if value is not None and not isinstance(value, bool | Mapping | LatentsCapture):
+            raise ValueError("it should be true, false or a mapping such as {dtype: fp16, every: 2}")
         return LatentsCapture() if value is True else None if value is False else value
 
 
@@ -244,7 +255,10 @@ class LoraSpec(Spec):
 
 
 class InitSpec(Spec):
-    """Where a partial denoising starts: a take (id or folder), a file of latents, or a video. sha256 of its latents."""
+    """Where a partial denoising starts: a take (id or folder), a file of latents, or a video.
+
+    sha256 is filled in for the recipe: of the latents' values, or of the video file's bytes.
+    """
 
     take: str | None = None
     latents: str | None = None
@@ -279,7 +293,33 @@ class DesignSpec(Spec):
     hypotheses: tuple[Hypothesis, ...] = ()
 
 
+def _repeats(values: tuple[int, ...]) -> bool:
+    return len(set(values)) != len(values)
+
+
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
+
+
+def _can_be_folder(name: str) -> bool:
+    """On Linux, macOS and Windows."""
+    return (
+        0 < len(name.encode(errors="replace")) <= 120
+        and name.isprintable()
+        and not any(c in name for c in '/\\:*?"<>|')
+        and name == name.strip(" .")
+        and name.partition(".")[0].lower() not in _RESERVED
+    )
+
+
 WeightMode = Literal["auto", "multiply", "interpolate", "none"]
+
+
+class Components(Spec):
+    """Parts of the model to use instead of its own: files or folders. For a single-file transformer."""
+
+    text_encoder: str | None = None
+    vae: str | None = None
+    tokenizer: str | None = None
 
 
 class Study(Spec):
@@ -288,6 +328,7 @@ class Study(Spec):
     version: Literal[1] = 1
     name: str | None = None
     model: str = "marbles"
+    components: Components = Components()
     loras: tuple[LoraSpec, ...] = ()
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     prompt: str
@@ -308,22 +349,32 @@ class Study(Spec):
             raise ValueError("the prompt is empty")
         return prompt
 
+    @field_validator("prompt", "negative")
+    @classmethod
+    def _unicode(cls, text: str | None) -> str | None:
+        if text is not None and any("\ud800" <= c <= "\udfff" for c in text):
+            raise ValueError("it holds half a character (a lone surrogate), which no encoder can read")
+        return text
+
     @field_validator("seeds", mode="before")
     @classmethod
     def _count(cls, seeds: Any) -> Any:
-        if isinstance(seeds, bool):
-            raise ValueError("seeds is a number of seeds or a list of them")
+        if isinstance(seeds, bool) or not isinstance(seeds, int | list | tuple | range):
+            raise ValueError("seeds is a number (4 means seeds 0 to 3) or a list of numbers ([0, 7, 11])")
         if isinstance(seeds, int):
             if not 1 <= seeds <= 100_000:
-                raise ValueError(f"{seeds} seeds cannot be made; seeds: 4 means seeds 0 to 3")
+                raise ValueError("seeds is from 1 to 100000; seeds: 4 means seeds 0 to 3")
             return tuple(range(seeds))
-        return seeds
+        return tuple(seeds)
 
     @field_validator("seeds")
     @classmethod
     def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if not seeds or len(set(seeds)) != len(seeds):
-            raise ValueError("seeds must be named once each, and at least one")
+        if not seeds:
+            raise ValueError("at least one seed is needed")
+        twice = next((seed for i, seed in enumerate(seeds) if seed in seeds[:i]), None) if _repeats(seeds) else None
+        if twice is not None:
+            raise ValueError(f"seed {twice} is named twice; it would be the same video")
         return seeds
 
     @field_validator("edits")
@@ -336,16 +387,20 @@ class Study(Spec):
     @field_validator("name")
     @classmethod
     def _file_name(cls, name: str | None) -> str | None:
-        if name is not None and (not name.strip() or any(c in name for c in '/\\:*?"<>|\0') or name.startswith(".")):
-            raise ValueError(f"{name!r} cannot be a folder's name; use letters, digits, '-' and '_'")
+        if name is not None and not _can_be_folder(name):
+            raise ValueError("it cannot be a folder's name on every system; use letters, digits, '-' and '_'")
         return name
 
 
 class ModelIdentity(Spec):
-    """What the weights are: a name to find them by, and a hash of each component's content."""
+    """What the weights are: where to find them (name, components), and a hash of each component's content.
+
+    `weights` also has `settings`: a hash of what a model folder says beside its weights (scheduler, expert boundary).
+    """
 
     name: str
     variant: str
+    components: Components = Components()
     weights: dict[str, str] = {}
 
 
@@ -360,7 +415,7 @@ class MarkSpec(Spec):
 
 
 class Recipe(Spec):
-    """One video, with nothing left open. `capture`, `labels` and `model.name` are not part of its id."""
+    """One video, with nothing left open. Its id covers neither `capture` and `labels` nor where its files lie."""
 
     version: Literal[1] = 1
     model: ModelIdentity
@@ -383,7 +438,7 @@ class Recipe(Spec):
         later does not change older ids)."""
         data = self.model_dump(mode="json", exclude_defaults=True, exclude={"capture", "labels"})
         data["version"] = self.version
-        data["model"] = {"variant": self.model.variant, "weights": self.model.weights}
+        data["model"] = self.model.weights or {"variant": self.model.variant}  # before weights are known: a dry run
         if not any(mark.weighted for mark in self.marks) or self.weights == "none":
             data.pop("marks", None)  # tracking a word changes no pixel
             data.pop("weights", None)

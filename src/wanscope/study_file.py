@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +69,26 @@ def load_study_data(name: str) -> dict[str, Any]:
 def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     def anchor(value: Any) -> Any:
         if isinstance(value, str) and not Path(value).is_absolute() and (folder / value).exists():
-            return str(folder / value)
+            return os.path.abspath(folder / value)
         return value
 
     out = dict(data)
-    if isinstance(out.get("model"), str) and out["model"].startswith("."):
-        out["model"] = anchor(out["model"])
-    if isinstance(out.get("init"), dict):
-        out["init"] = {key: anchor(value) for key, value in out["init"].items()}
+    if isinstance(out.get("model"), str):
+        # "high.safetensors + low.safetensors" names two files. A hub id is left alone unless a folder is named so.
+        out["model"] = " + ".join(anchor(part.strip()) for part in out["model"].split(" + "))
+    for block in ("init", "components"):
+        if isinstance(out.get(block), dict):
+            out[block] = {key: anchor(value) for key, value in out[block].items()}
     if isinstance(out.get("loras"), list):
-        out["loras"] = [
-            {**x, "path": anchor(x["path"])} if isinstance(x, dict) and "path" in x else x for x in out["loras"]
-        ]
+        out["loras"] = [_anchored_lora(lora, anchor) for lora in out["loras"]]
     return out
+
+
+def _anchored_lora(lora: Any, anchor: Any) -> Any:
+    """`path`, `path:weight` or a mapping with `path`."""
+    if isinstance(lora, dict) and "path" in lora:
+        return {**lora, "path": anchor(lora["path"])}
+    if isinstance(lora, str):
+        path, colon, weight = lora.rpartition(":")
+        return f"{anchor(path)}:{weight}" if colon and anchor(path) != path else anchor(lora)
+    return lora

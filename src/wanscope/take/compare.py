@@ -52,7 +52,7 @@ class Grid:
     notes: tuple[str, ...]
 
 
-def side_by_side(takes: Sequence[Take], out: Path, labels: Sequence[str] | None = None) -> Grid:
+def side_by_side(takes: Sequence[Take], out: Path | str, labels: Sequence[str] | None = None) -> Grid:
     """One MP4 with all `takes`; without labels each says what tells it from the others."""
     if not takes:
         raise RequestError("there is nothing to compare", "no take was named", "wanscope takes")
@@ -70,7 +70,7 @@ def table(takes: Sequence[Take]) -> list[list[int | None]]:
     settings = [_settings(take) for take in takes]
     rows = list(dict.fromkeys(settings))
     places = {(setting, take.recipe.seed): i for i, (setting, take) in enumerate(zip(settings, takes, strict=True))}
-    if len(rows) > 1 and len(seeds) > 1 and len(places) == len(takes) and 2 * len(takes) >= len(rows) * len(seeds):
+    if len(rows) > 1 and len(seeds) > 1 and len(places) == len(takes) and 2 * len(takes) > len(rows) * len(seeds):
         return [[places.get((row, seed)) for seed in seeds] for row in rows]
     columns = min(len(takes), max(1, round(len(takes) ** 0.5 + 0.49)) if len(takes) > 4 else len(takes))
     order: list[int | None] = [*range(len(takes)), *[None] * (-len(takes) % columns)]
@@ -103,7 +103,7 @@ def labels_of(takes: Sequence[Take]) -> list[str]:
     return [label if counts[label] == 1 else f"{label}, {take.id}" for label, take in zip(out, takes, strict=True)]
 
 
-def grid_video(cells: Sequence[Sequence[Cell | None]], out: Path) -> Grid:
+def grid_video(cells: Sequence[Sequence[Cell | None]], out: Path | str) -> Grid:
     """Write the clips of `cells` (rows of columns, None leaves a place empty) as one MP4 with labels above."""
     filled = [cell for row in cells for cell in row if cell is not None]
     facts = {cell: video_facts(cell.video) for cell in filled}
@@ -135,7 +135,9 @@ def grid_video(cells: Sequence[Sequence[Cell | None]], out: Path) -> Grid:
             yield canvas_HW3
             step += 1
 
-    out.parent.mkdir(parents=True, exist_ok=True)
+    out = Path(out)
+    with guarded(out.parent):
+        out.parent.mkdir(parents=True, exist_ok=True)
     write_video(out, frames(), fps, {"title": "wanscope comparison"})
     return Grid(out, rows, columns, tuple(_notes(facts)))
 
@@ -260,10 +262,11 @@ def _shortened(line: str, width: int) -> str:
     return body + "..."
 
 
-def contact_sheet(takes: Sequence[Take], out: Path, frames: int = 6, labels: Sequence[str] | None = None) -> Path:
+def contact_sheet(takes: Sequence[Take], out: Path | str, frames: int = 6, labels: Sequence[str] | None = None) -> Path:
     """A PNG with a row of `frames` frames, evenly spaced from first to last, for each take."""
     from PIL import Image, ImageDraw
 
+    out = Path(out)
     if not takes:
         raise RequestError("there is nothing to show", "no take was named", "wanscope takes")
     names = list(labels) if labels is not None else labels_of(takes)

@@ -1,0 +1,97 @@
+"""The Python door's verbs that are not simply another module's: one take at a time, on a loaded model.
+
+import wanscope as ws
+
+model = ws.load("marbles")
+take = ws.generate(model, "a red (circle) moves left on a black background", seed=1, capture=ws.Capture(latents=True))
+take.frames, take.latents, take.gram
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wanscope import events
+from wanscope.errors import RecipeError, nearest
+from wanscope.prompt.template import count
+from wanscope.recipe import CaptureSpec, SamplerSpec, Study, VideoSpec
+from wanscope.take.store import Take
+from wanscope.validation import validated
+from wanscope.workspace import Workspace
+
+if TYPE_CHECKING:
+    from wanscope.wan.model import WanModel
+
+BLOCKS: dict[str, type[VideoSpec | SamplerSpec]] = {"video": VideoSpec, "sampler": SamplerSpec}
+WHOLE = ("negative", "weights", "init")
+
+
+def generate(
+    model: WanModel,
+    prompt: str,
+    *,
+    seed: int = 0,
+    capture: CaptureSpec | None = None,
+    workspace: Workspace | Path | str | None = None,
+    on_event: events.Listener = events.ignore,
+    interrupt: Callable[[], bool] = lambda: False,
+    **settings: Any,
+) -> Take:
+    """One video of `prompt` on a loaded model, as a Take in the workspace.
+
+    settings: negative, weights, init; of the video width, height, frames, duration, fps; of the sampler solver, steps,
+    shift, guidance and the others; or `video=` and `sampler=` whole. What is left out is the model's own.
+    A take that is there already, with the captures asked for, is opened and not made again.
+
+    Raises what run raises, and where the take itself fails, what it failed with.
+    """
+    from wanscope.study.run import run
+
+    variations = count(prompt)
+    if variations != 1:
+        raise RecipeError(
+            f"this prompt makes {variations:,} videos",
+            "generate makes one; a template with alternatives is a study",
+            "wanscope.run({'prompt': ..., 'seeds': 1}, model=model)",
+        )
+    data: dict[str, Any] = {"prompt": prompt, "seeds": [seed], "name": "generated", **_sorted(settings)}
+    study = validated(Study, data)
+    if capture is not None:
+        study = study.model_copy(update={"capture": capture})
+    recipe = _recipe(study, model)
+    result = run(recipe, workspace=workspace, model=model, on_event=on_event, interrupt=interrupt)
+    if result.failed:
+        raise result.failed[0].exception
+    return result.takes[0]
+
+
+def _sorted(settings: dict[str, Any]) -> dict[str, Any]:
+    """Flat keywords put under the block they belong to."""
+    known = {field: block for block, kind in BLOCKS.items() for field in kind.model_fields}
+    data: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key in BLOCKS or key in WHOLE:
+            data[key] = value
+        elif key not in known:
+            raise RecipeError(f"generate has no setting {key!r}", nearest(key, [*known, *BLOCKS, *WHOLE]))
+    for key in [key for key in settings if key in known]:
+        block = data.get(known[key], {})
+        if not isinstance(block, dict):
+            block = block.model_dump(exclude_unset=True)
+        data[known[key]] = {**block, key: settings[key]}
+    return data
+
+
+def _recipe(study: Study, model: WanModel):
+    from wanscope.study.models import weights_of
+    from wanscope.study.prepare import expanded_with
+
+    expansion = expanded_with(study, model)
+    return expansion.recipe(expansion.template.variation(0), study.seeds[0], weights_of(model))
+
+
+def open_take(name: str | Path, workspace: Workspace | Path | str | None = None) -> Take:
+    """A take by its id, the start of it, its folder, or a file or link into it. TakeNotFound or DamagedTake."""
+    return Take.open(Workspace.find(workspace).find_take(name))

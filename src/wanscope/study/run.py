@@ -1,0 +1,259 @@
+"""Running a study: everything is checked first, what is complete is skipped, and nothing that was finished is lost.
+
+    run(source)  ->  read -> expand -> find the weights -> which takes are missing -> tokens, space
+                 ->  load -> encode all prompts -> free the encoder -> place the transformer
+                 ->  for each take: lock -> make -> rename into place
+
+`source` is a study (or its file), a recipe or several, or a take that is to be made again (its id, take.json, MP4).
+A take that fails does not stop the others. Stopped or killed anywhere, the same call goes on where it was. Two
+processes on one study share the work: each take is made by who holds its lock, and both wait for all of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wanscope import events
+from wanscope.errors import Interrupted, StorageError, WanscopeError
+from wanscope.study import models
+from wanscope.study.folder import Row, StudyFolder
+from wanscope.study.lock import held
+from wanscope.study.prepare import Prepared, Task, check, prepare, standing_take
+from wanscope.study.sources import Made, Source
+from wanscope.study.texts import Texts, encode_prompts
+from wanscope.take.disk import require_writable
+from wanscope.take.store import Take, recover, unfinished, union
+from wanscope.workspace import Workspace
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from wanscope.wan.model import WanModel
+
+WAIT_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A take that could not be made. `exception` is what it ended with."""
+
+    take: str
+    name: str
+    prompt: str
+    seed: int
+    error: str
+    exception: Exception
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What a run leaves. takes: all that are complete, in the study's order, whether made now or before.
+
+    folder: of the study; None for recipes that belong to none. made: how many were made now.
+    """
+
+    name: str
+    folder: Path | None
+    takes: tuple[Take, ...]
+    failed: tuple[Failure, ...]
+    made: int
+    seconds: float
+
+
+def run(
+    source: Source,
+    *,
+    workspace: Workspace | Path | str | None = None,
+    model: WanModel | None = None,
+    memory: str = "auto",
+    device: str = "auto",
+    on_event: events.Listener = events.ignore,
+    interrupt: Callable[[], bool] = lambda: False,
+) -> StudyResult:
+    """Make every take of `source` that is not there yet.
+
+    model: one that is loaded already; it stays as it is. memory, device: for loading otherwise. Between two steps
+    `interrupt()` may ask to stop, which raises Interrupted as Ctrl-C does; finished takes stay.
+
+    RecipeError, ModelError, MemoryPlanError, TakeNotFound or StorageError before any work where the request cannot
+    be met. Later, a StorageError ends the run (the next take would meet the same disk); any other failure is the
+    take's own and is in `failed`.
+    """
+    began = time.monotonic()
+    try:
+        prepared = prepare(source, Workspace.find(workspace), model, on_event)
+        check(prepared, model, device, memory)
+    except KeyboardInterrupt:
+        raise Interrupted("stopped before any work", "", "run the same again") from None
+    session = _Session(prepared, model, memory, device, on_event, interrupt)
+    try:
+        session.run()
+    except KeyboardInterrupt:
+        raise session.stopped() from None
+    return session.result(time.monotonic() - began)
+
+
+class _Session:
+    def __init__(
+        self,
+        prepared: Prepared,
+        model: WanModel | None,
+        memory: str,
+        device: str,
+        on_event: events.Listener,
+        interrupt: Callable[[], bool],
+    ) -> None:
+        self.prepared, self.space, self.tasks = prepared, prepared.space, prepared.tasks
+        self.given, self.memory, self.device = model, memory, device
+        self.emit, self.interrupt = on_event, interrupt
+        self.made = 0
+        self.folder = StudyFolder(self.space, prepared.name) if prepared.expansion is not None else None
+
+    def run(self) -> None:
+        work = self.prepared.work
+        require_writable(self.space.takes)
+        if self.folder is not None and self.prepared.expansion is not None:
+            for note in self.folder.begin(self.prepared.expansion):
+                self.emit(note)
+            self.folder.record(self.rows())
+        done = sum(task.done is not None for task in self.tasks)
+        self.emit(events.StudyStarted(self.prepared.name, self.where, len(self.tasks), done))
+        for task in self.tasks:
+            if task.done is not None and task not in work:
+                self.skipped(task)
+        try:
+            self.tidy()
+            for key, tasks in self.prepared.by_model().items():
+                self.make_group(key, tasks)
+        finally:
+            if self.folder is not None:
+                self.folder.record(self.rows())
+
+    @property
+    def where(self) -> str:
+        return str(self.folder.folder if self.folder is not None else self.space.takes)
+
+    def result(self, seconds: float) -> StudyResult:
+        failed = tuple(_failure(task, task.error) for task in self.tasks if task.error is not None)
+        skipped = len(self.tasks) - self.made - len(failed)
+        self.emit(events.StudyDone(self.prepared.name, self.where, self.made, skipped, len(failed), seconds))
+        takes = tuple(task.done for task in self.tasks if task.done is not None)
+        folder = self.folder.folder if self.folder is not None else None
+        return StudyResult(self.prepared.name, folder, takes, failed, self.made, seconds)
+
+    def rows(self) -> Iterator[Row]:
+        for task in self.tasks:
+            for row in task.rows:
+                if task.error is not None:
+                    yield replace(row, status="failed", error=_said(task.error))
+                elif task.done is not None:
+                    yield replace(row, status="complete", seconds=task.done.manifest.seconds.get("total"))
+                else:
+                    yield row
+
+    def skipped(self, task: Task) -> None:
+        folder = str(self.space.take_folder(task.recipe.id))
+        self.emit(events.TakeSkipped(task.recipe.id, task.index, len(self.tasks), folder, "complete"))
+
+    # making
+
+    def make_group(self, key: models.ModelKey, tasks: list[Task]) -> None:
+        """All takes that one model makes."""
+        recipes = [task.recipe for task in tasks]
+        model = self.given or models.load_model(key, recipes, self.device, self.memory, self.emit)
+        models.place_encoder(model)
+        texts = encode_prompts(model, recipes, self.emit)
+        if self.given is None:
+            model.free_encoder()
+        models.place(model, recipes)
+        starts = {task.start.spec: task.start.latents(model) for task in tasks if task.start is not None}
+        waiting = [task for task in tasks if not self.attempt(task, model, texts, starts)]
+        if waiting:
+            self.emit(events.Note(f"waiting for {len(waiting)} takes that another process is making"))
+        while waiting:
+            time.sleep(WAIT_SECONDS)
+            waiting = [task for task in waiting if not self.attempt(task, model, texts, starts)]
+        if self.given is None:
+            del model
+            models.free_memory()
+
+    def attempt(self, task: Task, model: WanModel, texts: Texts, starts: dict) -> bool:
+        """Make a take, or find that it is complete by now. False when another process is making it."""
+        if self.interrupt():
+            raise self.stopped()
+        take = task.recipe.id
+        with held(self.space.takes, take) as ours:
+            if not ours:
+                return False
+            recover(self.space.takes, take)
+            standing = standing_take(self.space, take)
+            if standing is not None and standing.complete(task.recipe.capture) and take not in self.prepared.replays:
+                task.done = standing
+                self.skipped(task)
+            else:
+                init = starts[task.start.spec] if task.start is not None else None
+                self.make(task, standing, model, texts, init)
+        if self.folder is not None and task.done is not None:
+            self.folder.link(task.rows)
+        return True
+
+    def make(self, task: Task, standing: Take | None, model: WanModel, texts: Texts, init: Tensor | None) -> None:
+        from wanscope.study.make import Job, make_take
+
+        recipe = task.recipe
+        if standing is not None:
+            capture = union(standing.recipe.capture, recipe.capture)
+            recipe = recipe.model_copy(update={"capture": capture})
+        made = self.prepared.replays.get(recipe.id)
+        if made is None and standing is not None:
+            made = Made(standing.manifest.latents_sha256, standing.manifest.environment, str(standing.folder))
+        job = Job(recipe, task.index, len(self.tasks), made, standing)
+        try:
+            conditioning = texts.conditioning(recipe)
+            task.done = make_take(
+                job,
+                model,
+                conditioning,
+                self.space,
+                init_latents=init,
+                on_event=self.emit,
+                interrupt=self.interrupt,
+            )
+            self.made += task.done is not standing
+        except Interrupted:
+            raise self.stopped() from None
+        except StorageError:
+            raise
+        except Exception as error:  # noqa: BLE001 - one take's failure is reported, and the study goes on
+            task.error = error
+            self.emit(events.TakeFailed(recipe.id, task.index, len(self.tasks), _said(error)))
+            models.free_memory()
+
+    def tidy(self) -> None:
+        """Remove what killed processes left, unless their takes are being made right now."""
+        for take in unfinished(self.space.takes):
+            with held(self.space.takes, take) as ours:
+                if ours:
+                    recover(self.space.takes, take)
+
+    def stopped(self) -> Interrupted:
+        done = sum(task.done is not None for task in self.tasks)
+        return Interrupted(
+            f"stopped with {done} of {len(self.tasks)} takes complete",
+            "they stay, and the one in progress is not kept",
+            "run the same again to go on",
+        )
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, WanscopeError) else f"{type(error).__name__}: {error}"
+
+
+def _failure(task: Task, error: Exception) -> Failure:
+    recipe = task.recipe
+    name = task.rows[0].name if task.rows else recipe.id
+    return Failure(recipe.id, name, recipe.prompt, recipe.seed, _said(error), error)

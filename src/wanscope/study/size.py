@@ -1,0 +1,39 @@
+"""How many bytes takes need: arithmetic before any work, for the dry run and the check of free space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from wanscope.capture.latents import stored_states
+from wanscope.recipe import CaptureSpec, VideoSpec
+
+# Of H.264 at the rate factor in take/video.py, bytes per pixel of a frame; moving detail takes more, flat shapes less.
+VIDEO_BYTES_A_PIXEL = 0.1
+SMALL_FILES = 64 << 10  # take.json, events, poster
+
+
+@dataclass(frozen=True)
+class TakeSize:
+    """Bytes of one take. scratch is needed while it is made and given back."""
+
+    video: int
+    final: int
+    latents: int
+    scratch: int
+
+    @property
+    def kept(self) -> int:
+        return self.video + self.final + self.latents + SMALL_FILES
+
+
+def take_size(video: VideoSpec, latent_shape: tuple[int, ...], states: int, capture: CaptureSpec) -> TakeSize:
+    """An upper estimate, but for the video, which is a rough one. states: of the path, S + 1."""
+    values = prod(latent_shape)
+    pixels = (video.width or 0) * (video.height or 0) * (video.frames or 0)
+    latents = scratch = 0
+    if capture.latents is not None:
+        kept = len(stored_states(states, capture.latents.every))
+        latents = kept * values * (2 if capture.latents.dtype == "fp16" else 4)
+        scratch = states * values * 4
+    return TakeSize(int(pixels * VIDEO_BYTES_A_PIXEL), 4 * values, latents, scratch)

@@ -1,0 +1,76 @@
+"""Ends the process at every single file operation of writing a take, one after the other; prints JSON.
+
+    python crash_points.py WORKSPACE new|replace
+
+For `replace` a whole older take is in the place before. After each crash the tidying of the next run is done and what
+is there is reported: nothing, the old take or the new one, whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from helpers.takes import recipe, write_take
+from wanscope.errors import DamagedTake
+from wanscope.recipe import CaptureSpec
+from wanscope.take.store import Take, recover, unfinished
+
+OPERATIONS = ("rename", "replace", "fsync", "mkdir", "rmdir", "unlink", "open")
+CRASHED = 77
+
+
+def crash_at(count: int) -> None:
+    """Every file operation from now on counts; before the given one the process ends, as a kill -9 would."""
+    left = [count]
+
+    def counted(name: str):
+        real = getattr(os, name)
+
+        def operation(*args, **options):
+            left[0] -= 1
+            if left[0] == 0:
+                os._exit(CRASHED)
+            return real(*args, **options)
+
+        return operation
+
+    for name in OPERATIONS:
+        setattr(os, name, counted(name))
+
+
+def one(takes: Path, crash: int, replace: bool) -> dict[str, object]:
+    wanted = recipe(latents=False)
+    shutil.rmtree(takes, ignore_errors=True)
+    if replace:
+        write_take(takes, wanted.model_copy(update={"labels": {"which": "old"}}))
+    process = os.fork()
+    if process == 0:
+        crash_at(crash)
+        write_take(takes, wanted.model_copy(update={"labels": {"which": "new"}}))
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    left = unfinished(takes)
+    for take in left:
+        recover(takes, take)
+    try:
+        take = Take.open(takes / wanted.id)
+        take.verify()
+        found = take.recipe.labels["which"] if take.complete(CaptureSpec()) else "broken"
+    except DamagedTake as error:
+        found = "nothing" if not (takes / wanted.id).exists() else f"damaged: {error}"
+    rest = [path.name for path in takes.iterdir() if path.name != wanted.id] if takes.exists() else []
+    return {"code": code, "found": found, "rest": rest}
+
+
+if __name__ == "__main__":
+    place, replace = Path(sys.argv[1]), sys.argv[2] == "replace"
+    outcomes = []
+    while not outcomes or outcomes[-1]["code"] == CRASHED:
+        outcomes.append(one(place / "takes", len(outcomes) + 1, replace))
+    print(json.dumps(outcomes))

@@ -1,0 +1,80 @@
+"""Killed at any moment, or started twice: a rerun completes the study, and nothing complete is made again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wanscope.take.store import Take, unfinished
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+HELPERS = Path(__file__).parents[1] / "helpers"
+
+
+def helper(name: str, *arguments: object) -> Any:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(HELPERS / name), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def kill_and_check(folder: Path, kills: int, seed: int) -> None:
+    told = helper("fork_runs.py", "killed", folder, kills, seed)
+    assert told["status"] == 0
+    assert told["changed"] == []  # what was complete is the same file, not written again
+    reference = json.loads((folder / "reference.json").read_text())
+    last = json.loads((folder / "last.json").read_text())
+    assert last["failed"] == [] and last["takes"] == reference["takes"]
+    assert len(last["made"]) == 4 - told["complete_before_last"]
+    for take in last["takes"]:
+        found, wanted = (Take.open(folder / space / "takes" / take) for space in ("out", "reference"))
+        found.verify()
+        assert found.manifest.latents_sha256 == wanted.manifest.latents_sha256
+        assert found.latents[:].tobytes() == wanted.latents[:].tobytes()
+        assert found.manifest.gram == wanted.manifest.gram
+    assert unfinished(folder / "out" / "takes") == []
+    links = sorted(path.name for path in (folder / "out" / "studies" / "small").glob("*.mp4"))
+    assert len(links) == 4
+    assert (folder / "out/studies/small/index.csv").read_text().count(",complete,yes,") == 4
+
+
+def test_a_study_killed_at_random_moments_is_completed(tmp_path: Path) -> None:
+    kill_and_check(tmp_path, kills=4, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 7))
+def test_a_study_killed_many_times_is_completed(tmp_path: Path, seed: int) -> None:
+    kill_and_check(tmp_path, kills=12, seed=seed)
+
+
+def test_two_processes_on_one_study_make_no_take_twice(tmp_path: Path) -> None:
+    told = helper("fork_runs.py", "together", tmp_path, 2)
+    assert told["statuses"] == [0, 0]
+    made = [take for log in told["logs"] for take in log["made"]]
+    assert len(made) == len(set(made)) == 4
+    for log in told["logs"]:  # each waited for all of it
+        assert sorted(log["takes"]) == sorted(made) and log["failed"] == []
+        assert log["made"]  # and did its share
+    for take in made:
+        Take.open(tmp_path / "out" / "takes" / take).verify()
+    assert (tmp_path / "out/studies/small/index.csv").read_text().count(",complete,yes,") == 4
+
+
+@pytest.mark.parametrize("how", ["new", "replace"])
+def test_a_crash_before_any_file_operation_leaves_the_old_take_or_the_new(tmp_path: Path, how: str) -> None:
+    outcomes = helper("crash_points.py", tmp_path, how)
+    assert len(outcomes) > 15  # so many operations were tried
+    assert outcomes[-1] == {"code": 0, "found": "new", "rest": []}
+    found = [outcome["found"] for outcome in outcomes]
+    before = "nothing" if how == "new" else "old"
+    assert set(found) == {before, "new"}
+    assert found == sorted(found, key=lambda which: which == "new")  # old up to a point, new from there on
+    assert all(outcome["rest"] == [] for outcome in outcomes)
