@@ -1,9 +1,10 @@
 """Training the marbles transformer: flow matching on cached latents, with caption dropout and an average of weights.
 
 The data: scenes drawn from the seed, rendered, encoded once by the VAE, kept as fp16. Captions are drawn afresh each
-step. Training starts on the first 9 frames of each clip (the VAE is causal, so their latents are a prefix) and ends on
-whole clips. Text is padded to 512 with zeros exactly as Wan does; because all pad tokens are equal, the training's
-cross-attention keeps one column for all of them, with their number as a log bias (equal to the full softmax).
+step. Training starts on the first 9 frames of each clip (the VAE is causal, so their latents are a prefix), goes on
+with windows around the object, and ends on whole clips. Text is padded to 512 with zeros exactly as Wan does; because
+all pad tokens are equal, the training's cross-attention keeps one column for all of them, with their number as a log
+bias (equal to the full softmax).
 
 Shape suffixes: N clips, B batch, Z latent channels, T latent frames, h, w latent height and width, L tokens,
 D encoder width, H heads, K head width, Q queries.
@@ -12,7 +13,9 @@ D encoder width, H heads, K head width, Q queries.
 from __future__ import annotations
 
 import json
+import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +44,27 @@ CONFIG: dict[str, Any] = {
     "qk_norm": "rms_norm_across_heads",
     "rope_max_seq_len": 256,
 }
-# (share of all steps, latent frames, batch)
-STAGES = ((0.7, 3, 16), (0.3, 5, 16))
 PAIR_SHARE = 0.6
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`steps` on clips of `frames` latent frames, cut to `window` latent cells a side; pairs: two-object clips too."""
+
+    steps: int
+    frames: int
+    window: int
+    batch: int
+    pairs: bool
+
+
+# Windows around the one object hold a third of the tokens and all of what is hard: most of the learning is there.
+# The last stage goes on when more steps are asked for.
+STAGES = (
+    Stage(2400, frames=3, window=16, batch=16, pairs=True),
+    Stage(1600, frames=3, window=10, batch=48, pairs=False),
+    Stage(3000, frames=5, window=16, batch=12, pairs=True),
+)
 CAPTION_DROPOUT = 0.1
 TRAIN_SHIFT = 3.0
 CAPTION_TOKENS = 40  # one length for all, so that compiled blocks are not compiled again
@@ -168,13 +189,46 @@ def noised(x0_BZThw: torch.Tensor, generator: torch.Generator) -> tuple[torch.Te
     return (1 - s) * x0_BZThw + s * eps, eps - x0_BZThw, sigma_B.to(x0_BZThw.device)
 
 
-def _stage(step: int, total: int) -> tuple[int, int]:
-    edge = 0.0
-    for share, frames, size in STAGES:
-        edge += share
-        if step < round(edge * total):
-            return frames, size
-    return STAGES[-1][1:]
+def stage_of(step: int) -> Stage:
+    edge = 0
+    for stage in STAGES:
+        edge += stage.steps
+        if step < edge:
+            return stage
+    return STAGES[-1]
+
+
+def window_start(scene: world.Scene, frames: int, window: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Top and left latent cell of a window that holds all that the first object covers in `frames` latent frames."""
+    thing, pixel_frames = scene.things[0], 4 * (frames - 1) + 1
+    half_width, above, below = world.half_extents(thing.shape, thing.radius)
+    path = thing.path(pixel_frames)
+    starts = []
+    for low, high, cells in (
+        (path[:, 1].min() - above, path[:, 1].max() + below, world.HEIGHT // 8),
+        (path[:, 0].min() - half_width, path[:, 0].max() + half_width, world.WIDTH // 8),
+    ):
+        last = min(int(low // 8), cells - window)  # a window that starts here or before holds the low end
+        first = max(0, math.ceil(high / 8) - window)
+        starts.append(int(rng.integers(min(first, last), max(first, last) + 1)))
+    return starts[0], starts[1]
+
+
+def draw(
+    latents_NZThw: np.ndarray, scenes: list[world.Scene], stage: Stage, rng: np.random.Generator
+) -> tuple[torch.Tensor, list[str]]:
+    """A batch of latents [B, Z, T, window, window] and captions, some of them empty."""
+    singles = [i for i, scene in enumerate(scenes) if len(scene.things) == 1]
+    index = rng.integers(len(scenes), size=stage.batch) if stage.pairs else rng.choice(singles, size=stage.batch)
+    parts, texts = [], []
+    for i in index:
+        top, left = (0, 0)
+        if stage.window < latents_NZThw.shape[-1]:
+            top, left = window_start(scenes[i], stage.frames, stage.window, rng)
+        window = latents_NZThw[i, :, : stage.frames, top : top + stage.window, left : left + stage.window]
+        parts.append(window.astype(np.float32))
+        texts.append("" if rng.random() < CAPTION_DROPOUT else world.caption(scenes[i], rng))
+    return torch.from_numpy(np.stack(parts)), texts
 
 
 def train(
@@ -193,6 +247,7 @@ def train(
     `compiled` needs a C++ compiler and saves about a sixth of the time on two cores.
     """
     latents = load_set(folder)
+    scenes = [scene_of(seed, i) for i in range(len(latents))]
     mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1).to(device) for x in channel_statistics(folder, seed=seed))
     captions = Captions(folder, device)
     torch.manual_seed(seed)
@@ -212,14 +267,15 @@ def train(
         average.model.load_state_dict(saved["average"])
         average.count, start, elapsed = saved["count"], saved["step"], saved["seconds"]
         optimiser.load_state_dict(saved["optimiser"])
+        for group in optimiser.param_groups:
+            group["base_lr"] = lr  # a run that goes on may ask for another rate
     began = time.monotonic() - elapsed
     for step in range(start, steps):
-        frames, size = _stage(step, steps)
+        stage = stage_of(step)
         rng = np.random.default_rng([seed, 13, step])
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        index = rng.integers(len(latents), size=size)
-        texts = ["" if rng.random() < CAPTION_DROPOUT else world.caption(scene_of(seed, int(i)), rng) for i in index]
-        x0 = (torch.from_numpy(latents[index][:, :, :frames].astype(np.float32)).to(device) - mean) / std
+        x0, texts = draw(latents, scenes, stage, rng)
+        x0 = (x0.to(device) - mean) / std
         x_t, velocity, sigma_B = noised(x0, generator)
         context, attention.bias_B1L = captions(texts)
         set_lr(optimiser, step, 100, steps, decay)
@@ -234,7 +290,13 @@ def train(
         average.update(model)
         if step % 20 == 0 or step == steps - 1:
             high = error_B[sigma_B > 0.8]
-            row = {"step": step, "frames": frames, "seconds": round(time.monotonic() - began, 1), "mse": value.item()}
+            row = {
+                "step": step,
+                "frames": stage.frames,
+                "window": stage.window,
+                "seconds": round(time.monotonic() - began, 1),
+                "mse": value.item(),
+            }
             row["mse_high_noise"] = float(high.mean().detach()) if len(high) else None
             with (folder / "denoiser.jsonl").open("a") as out_file:
                 out_file.write(json.dumps(row) + "\n")

@@ -130,6 +130,8 @@ def train(
         average.model.load_state_dict(saved["average"])
         average.count, start, elapsed = saved["count"], saved["step"], saved["seconds"]
         optimiser.load_state_dict(saved["optimiser"])
+        for group in optimiser.param_groups:
+            group["base_lr"] = lr  # a run that goes on may ask for another rate
     began, log = time.monotonic() - elapsed, folder / "vae.jsonl"
     for step in range(start, steps):
         name, frames, crop, size = stage_of(step, steps)
