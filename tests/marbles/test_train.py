@@ -53,7 +53,7 @@ def test_learning_rate_warms_up_holds_and_decays():
     optimiser = optim.Muon(model, 1.0)
 
     def at(step):
-        optim.set_lr(optimiser, step, warmup=10, total=100, decay=20)
+        optim.set_lr(optimiser, 1.0, step, warmup=10, total=100, decay=20)
         return optimiser.param_groups[0]["lr"]
 
     assert [at(0), at(9), at(50), at(90), at(100)] == pytest.approx([0.1, 1.0, 1.0, 0.5, 0.02])

@@ -39,7 +39,7 @@ class Muon(torch.optim.Optimizer):
             plain = p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= 8 and "embed" not in name and "shared" not in name
             (matrices if plain else others).append(p)
         groups = [{"params": matrices, "kind": "muon"}, {"params": others, "kind": "adam"}]
-        super().__init__(groups, {"lr": lr, "base_lr": lr, "momentum": momentum, "adam_ratio": adam_ratio})
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "adam_ratio": adam_ratio})
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -93,11 +93,11 @@ class Average:
             mine.lerp_(theirs, 1 - decay)
 
 
-def set_lr(optimiser: torch.optim.Optimizer, step: int, warmup: int, total: int, decay: int) -> None:
+def set_lr(optimiser: torch.optim.Optimizer, lr: float, step: int, warmup: int, total: int, decay: int) -> None:
     """Linear warm-up, constant, linear to 2% over the last `decay` steps: so a run can be lengthened at any time."""
     factor = min(1.0, (step + 1) / warmup, max(0.02, (total - step) / max(1, decay)))
     for group in optimiser.param_groups:
-        group["lr"] = group["base_lr"] * factor
+        group["lr"] = lr * factor
 
 
 def count_parameters(parameters: Iterable[nn.Parameter]) -> int:

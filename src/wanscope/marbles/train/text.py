@@ -150,10 +150,10 @@ def train(folder: Path, steps: int = 1500, *, seed: int = 0, lr: float = 2e-3, s
     encoder = UMT5EncoderModel(UMT5Config(vocab_size=len(tokenizer), **CONFIG))
     heads = nn.ModuleDict({name: nn.Linear(CONFIG["d_model"], len(values)) for name, values in _HEADS.items()})
     parameters = [*encoder.parameters(), *heads.parameters()]
-    optimiser = torch.optim.AdamW([{"params": parameters, "base_lr": lr}], lr=lr, weight_decay=0.01)
+    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
     rng, began = np.random.default_rng([seed, 7]), time.monotonic()
     for step in range(steps):
-        set_lr(optimiser, step, 50, steps, steps // 2)
+        set_lr(optimiser, lr, step, 50, steps, steps // 2)
         data = batch(tokenizer, rng, size)
         states_BLD = encoder(input_ids=data["ids"], attention_mask=data["mask"]).last_hidden_state
         losses, right = [], {}

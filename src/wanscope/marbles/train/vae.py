@@ -130,14 +130,12 @@ def train(
         average.model.load_state_dict(saved["average"])
         average.count, start, elapsed = saved["count"], saved["step"], saved["seconds"]
         optimiser.load_state_dict(saved["optimiser"])
-        for group in optimiser.param_groups:
-            group["base_lr"] = lr  # a run that goes on may ask for another rate
     began, log = time.monotonic() - elapsed, folder / "vae.jsonl"
     for step in range(start, steps):
         name, frames, crop, size = stage_of(step, steps)
         video, cover = batch(seed, step, frames, crop, size)
         torch.manual_seed(seed * 1_000_003 + step)
-        set_lr(optimiser, step, 100, steps, decay)
+        set_lr(optimiser, lr, step, 100, steps, decay)
         with torch.autocast(device, torch.bfloat16):
             value, figures = loss(vae, video.to(device), cover.to(device))
         optimiser.zero_grad(set_to_none=True)
