@@ -117,9 +117,12 @@ def _unreachable(hub_id: str, place: Path, error: BaseException) -> ModelError:
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    if isinstance(error, GatedRepoError):
+    chain = [error]  # the library wraps the reason several times
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    if any(isinstance(link, GatedRepoError) for link in chain):
         return ModelError(f"{hub_id} asks for an agreement first", "accept it on its hub page", "hf auth login")
-    if isinstance(error, RepositoryNotFoundError):
+    if any(isinstance(link, RepositoryNotFoundError) for link in chain):
         return ModelError(f"the hub has no model {hub_id}", "the name is wrong or it is private", "wanscope models")
     if constants.HF_HUB_OFFLINE:
         return ModelError(
@@ -127,7 +130,7 @@ def _unreachable(hub_id: str, place: Path, error: BaseException) -> ModelError:
             "HF_HUB_OFFLINE is set, so it is not downloaded",
             "unset HF_HUB_OFFLINE, or give the folder of a copy of the model",
         )
-    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    reason = str(chain[-1]).strip().split("\n")[0] or type(chain[-1]).__name__
     return ModelError(
         f"{hub_id} is not in the local cache {place} and cannot be downloaded",
         f"the hub cannot be reached or stopped answering ({reason[:200]})",
