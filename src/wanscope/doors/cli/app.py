@@ -1,0 +1,312 @@
+"""The commands and their options. Each command's work is in its own file and imported when it runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+HELP = """wanscope opens up Wan text-to-video diffusion transformers.
+
+A prompt template becomes a set of videos; every video is kept with its recipe, so that it can be made again.
+"""
+EPILOG = "Begin with `wanscope demo`."
+MEMORY = ("auto", "none", "offload")
+
+app = typer.Typer(
+    help=HELP,
+    epilog=EPILOG,
+    no_args_is_help=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # prompts are full of brackets, and plain help starts faster
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+OutputDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--output-dir",
+        "-o",
+        metavar="DIR",
+        help="The workspace: the folder with takes/ and studies/. [default: $WANSCOPE_HOME, else ./wanscope-out]",
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout, and nothing else.")]
+EventsJson = Annotated[bool, typer.Option("--json", help="Write events to stdout as JSON lines, and nothing else.")]
+Device = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="auto (the first GPU, else the CPU), cpu, cuda or cuda:1.")
+]
+Memory = Annotated[
+    str,
+    typer.Option(
+        "--memory",
+        metavar="|".join(MEMORY),
+        help="Where weights lie: auto (offload what does not fit), none (all on the device) or offload.",
+    ),
+]
+
+
+def command() -> Any:
+    """The click command that typer makes of this module."""
+    return typer.main.get_command(app)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of every error. Also: WANSCOPE_DEBUG=1.")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ["WANSCOPE_DEBUG"] = "1"
+    if version:
+        from wanscope import __version__
+
+        typer.echo(f"wanscope {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def demo(output_dir: OutputDir = None, device: Device = "auto", json: EventsJson = False) -> int:
+    """Make eight small videos, and a grid of them to look at."""
+    from wanscope.doors.cli.demo import run_demo
+
+    return run_demo(output_dir, device, json)
+
+
+@app.command()
+def generate(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="STUDY",
+            help="A study file (YAML), the name of one that ships with wanscope, or a take to be made again: "
+            "its id, take.json or video.mp4.",
+            show_default=False,
+        ),
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option("--config", metavar="FILE", help="Another way to name the study file.")
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option("--template", "-t", metavar="TEMPLATE", help='The prompt template: "a [red|blue] (ball)".'),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", "-m", metavar="MODEL", help="A name of `wanscope models`, a folder, a hub id or a file."
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            "--seeds", "-s", metavar="N|A,B,C", help="How many seeds (4 means 0 to 3), or the seeds themselves."
+        ),
+    ] = None,
+    videos_per_variation: Annotated[
+        int | None,
+        typer.Option(
+            "--videos-per-variation", metavar="N", min=1, help="How many seeds; the older word for --seeds N."
+        ),
+    ] = None,
+    negative: Annotated[
+        str | None, typer.Option("--negative", metavar="TEXT", help="The negative prompt; '' for none at all.")
+    ] = None,
+    width: Annotated[int | None, typer.Option("--width", metavar="PIXELS", help="Width of the video.")] = None,
+    height: Annotated[int | None, typer.Option("--height", metavar="PIXELS", help="Height of the video.")] = None,
+    frames: Annotated[int | None, typer.Option("--frames", metavar="N", help="Frames of the video, 4n + 1.")] = None,
+    duration: Annotated[
+        float | None, typer.Option("--duration", metavar="SECONDS", help="Length of the video, instead of --frames.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Denoising steps.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option("--guidance", metavar="X", help="Classifier-free guidance; 1 is off.")
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Any setting of a study, for example sampler.solver=heun. Repeatable."
+        ),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option("--lora", metavar="FILE[:WEIGHT]", help="A LoRA file and its weight, 1 unless given. Repeatable."),
+    ] = None,
+    from_take: Annotated[
+        str | None,
+        typer.Option(
+            "--from-take",
+            metavar="ID",
+            help="Start from the finished latents of this take; with --start-step or --denoise.",
+        ),
+    ] = None,
+    start_step: Annotated[
+        int | None, typer.Option("--start-step", metavar="N", help="Skip the first N steps (with --from-take).")
+    ] = None,
+    denoise: Annotated[
+        float | None,
+        typer.Option(
+            "--denoise", metavar="X", help="The share of the steps that is run, 0 to 1; instead of --start-step."
+        ),
+    ] = None,
+    store_latents: Annotated[
+        bool | None,
+        typer.Option("--store-latents/--no-store-latents", help="Keep the latents of every step.", show_default=False),
+    ] = None,
+    output_dir: OutputDir = None,
+    name: Annotated[
+        str | None, typer.Option("--name", "-n", metavar="NAME", help="Name of the study and of its folder.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be made, its size and time. Loads and writes nothing.")
+    ] = False,
+    device: Device = "auto",
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", metavar="auto|fp32|bf16|fp16", help="Precision of the transformer.")
+    ] = None,
+    memory: Memory = "auto",
+    json: EventsJson = False,
+    edit: Annotated[
+        list[str] | None,
+        typer.Option("--edit", metavar="JSON", help="Edits of activations: not in this version.", hidden=True),
+    ] = None,
+    store_attention: Annotated[
+        bool, typer.Option("--store-attention", help="Attention maps: not in this version.", hidden=True)
+    ] = False,
+) -> int:
+    """Make the videos of a study or a template, or a take again.
+
+    What is complete already is not made anew: the same command goes on where it was stopped.
+    """
+    from wanscope.doors.cli.generate import refuse_later, run_generate
+    from wanscope.doors.cli.request import SETTINGS, Options
+
+    refuse_later(edit, store_attention)
+    given = dict(locals())
+    options = Options(
+        source=source,
+        config=config,
+        seeds=seeds,
+        videos_per_variation=videos_per_variation,
+        sets=setting or (),
+        loras=lora or (),
+        from_take=from_take,
+        store_latents=store_latents,
+        values={key: given[key] for key in SETTINGS if given[key] is not None},
+    )
+    return run_generate(options, output_dir, dry_run=dry_run, device=device, memory=memory, json=json)
+
+
+@app.command()
+def expand(
+    template: Annotated[str, typer.Argument(metavar="TEMPLATE", help='A prompt template: "a [red|blue] (ball)".')],
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit", "-l", metavar="N", min=1, help="Show the first N. [default: 100 at a terminal, else all]"
+        ),
+    ] = None,
+    json: Json = False,
+) -> int:
+    """List the variations of a prompt template.
+
+    With what fills its slots, its marked words and their weights.
+    """
+    from wanscope.doors.cli.expand import run_expand
+
+    return run_expand(template, limit, json)
+
+
+@app.command()
+def models(json: Json = False) -> int:
+    """List the models: parameters, memory, default sizes."""
+    from wanscope.doors.cli.models import run_models
+
+    return run_models(json)
+
+
+@app.command()
+def takes(
+    study: Annotated[
+        str | None, typer.Option("--study", metavar="NAME", help="Only the takes of this study, in its order.")
+    ] = None,
+    output_dir: OutputDir = None,
+    json: Json = False,
+) -> int:
+    """List the takes of a workspace."""
+    from wanscope.doors.cli.takes import run_takes
+
+    return run_takes(study, output_dir, json)
+
+
+@app.command()
+def show(
+    take: Annotated[str, typer.Argument(metavar="ID", help="The take's id, its beginning, its folder or its video.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Compare every file with its checksum.")] = False,
+    output_dir: OutputDir = None,
+    json: Json = False,
+) -> int:
+    """Show a take: its recipe, files, timings and noise levels."""
+    from wanscope.doors.cli.show import run_show
+
+    return run_show(take, verify, output_dir, json)
+
+
+@app.command()
+def compare(
+    takes: Annotated[
+        list[str],
+        typer.Argument(metavar="ID...", help="Takes, as for `show`, or names of studies for all their takes."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="The MP4 to write. [default: in the workspace]", show_default=False),
+    ] = None,
+    output_dir: OutputDir = None,
+    json: Json = False,
+) -> int:
+    """Put takes side by side in one labeled video."""
+    from wanscope.doors.cli.compare import run_compare
+
+    return run_compare(takes, out, output_dir, json)
+
+
+@app.command()
+def doctor(output_dir: OutputDir = None, json: Json = False) -> int:
+    """Check this machine, and say what to do.
+
+    Python, torch, the GPU, memory, disk and weights. Exit status 1 if something is wrong.
+    """
+    from wanscope.doors.cli.doctor import run_doctor
+
+    return run_doctor(output_dir, json)
+
+
+@app.command()
+def validate(
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="What to validate: marbles.")],
+    pairs: Annotated[
+        int,
+        typer.Option("--pairs", metavar="N", min=1, help="How many one-object videos; half as many of two objects."),
+    ] = 200,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Write the report there as JSON, and as a page beside it."),
+    ] = None,
+    json: Json = False,
+) -> int:
+    """Score the tiny world and its model against known truth.
+
+    Exit status 1 where a bound is not met.
+    """
+    from wanscope.doors.cli.validate import run_validate
+
+    return run_validate(what, pairs, out, json)

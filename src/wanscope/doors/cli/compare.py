@@ -1,0 +1,75 @@
+"""`wanscope compare`: takes side by side in one labeled MP4."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from wanscope.doors.cli import out
+from wanscope.doors.cli.takes import study_names, study_rows
+from wanscope.errors import DamagedTake, RequestError, TakeNotFound
+from wanscope.take.compare import Grid, side_by_side
+from wanscope.take.store import Take
+from wanscope.workspace import Workspace
+
+SIDE_BY_SIDE = "side-by-side.mp4"
+NAMED = 3  # ids in the default file name
+
+
+def run_compare(names: Sequence[str], path: Path | None, output_dir: Path | None, json: bool) -> int:
+    workspace = Workspace.find(output_dir)
+    if path is not None and path.suffix.lower() != ".mp4":
+        raise RequestError(f"--out {path} is not an MP4 file", "the comparison is a video", f"--out {path}.mp4")
+    takes, notes = gather(workspace, names)
+    target = path or default_path(workspace, names, takes)
+    grid = side_by_side(takes, target)
+    if json:
+        out.document(
+            {
+                "video": str(grid.path),
+                "rows": grid.rows,
+                "columns": grid.columns,
+                "takes": [take.id for take in takes],
+                "notes": [*notes, *grid.notes],
+            }
+        )
+        return 0
+    say_grid(grid, len(takes), notes)
+    return 0
+
+
+def say_grid(grid: Grid, count: int, notes: Sequence[str] = ()) -> None:
+    for note in (*notes, *grid.notes):
+        out.say(f"note: {note}")
+    out.say(f"{count} takes in {grid.rows} x {grid.columns}: {out.shown_path(grid.path)}")
+
+
+def gather(workspace: Workspace, names: Sequence[str]) -> tuple[list[Take], list[str]]:
+    """The takes that the names mean, each once, in order; and what was left out of a study."""
+    takes: dict[str, Take] = {}
+    notes = []
+    for name in names:
+        if name not in study_names(workspace):
+            take = Take.open(workspace.find_take(name))
+            takes.setdefault(take.id, take)
+            continue
+        left_out = 0
+        for row in study_rows(workspace, name):
+            try:
+                takes.setdefault(row.take, Take.open(workspace.take_folder(row.take)))
+            except DamagedTake:
+                left_out += 1
+        if left_out:
+            notes.append(f"{left_out} takes of study {name} are missing or damaged and left out")
+    if not takes:
+        raise TakeNotFound(f"study {' '.join(names)} has no finished take", "there is nothing to compare yet")
+    return list(takes.values()), notes
+
+
+def default_path(workspace: Workspace, names: Sequence[str], takes: Sequence[Take]) -> Path:
+    """In the study's folder for one study, else in the workspace under the takes' ids."""
+    if len(names) == 1 and names[0] in study_names(workspace):
+        return workspace.studies / names[0] / SIDE_BY_SIDE
+    ids = [take.id[:8] for take in takes]
+    rest = f"-and-{len(ids) - NAMED}-more" if len(ids) > NAMED else ""
+    return workspace.folder / f"compare-{'-'.join(ids[:NAMED])}{rest}.mp4"

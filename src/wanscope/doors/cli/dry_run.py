@@ -1,0 +1,241 @@
+"""`wanscope generate --dry-run`: what would be made, how large and how long. Loads no model and writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from wanscope.doors.cli import out
+from wanscope.doors.cli.estimate import Estimate, estimate
+from wanscope.doors.cli.generate import prepare_process
+from wanscope.doors.cli.show import settings_text
+from wanscope.errors import MemoryPlanError, ModelError, StorageError
+from wanscope.events import Note
+from wanscope.recipe import Recipe
+from wanscope.take.disk import size_text
+from wanscope.workspace import Workspace
+
+if TYPE_CHECKING:
+    import torch
+
+    from wanscope.study.prepare import Plan
+    from wanscope.wan.memory import MemoryPlan
+    from wanscope.wan.variant import Variant
+
+SHOWN = 20  # takes, at a terminal or in a file; --json lists all
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One take. `take` and `status` are None where the weights are not here, so that its id is not known."""
+
+    name: str
+    prompt: str
+    seed: int
+    take: str | None
+    status: str | None
+
+
+def run_dry(source: Any, workspace: Workspace, notes: Sequence[Note], *, device: str, memory: str, json: bool) -> int:
+    prepare_process()
+    from wanscope.study.prepare import plan
+    from wanscope.wan.load import pick_device
+
+    planned = plan(source, workspace)
+    variant, recipe = _what(planned)
+    if planned.complete is not None:
+        _check_prompts(planned, recipe)
+    place = pick_device(device)
+    placing = _placing(variant, recipe, place, memory)
+    time = estimate(workspace, variant, recipe, place)
+    takes = _takes(planned, workspace)
+    if json:
+        out.document(_document(planned, recipe, list(takes), placing, time, workspace, notes))
+    else:
+        for note in notes:
+            out.say(f"note: {note.text}")
+        _print(planned, variant, recipe, placing, time, workspace)
+        _print_takes(planned, takes)
+    if isinstance(placing, MemoryPlanError):
+        raise placing
+    if planned.needed_bytes > planned.free_bytes:
+        raise StorageError(
+            f"there is not enough space in {workspace.folder}",
+            f"{size_text(planned.needed_bytes)} are needed and {size_text(planned.free_bytes)} are free",
+            "another --output-dir, or fewer seeds",
+        )
+    return 0
+
+
+def _what(planned: Plan) -> tuple[Variant, Recipe]:
+    """The model's facts, and the first take's recipe (its weights not filled in)."""
+    expansion = planned.expansion
+    if expansion is not None:
+        return expansion.variant, expansion.recipe(expansion.template.variation(0), expansion.study.seeds[0], {})
+    from wanscope.study.models import ModelKey, find_local
+    from wanscope.wan.variants import VARIANTS
+
+    recipe = planned.recipes[0]
+    if recipe.model.variant in VARIANTS:
+        return VARIANTS[recipe.model.variant], recipe
+    found = find_local(ModelKey.of(recipe))
+    if found is None:
+        raise ModelError(f"the model {recipe.model.name} is not on this machine", "its dims are not known without it")
+    return found.variant, recipe
+
+
+def _check_prompts(planned: Plan, recipe: Recipe) -> None:
+    """What only the tokenizer can say: a prompt that is too long, words that a small model never saw."""
+    from wanscope.study.models import ModelKey, tokenizer_of
+    from wanscope.study.texts import check_prompts
+
+    tokenizer, length = tokenizer_of(ModelKey.of(recipe))
+    expansion, recipes = planned.expansion, planned.recipes
+    if expansion is not None:
+        seed = expansion.study.seeds[0]
+        recipes = (expansion.recipe(variation, seed, {}) for variation in expansion.template.expand())
+    check_prompts(tokenizer, recipes, length, recipe.model.variant == "marbles")
+
+
+def _takes(planned: Plan, workspace: Workspace) -> Iterator[Planned]:
+    from wanscope.study.models import ModelKey, find_local, weights_of
+    from wanscope.study.prepare import complete_take
+
+    def status(recipe: Recipe) -> str:
+        return "missing" if complete_take(workspace, recipe) is None else "complete"
+
+    expansion = planned.expansion
+    if expansion is None:
+        for recipe in planned.recipes:
+            again = "made again" if status(recipe) == "complete" else "missing"
+            yield Planned(recipe.id, recipe.prompt, recipe.seed, recipe.id, again)
+        return
+    weights = {}
+    if planned.complete is not None:
+        study = expansion.study
+        found = find_local(ModelKey(study.model, expansion.dtype, study.components, expansion.loras))
+        weights = weights_of(found) if found is not None else {}
+    for item in expansion.items(weights):
+        known = (item.recipe.id, status(item.recipe)) if weights else (None, None)
+        yield Planned(item.name, item.recipe.prompt, item.seed, *known)
+
+
+def _placing(variant: Variant, recipe: Recipe, device: torch.device, memory: str) -> MemoryPlan | MemoryPlanError:
+    from wanscope.wan.memory import capacity, plan_memory
+
+    have, video = capacity(device), recipe.video
+    assert video.width and video.height and video.frames
+    try:
+        return plan_memory(
+            variant,
+            recipe.dtype,
+            video.width,
+            video.height,
+            video.frames,
+            have.device_bytes,
+            have.host_bytes,
+            memory,
+            batch=2 if recipe.sampler.cfg_batched else 1,
+        )
+    except MemoryPlanError as error:
+        return error
+
+
+def _print(
+    planned: Plan,
+    variant: Variant,
+    recipe: Recipe,
+    placing: MemoryPlan | MemoryPlanError,
+    time: Estimate,
+    workspace: Workspace,
+) -> None:
+    video, count = recipe.video, planned.missing or (planned.takes if planned.expansion is None else 0)
+    out.say(f"{planned.name}: {_counted(planned)}. Nothing is made: this is a dry run.")
+    rows = [
+        ("model", f"{recipe.model.name}: {variant.title}, {recipe.dtype}"),
+        ("video", f"{video.width} x {video.height}, {video.frames} frames, {video.fps} fps"),
+        ("sampler", settings_text(recipe)),
+        ("negative", recipe.negative or "(none)"),
+        ("workspace", out.shown_path(workspace.folder)),
+        ("complete", _complete(planned)),
+        ("size", f"about {size_text(planned.needed_bytes)}; {size_text(planned.free_bytes)} are free"),
+        ("time", f"about {out.seconds_text(count * time.seconds)} ({out.seconds_text(time.seconds)} a take)"),
+        ("", f"from {time.basis}"),
+        ("memory", _memory_text(placing)),
+    ]
+    out.facts(rows, indent="  ")
+
+
+def _counted(planned: Plan) -> str:
+    expansion = planned.expansion
+    if expansion is None:
+        return f"{planned.takes} take to make again"
+    variations, seeds = expansion.variations, len(expansion.study.seeds)
+    return (
+        f"{planned.takes} take{'s'[: planned.takes != 1]}, {variations} variation{'s'[: variations != 1]} x "
+        f"{seeds} seed{'s'[: seeds != 1]}"
+    )
+
+
+def _complete(planned: Plan) -> str:
+    if planned.complete is None:
+        return "not known: the weights are not here yet and will be downloaded first"
+    return f"{planned.complete} of {planned.takes}"
+
+
+def _memory_text(placing: MemoryPlan | MemoryPlanError) -> str:
+    if isinstance(placing, MemoryPlanError):
+        return "does not fit (see below)"
+    worst = max(placing.phases, key=lambda phase: phase.bytes)
+    have = placing.host_bytes if placing.device_bytes is None else placing.device_bytes
+    where = "this machine" if placing.device_bytes is None else "the device"
+    kind = "blocks are offloaded, " if placing.placement == "offload" else ""
+    return f"{kind}at most {size_text(worst.bytes)} of {size_text(have)} of {where}, to {worst.name}"
+
+
+def _print_takes(planned: Plan, takes: Iterator[Planned]) -> None:
+    out.say()
+    rows = [(take.name, take.status or "", take.take or "", take.prompt) for take in islice(takes, SHOWN)]
+    out.table(("name", "status", "take", "prompt"), rows)
+    if planned.takes > SHOWN:
+        out.say(f"... and {planned.takes - SHOWN:,} more (--json lists all)")
+
+
+def _document(
+    planned: Plan,
+    recipe: Recipe,
+    takes: list[Planned],
+    placing: MemoryPlan | MemoryPlanError,
+    time: Estimate,
+    workspace: Workspace,
+    notes: Sequence[Note],
+) -> dict[str, Any]:
+    fits = not isinstance(placing, MemoryPlanError)
+    again = planned.expansion is None
+    return {
+        "name": planned.name,
+        "workspace": str(workspace.folder),
+        "takes": planned.takes,
+        "complete": planned.complete,
+        "missing": planned.missing,
+        "model": {"name": recipe.model.name, "variant": recipe.model.variant, "dtype": recipe.dtype},
+        "video": recipe.video.model_dump(exclude_none=True),
+        "sampler": recipe.sampler.model_dump(mode="json", exclude_none=True),
+        "negative": recipe.negative,
+        "bytes": {"needed": planned.needed_bytes, "free": planned.free_bytes},
+        "seconds": {
+            "a_take": time.seconds,
+            "total": time.seconds * (planned.takes if again else planned.missing),
+            "basis": time.basis,
+        },
+        "memory": {
+            "fits": fits,
+            "placement": placing.placement if fits else None,
+            "phases": [{"name": phase.name, "bytes": phase.bytes} for phase in placing.phases] if fits else [],
+            "problem": None if fits else str(placing),
+        },
+        "notes": [note.text for note in notes],
+        "planned": [asdict(take) for take in takes],
+    }

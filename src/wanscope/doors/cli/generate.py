@@ -1,0 +1,142 @@
+"""`wanscope generate`: run a study, show its progress, say at the end what is there and what failed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wanscope.doors.cli import out, progress
+from wanscope.doors.cli.request import Options, wanted
+from wanscope.errors import RequestError, WanscopeError, nearest
+from wanscope.events import Note
+from wanscope.workspace import Workspace
+
+if TYPE_CHECKING:
+    from wanscope.recipe import Study
+    from wanscope.study.run import StudyResult
+
+MEMORY = ("auto", "none", "offload")
+
+
+def refuse_later(edit: Sequence[str] | None, store_attention: bool) -> None:
+    """Options that the design has and this version has not: a sentence instead of `no such option`."""
+    for given, option, what in (
+        (edit, "--edit", "cannot edit activations yet"),
+        (store_attention, "--store-attention", "cannot record attention yet"),
+    ):
+        if given:
+            raise RequestError(f"{option} cannot be used", f"this version of wanscope {what}", "the same without it")
+
+
+def run_generate(
+    options: Options, output_dir: Path | None, *, dry_run: bool, device: str, memory: str, json: bool
+) -> int:
+    if memory not in MEMORY:
+        raise RequestError(f"--memory {memory} is not known", nearest(memory, MEMORY), "--memory auto")
+    workspace = Workspace.find(output_dir)
+    request = wanted(options, workspace)
+    source: Study | str | None = request.study if request.study is not None else request.again
+    if dry_run:
+        from wanscope.doors.cli.dry_run import run_dry
+
+        return run_dry(source, workspace, request.notes, device=device, memory=memory, json=json)
+    result = run_study(source, workspace, request.notes, device=device, memory=memory, json=json)
+    if not json:
+        _say_result(result, workspace)
+    return complain_of_failures(result)
+
+
+def run_study(
+    source: Any, workspace: Workspace, notes: Sequence[Note] = (), *, device: str, memory: str, json: bool
+) -> StudyResult:
+    """Run `source` with its progress on stdout. The first Ctrl-C stops between two steps, the second at once."""
+    prepare_process()
+    with progress.make(json) as listener, interruptible() as interrupt:
+        for note in notes:
+            listener(note)
+        from wanscope.study.run import run
+
+        return run(source, workspace=workspace, memory=memory, device=device, on_event=listener, interrupt=interrupt)
+
+
+def prepare_process() -> None:
+    """What has to stand before torch and the model libraries are imported.
+
+    Their own bars would run through ours, and their control characters into files. A download's bar stays at a
+    terminal: it is the only sign of life for a long time.
+    """
+    from wanscope.wan.environment import prepare
+
+    prepare()
+    if not out.interactive(sys.stderr):
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed, instead of an exception in the middle of a step. A second one is the exception."""
+    asked = threading.Event()
+
+    def stop(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        _say_stopping()
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may have handlers
+        yield asked.is_set
+        return
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _say_stopping() -> None:
+    # A signal's handler may run in the middle of a print, where printing is not allowed.
+    os.write(2, b"\nwanscope: stopping after this step; Ctrl-C again stops at once\n")
+
+
+def _say_result(result: StudyResult, workspace: Workspace) -> None:
+    had = len(result.takes) - result.made
+    parts = [f"{result.made} made", f"{had} complete before", f"{len(result.failed)} failed"]
+    shown = [part for part in parts if not part.startswith("0 ")] or ["nothing to make"]
+    out.say(f"{', '.join(shown)}, {out.seconds_text(result.seconds)}")
+    if result.folder is not None:
+        out.say(f"videos: {out.shown_path(result.folder)}")
+    else:
+        for take in result.takes:
+            out.say(f"video: {out.shown_path(take.video)}")
+    if result.folder is not None and len(result.takes) > 1:
+        where = "" if workspace == Workspace.find(None) else f" --output-dir {out.shown_path(workspace.folder)}"
+        out.say(f"next: wanscope compare {result.name}{where}")
+
+
+def complain_of_failures(result: StudyResult) -> int:
+    """List the takes that failed; the exit status."""
+    for failure in result.failed:
+        out.complain(f"{failure.name} ({failure.take}) failed: {failure.error}{_report(failure.exception)}")
+    if not result.failed:
+        return 0
+    total = len(result.failed) + len(result.takes)
+    out.complain(
+        f"{len(result.failed)} of {total} take{'s'[: total != 1]} failed; run the same again to try them again."
+    )
+    return 1
+
+
+def _report(error: Exception) -> str:
+    """Where the traceback is of an error that nobody foresaw."""
+    if isinstance(error, WanscopeError):
+        return ""
+    from wanscope.doors.cli.crash import write_report
+
+    place = write_report(error)
+    return f"; the traceback is in {place}" if place else ""

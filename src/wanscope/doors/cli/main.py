@@ -1,0 +1,103 @@
+"""From arguments to an exit status: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted.
+
+Every WanscopeError becomes its own text on stderr, without a traceback. An error that nobody foresaw is one sentence
+and a file with the traceback; `wanscope --debug ...` or WANSCOPE_DEBUG=1 shows it at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from wanscope.errors import WanscopeError
+
+DEBUG_VARIABLE = "WANSCOPE_DEBUG"
+INTERRUPTED = 130
+PIPE_CLOSED = 141  # 128 + SIGPIPE, as a shell reports it
+PROGRAM = "wanscope"
+COMPLETION_VARIABLE = "_WANSCOPE_COMPLETE"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    from wanscope.doors.cli import out
+
+    out.make_safe()
+    try:
+        status = _run(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+    except WanscopeError as error:
+        if debugging():
+            raise
+        return _refused(error)
+    except KeyboardInterrupt:
+        out.complain("interrupted.")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has left (`wanscope takes | head`). What is buffered has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except Exception as error:  # the last place where it can be said plainly
+        if _is_usage(error):
+            return _misused(error)
+        if debugging():
+            raise
+        return _crashed(error)
+    return status
+
+
+def _run(arguments: list[str]) -> int:
+    """What the command returns. Typer's own `main` would turn Ctrl-C and closed pipes into its own exits."""
+    import typer
+
+    from wanscope.doors.cli.app import command
+
+    if COMPLETION_VARIABLE in os.environ:  # the shell asks for words to complete
+        command().main(args=arguments, prog_name=PROGRAM)
+    try:
+        with command().make_context(PROGRAM, arguments or ["--help"]) as context:
+            status = context.command.invoke(context)
+    except typer.Exit as done:  # --help and --version
+        return done.exit_code
+    return status or 0
+
+
+def debugging() -> bool:
+    return os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
+
+
+def _refused(error: WanscopeError) -> int:
+    from wanscope.doors.cli import out
+
+    out.complain(out.error_text(error))
+    return error.exit_status
+
+
+def _is_usage(error: Exception) -> bool:
+    """Whether it is click's word for arguments that cannot be read. Typer carries its own copy of click, or not."""
+    return any(kind.__name__ == "ClickException" for kind in type(error).__mro__)
+
+
+def _misused(error: Any) -> int:
+    from wanscope.doors.cli import out
+
+    context = getattr(error, "ctx", None)
+    place = context.command_path if context is not None else PROGRAM
+    text = error.format_message().strip().rstrip(".")
+    out.complain(f"{text[:1].lower()}{text[1:]}.\nTry: {place} --help")
+    return 2
+
+
+def _crashed(error: Exception) -> int:
+    from wanscope.doors.cli import out
+    from wanscope.doors.cli.crash import write_report
+
+    kind = type(error).__name__
+    first_line = (str(error).strip().splitlines() or [""])[0][:300]
+    said = f"{kind}: {first_line}" if first_line else kind
+    place = write_report(error)
+    where = f"the traceback is in {place}" if place else "the traceback could not be written to a file"
+    out.complain(f"something went wrong that wanscope did not foresee ({said}); {where}.\nTry: wanscope --debug ...")
+    return 1

@@ -1,0 +1,285 @@
+"""From the options of `wanscope generate` to what is to be made. No torch here, and nothing is written.
+
+The options override what the study file says. `--set key=value` reaches every setting; the short options are names for
+the settings that are changed most.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wanscope.errors import RequestError
+from wanscope.events import Note
+from wanscope.recipe import Study
+from wanscope.study.sources import STUDY_ENDINGS, read_source
+from wanscope.study_file import config_names, find_study_file, load_study_data, read_yaml
+from wanscope.validation import validated
+from wanscope.workspace import Workspace
+
+# Options that are another word for one setting.
+SETTINGS = {
+    "template": "prompt",
+    "negative": "negative",
+    "model": "model",
+    "name": "name",
+    "dtype": "dtype",
+    "width": "video.width",
+    "height": "video.height",
+    "frames": "video.frames",
+    "duration": "video.duration",
+    "steps": "sampler.steps",
+    "guidance": "sampler.guidance",
+    "start_step": "sampler.start_step",
+    "denoise": "sampler.denoise",
+}
+# Two words for one thing: giving one by an option takes the other out of the study file.
+RIVALS = (("video.frames", "video.duration"), ("sampler.start_step", "sampler.denoise"))
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was typed. `values` holds the options in `SETTINGS` that were given."""
+
+    source: str | None = None
+    config: str | None = None
+    seeds: str | None = None
+    videos_per_variation: int | None = None
+    sets: Sequence[str] = ()
+    loras: Sequence[str] = ()
+    from_take: str | None = None
+    store_latents: bool | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be made: a study, or a take again, by its file, folder or id. `notes` are for the person."""
+
+    study: Study | None = None
+    again: str | None = None
+    notes: tuple[Note, ...] = ()
+
+
+def wanted(options: Options, workspace: Workspace) -> Wanted:
+    """Read the options. RequestError, RecipeError or TakeNotFound where they cannot be meant."""
+    if options.source and options.config:
+        raise RequestError(
+            f"{options.source} and --config {options.config} are two studies", "one is run at a time", "one of the two"
+        )
+    name = options.source or options.config
+    changes = _changes(options, workspace)
+    if name is None:
+        if "prompt" in changes:
+            return _study({}, changes, ())
+        if options.from_take is not None:
+            return _from_take(options.from_take, changes, (), workspace)
+        raise RequestError(
+            "there is nothing to generate",
+            f"no study file and no --template was given; the packaged studies are {', '.join(config_names())}",
+            'wanscope generate --template "a [red|blue] circle moves left"',
+        )
+    if not _is_study_file(name):
+        _require_no_prompt(name)
+        read_source(name, workspace)  # says what is wrong with it
+        if not changes:
+            return Wanted(again=name)
+        note = Note(f"this is {name} with changes, not that take again")
+        return _from_take(name, changes, (note,), workspace)
+    data = load_study_data(name)
+    # A study that names itself nothing has its file's name, unless another prompt makes it another study.
+    if "name" not in data and changes.get("prompt", data.get("prompt")) == data.get("prompt"):
+        data["name"] = find_study_file(name).stem
+    return _study(data, changes, ())
+
+
+def _is_study_file(name: str) -> bool:
+    path, ending = Path(name), Path(name).suffix.lower()
+    if ending in STUDY_ENDINGS or path.name in config_names():
+        return True
+    return path.is_file() and ending not in (".json", ".mp4")
+
+
+def _require_no_prompt(name: str) -> None:
+    if not Path(name).exists() and any(c in name for c in " []|()"):
+        raise RequestError(
+            f"there is no study file {name!r}",
+            "it reads like a prompt, and those are given with --template",
+            f"wanscope generate --template {shlex.quote(name)}",
+        )
+
+
+def _study(data: dict[str, Any], changes: Mapping[str, Any], notes: tuple[Note, ...]) -> Wanted:
+    before = data.get("prompt")
+    data = apply(data, changes)
+    if data.get("prompt") != before and "design" not in changes:
+        data, dropped = _fitting_design(data)
+        notes = (*notes, *dropped)
+    if "prompt" not in data:
+        raise RequestError(
+            "there is no prompt", "the study file has none", '--template "a [red|blue] circle moves left"'
+        )
+    return Wanted(study=validated(Study, data), notes=notes)
+
+
+def _from_take(name: str, changes: Mapping[str, Any], notes: tuple[Note, ...], workspace: Workspace) -> Wanted:
+    """A take's recipe with changes. What belongs to its model alone does not go over to another one."""
+    data = _take_data(name, workspace)
+    if changes.get("model", data["model"]) != data["model"]:
+        data.pop("dtype", None)  # the other model's own
+        lost = [key for key in ("components", "loras") if data.pop(key, None) and key not in changes]
+        if lost:
+            notes = (*notes, Note(f"{' and '.join(lost)} of {name} belong to {data['model']} and are left out"))
+    return _study(data, changes, notes)
+
+
+def _fitting_design(data: dict[str, Any]) -> tuple[dict[str, Any], tuple[Note, ...]]:
+    """Without the file's design where it names slots that the new prompt lacks."""
+    from wanscope.prompt.template import parse
+
+    design, prompt = data.get("design"), data.get("prompt")
+    if not isinstance(design, dict) or not isinstance(prompt, str):
+        return data, ()
+    slots = {slot.name for slot in parse(prompt).slots}
+    blocks = design.get("blocks", ())
+    named = [design.get("factor"), *(blocks if isinstance(blocks, list | tuple) else ())]
+    missing = [str(name) for name in named if name != "seed" and name not in slots]
+    if not missing:
+        return data, ()
+    rest = {key: value for key, value in data.items() if key != "design"}
+    return rest, (Note(f"the file's design is left out: the new prompt has no slot {', '.join(missing)}"),)
+
+
+def _changes(options: Options, workspace: Workspace) -> dict[str, Any]:
+    """{setting: value} of all options."""
+    changes: dict[str, Any] = {}
+    for text in options.sets:
+        key, value = parse_set(text)
+        changes[key] = value
+    for option, key in SETTINGS.items():
+        value = options.values.get(option)
+        if value is None:
+            continue
+        if key in changes:
+            raise RequestError(f"--{option.replace('_', '-')} and --set {key} say the same", "", "one of the two")
+        changes[key] = value
+    if isinstance(changes.get("model"), str):
+        changes["model"] = absolute_model(changes["model"])
+    if options.seeds is not None and options.videos_per_variation is not None:
+        raise RequestError(
+            "--seeds and --videos-per-variation say the same", "4 videos per variation are seeds 0 to 3", "--seeds 4"
+        )
+    if options.seeds is not None:
+        changes["seeds"] = parse_seeds(options.seeds)
+    if options.videos_per_variation is not None:
+        changes["seeds"] = options.videos_per_variation
+    if options.loras:
+        changes["loras"] = [_absolute_lora(text) for text in options.loras]
+    if options.from_take is not None:
+        changes["init"] = {"take": _take_name(options.from_take, workspace)}
+    if options.store_latents is not None:
+        changes["capture.latents"] = options.store_latents
+    return changes
+
+
+def parse_set(text: str) -> tuple[str, Any]:
+    """`sampler.steps=20` as a key and the value that YAML reads."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise RequestError(f"--set {text!r} is not key=value", "", "--set sampler.steps=20")
+    parsed = read_yaml(f"value: {value}", f"--set {text!r}")["value"]
+    # Plain text is kept whole: YAML would end it at a ' #'.
+    plain = isinstance(parsed, str) and not value.lstrip().startswith(('"', "'"))
+    return key.strip(), value.strip() if plain else parsed
+
+
+def parse_seeds(text: str) -> int | list[int]:
+    """`4` is a number of seeds, `1,2,3` the seeds themselves; `7,` is the one seed 7."""
+    try:
+        numbers = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        numbers = []
+    if not numbers:
+        raise RequestError(f"--seeds {text!r} is not a number or a list", "4 means seeds 0 to 3", "--seeds 1,2,3")
+    return numbers if "," in text else numbers[0]
+
+
+def apply(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`data` with every dotted key of `changes` set; nothing in `data` is changed in place."""
+    out = dict(data)
+    for key, value in changes.items():
+        for pair in RIVALS:
+            if key in pair:
+                other = pair[1 - pair.index(key)]
+                if other not in changes:
+                    out = _without(out, other.split("."))
+        if key == "capture.latents" and value is True and _has(out, key.split(".")):
+            continue  # the file says how they are kept
+        out = _with(out, key.split("."), value, key)
+    return out
+
+
+def _has(data: Mapping[str, Any], path: Sequence[str]) -> bool:
+    inner = data.get(path[0])
+    return bool(inner) if len(path) == 1 else isinstance(inner, Mapping) and _has(inner, path[1:])
+
+
+def _with(data: Any, path: Sequence[str], value: Any, key: str) -> Any:
+    head, rest = path[0], path[1:]
+    if isinstance(data, list):
+        if not head.isdigit() or int(head) >= len(data):
+            raise RequestError(f"--set {key}: there is no place {head!r}", f"the list has places 0 to {len(data) - 1}")
+        place = int(head)
+        return [*data[:place], _with(data[place], rest, value, key) if rest else value, *data[place + 1 :]]
+    if data is not None and not isinstance(data, Mapping):
+        raise RequestError(f"--set {key}: there is nothing below {data!r}", f"{head!r} is no part of a plain value")
+    inner = dict(data or {})
+    inner[head] = _with(inner.get(head), rest, value, key) if rest else value
+    return inner
+
+
+def _without(data: dict[str, Any], path: Sequence[str]) -> dict[str, Any]:
+    inner = data.get(path[0])
+    if len(path) == 1:
+        return {key: value for key, value in data.items() if key != path[0]}
+    return {**data, path[0]: _without(inner, path[1:])} if isinstance(inner, dict) else data
+
+
+def absolute_model(model: str) -> str:
+    """Files and folders by their whole path, so that a take made here can be made again from elsewhere."""
+    parts = [part.strip() for part in model.split(" + ")]
+    return " + ".join(_absolute(part) for part in parts)
+
+
+def _absolute(name: str) -> str:
+    path = Path(name).expanduser()
+    return os.path.abspath(path) if path.exists() else name
+
+
+def _absolute_lora(text: str) -> str:
+    if Path(text).expanduser().exists():
+        return _absolute(text)
+    path, colon, weight = text.rpartition(":")
+    return f"{_absolute(path)}:{weight}" if colon else text
+
+
+def _take_name(name: str, workspace: Workspace) -> str:
+    """A take of the workspace by its whole id, another by its folder."""
+    folder = workspace.find_take(name)
+    return folder.name if folder.parent == workspace.takes else str(folder)
+
+
+def _take_data(name: str, workspace: Workspace) -> dict[str, Any]:
+    """The study that makes just this take: its recipe with every setting written out."""
+    from wanscope.doors.cli.again import study_data
+
+    request = read_source(name, workspace)
+    if request.study is not None:
+        return request.study.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    if len(request.recipes) != 1:
+        raise RequestError(f"{name} holds {len(request.recipes)} takes", "one can be changed at a time")
+    return study_data(request.recipes[0])

@@ -1,0 +1,97 @@
+"""`wanscope show`: one take, with all that its take.json says."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import Any
+
+from wanscope.doors.cli import out
+from wanscope.doors.cli.takes import bytes_of
+from wanscope.recipe import Recipe
+from wanscope.take.disk import size_text
+from wanscope.take.manifest import Manifest, check_sizes, read_manifest
+from wanscope.take.store import LATENTS, VIDEO
+from wanscope.workspace import Workspace
+
+
+def run_show(take: str, verify: bool, output_dir: Path | None, json: bool) -> int:
+    folder = Workspace.find(output_dir).find_take(take)
+    manifest = read_manifest(folder)
+    check_sizes(folder, manifest.files)
+    if verify:
+        from wanscope.take.store import Take
+
+        Take(folder, manifest).verify()
+    if json:
+        data = json_module.loads(manifest.dumped())
+        out.document({"folder": str(folder), **({"verified": True} if verify else {}), **data})
+        return 0
+    out.facts(_facts(folder, manifest))
+    out.say("\nfiles")
+    out.facts(_files(manifest), indent="  ")
+    out.say("\ntime")
+    out.facts([(name, out.seconds_text(value)) for name, value in manifest.seconds.items()], indent="  ")
+    out.say("\nmade with")
+    out.facts([(key, value) for key, value in manifest.environment.flat().items() if value], indent="  ")
+    out.say(f"\nsigmas ({len(manifest.sigmas)}): {' '.join(f'{sigma:.4f}' for sigma in manifest.sigmas)}")
+    if verify:
+        out.say("\nEvery file matches its checksum.")
+    return 0
+
+
+def _facts(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
+    recipe = manifest.recipe
+    video = recipe.video
+    pairs = [
+        ("take", manifest.id),
+        ("folder", str(folder)),
+        ("prompt", recipe.prompt),
+        ("negative", recipe.negative or "(none)"),
+        ("seed", str(recipe.seed)),
+        ("model", f"{recipe.model.name} ({recipe.model.variant}), {recipe.dtype}"),
+        ("video", f"{video.width} x {video.height}, {video.frames} frames, {video.fps} fps"),
+        ("sampler", settings_text(recipe)),
+    ]
+    if recipe.labels:
+        pairs.insert(3, ("slots", ", ".join(f"{name} = {value}" for name, value in recipe.labels.items())))
+    if recipe.marks:
+        shown = (m.text + (f" (weight {m.weight:g})" if m.weighted else "") for m in recipe.marks)
+        pairs.insert(3, ("marked", ", ".join(shown)))
+    pairs += [("LoRA", f"{lora.path}, weight {lora.weight:g}") for lora in recipe.loras]
+    if recipe.init is not None:
+        pairs.append(("started from", recipe.init.take or recipe.init.latents or recipe.init.video or ""))
+    if manifest.latents is not None:
+        pairs.append(("latents", f"{len(manifest.latents.states)} states, {manifest.latents.dtype}"))
+    pairs += [
+        ("evaluations", str(manifest.evaluations)),
+        ("peak memory", ", ".join(f"{name} {size_text(peak)}" for name, peak in manifest.peak_bytes.items())),
+        ("made", manifest.made),
+        ("size", size_text(bytes_of(manifest))),
+    ]
+    for earlier in manifest.earlier:
+        changed = "; ".join(earlier.environment.differences(manifest.environment))
+        pairs.append(("earlier bits", f"made {earlier.made}, elsewhere: {changed}"))
+    return pairs
+
+
+def settings_text(recipe: Recipe) -> str:
+    """The sampler's settings that are not at their default."""
+    settings: dict[str, Any] = recipe.sampler.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    settings.pop("sigmas", None)  # listed apart
+    return ", ".join(f"{key} {_value(value)}" for key, value in settings.items())
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_value(inner)}" for key, inner in value.items()) + "}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _files(manifest: Manifest) -> list[tuple[str, str]]:
+    """Single files, and the latents' many as one."""
+    sizes: dict[str, int] = {}
+    for record in manifest.files:
+        name = LATENTS + "/" if record.path.startswith(LATENTS + "/") else record.path
+        sizes[name] = sizes.get(name, 0) + record.bytes
+    return [(name, size_text(sizes[name])) for name in sorted(sizes, key=lambda name: (name != VIDEO, name))]

@@ -1,0 +1,189 @@
+"""`wanscope takes`: what is in a workspace, read from its folders. A take that is damaged is listed as that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wanscope.doors.cli import out
+from wanscope.errors import DamagedTake, TakeNotFound, nearest
+from wanscope.study.folder import Row, StudyFolder
+from wanscope.take.disk import size_text
+from wanscope.take.manifest import Manifest, check_sizes, read_manifest
+from wanscope.workspace import MANIFEST, Workspace
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A take's folder: its manifest, or what is wrong with it (both where a file of a readable take is missing)."""
+
+    id: str
+    folder: Path
+    manifest: Manifest | None
+    damage: str = ""
+
+    @property
+    def status(self) -> str:
+        return "damaged" if self.damage else "complete"
+
+    def as_dict(self) -> dict[str, Any]:
+        data: dict[str, Any] = {"id": self.id, "status": self.status, "folder": str(self.folder)}
+        if self.damage:
+            data["damage"] = self.damage
+        if self.manifest is not None:
+            recipe = self.manifest.recipe
+            data |= {
+                "made": self.manifest.made,
+                "model": recipe.model.name,
+                "variant": recipe.model.variant,
+                "prompt": recipe.prompt,
+                "labels": recipe.labels,
+                "seed": recipe.seed,
+                "video": recipe.video.model_dump(exclude_none=True),
+                "latents": self.manifest.latents is not None,
+                "seconds": self.manifest.seconds.get("total"),
+                "bytes": bytes_of(self.manifest),
+            }
+        return data
+
+
+def bytes_of(manifest: Manifest) -> int:
+    return sum(record.bytes for record in manifest.files)
+
+
+def inspect(folder: Path) -> Listed:
+    """A take's folder, its file sizes checked and its content not read."""
+    try:
+        manifest = read_manifest(folder)
+    except DamagedTake as error:
+        return Listed(folder.name, folder, None, error.why or error.what)
+    try:
+        check_sizes(folder, manifest.files)
+    except DamagedTake as error:
+        return Listed(folder.name, folder, manifest, f"{error.what}: {error.why}")
+    return Listed(folder.name, folder, manifest)
+
+
+def in_workspace(workspace: Workspace) -> Iterator[Listed]:
+    """Every take's folder, in the order of ids; folders of takes in the making are hidden and left out."""
+    if not workspace.takes.is_dir():
+        return
+    for folder in sorted(workspace.takes.iterdir()):
+        if folder.is_dir() and not folder.name.startswith("."):
+            yield inspect(folder)
+
+
+def study_rows(workspace: Workspace, name: str) -> list[Row]:
+    """The rows of a study that are its own now. TakeNotFound, with the nearest name, when there is no such study."""
+    known = study_names(workspace)
+    if name not in known:
+        raise TakeNotFound(
+            f"there is no study {name!r}",
+            nearest(name, known) if known else f"{workspace.studies} holds none",
+            "wanscope takes",
+        )
+    return [row for row in StudyFolder(workspace, name).rows() if row.current]
+
+
+def study_names(workspace: Workspace) -> list[str]:
+    if not workspace.studies.is_dir():
+        return []
+    return sorted(p.name for p in workspace.studies.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def run_takes(study: str | None, output_dir: Path | None, json: bool) -> int:
+    workspace = Workspace.find(output_dir)
+    if study is not None:
+        return _takes_of_study(workspace, study, json)
+    listed = sorted(in_workspace(workspace), key=lambda take: take.manifest.made if take.manifest else "")
+    if json:
+        out.document([take.as_dict() for take in listed])
+        return 0
+    if not listed:
+        out.say(f"{workspace.takes} holds no takes yet. Begin with: wanscope demo")
+        return 0
+    out.table(
+        ("take", "made", "model", "video", "seed", "time", "size", "prompt"),
+        [_cells(take) for take in listed],
+        right=("seed", "time", "size"),
+    )
+    total = sum(bytes_of(take.manifest) for take in listed if take.manifest)
+    damaged = sum(bool(take.damage) for take in listed)
+    out.say(f"\n{len(listed)} takes, {size_text(total)}" + (f", {damaged} damaged" if damaged else ""))
+    for name in study_names(workspace):
+        out.say(f"study: {name}")
+    return 0
+
+
+def _cells(take: Listed) -> tuple[str, ...]:
+    if take.manifest is None:
+        return (take.id, "", "", "", "", "", "", f"DAMAGED: {take.damage}")
+    recipe, video = take.manifest.recipe, take.manifest.recipe.video
+    return (
+        take.id,
+        take.manifest.made[:16].replace("T", " "),
+        _short_model(recipe.model.name),
+        f"{video.width}x{video.height}x{video.frames}",
+        str(recipe.seed),
+        out.seconds_text(take.manifest.seconds.get("total", 0.0)),
+        size_text(bytes_of(take.manifest)),
+        f"DAMAGED: {take.damage}" if take.damage else recipe.prompt,
+    )
+
+
+def _short_model(name: str) -> str:
+    """A path by its last part."""
+    return Path(name).name if Path(name).is_absolute() else name
+
+
+def _takes_of_study(workspace: Workspace, study: str, json: bool) -> int:
+    rows = study_rows(workspace, study)
+    statuses = [_status(workspace, row) for row in rows]
+    if json:
+        data = []
+        for row, (status, damage) in zip(rows, statuses, strict=True):
+            entry = {
+                "name": row.name,
+                "id": row.take,
+                "status": status,
+                "prompt": row.prompt,
+                "slots": dict(row.slots),
+                "seed": row.seed,
+                "seconds": row.seconds,
+                "folder": str(workspace.take_folder(row.take)),
+            }
+            data.append(entry | ({"problem": damage} if damage else {}))
+        out.document(data)
+        return 0
+    out.table(
+        ("name", "take", "status", "seed", "time", "prompt"),
+        [
+            (
+                row.name,
+                row.take,
+                status,
+                str(row.seed),
+                "" if row.seconds is None else out.seconds_text(row.seconds),
+                row.prompt,
+            )
+            for row, (status, _) in zip(rows, statuses, strict=True)
+        ],
+        right=("seed", "time"),
+    )
+    for row, (status, problem) in zip(rows, statuses, strict=True):
+        if problem:
+            out.say(f"{row.name} is {status}: {problem}")
+    done = sum(status == "complete" for status, _ in statuses)
+    out.say(f"\n{done} of {len(rows)} complete")
+    return 0
+
+
+def _status(workspace: Workspace, row: Row) -> tuple[str, str]:
+    """What the folder says now, which may be more than the table does."""
+    folder = workspace.take_folder(row.take)
+    if (folder / MANIFEST).is_file():
+        listed = inspect(folder)
+        return listed.status, listed.damage
+    return row.status if row.status == "failed" else "missing", row.error.splitlines()[0] if row.error else ""

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+
+
+class Ran(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
+    """Run the command line in this process: `cli("takes", "--json")`."""
+    from wanscope.doors.cli import main
+
+    monkeypatch.delenv("WANSCOPE_DEBUG", raising=False)
+    monkeypatch.delenv("WANSCOPE_HOME", raising=False)
+
+    def run(*arguments: object) -> Ran:
+        capsys.readouterr()
+        status = main([str(argument) for argument in arguments])
+        got = capsys.readouterr()
+        return Ran(status, got.out, got.err)
+
+    return run
