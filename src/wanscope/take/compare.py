@@ -92,12 +92,14 @@ def labels_of(takes: Sequence[Take]) -> list[str]:
     out = []
     for take, recipe in zip(takes, recipes, strict=True):
         parts = []
-        if len(prompts) > 1:
-            parts.append(" ".join(recipe.labels[k] for k in varying) if words and varying else recipe.prompt)
+        if len(prompts) > 1 and words and varying:
+            parts.append(" ".join(recipe.labels[k] for k in varying))
         if len({r.model.name for r in recipes}) > 1:
             parts.append(recipe.model.name)
         if len({r.seed for r in recipes}) > 1:
             parts.append(f"seed {recipe.seed}")
+        if len(prompts) > 1 and not (words and varying):
+            parts.append(recipe.prompt)  # last: a long one is cut, and what comes after it would be lost
         out.append(", ".join(parts) or take.id)
     counts = {label: out.count(label) for label in out}
     return [label if counts[label] == 1 else f"{label}, {take.id}" for label, take in zip(out, takes, strict=True)]
