@@ -211,6 +211,10 @@ def _pretrained(cls: Any, folder: Path, **options: Any):
         reason = str(error).strip().split("\n")[0]
         raise ModelError(f"{folder} cannot be loaded", reason[:300], "the model's safetensors files, whole") from None
     gone = [*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])]
+    if cls.__module__.startswith("diffusers") and info["unexpected_keys"]:
+        extra = list(info["unexpected_keys"])
+        why = f"{len(extra)} tensors would be dropped: {listed(extra)}"
+        raise ModelError(f"{folder} does not fit its config", why, "the model's own config.json")
     if gone:  # the libraries fill these with random numbers and say so in a log line
         raise ModelError(f"{folder} does not hold all weights", f"{len(gone)} are missing or misshapen: {listed(gone)}")
     return module.eval().requires_grad_(False)
