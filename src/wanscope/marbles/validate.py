@@ -44,7 +44,7 @@ class Row:
         return self.bound is None or self.value >= self.bound
 
 
-def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(share: float, count: int, z: float = 1.959963984540054) -> tuple[float, float]:
     """The score interval of a share (Wilson, 1927)."""
     if count == 0:
         return 0.0, 1.0

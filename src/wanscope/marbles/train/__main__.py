@@ -1,7 +1,8 @@
 """Train marbles: `python -m wanscope.marbles.train all --folder .training`. Every stage goes on where it stopped.
 
 On two CPU cores the whole takes about two hours, on a GPU minutes. A stage that is given more steps than it has made
-goes on training; `export` then writes the packaged weights and `wanscope validate marbles` scores them.
+goes on training; `export` then writes the packaged weights and `wanscope validate marbles` scores them. `unpack` makes
+a training folder from the packaged weights, so that `encode` and `denoiser` can go on from them on another machine.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ STAGES = ("vae", "text", "encode", "denoiser", "export")
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m wanscope.marbles.train", description=__doc__)
-    parser.add_argument("stage", choices=(*STAGES, "all"))
+    parser.add_argument("stage", choices=(*STAGES, "all", "unpack"))
     parser.add_argument(
         "--folder", type=Path, default=Path(".training"), help="checkpoints and logs (default .training)"
     )
@@ -26,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--vae-steps", type=int, default=2000)
     parser.add_argument("--text-steps", type=int, default=1500)
     parser.add_argument("--clips", type=int, default=6000, help="training clips encoded for the transformer")
-    parser.add_argument("--denoiser-steps", type=int, default=4000)
+    parser.add_argument("--denoiser-steps", type=int, default=7000)
     parser.add_argument("--target", type=Path, default=Path(__file__).parents[1] / "weights")
     args = parser.parse_args(argv)
     for stage in STAGES if args.stage == "all" else (args.stage,):
@@ -48,6 +49,8 @@ def run_stage(stage: str, args: argparse.Namespace) -> None:
         denoiser.encode_set(args.folder, args.clips, **common)
     elif stage == "denoiser":
         denoiser.train(args.folder, args.denoiser_steps, args.denoiser_steps // 6, **common)
+    elif stage == "unpack":
+        export.unpack(args.target, args.folder)
     else:
         size = export.export(args.folder, args.target)
         sys.stderr.write(f"{args.target}: {size / 1e6:.1f} MB\n")

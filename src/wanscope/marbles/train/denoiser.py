@@ -245,6 +245,8 @@ def train(
 ) -> None:
     """Train up to `steps`, going on from `denoiser.pt`; writes `transformer/` (the averaged weights).
 
+    Where there is no `denoiser.pt` but an unpacked `transformer/` (see export.py), its weights and step are the start.
+
     `compiled` needs a C++ compiler and saves about a sixth of the time on two cores.
     """
     latents = load_set(folder)
@@ -262,6 +264,12 @@ def train(
             block.compile()
     optimiser = Muon(model, STAGES[0].lr)
     checkpoint, start, elapsed = folder / "denoiser.pt", 0, 0.0
+    unpacked = folder / "training.json"
+    if not checkpoint.exists() and unpacked.exists():
+        weights = WanTransformer3DModel.from_pretrained(folder / "transformer").state_dict()
+        model.load_state_dict(weights)
+        average.model.load_state_dict(weights)
+        start = json.loads(unpacked.read_text())["denoiser_steps"]
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
         model.load_state_dict(saved["model"])

@@ -1,4 +1,4 @@
-"""Putting the trained parts together as a plain diffusers WanPipeline folder.
+"""Putting the trained parts together as a plain diffusers WanPipeline folder, and taking them apart again.
 
 The VAE and the transformer are stored as fp16 and run as fp32. The text encoder stays fp32 in its file, because
 transformers loads an fp16 encoder as fp16 where diffusers expects fp32.
@@ -6,6 +6,7 @@ transformers loads an fp16 encoder as fp16 where diffusers expects fp32.
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -37,9 +38,28 @@ def export(folder: Path, target: Path) -> int:
     staging = target.with_name(target.name + ".partial")
     shutil.rmtree(staging, ignore_errors=True)
     pipeline.save_pretrained(staging)
+    for config in staging.rglob("config.json"):  # diffusers notes there where the parts lay on this machine
+        facts = json.loads(config.read_text())
+        if facts.pop("_name_or_path", None) is not None:
+            config.write_text(json.dumps(facts, indent=2) + "\n")
+    checkpoint = torch.load(folder / "denoiser.pt", map_location="cpu", weights_only=True)
+    (staging / "training.json").write_text(json.dumps({"denoiser_steps": checkpoint["step"]}) + "\n")
     for name in ("report.json", "report.md"):
         if (target / name).exists():
             shutil.copy(target / name, staging / name)
     shutil.rmtree(target, ignore_errors=True)
     staging.rename(target)
     return sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+
+
+def unpack(source: Path, folder: Path) -> None:
+    """The reverse: a training folder from packaged weights, so that training goes on without the old checkpoints.
+
+    The optimiser's state is not packaged; its averages build up again within some dozen steps.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, name in ((AutoencoderKLWan, "vae"), (WanTransformer3DModel, "transformer")):
+        kind.from_pretrained(source / name).save_pretrained(folder / name)
+    for name in ("text_encoder", "tokenizer"):
+        shutil.copytree(source / name, folder / name, dirs_exist_ok=True)
+    shutil.copy(source / "training.json", folder / "training.json")
