@@ -49,5 +49,5 @@ def _print(report: dict[str, Any]) -> None:
         rows.append((row["part"], row["what"], f"{row['value']:.{digits}f}", interval, str(row["count"]), bound))
     out.table(("part", "what", "value", "95% interval", "n", "bound"), rows, right=("value", "n"))
     missed = sum(not row["passed"] for row in report["rows"])
-    said = "Every bound is met." if not missed else f"{missed} bounds are not met."
+    said = f"{missed} bound{'s are' if missed > 1 else ' is'} not met." if missed else "Every bound is met."
     out.say(f"\n{said} {out.seconds_text(report['seconds'])} on {report['device']}.")
