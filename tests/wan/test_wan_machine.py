@@ -103,7 +103,8 @@ def test_environment(before, name, after):
 @pytest.mark.gpu
 def test_segments_are_expandable_on_a_gpu():
     code = (
-        "from wanscope.wan.environment import prepare; prepare(); import torch; x = torch.zeros(1 << 24, device='cuda'); "
+        "from wanscope.wan.environment import prepare; prepare(); import torch; "
+        "x = torch.zeros(1 << 24, device='cuda'); "
         "assert all(s['is_expandable'] for s in torch.cuda.memory_snapshot())"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
