@@ -215,13 +215,17 @@ def test_the_noise_is_the_pipelines():
     assert torch.equal(initial_noise(shape, 2**63 - 1), drawn)
 
 
+@pytest.fixture(scope="module")
+def marbles() -> tuple[WanModel, WanPipeline]:
+    """The weights that ship with the package, by wanscope's loading and by plain diffusers'."""
+    return load("marbles", device="cpu"), WanPipeline.from_pretrained(MARBLES_WEIGHTS, local_files_only=True)
+
+
 @pytest.mark.skipif(not MARBLES_WEIGHTS.exists(), reason="the marbles weights are not in this checkout yet")
 @pytest.mark.parametrize("guidance", [4.0, 1.0])
 @pytest.mark.parametrize("solver", SCHEDULERS)
-def test_marbles(solver: str, guidance: float):
-    """On the weights that ship with the package: wanscope's loading against plain diffusers'."""
-    model, size = load("marbles", device="cpu"), {"width": 128, "height": 128, "frames": 17}
-    plain = WanPipeline.from_pretrained(MARBLES_WEIGHTS, local_files_only=True)
+def test_marbles(solver: str, guidance: float, marbles: tuple[WanModel, WanPipeline]):
+    (model, plain), size = marbles, {"width": 128, "height": 128, "frames": 17}
     plain.scheduler = scheduler(solver)
     expected = theirs(plain, model, size, 3, guidance_scale=guidance)
     assert torch.equal(ours(model, size, spec(model, solver=solver, guidance=guidance, steps=3)), expected)
