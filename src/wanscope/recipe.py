@@ -9,288 +9,63 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_serializer,
-    model_validator,
+from pydantic import Field, field_validator
+
+from wanscope.specs import (
+    INTERPOLATIONS,
+    SOLVERS,
+    SOLVERS_WITHOUT_SIGMAS,
+    CaptureSpec,
+    Components,
+    DesignSpec,
+    Finite,
+    Guidance,
+    Hypothesis,
+    InitSpec,
+    Keyframes,
+    LatentsCapture,
+    LoraSpec,
+    SamplerSpec,
+    Spec,
+    VideoSpec,
 )
 
-from wanscope.errors import RecipeError, nearest
-from wanscope.validation import validated
+__all__ = [
+    "DTYPES",
+    "INTERPOLATIONS",
+    "MAX_SEED",
+    "RECIPE_VERSION",
+    "SOLVERS",
+    "SOLVERS_WITHOUT_SIGMAS",
+    "CaptureSpec",
+    "Components",
+    "DesignSpec",
+    "Finite",
+    "Guidance",
+    "Hypothesis",
+    "InitSpec",
+    "Keyframes",
+    "LatentsCapture",
+    "LoraSpec",
+    "MarkSpec",
+    "ModelIdentity",
+    "Recipe",
+    "SamplerSpec",
+    "Seed",
+    "Spec",
+    "Study",
+    "VideoSpec",
+    "WeightMode",
+]
 
 RECIPE_VERSION = 1
-
-SOLVERS = ("unipc", "euler", "heun", "dpm++", "res_2s", "res_multistep")
-# Their diffusers schedulers make their own sigmas and take none from outside.
-SOLVERS_WITHOUT_SIGMAS = ("heun", "dpm++")
-INTERPOLATIONS = ("linear", "step", "cosine")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 MAX_SEED = 2**63 - 1
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED, strict=True)]
-
-
-class Spec(BaseModel):
-    """Frozen, and no key that is not known."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-
-class Keyframes(Spec):
-    """A number over steps: `{0: 6.5, 10: 3.5, interpolate: linear}`, constant before the first and after the last.
-
-    `step` holds a value until the next key; `cosine` eases in and out between two keys.
-    """
-
-    keys: tuple[tuple[Annotated[int, Field(ge=0)], Finite], ...] = Field(min_length=1)
-    interpolate: Literal["linear", "step", "cosine"] = "linear"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_mapping(cls, value: Any) -> Any:
-        if not isinstance(value, Mapping) or "keys" in value:
-            return value
-        rest = dict(value)
-        out: dict[str, Any] = {"interpolate": rest.pop("interpolate")} if "interpolate" in rest else {}
-        keys = []
-        for key, number in rest.items():
-            try:
-                keys.append((int(key), number))
-            except (TypeError, ValueError):
-                raise ValueError(f"{key!r} is not a step number; write keyframes as {{0: 6.5, 10: 3.5}}") from None
-        return {**out, "keys": keys}
-
-    @field_validator("keys")
-    @classmethod
-    def _ordered(cls, keys: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
-        ordered = tuple(sorted(keys))
-        if len({step for step, _ in ordered}) != len(ordered):
-            raise ValueError("two keyframes name the same step")
-        return ordered
-
-    @model_serializer
-    def _as_mapping(self) -> dict[str, Any]:
-        return {**{str(step): number for step, number in self.keys}, "interpolate": self.interpolate}
-
-    def at(self, step: int) -> float:
-        if step <= self.keys[0][0]:
-            return self.keys[0][1]
-        for (start, a), (end, b) in zip(self.keys, self.keys[1:], strict=False):
-            if step < end:
-                share = (step - start) / (end - start)
-                if self.interpolate == "step":
-                    return a
-                if self.interpolate == "cosine":
-                    share = (1 - math.cos(math.pi * share)) / 2
-                return a + (b - a) * share
-        return self.keys[-1][1]
-
-
-Guidance = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | Keyframes
-
-
-class SamplerSpec(Spec):
-    """How noise becomes latents. None means the variant's own value; a recipe has none left, but for what is off.
-
-    steps: of the schedule (Heun and res_2s evaluate the model about twice a step). shift: of the flow schedule.
-    guidance: classifier-free guidance; exactly 1 skips the second pass. guidance_2: of the low-noise expert of Wan 2.2
-    (None: as guidance). sigmas: explicit and final, from high to low, a closing 0 is added where it is missing.
-    start_step: skip this many steps and begin from the noised `init`; denoise: its synonym, 1 - start_step / steps.
-    cfg_per_expert: decide for each expert whether guidance is off, instead of once as WanPipeline does.
-    cfg_batched: both branches in one batch. skim: scale of skimmed CFG (None: off). zero_star: CFG-Zero*.
-    """
-
-    solver: Literal["unipc", "euler", "heun", "dpm++", "res_2s", "res_multistep"] | None = None
-    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
-    shift: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
-    guidance: Guidance | None = None
-    guidance_2: Guidance | None = None
-    sigmas: tuple[Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)], ...] | None = None
-    start_step: Annotated[int, Field(ge=0)] = 0
-    denoise: Annotated[float, Field(gt=0, le=1)] | None = None
-    cfg_per_expert: bool = True
-    cfg_batched: bool = False
-    skim: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
-    zero_star: bool = False
-
-    @field_validator("guidance", "guidance_2")
-    @classmethod
-    def _guidance_range(cls, value: float | Keyframes | None) -> float | Keyframes | None:
-        if isinstance(value, Keyframes):
-            for step, number in value.keys:
-                if not 0 <= number <= 100:
-                    raise ValueError(f"guidance {number:g} at step {step} should be from 0 to 100")
-        return value
-
-    @field_validator("solver", mode="before")
-    @classmethod
-    def _known_solver(cls, value: Any) -> Any:
-        if value is not None and value not in SOLVERS:
-            raise ValueError(f"{value!r} is not a solver; {nearest(str(value), SOLVERS)}")
-        return value
-
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
-        if self.denoise is not None and self.start_step:
-            raise ValueError("start_step and denoise are the same control; give one of them")
-        if self.sigmas is not None:
-            if self.solver in SOLVERS_WITHOUT_SIGMAS:
-                raise ValueError(f"solver {self.solver!r} takes no explicit sigmas; use unipc, euler or a res solver")
-            falling = all(a > b for a, b in zip(self.sigmas, self.sigmas[1:], strict=False))
-            if not self.sigmas or not falling or self.sigmas[0] <= 0:
-                raise ValueError("sigmas must fall strictly, from at most 1 to at least 0")
-            count = len(self.sigmas) - (self.sigmas[-1] == 0)
-            if self.steps is not None and self.steps != count:
-                raise ValueError(f"{count} sigmas make {count} steps, but steps is {self.steps}; leave steps out")
-        return self
-
-    def resolved(self, defaults: Mapping[str, Any], experts: int = 1) -> SamplerSpec:
-        """With every open value filled from `defaults`, `denoise` turned into `start_step`, and all checked again."""
-        values = {k: v for k, v in self.model_dump().items() if v is not None}
-        if self.sigmas is not None:
-            values["sigmas"] = sigmas = (*(s for s in self.sigmas if s > 0), 0.0)
-            values["steps"] = len(sigmas) - 1
-        for key in ("solver", "steps", "shift", "guidance"):
-            values.setdefault(key, defaults[key])
-        if experts == 2:
-            fallback = defaults.get("guidance_2") if self.guidance is None else values["guidance"]
-            values.setdefault("guidance_2", values["guidance"] if fallback is None else fallback)
-        elif self.guidance_2 is not None:
-            raise RecipeError(
-                "sampler.guidance_2 is set", "this model has one expert and only guidance", "remove guidance_2"
-            )
-        denoise = values.pop("denoise", None)
-        if denoise is not None:
-            values["start_step"] = round(values["steps"] * (1 - denoise))
-        if values["start_step"] >= values["steps"]:
-            raise RecipeError(
-                f"sampler.start_step is {values['start_step']}",
-                f"only steps 0 to {values['steps'] - 1} exist",
-                f"start_step: {values['steps'] - 1}",
-            )
-        return validated(SamplerSpec, values, where="sampler")
-
-
-class VideoSpec(Spec):
-    """Size and length. frames = 4n + 1; duration in seconds is turned into the nearest such number."""
-
-    width: Annotated[int, Field(ge=16, le=8192)] | None = None
-    height: Annotated[int, Field(ge=16, le=8192)] | None = None
-    frames: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    duration: Annotated[float, Field(gt=0, le=3600)] | None = None
-    fps: Annotated[int, Field(ge=1, le=240)] | None = None
-
-    @field_validator("frames")
-    @classmethod
-    def _four_n_plus_one(cls, frames: int | None) -> int | None:
-        if frames is not None and frames % 4 != 1:
-            low = (frames - 1) // 4 * 4 + 1
-            near = f"{low + 4}" if low < 1 else f"{low} or {low + 4}"
-            raise ValueError(f"{frames} frames cannot be made: Wan makes 4n + 1 frames; use {near}")
-        return frames
-
-    @model_validator(mode="after")
-    def _one_length(self) -> Self:
-        if self.frames is not None and self.duration is not None:
-            raise ValueError("frames and duration say the same; give one of them")
-        return self
-
-    def resolved(self, defaults: Mapping[str, Any]) -> VideoSpec:
-        values = {k: v for k, v in self.model_dump().items() if v is not None}
-        for key in ("width", "height", "fps"):
-            values.setdefault(key, defaults[key])
-        duration = values.pop("duration", None)
-        if duration is not None:
-            values["frames"] = max(0, round((duration * values["fps"] - 1) / 4)) * 4 + 1
-        values.setdefault("frames", defaults["frames"])
-        return validated(VideoSpec, values, where="video")
-
-
-class LatentsCapture(Spec):
-    """Which latents stay: every n-th state (first and last always), as fp16 or fp32."""
-
-    dtype: Literal["fp16", "fp32"] = "fp16"
-    every: Annotated[int, Field(ge=1)] = 1
-
-
-class CaptureSpec(Spec):
-    """What to keep beside the video. The Gram matrix of the path is kept with the latents, in float64."""
-
-    latents: LatentsCapture | None = None
-
-    @field_validator("latents", mode="before")
-    @classmethod
-    def _switch(cls, value: Any) -> Any:
-        if value is not None and not isinstance(value, bool | Mapping | LatentsCapture):
-            raise ValueError("it should be true, false or a mapping such as {dtype: fp16, every: 2}")
-        return LatentsCapture() if value is True else None if value is False else value
-
-
-class LoraSpec(Spec):
-    """A LoRA file and its weight. expert: which of Wan 2.2's two it goes to. sha256 is filled in for the recipe."""
-
-    path: str
-    weight: Finite = 1.0
-    expert: Literal["both", "high", "low"] = "both"
-    sha256: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        path, colon, weight = value.rpartition(":")
-        try:
-            return {"path": path, "weight": float(weight)} if colon else {"path": value}
-        except ValueError:
-            return {"path": value}
-
-
-class InitSpec(Spec):
-    """Where a partial denoising starts: a take (id or folder), a file of latents, or a video.
-
-    sha256 is filled in for the recipe: of the latents' values, or of the video file's bytes.
-    """
-
-    take: str | None = None
-    latents: str | None = None
-    video: str | None = None
-    sha256: str | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if sum(x is not None for x in (self.take, self.latents, self.video)) != 1:
-            raise ValueError("init names exactly one of take, latents and video")
-        return self
-
-
-class Hypothesis(Spec):
-    """A claim written down before the run; the report marks it confirmatory, all else exploratory."""
-
-    text: str = Field(min_length=1)
-    metric: str | None = None
-    contrast: tuple[str, str] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _plain(cls, value: Any) -> Any:
-        return {"text": value} if isinstance(value, str) else value
-
-
-class DesignSpec(Spec):
-    """What is compared (`factor`, a slot's name) and what is random (`blocks`: seed, and further slots)."""
-
-    factor: str
-    blocks: tuple[str, ...] = ("seed",)
-    hypotheses: tuple[Hypothesis, ...] = ()
+WeightMode = Literal["auto", "multiply", "interpolate", "none"]
 
 
 def _repeats(values: tuple[int, ...]) -> bool:
@@ -309,17 +84,6 @@ def _can_be_folder(name: str) -> bool:
         and name == name.strip(" .")
         and name.partition(".")[0].lower() not in _RESERVED
     )
-
-
-WeightMode = Literal["auto", "multiply", "interpolate", "none"]
-
-
-class Components(Spec):
-    """Parts of the model to use instead of its own: files or folders. For a single-file transformer."""
-
-    text_encoder: str | None = None
-    vae: str | None = None
-    tokenizer: str | None = None
 
 
 class Study(Spec):
@@ -401,7 +165,7 @@ class ModelIdentity(Spec):
     name: str
     variant: str
     components: Components = Components()
-    weights: dict[str, str] = {}
+    weights: dict[str, str] = Field(default_factory=dict)
 
 
 class MarkSpec(Spec):
@@ -431,7 +195,7 @@ class Recipe(Spec):
     init: InitSpec | None = None
     edits: tuple[dict[str, Any], ...] = ()
     capture: CaptureSpec = CaptureSpec()
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = Field(default_factory=dict)
 
     def canonical(self) -> str:
         """The JSON that is hashed: sorted keys, no spaces, fields at their default left out (so that a field added

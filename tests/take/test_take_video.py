@@ -235,6 +235,15 @@ def test_takes_are_compared_in_a_table_of_variations_and_seeds(tmp_path: Path) -
         side_by_side([], tmp_path / "g.mp4")
 
 
+def test_a_long_prompt_does_not_push_the_seed_out_of_the_label(tmp_path: Path) -> None:
+    takes = [
+        write_take(tmp_path / "takes", recipe(seed, f"{'long ' * 40}{end}", latents=False))
+        for end in ("red", "blue")
+        for seed in (0, 7)
+    ]
+    assert [" ".join(wrapped(label, 224))[:8] for label in labels_of(takes)] == ["seed 0, ", "seed 7, "] * 2
+
+
 def test_takes_that_differ_in_nothing_shown_are_told_apart_by_id(tmp_path: Path) -> None:
     from wanscope.recipe import SamplerSpec
 

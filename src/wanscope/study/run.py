@@ -114,7 +114,6 @@ class _Session:
         self.folder = StudyFolder(self.space, prepared.name) if prepared.expansion is not None else None
 
     def run(self) -> None:
-        work = self.prepared.work
         require_writable(self.space.takes)
         if self.folder is not None and self.prepared.expansion is not None:
             for note in self.folder.begin(self.prepared.expansion):
@@ -123,7 +122,7 @@ class _Session:
         done = sum(task.done is not None for task in self.tasks)
         self.emit(events.StudyStarted(self.prepared.name, self.where, len(self.tasks), done))
         for task in self.tasks:
-            if task.done is not None and task not in work:
+            if task.done is not None and task.recipe.id not in self.prepared.replays:
                 self.skipped(task)
         try:
             self.tidy()

@@ -8,8 +8,8 @@ from math import prod
 from wanscope.capture.latents import stored_states
 from wanscope.recipe import CaptureSpec, VideoSpec
 
-# Of H.264 at the rate factor in take/video.py, bytes per pixel of a frame; moving detail takes more, flat shapes less.
-VIDEO_BYTES_A_PIXEL = 0.1
+# Of H.264 at the rate factor in take/video.py, bytes per pixel of a frame. Marbles takes 0.1; footage with grain more.
+VIDEO_BYTES_A_PIXEL = 0.2
 SMALL_FILES = 64 << 10  # take.json, events, poster
 
 
