@@ -139,6 +139,28 @@ def test_group_offload_changes_no_bit():
     assert all(torch.equal(forward(t), b) for t, b in zip(model.experts(), before, strict=True))
 
 
+def test_placing_with_offload_says_so_once(monkeypatch):
+    """The plan for a GPU, carried out on the CPU."""
+    model = tiny_model()
+    before = forward(model.transformer)
+    plan = plan_memory(BIG, "bf16", *P480, 24 * GB, 128 * GB, "offload")
+    monkeypatch.setattr(memory, "plan_memory", lambda *_, **__: plan)
+    notes: list[events.Event] = []
+    for _ in range(2):
+        memory.place(model, **video(), on_event=notes.append)
+    assert model.placed == "offload" and torch.equal(forward(model.transformer), before)
+    assert [event.text for event in notes] == ["transformer blocks wait in host memory: 39.9 GB"]  # type: ignore
+
+
+@pytest.mark.parametrize(("device_bytes", "where"), [(None, "meta"), (12 * GB, "meta"), (GB, "cpu")])
+def test_the_encoder_goes_to_the_device_if_it_fits(monkeypatch, device_bytes, where):
+    model = tiny_model()
+    model.device = torch.device("meta")  # stands for a GPU
+    monkeypatch.setattr(memory, "capacity", lambda device: memory.Capacity(device_bytes, 64 * GB))
+    memory.place_encoder(model)
+    assert model.encoder().device.type == where
+
+
 def test_placing_on_the_cpu():
     model = tiny_model()
     before = forward(model.transformer)

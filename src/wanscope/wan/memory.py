@@ -14,7 +14,7 @@ import torch
 
 from wanscope import events
 from wanscope.wan.download import size
-from wanscope.wan.memory_plan import MemoryPlan, Phase, Weights, plan_memory, weights_of
+from wanscope.wan.memory_plan import MemoryPlan, Phase, Weights, encoder_bytes, plan_memory, weights_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -74,8 +74,12 @@ def _move(module: nn.Module, device: torch.device) -> None:
 
 
 def place_encoder(model: WanModel, plan: MemoryPlan | None = None) -> None:
-    """Bring the text encoder to where it runs."""
-    on_device = plan is None or plan.encoder_on_device
+    """Bring the text encoder to where it runs: the device, or the CPU where the device is too small for it alone."""
+    if plan is None:
+        limit = capacity(model.device).device_bytes
+        on_device = limit is None or encoder_bytes(model.variant, weights_in(model).encoder) <= limit
+    else:
+        on_device = plan.encoder_on_device
     _move(model.encoder(), model.device if on_device else torch.device("cpu"))
 
 
@@ -108,6 +112,7 @@ def place(
         weights=weights_in(model),
         batch=batch,
     )
+    newly = plan.placement != model.placed
     if model.text_encoder is not None and model.device.type != "cpu":
         _move(model.text_encoder, torch.device("cpu"))
         torch.cuda.empty_cache()
@@ -118,7 +123,7 @@ def place(
             _move(transformer, model.device)
     _set_vae_dtype(model, torch.float32 if plan.vae_dtype == "fp32" else torch.bfloat16)
     _move(model.vae, model.device)
-    if plan.placement == "offload" and model.placed != "offload":
+    if plan.placement == "offload" and newly:
         on_event(events.Note(f"transformer blocks wait in host memory: {size(plan.host.bytes)}"))
     if plan.vae_dtype == "bf16":
         on_event(events.Note("the VAE decodes in bf16: in fp32 it would not fit beside the rest"))

@@ -113,6 +113,11 @@ def _outside_blocks(v: Variant) -> int:
     return sum(a * b + b for a, b in linear) + 2 * v.dim
 
 
+def encoder_bytes(variant: Variant, weights: int) -> int:
+    """What encoding a prompt takes on a device whose memory it has for itself."""
+    return weights + footprint.encode_bytes(variant, 2) + CONTEXT_BYTES
+
+
 def plan_memory(
     variant: Variant,
     dtype: str,
