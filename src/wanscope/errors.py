@@ -40,17 +40,29 @@ class TemplateError(RequestError):
 
     def __init__(self, template: str, position: int, why: str, fix: str = "") -> None:
         self.template, self.position = template, position
-        line_start = template.rfind("\n", 0, position) + 1
-        line_end = template.find("\n", position)
-        line = template[line_start : None if line_end < 0 else line_end]
-        line = "".join(
-            character if character.isprintable() else " " for character in line
-        )  # tabs would shift the caret
-        before, after = line[: position - line_start], line[position - line_start :]
-        before = before if len(before) <= 60 else "..." + before[-57:]
-        after = after if len(after) <= 60 else after[:57] + "..."
-        pointer = f"  {before}{after}\n  {' ' * _columns(before)}^"
+        pointer = _pointer(template, position)
         super().__init__(f"the prompt template cannot be read at character {position + 1}", f"{why}\n{pointer}", fix)
+
+
+class ExpressionError(RequestError):
+    """An expression over embeddings that cannot be read or computed; points at the character."""
+
+    def __init__(self, expression: str, position: int, why: str, fix: str = "") -> None:
+        self.expression, self.position = expression, position
+        pointer = _pointer(expression, position)
+        super().__init__(f"the expression cannot be used at character {position + 1}", f"{why}\n{pointer}", fix)
+
+
+def _pointer(text: str, position: int) -> str:
+    """The line of `text` that holds the character at `position`, and a caret under it."""
+    line_start = text.rfind("\n", 0, position) + 1
+    line_end = text.find("\n", position)
+    line = text[line_start : None if line_end < 0 else line_end]
+    line = "".join(character if character.isprintable() else " " for character in line)  # tabs would shift the caret
+    before, after = line[: position - line_start], line[position - line_start :]
+    before = before if len(before) <= 60 else "..." + before[-57:]
+    after = after if len(after) <= 60 else after[:57] + "..."
+    return f"  {before}{after}\n  {' ' * _columns(before)}^"
 
 
 def _columns(text: str) -> int:

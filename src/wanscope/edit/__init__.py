@@ -1,0 +1,26 @@
+"""What an edit is, before it meets a running model: which blocks, how strongly, when, and with what embedding.
+
+Blocks, strengths, schedules and the parsing of expressions need no torch. The modules on embeddings do and are
+imported by name: `from wanscope.edit.embeds import interpolate`, `.difference`, `.amplify`, `.evaluate`.
+"""
+
+from wanscope.edit.blocks import Blocks, check_blocks, parse_blocks, preset_table
+from wanscope.edit.expression import Expression, parse_expression
+from wanscope.edit.schedule import Schedule, parse_schedule
+from wanscope.edit.strengths import Strengths, check_strengths, parse_bars, parse_strengths, strength_shape
+
+__all__ = [
+    "Blocks",
+    "Expression",
+    "Schedule",
+    "Strengths",
+    "check_blocks",
+    "check_strengths",
+    "parse_bars",
+    "parse_blocks",
+    "parse_expression",
+    "parse_schedule",
+    "parse_strengths",
+    "preset_table",
+    "strength_shape",
+]

@@ -1,0 +1,239 @@
+"""Which blocks of a transformer an edit acts on: `late`, `0-9,20`, `"1100..."`, `[3, 7]`, `██░░`.
+
+Presets are fractions of the depth, so they mean the same on any model. On L blocks:
+
+    all, none       every block; no block
+    first_half      the first floor(L/2)
+    second_half     the rest
+    early           the first floor(L/4)
+    late            the last floor(L/4)
+    mid             what lies between: 40 -> 10/20/10, 30 -> 7/16/7
+    alternating     0, 2, 4, ...
+    sparse          0, 4, 8, ...
+
+The longer names early_blocks, mid_blocks and late_blocks are accepted. No torch is needed here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, NoReturn
+
+from wanscope.errors import RecipeError, nearest
+
+FULL, EMPTY = "█", "░"
+
+# In the order in which a pattern is given a name: on few blocks several presets are the same.
+PRESETS: dict[str, Callable[[int], Iterable[int]]] = {
+    "all": range,
+    "none": lambda count: range(0),
+    "first_half": lambda count: range(count // 2),
+    "second_half": lambda count: range(count // 2, count),
+    "early": lambda count: range(count // 4),
+    "mid": lambda count: range(count // 4, count - count // 4),
+    "late": lambda count: range(count - count // 4, count),
+    "alternating": lambda count: range(0, count, 2),
+    "sparse": lambda count: range(0, count, 4),
+}
+ALIASES = {"early_blocks": "early", "mid_blocks": "mid", "late_blocks": "late"}
+
+_number = re.compile(r"0|[1-9][0-9]{0,8}")
+_range = re.compile(r"([0-9]{1,9})\s*-\s*([0-9]{1,9})")
+_SHORTEST_BITS = 3  # "10" is block ten, "101" is bits
+_SHORTEST_CONSTANT = 4  # "1111" of another model's length is all its blocks, "111" is more likely a slip
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A choice among the `count` blocks of a model: `mask[i]` says whether block i is chosen."""
+
+    mask: tuple[bool, ...]
+
+    @property
+    def count(self) -> int:
+        """How many blocks the model has."""
+        return len(self.mask)
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        return tuple(i for i, chosen in enumerate(self.mask) if chosen)
+
+    @property
+    def chosen(self) -> int:
+        """How many blocks are chosen."""
+        return sum(self.mask)
+
+    @property
+    def name(self) -> str | None:
+        """The preset that this is on a model of this depth, None when it is none of them."""
+        return next((name for name, preset in PRESETS.items() if tuple(preset(self.count)) == self.indices), None)
+
+    @property
+    def bits(self) -> str:
+        """One character a block: `1100...`."""
+        return "".join("1" if chosen else "0" for chosen in self.mask)
+
+    @property
+    def picture(self) -> str:
+        """One character a block: `██░░...`."""
+        return "".join(FULL if chosen else EMPTY for chosen in self.mask)
+
+    @property
+    def ranges(self) -> str:
+        """`0-9,20`; `none` for no block."""
+        runs: list[list[int]] = []
+        for i in self.indices:
+            if runs and runs[-1][1] == i - 1:
+                runs[-1][1] = i
+            else:
+                runs.append([i, i])
+        # A model of one block reads "0" as a bit string.
+        parts = (f"{a}-{b}" if a != b or self.count == 1 else f"{a}" for a, b in runs)
+        return ",".join(parts) or "none"
+
+    def __str__(self) -> str:
+        return self.name or self.ranges
+
+    def describe(self) -> str:
+        """In words: the name, which blocks, how many of how many."""
+        if not self.chosen:
+            return f"{self}: selects none of the {self.count} blocks, so it changes nothing"
+        share = f"{self.chosen} of {self.count} blocks"
+        return f"{self.name}: {self.ranges} ({share})" if self.name else f"{self.ranges} ({share})"
+
+
+def parse_blocks(value: Any, count: int) -> Blocks:
+    """The blocks that `value` names on a model of `count` blocks.
+
+    value: a preset, a block number, numbers and ranges with commas (`0-9,20`; presets may stand among them), a bit
+    string or picture as long as the model is deep, a list of block numbers, or a Blocks. All zeros and all ones are
+    also taken at another length (at least 4), as none and all. An empty list is none.
+
+    Raises RecipeError for anything else: a misspelled name, a block the model lacks, a wrong length.
+    """
+    if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+        raise RecipeError(f"a model of {count!r} blocks", "a model has at least one block", "40")
+    return Blocks(_mask(_indices(value, int(count)), int(count)))
+
+
+def check_blocks(value: Any) -> None:
+    """Everything that can be said about `value` before the model is known. Raises RecipeError."""
+    _indices(value, None)
+
+
+def preset_table(count: int) -> dict[str, Blocks]:
+    """Every preset on a model of `count` blocks, for pictures and menus."""
+    return {name: Blocks(_mask(preset(count), count)) for name, preset in PRESETS.items()}
+
+
+def _mask(indices: Iterable[int], count: int) -> tuple[bool, ...]:
+    chosen = set(indices)
+    return tuple(i in chosen for i in range(count))
+
+
+def _indices(value: Any, count: int | None) -> list[int]:
+    """The blocks named; with no `count`, only whether they can be read."""
+    if isinstance(value, Blocks):
+        if count is not None and value.count != count:
+            _refuse_length(value.picture, value.count, count)
+        return list(value.indices)
+    if isinstance(value, str):
+        return _from_text(value, count)
+    if isinstance(value, bool) or value is None:
+        raise RecipeError(f"blocks is {value!r}", "it names no block", "blocks: all")
+    if isinstance(value, Integral):
+        return [_block(int(value), count)]
+    if isinstance(value, list | tuple | range | set | frozenset):
+        for item in value:
+            if isinstance(item, bool) or not isinstance(item, Integral):
+                raise RecipeError(
+                    f"blocks holds {item!r}",
+                    "a list of blocks holds whole numbers; a number per block is a strength",
+                    "blocks: [0, 1, 20] or strength: [0.5, 0.2, ...]",
+                )
+        return [_block(int(item), count) for item in value]
+    raise RecipeError(f"blocks is {value!r}", "it should be a name, a range, a bit string or a list", "blocks: late")
+
+
+def _from_text(text: str, count: int | None) -> list[int]:
+    text = text.strip()
+    if not text:
+        raise RecipeError("blocks is empty", "no block is named", "blocks: all or blocks: none")
+    if set(text) <= {FULL, EMPTY}:
+        text = text.replace(FULL, "1").replace(EMPTY, "0")
+        return _from_bits(text, count)
+    if _is_bits(text, count):
+        return _from_bits(text, count)
+    return [i for part in text.split(",") for i in _from_part(part.strip(), text, count)]
+
+
+def _is_bits(text: str, count: int | None) -> bool:
+    """Whether a text of zeros and ones alone is a bit string rather than the number of one block."""
+    if not set(text) <= {"0", "1"}:
+        return False
+    if count is None or len(text) == count:
+        return True
+    if _number.fullmatch(text) and int(text) < count:
+        return False
+    return len(text) >= _SHORTEST_BITS
+
+
+def _from_bits(bits: str, count: int | None) -> list[int]:
+    if count is None:
+        return []
+    if len(bits) != count:
+        if len(set(bits)) == 1 and len(bits) >= _SHORTEST_CONSTANT:
+            return list(range(count)) if bits[0] == "1" else []
+        _refuse_length(bits, len(bits), count)
+    return [i for i, bit in enumerate(bits) if bit == "1"]
+
+
+def _from_part(part: str, text: str, count: int | None) -> Iterable[int]:
+    name = part.lower().replace("-", "_").replace(" ", "_")
+    preset = PRESETS.get(ALIASES.get(name, name))
+    if preset:
+        return preset(count or 1)
+    span = _range.fullmatch(part)
+    if span:
+        first, last = int(span[1]), int(span[2])
+        if first > last:
+            raise RecipeError(
+                f"the range {part!r} runs backward", "a range names its lower block first", f"{last}-{first}"
+            )
+        _block(last, count)
+        return range(first, last + 1) if count is not None else ()
+    if _number.fullmatch(part):
+        return [_block(int(part), count)]
+    if part.isascii() and part.isdigit():
+        plain = part.lstrip("0")[:9] or "0"
+        raise RecipeError(f"blocks holds {part!r}", "a block's number has no leading zero, nor ten digits", plain)
+    if not part:
+        raise RecipeError(f"blocks is {text!r}", "a comma has nothing beside it", "blocks: 0-9,20")
+    hint = nearest(name, [*PRESETS, *ALIASES])
+    raise RecipeError(f"{part!r} is not a preset, a block or a range of blocks", hint, "blocks: late or blocks: 0-9,20")
+
+
+def _block(index: int, count: int | None) -> int:
+    if index < 0 or (count is not None and index >= count):
+        last = f"to {count - 1}" if count is not None else "upward"
+        digits = str(abs(index))
+        # YAML reads 1100 without quotes as a number
+        quoted = f'"{index}" in quotes, if it is a bit string of {count} characters'
+        looks_like_bits = set(digits) <= {"0", "1"} and len(digits) >= _SHORTEST_BITS
+        plain = f"0-{count - 1}" if count is not None else "0-9"
+        raise RecipeError(
+            f"there is no block {index}", f"blocks are numbered from 0 {last}", quoted if looks_like_bits else plain
+        )
+    return index
+
+
+def _refuse_length(shown: str, length: int, count: int) -> NoReturn:
+    shown = shown if len(shown) <= 50 else shown[:47] + "..."
+    raise RecipeError(
+        f"the block pattern {shown!r} has {length} characters",
+        f"this model has {count} blocks, so a pattern has {count}",
+        "a preset or ranges, which fit any model: blocks: late, blocks: 0-9",
+    )
