@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,13 +95,14 @@ def _coverage(frame_HWC: NDArray, background_C: NDArray, mask_HW: NDArray, color
 def _pieces(frame_HWC: NDArray[np.uint8], background_C: NDArray) -> list[_Piece]:
     frame = frame_HWC.astype(np.float64)
     foreground_HW = np.linalg.norm(frame - background_C, axis=-1) > _FOREGROUND_DISTANCE
-    labels_HW, count = ndimage.label(foreground_HW)
+    labeled: Any = ndimage.label(foreground_HW)  # scipy's own types do not say that it is a pair
+    labels_HW, count = labeled
     pieces = []
     for label, box in enumerate(ndimage.find_objects(labels_HW, count), start=1):
         mask_HW = labels_HW == label
         if int(mask_HW[box].sum()) < _MIN_AREA_PX:
             continue
-        core_HW = ndimage.binary_erosion(mask_HW, iterations=3)
+        core_HW: Any = ndimage.binary_erosion(mask_HW, iterations=3)
         core_HW = core_HW if core_HW.sum() >= 8 else mask_HW
         color_C = np.median(frame[core_HW], axis=0)
         cover_HW = _coverage(frame, background_C, mask_HW, color_C)

@@ -100,7 +100,7 @@ def check_vae(model: WanModel, count: int) -> list[Row]:
             clip = world.render(scene, frames)
             video = torch.from_numpy(clip.video).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
             with torch.no_grad():
-                mean = encode_moments(model.vae, video.to(model.vae.dtype))[:, : model.vae.config.z_dim]
+                mean = encode_moments(model.vae, video.to(model.vae.dtype))[:, : model.vae.config["z_dim"]]
                 out = decode_raw(model.vae, mean).float().clamp(-1, 1)
             values.append(-10 * math.log10(float((out - video).square().mean()) / 4))
             if frames == world.FRAMES:

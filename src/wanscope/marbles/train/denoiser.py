@@ -80,7 +80,8 @@ def scene_of(seed: int, index: int) -> world.Scene:
 
 def encode_set(folder: Path, clips: int, *, seed: int = 0, device: str = "cpu", part: int = 250) -> None:
     """Latent means of training clips as `latents/NNNN.npy` [part, Z, T, h, w] fp16; goes on where it stopped."""
-    vae = AutoencoderKLWan.from_pretrained(folder / "vae").eval().to(device)
+    vae: Any = AutoencoderKLWan.from_pretrained(folder / "vae")
+    vae.eval().to(device)
     out = folder / "latents"
     out.mkdir(exist_ok=True)
     for first in range(0, clips, part):
@@ -165,7 +166,8 @@ class Captions:
 
     def __init__(self, folder: Path, device: str) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-        self.encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder").eval().to(device)
+        self.encoder: Any = UMT5EncoderModel.from_pretrained(folder / "text_encoder")
+        self.encoder.eval().to(device)
         self.device = device
 
     def __call__(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -254,7 +256,8 @@ def train(
     mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1).to(device) for x in channel_statistics(folder, seed=seed))
     captions = Captions(folder, device)
     torch.manual_seed(seed)
-    model = WanTransformer3DModel(**CONFIG).to(device)
+    model: Any = WanTransformer3DModel(**CONFIG)
+    model.to(device)
     average = Average(model, 0.998)
     attention = TrainingAttention()
     for block in model.blocks:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
@@ -20,12 +21,15 @@ SHIFT = 5.0
 
 
 def export(folder: Path, target: Path) -> int:
-    """Write `target` from the trained parts in `folder`; returns its size in bytes."""
-    vae = AutoencoderKLWan.from_pretrained(folder / "vae")
+    """Write `target` from the trained parts in `folder`; returns its size in bytes.
+
+    An older report there goes: `wanscope validate marbles --out` scores the new weights.
+    """
+    vae: Any = AutoencoderKLWan.from_pretrained(folder / "vae")
     mean, std = channel_statistics(folder)
     vae.register_to_config(latents_mean=mean, latents_std=std)
-    transformer = WanTransformer3DModel.from_pretrained(folder / "transformer")
-    scheduler = UniPCMultistepScheduler(
+    transformer: Any = WanTransformer3DModel.from_pretrained(folder / "transformer")
+    scheduler: Any = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=SHIFT
     )
     pipeline = WanPipeline(
@@ -44,9 +48,6 @@ def export(folder: Path, target: Path) -> int:
             config.write_text(json.dumps(facts, indent=2) + "\n")
     checkpoint = torch.load(folder / "denoiser.pt", map_location="cpu", weights_only=True)
     (staging / "training.json").write_text(json.dumps({"denoiser_steps": checkpoint["step"]}) + "\n")
-    for name in ("report.json", "report.md"):
-        if (target / name).exists():
-            shutil.copy(target / name, staging / name)
     shutil.rmtree(target, ignore_errors=True)
     staging.rename(target)
     return sum(path.stat().st_size for path in target.rglob("*") if path.is_file())

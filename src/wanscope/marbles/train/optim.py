@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -68,6 +69,7 @@ class Muon(torch.optim.Optimizer):
 
     @staticmethod
     def _adam(p: torch.Tensor, state: dict, group: dict) -> None:
+        assert p.grad is not None
         mean = state.setdefault("mean", torch.zeros_like(p))
         square = state.setdefault("square", torch.zeros_like(p))
         state["count"] = count = state.get("count", 0) + 1
@@ -81,7 +83,7 @@ class Average:
     """An exponential moving average of a model's weights, warmed up so that early weights are forgotten."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.model: Any = copy.deepcopy(model).requires_grad_(False).eval()
         self.decay = decay
         self.count = 0
 

@@ -117,7 +117,7 @@ def train(
     """Train up to `steps` in `folder`, going on from its checkpoint; writes `vae/` (the averaged weights)."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    vae = AutoencoderKLWan(**CONFIG)
+    vae: Any = AutoencoderKLWan(**CONFIG)
     vae.to(device)
     _channels_last(vae)
     average = Average(vae, 0.998)
