@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import gguf as gguf_library
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 from helpers import layouts
 from helpers.tiny import tiny_transformer, transformer_config
 from wanscope.errors import ModelError
-from wanscope.wan import gguf
+from wanscope.wan import gguf, lora
 from wanscope.wan.weights import align
 
 torch.set_num_threads(1)
@@ -94,6 +96,25 @@ def test_other_kinds(tmp_path):
     write(tmp_path / "i2v.gguf", make("i2v"), TYPES.Q8_0)
     config = gguf.describe(tmp_path / "i2v.gguf")
     assert (config["in_channels"], config["image_dim"]) == (36, None)
+
+
+def test_a_lora_on_quantised_weights(tmp_path):
+    """The adapter runs beside the dequantised layer: the difference it makes is its own product, unquantised."""
+    write(tmp_path / "x.gguf", make(), TYPES.Q8_0)
+    loaded = gguf.load(tmp_path / "x.gguf", torch.float32)
+    align(loaded)
+    layer = loaded.blocks[0].ffn.net[2]
+    x = torch.randn(2, 512, generator=torch.Generator().manual_seed(3))
+    before = layer(x)
+    g = torch.Generator().manual_seed(4)
+    down, up = torch.randn(2, 512, generator=g), torch.randn(256, 2, generator=g)
+    key = "diffusion_model.blocks.0.ffn.2.lora_"
+    layouts.save(tmp_path / "l.safetensors", {f"{key}down.weight": down, f"{key}up.weight": up})
+    model = SimpleNamespace(transformer_2=None, experts=lambda: (loaded,), loras=(), variant=None)
+    lora.apply_all(model, [(tmp_path / "l.safetensors", 0.5)])  # type: ignore[arg-type]
+    after = loaded.blocks[0].ffn.net[2](x)
+    want = 0.5 * (x @ down.T) @ up.T
+    assert (after - before - want).abs().max() <= 1e-5 * want.abs().max()
 
 
 def test_refusals(tmp_path):
