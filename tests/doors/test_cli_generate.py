@@ -203,6 +203,8 @@ def test_dry_run_says_what_would_be_made_and_touches_nothing(make, space: Worksp
     assert (shown["complete"], shown["missing"]) == (2, 2)
     assert [take["status"] for take in shown["planned"]] == ["complete", "missing"] * 2
     assert "2 earlier takes of this model" in shown["seconds"]["basis"]
+    assert shown["seconds"]["total"] == pytest.approx(2 * shown["seconds"]["a_take"])
+    assert "nothing to make" in make("--dry-run", seeds="1").out
     mean = sum(take.manifest.seconds["total"] for take in takes_in(space)) / 2
     assert shown["seconds"]["a_take"] == pytest.approx(mean, rel=0.5)
 

@@ -151,7 +151,7 @@ def _print(
     time: Estimate,
     workspace: Workspace,
 ) -> None:
-    video, count = recipe.video, planned.missing or (planned.takes if planned.expansion is None else 0)
+    video = recipe.video
     out.say(f"{planned.name}: {_counted(planned)}. Nothing is made: this is a dry run.")
     rows = [
         ("model", f"{recipe.model.name}: {variant.title}, {recipe.dtype}"),
@@ -160,9 +160,8 @@ def _print(
         ("negative", recipe.negative or "(none)"),
         ("workspace", out.shown_path(workspace.folder)),
         ("complete", _complete(planned)),
-        ("size", f"about {size_text(planned.needed_bytes)}; {size_text(planned.free_bytes)} are free"),
-        ("time", f"about {out.seconds_text(count * time.seconds)} ({out.seconds_text(time.seconds)} a take)"),
-        ("", f"from {time.basis}"),
+        ("size", _size_text(planned)),
+        *_time_rows(planned, time),
         ("memory", _memory_text(placing)),
     ]
     out.facts(rows, indent="  ")
@@ -183,6 +182,24 @@ def _complete(planned: Plan) -> str:
     if planned.complete is None:
         return "not known: the weights are not here yet and will be downloaded first"
     return f"{planned.complete} of {planned.takes}"
+
+
+def _to_make(planned: Plan) -> int:
+    """A take that is named is made again even where it is complete; it adds nothing then."""
+    return planned.missing if planned.expansion is not None else planned.takes
+
+
+def _size_text(planned: Plan) -> str:
+    free = f"{size_text(planned.free_bytes)} are free"
+    return f"about {size_text(planned.needed_bytes)}; {free}" if planned.missing else f"nothing to add; {free}"
+
+
+def _time_rows(planned: Plan, time: Estimate) -> list[tuple[str, str]]:
+    count = _to_make(planned)
+    if not count:
+        return [("time", "nothing to make")]
+    total, each = out.seconds_text(count * time.seconds), out.seconds_text(time.seconds)
+    return [("time", f"about {total} ({each} a take)"), ("", f"from {time.basis}")]
 
 
 def _memory_text(placing: MemoryPlan | MemoryPlanError) -> str:
@@ -213,7 +230,6 @@ def _document(
     notes: Sequence[Note],
 ) -> dict[str, Any]:
     fits = not isinstance(placing, MemoryPlanError)
-    again = planned.expansion is None
     return {
         "name": planned.name,
         "workspace": str(workspace.folder),
@@ -227,7 +243,7 @@ def _document(
         "bytes": {"needed": planned.needed_bytes, "free": planned.free_bytes},
         "seconds": {
             "a_take": time.seconds,
-            "total": time.seconds * (planned.takes if again else planned.missing),
+            "total": time.seconds * _to_make(planned),
             "basis": time.basis,
         },
         "memory": {

@@ -107,7 +107,9 @@ def _say_stopping() -> None:
 def _say_result(result: StudyResult, workspace: Workspace) -> None:
     had = len(result.takes) - result.made
     parts = [f"{result.made} made", f"{had} complete before", f"{len(result.failed)} failed"]
-    shown = [part for part in parts if not part.startswith("0 ")] or ["nothing to make"]
+    shown = [part for part in parts if not part.startswith("0 ")]
+    if result.folder is None and not result.made and not result.failed:
+        shown = ["made again and compared; the take that was there stays"]
     out.say(f"{', '.join(shown)}, {out.seconds_text(result.seconds)}")
     if result.folder is not None:
         out.say(f"videos: {out.shown_path(result.folder)}")
