@@ -148,7 +148,7 @@ def test_compare_takes(cli, space: Workspace, two, tmp_path: Path) -> None:
 def test_compare_a_study(cli, space: Workspace, two) -> None:
     make_study(space, two, missing=True)
     ran = cli("compare", "mine", "-o", space.folder)
-    assert ran.status == 0 and "1 takes of study mine are missing or damaged" in ran.out
+    assert ran.status == 0 and "left out of study mine: 1 missing or damaged" in ran.out
     assert (space.studies / "mine" / "side-by-side.mp4").is_file()
     shown = json.loads(cli("compare", "mine", two[0].id, "--json", "-o", space.folder).out)
     assert shown["takes"] == [two[0].id, two[1].id]  # each once

@@ -41,7 +41,7 @@ def run_compare(names: Sequence[str], path: Path | None, output_dir: Path | None
 def say_grid(grid: Grid, count: int, notes: Sequence[str] = ()) -> None:
     for note in (*notes, *grid.notes):
         out.say(f"note: {note}")
-    out.say(f"{count} takes in {grid.rows} x {grid.columns}: {out.shown_path(grid.path)}")
+    out.say(f"{count} take{'s'[: count != 1]} in {grid.rows} x {grid.columns}: {out.shown_path(grid.path)}")
 
 
 def gather(workspace: Workspace, names: Sequence[str]) -> tuple[list[Take], list[str]]:
@@ -60,7 +60,7 @@ def gather(workspace: Workspace, names: Sequence[str]) -> tuple[list[Take], list
             except DamagedTake:
                 left_out += 1
         if left_out:
-            notes.append(f"{left_out} takes of study {name} are missing or damaged and left out")
+            notes.append(f"left out of study {name}: {left_out} missing or damaged")
     if not takes:
         raise TakeNotFound(f"study {' '.join(names)} has no finished take", "there is nothing to compare yet")
     return list(takes.values()), notes

@@ -111,7 +111,10 @@ def run_takes(study: str | None, output_dir: Path | None, json: bool) -> int:
     )
     total = sum(bytes_of(take.manifest) for take in listed if take.manifest)
     damaged = sum(bool(take.damage) for take in listed)
-    out.say(f"\n{len(listed)} takes, {size_text(total)}" + (f", {damaged} damaged" if damaged else ""))
+    out.say(
+        f"\n{len(listed)} take{'s'[: len(listed) != 1]}, {size_text(total)}"
+        + (f", {damaged} damaged" if damaged else "")
+    )
     for name in study_names(workspace):
         out.say(f"study: {name}")
     return 0
