@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -13,12 +14,13 @@ class Ran(NamedTuple):
 
 
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Ran]:
     """Run the command line in this process: `cli("takes", "--json")`."""
     from wanscope.doors.cli import main
 
     monkeypatch.delenv("WANSCOPE_DEBUG", raising=False)
     monkeypatch.delenv("WANSCOPE_HOME", raising=False)
+    monkeypatch.setattr("platformdirs.user_log_path", lambda name: tmp_path / "crashes")
 
     def run(*arguments: object) -> Ran:
         capsys.readouterr()

@@ -16,7 +16,7 @@ from wanscope.errors import StorageError
 # What a disk says when it cannot take more, or may not be written.
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
-_OTHER = {errno.EIO, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EISDIR}
+_OTHER = {errno.EIO, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EISDIR}
 
 
 def size_text(count: float) -> str:
@@ -76,11 +76,11 @@ def guarded(folder: Path) -> Iterator[None]:
             raise StorageError(
                 f"{error.filename or folder} cannot be written",
                 f"the system says: {error.strerror or error}",
-                "another --output-dir",
+                "another folder (--output-dir, --out)",
             ) from error
         if code in _OTHER:
             raise StorageError(
-                f"{folder} cannot be used", f"the system says: {error}", "another --output-dir"
+                f"{folder} cannot be used", f"the system says: {error}", "another folder (--output-dir, --out)"
             ) from error
         raise
 

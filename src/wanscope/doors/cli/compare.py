@@ -9,6 +9,7 @@ from wanscope.doors.cli import out
 from wanscope.doors.cli.takes import study_names, study_rows
 from wanscope.errors import DamagedTake, RequestError, TakeNotFound
 from wanscope.take.compare import Grid, side_by_side
+from wanscope.take.disk import require_writable
 from wanscope.take.store import Take
 from wanscope.workspace import Workspace
 
@@ -22,6 +23,7 @@ def run_compare(names: Sequence[str], path: Path | None, output_dir: Path | None
         raise RequestError(f"--out {path} is not an MP4 file", "the comparison is a video", f"--out {path}.mp4")
     takes, notes = gather(workspace, names)
     target = path or default_path(workspace, names, takes)
+    require_writable(target.parent)
     grid = side_by_side(takes, target)
     if json:
         out.document(

@@ -7,7 +7,7 @@ from typing import Any
 
 from wanscope.doors.cli import out
 from wanscope.errors import RequestError, nearest
-from wanscope.take.disk import guarded
+from wanscope.take.disk import guarded, require_writable
 
 KNOWN = ("marbles",)
 
@@ -20,8 +20,7 @@ def run_validate(what: str, pairs: int, path: Path | None, json: bool) -> int:
             raise RequestError(
                 f"--out {path} is not a .json file", "a page is written beside it as .md", "--out r.json"
             )
-        with guarded(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        require_writable(path.parent)
     from wanscope.wan.environment import prepare
 
     prepare()
