@@ -221,7 +221,6 @@ def marbles() -> tuple[WanModel, WanPipeline]:
     return load("marbles", device="cpu"), WanPipeline.from_pretrained(MARBLES_WEIGHTS, local_files_only=True)
 
 
-@pytest.mark.skipif(not MARBLES_WEIGHTS.exists(), reason="the marbles weights are not in this checkout yet")
 @pytest.mark.parametrize("guidance", [4.0, 1.0])
 @pytest.mark.parametrize("solver", SCHEDULERS)
 def test_marbles(solver: str, guidance: float, marbles: tuple[WanModel, WanPipeline]):
