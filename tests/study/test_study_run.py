@@ -325,8 +325,10 @@ def test_what_killed_processes_left_is_tidied_but_not_another_process_work(tmp_p
 
 
 def test_prompts_that_are_too_long_are_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="tokens and the model reads 16"):
+    with pytest.raises(RecipeError, match=r"the prompt has .* tokens and the model reads 16"):
         made(tmp_path, prompt="a red circle and " * 10)
+    with pytest.raises(RecipeError, match=r"the negative prompt has .* tokens and the model reads 16"):
+        made(tmp_path, negative="a red circle and " * 10)
     assert list(tmp_path.iterdir()) == []
 
 

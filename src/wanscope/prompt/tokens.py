@@ -69,11 +69,14 @@ def count_tokens(tokenizer: Any, text: str) -> int:
     return len(_encode(tokenizer, clean(text)).pieces)
 
 
-def check_length(tokenizer: Any, text: str, max_length: int = MAX_LENGTH) -> int:
-    """Real tokens of a text, the end token included. Raises RecipeError if the model reads fewer than that."""
+def check_length(tokenizer: Any, text: str, max_length: int = MAX_LENGTH, name: str = "prompt") -> int:
+    """Real tokens of a text, the end token included. Raises RecipeError if the model reads fewer than that.
+
+    name: what the error calls the text.
+    """
     cleaned = clean(text)
     tokens = _encode(tokenizer, cleaned)
-    _refuse_longer(tokens, cleaned, max_length)
+    _refuse_longer(tokens, cleaned, max_length, name)
     return len(tokens.pieces)
 
 
@@ -166,7 +169,7 @@ def _own_characters(cleaned: str, piece: str, start: int, end: int) -> Span | No
     return (start, end) if start < end else None
 
 
-def _refuse_longer(tokens: _Tokens, cleaned: str, max_length: int) -> None:
+def _refuse_longer(tokens: _Tokens, cleaned: str, max_length: int, name: str = "prompt") -> None:
     total = len(tokens.pieces)
     if total <= max_length:
         return
@@ -176,9 +179,9 @@ def _refuse_longer(tokens: _Tokens, cleaned: str, max_length: int) -> None:
     cut = [span for span in tokens.spans[max(0, max_length - ending) :] if span is not None]
     lost = cleaned[_grown(cleaned, cut[0])[0] :] if cut else ""
     raise RecipeError(
-        f"the prompt has {total} tokens and the model reads {max_length}",
+        f"the {name} has {total} tokens and the model reads {max_length}",
         f"all from {_shortened(lost)!r} on would be lost",
-        f"a prompt shorter by {total - max_length} tokens",
+        f"a {name} shorter by {total - max_length} tokens",
     )
 
 

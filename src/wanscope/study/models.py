@@ -178,12 +178,12 @@ def place_encoder(model: WanModel) -> None:
     memory.place_encoder(model)
 
 
-def place(model: WanModel, recipes: Sequence[Recipe]) -> None:
+def place(model: WanModel, recipes: Sequence[Recipe], on_event: events.Listener = events.ignore) -> None:
     """Bring transformer and VAE to where the largest of `recipes` can run."""
     from wanscope.wan import memory
 
     largest = _largest(recipes)
-    memory.place(model, *size_of(largest.video), batch=_batch(largest))
+    memory.place(model, *size_of(largest.video), batch=_batch(largest), on_event=on_event)
 
 
 def _largest(recipes: Sequence[Recipe]) -> Recipe:

@@ -168,7 +168,7 @@ class _Session:
         texts = encode_prompts(model, recipes, self.emit)
         if self.given is None:
             model.free_encoder()
-        models.place(model, recipes)
+        models.place(model, recipes, self.emit)
         starts = {task.start.spec: task.start.latents(model) for task in tasks if task.start is not None}
         waiting = [task for task in tasks if not self.attempt(task, model, texts, starts)]
         if waiting:

@@ -31,9 +31,11 @@ def check_prompts(tokenizer: Any, recipes: Iterable[Recipe], text_length: int, m
     marked: set[tuple[str, Any]] = set()
     strangers: dict[str, None] = {}
     for recipe in recipes:
-        for text in {recipe.prompt, recipe.negative} - checked:
+        for name, text in (("prompt", recipe.prompt), ("negative prompt", recipe.negative)):
+            if text in checked:
+                continue
             checked.add(text)
-            check_length(tokenizer, text, text_length)
+            check_length(tokenizer, text, text_length, name)
             if marbles:
                 strangers.update(dict.fromkeys(unknown_words(tokenizer, text)))
         if recipe.marks and (recipe.prompt, recipe.marks) not in marked and not strangers:
