@@ -60,7 +60,9 @@ def test_the_packaged_report_is_about_the_packaged_weights():
     assert report["passed"] == all(row["bound"] is None or row["value"] >= row["bound"] for row in report["rows"])
     parts = {row["part"] for row in report["rows"]}
     assert {"one object", "two objects", "combinations never shown", "VAE, 17 frames"} <= parts
-    assert next(row["count"] for row in report["rows"] if row["part"] == "one object") >= 40
+    pairs = next(row["count"] for row in report["rows"] if row["part"] == "one object")
+    # 200 pairs are what the bounds are asked on: a shorter report may be packaged, but it never counts as passed.
+    assert pairs >= 40 and (pairs >= 200 or not report["passed"])
 
 
 def test_weights_are_small_and_in_their_dtypes():

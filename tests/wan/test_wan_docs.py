@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from wanscope.wan.variants import MARBLES_WEIGHTS, VARIANTS
+from wanscope.wan.variants import VARIANTS
 
 torch.set_num_threads(1)
 TEXT = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
@@ -20,8 +20,6 @@ def test_examples(code, capsys):
     if "loras=" in code:
         compile(code, "docs/models.md", "exec")
         return
-    if '"marbles"' in code and not (MARBLES_WEIGHTS / "model_index.json").exists():
-        pytest.skip("the marbles weights are not in this checkout")
     exec(code, {})
     assert capsys.readouterr().out.strip()
 
