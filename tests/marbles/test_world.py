@@ -1,5 +1,7 @@
 """The renderer against geometry in closed form, and its promises about scenes."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -46,9 +48,12 @@ def test_edges_are_anti_aliased():
 def test_palettes_stay_apart():
     colors = [np.array(c) for c in world.COLORS.values()]
     grounds = [np.array(c) for c in world.BACKGROUNDS.values()]
-    gaps = [np.linalg.norm(a - b) for i, a in enumerate(colors) for b in colors[:i]]
-    assert min(gaps) > 125
-    assert min(np.linalg.norm(a - b) for a in colors for b in grounds) > 125
+    # The distances that world.py states of its palettes.
+    assert min(np.linalg.norm(a - b) for i, a in enumerate(colors) for b in colors[:i]) >= 130
+    assert min(np.linalg.norm(a - b) for a in colors for b in grounds) >= 128
+    assert min(np.linalg.norm(a - b) for i, a in enumerate(grounds) for b in grounds[:i]) >= 96
+    corners = {tuple(int(round(channel / 255)) for channel in color) for color in colors}
+    assert len(corners) == 6 and not corners & {(0, 0, 0), (1, 1, 1)}
 
 
 @settings(max_examples=60, deadline=None)
@@ -82,6 +87,24 @@ def test_a_full_caption_says_every_attribute(seed, objects):
         assert one.motion == "still" or f" {one.motion} " in words
     assert f" {scene.background} background " in words
     assert scene.relation is None or scene.relation in words
+
+
+FINITE = r"(moves|slides|drifts|stays|is|does)"
+CLAUSE = rf"(?<!that ){FINITE} (left|right|up|down|still|not)"  # a verb that makes a sentence of what is before it
+
+
+@given(seed=st.integers(0, 2**32), objects=st.sampled_from([1, 2]), full=st.booleans())
+def test_captions_are_grammatical(seed, objects, full):
+    rng = np.random.default_rng(seed)
+    scene = world.sample_scene(rng, objects)
+    words = world.caption(scene, rng, full=full)
+    if words.startswith(("there is a ", "a video of a ")):
+        rest = words.removeprefix("there is").removeprefix("a video of")
+        assert not re.search(CLAUSE, rest), f"a verb too many: {words}"
+    if scene.relation is not None and " and " not in words:
+        # "a circle moves left above a square that moves up": what stands after a relation is a noun phrase
+        after = re.split(r" (?:above|below|left of|right of) ", words, maxsplit=1)[1]
+        assert not re.search(CLAUSE, after), f"a verb too many: {words}"
 
 
 def test_the_same_seed_gives_the_same_scene_and_caption():

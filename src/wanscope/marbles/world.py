@@ -23,7 +23,9 @@ FRAMES: Final = 17
 FPS: Final = 8
 
 SHAPES: Final = ("circle", "square", "triangle")
-# The corners of the RGB cube, softened: no two are closer than 150 of 441, and none is near a background.
+# The corners of the RGB cube other than black and white, softened. Of the cube's diagonal of 441, no two colors are
+# closer than 130 (cyan and blue), no color is closer than 128 to a background (green and gray), and no two backgrounds
+# are closer than 96 (brown and black).
 COLORS: Final[dict[str, tuple[int, int, int]]] = {
     "red": (230, 35, 35),
     "green": (35, 190, 60),
@@ -238,17 +240,20 @@ def sample_scene(
                 return Scene((a, b), background, relation)
 
 
-_MOVES: Final = ("moves {d}", "moving {d}", "that moves {d}", "slides {d}", "drifts {d}", "moves {d}wards")
-_STILL: Final = ("stays still", "that stays still", "standing still", "that does not move", "is still")
+# Sentences take the verbs ("a circle slides left"); a noun phrase, as after "there is" or "above", the other forms.
+_MOVES_VERB: Final = ("moves {d}", "slides {d}", "drifts {d}", "moves {d}wards")
+_MOVES_NOUN: Final = ("moving {d}", "that moves {d}", "that slides {d}", "that drifts {d}", "moving {d}wards")
+_STILL_VERB: Final = ("stays still", "is still", "does not move")
+_STILL_NOUN: Final = ("that stays still", "standing still", "that does not move")
 _GROUND: Final = ("on a {b} background", "over a {b} background", "in front of a {b} background")
 _RELATION_WORDS: Final = {"left of": ("to the left of", "left of"), "right of": ("to the right of", "right of")}
 _OPENINGS: Final = ("", "", "", "", "a video of", "there is")
 
 
-def _motion_words(thing: Thing, rng: np.random.Generator) -> str:
+def _motion_words(thing: Thing, rng: np.random.Generator, verb: bool) -> str:
     if thing.motion == "still":
-        return str(rng.choice(_STILL))
-    return str(rng.choice(_MOVES)).format(d=thing.motion)
+        return str(rng.choice(_STILL_VERB if verb else _STILL_NOUN))
+    return str(rng.choice(_MOVES_VERB if verb else _MOVES_NOUN)).format(d=thing.motion)
 
 
 def _noun(thing: Thing, rng: np.random.Generator, size: float, color: float = 1.0, shape: float = 1.0) -> str:
@@ -275,22 +280,24 @@ def phrases(scene: Scene, rng: np.random.Generator, full: bool = False) -> list[
     size, ground = (1.0, 1.0) if full else (0.6, 0.85)
     said = (1.0, 1.0) if full else (0.97, 0.97)
     ground_words = str(rng.choice(_GROUND)).format(b=scene.background)
-    body = [
-        Phrase(f"{_noun(thing, rng, size, *said)} {_motion_words(thing, rng)}", f"object {k}")
-        for k, thing in enumerate(scene.things)
-    ]
+    opening = str(rng.choice(_OPENINGS))
+    relation = scene.relation or ""
+    relation = str(rng.choice(_RELATION_WORDS.get(relation, (relation,))))
+    joined = not full and rng.random() < 0.15  # "and" in place of the relation
+    sentence = not opening and rng.random() < 0.6
+    body = []
+    for k, thing in enumerate(scene.things):
+        verb = sentence and (k == 0 or joined)  # "a circle moves left above a square that moves up"
+        words = f"{_noun(thing, rng, size, *said)} {_motion_words(thing, rng, verb)}"
+        body.append(Phrase(words, f"object {k}"))
     if len(body) == 2:
-        relation = scene.relation or ""
-        words = str(rng.choice(_RELATION_WORDS.get(relation, (relation,))))
-        between = Phrase("and") if not full and rng.random() < 0.15 else Phrase(words, "relation")
-        body = [body[0], between, body[1]]
+        body.insert(1, Phrase("and") if joined else Phrase(relation, "relation"))
     if rng.random() >= ground:
         parts = body
-    elif rng.random() < 0.15:
+    elif not opening and rng.random() < 0.15:
         return [Phrase(f"{scene.background} background", "background"), Phrase(","), *body]
     else:
         parts = [*body, Phrase(ground_words, "background")]
-    opening = str(rng.choice(_OPENINGS))
     return [Phrase(opening), *parts] if opening else parts
 
 
