@@ -90,6 +90,30 @@ class Schedule:
             "over": self.over,
         }
 
+    @property
+    def text(self) -> str:
+        """One line that `parse_schedule` reads as a schedule with the same values."""
+        if self.is_constant:
+            return _text(self.keys[0][1])
+        sigma = ["over=sigma"] if self.over == "sigma" else []
+        if len(self.keys) == 2:
+            (a, start), (b, end) = self.keys
+            if self.interpolate == "step" and a is None and b is not None:
+                rest = [] if (start, end) == (1, 0) else [_text(start), _text(end)]
+                return f"step({', '.join([_text(b), *rest, *sigma])})"
+            if self.interpolate != "step" and (a is None or b is None):
+                ends = [_text(start), _text(end)]
+                ends += [f"{name}={_text(at)}" for name, at in (("first", a), ("last", b)) if at is not None]
+                plain = (start, end) == (1, 0) and len(ends) == 2 and not sigma
+                return self.interpolate if plain else f"{self.interpolate}({', '.join([*ends, *sigma])})"
+        places = [
+            _text(place) if place is not None else "first" if i == 0 else "last"
+            for i, (place, _) in enumerate(self.keys)
+        ]
+        parts = [f"{place}:{_text(value)}" for place, (_, value) in zip(places, self.keys, strict=True)]
+        parts += [] if self.interpolate == "linear" else [f"interpolate:{self.interpolate}"]
+        return ", ".join([*parts, *(["over:sigma"] if sigma else [])])
+
     def describe(self) -> str:
         """In one line."""
         if self.is_constant:
@@ -125,7 +149,8 @@ def parse_schedule(value: Any) -> Schedule:
 
     value: None or 1 (always 1), a number, a kind's name (`linear`), `cosine(0.2, 1)`, `step(10)`, `linear(1, 0,
     over=sigma)`, keyframes `{0: 1.0, 10: 0.2, interpolate: cosine, over: steps}` or their text `0:1, 10:0.2`,
-    `{kind: linear, start: 1, end: 0, first: 5, last: 15}`, or a Schedule.
+    `{kind: linear, start: 1, end: 0, first: 5, last: 15}`, or a Schedule. The first and the last place of keyframes may
+    be the words `first` and `last`, the run's own ends.
 
     Raises RecipeError for anything else.
     """
@@ -156,6 +181,12 @@ def parse_schedule(value: Any) -> Schedule:
 
 def _order(text: str) -> tuple[str, ...]:
     return tuple(KINDS.get(text.partition("(")[0].strip(), ()))
+
+
+def _text(value: float) -> str:
+    """The shortest text that reads back as the same number."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def _is_number(text: str) -> bool:
@@ -215,6 +246,8 @@ def _keyframes(data: Mapping[str, Any]) -> Schedule:
         raise RecipeError("the schedule has no keyframe", "it needs at least one place with a value", _FIX)
     out: list[tuple[float | None, float]] = []
     for i, (place, value) in enumerate(pairs):
+        if place == ("first" if i == 0 else "last"):
+            place = None
         if place is None and i not in (0, len(pairs) - 1):
             raise RecipeError("a keyframe has no place", "only the first and the last may be the run's own ends", _FIX)
         if place is not None:

@@ -208,7 +208,7 @@ def check_strengths(value: Any, *, low: float | None = 0.0, high: float | None =
     elif _is_list(value):
         _bounded(_numbers(value), low, high)
     else:
-        call = _shape_call(value)
+        call = shape_call(value)
         if call is None:
             _bounded([number(value, "strength", _FIX)], low, high)
             return
@@ -255,7 +255,7 @@ def _values(value: Any, count: int) -> Sequence[float]:
                 f"{len(numbers)} strengths are given", f"this model has {count} blocks, and each needs one", _FIX
             )
         return numbers
-    call = _shape_call(value)
+    call = shape_call(value)
     if call is None:
         return [number(value, "strength", _FIX)] * count
     name, base, rest = call
@@ -275,7 +275,7 @@ def _mapped(value: Mapping[Any, Any], count: int) -> list[float]:
     return [0.0 if v is None else v for v in out]
 
 
-def _shape_call(value: Any) -> tuple[str, float, dict[str, Any]] | None:
+def shape_call(value: Any) -> tuple[str, float, dict[str, Any]] | None:
     """A shape's name, base and other parameters, checked against what the shape takes; None if it is no shape."""
     if isinstance(value, str):
         try:
