@@ -1,0 +1,115 @@
+"""Intervals of a mean difference: paired t below 12 pairs, bias-corrected and accelerated bootstrap (BCa) from 12 on.
+
+The bootstrap covers far less than it says with few pairs, so it is used from BCA_PAIRS on, and each BCa interval comes
+with the coverage that it has in a simulation of normal differences of as many pairs.
+
+Sources: BCa, Efron 1987, doi 10.1080/01621459.1987.10478410; for the mean, acceleration from the jackknife is the
+skewness of the sample over 6 sqrt(n).
+
+Shape suffixes: n pairs, M metrics, R resamples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+BCA_PAIRS = 12
+RESAMPLES = 4_999
+CONFIDENCE = 0.95
+SKEWED = 1.0  # skewness from which a t interval of few pairs is said to be doubtful
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Of one mean difference. method: "t", "BCa" or "none". coverage: simulated, of a BCa interval. note: on skew."""
+
+    low: float
+    high: float
+    method: str
+    coverage: float | None = None
+    note: str = ""
+
+
+def mean_interval(differences_n: np.ndarray, confidence: float = CONFIDENCE, seed: int = 0) -> Interval:
+    """The interval of the mean by the rule above; NaN are left out."""
+    d_n = np.asarray(differences_n, dtype=np.float64)
+    d_n = d_n[np.isfinite(d_n)]
+    n = len(d_n)
+    if n < 2:
+        return Interval(float("nan"), float("nan"), "none", note="one pair has no spread")
+    if np.ptp(d_n) <= 1e-12 * np.abs(d_n).max():
+        return Interval(float("nan"), float("nan"), "none", note="all differences are equal: their spread is unknown")
+    if n < BCA_PAIRS:
+        low, high = t_interval(d_n, confidence)
+        skew = skewness(d_n)
+        note = (
+            f"the differences are skewed ({skew:+.1f}): a t interval of {n} pairs may miss more often than it says"
+            if abs(skew) > SKEWED
+            else ""
+        )
+        return Interval(low, high, "t", note=note)
+    low_M, high_M = bca_interval(d_n[:, None], confidence, RESAMPLES, seed)
+    return Interval(float(low_M[0]), float(high_M[0]), "BCa", bca_coverage(n, confidence))
+
+
+def skewness(d_n: np.ndarray) -> float:
+    """Third standardized moment (adjusted Fisher-Pearson, as in most statistics programs); 0 below three values."""
+    n = len(d_n)
+    if n < 3:
+        return 0.0
+    centered = d_n - d_n.mean()
+    return float((centered**3).mean() / (centered**2).mean() ** 1.5 * np.sqrt(n * (n - 1)) / (n - 2))
+
+
+def t_interval(d_n: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Student's interval of the mean."""
+    from scipy.stats import t
+
+    n = len(d_n)
+    half = float(t.isf((1 - confidence) / 2, n - 1) * d_n.std(ddof=1) / np.sqrt(n))
+    return float(d_n.mean()) - half, float(d_n.mean()) + half
+
+
+def bca_interval(
+    d_nM: np.ndarray, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """BCa intervals of the columns' means, two arrays [M]; the same resamples for all columns. NaN for equal values."""
+    from scipy.special import ndtr, ndtri
+
+    n = len(d_nM)
+    rng = np.random.default_rng([seed, n, resamples])
+    weights_Rn = rng.multinomial(n, np.full(n, 1 / n), resamples) / n
+    means_RM = np.sort(weights_Rn @ d_nM, axis=0)
+    mean_M = d_nM.mean(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        below_M = (means_RM < mean_M).mean(axis=0) + (means_RM == mean_M).mean(axis=0) / 2
+        bias_M = ndtri(below_M)
+        centered_nM = d_nM - mean_M
+        accelerate_M = (centered_nM**3).sum(axis=0) / (6 * (centered_nM**2).sum(axis=0) ** 1.5)
+        ends = []
+        for tail in ((1 - confidence) / 2, 1 - (1 - confidence) / 2):
+            z_M = bias_M + ndtri(tail)
+            share_M = ndtr(bias_M + z_M / (1 - accelerate_M * z_M))
+            ends.append(_quantiles(means_RM, share_M))
+    return ends[0], ends[1]
+
+
+def _quantiles(sorted_RM: np.ndarray, share_M: np.ndarray) -> np.ndarray:
+    """The share_M[m] quantile of each column, linear between neighbors."""
+    last = len(sorted_RM) - 1
+    place_M = np.clip(np.nan_to_num(share_M), 0, 1) * last
+    under_M = np.floor(place_M).astype(int)
+    columns = np.arange(sorted_RM.shape[1])
+    low_M, high_M = sorted_RM[under_M, columns], sorted_RM[np.minimum(under_M + 1, last), columns]
+    return np.where(np.isfinite(share_M), low_M + (place_M - under_M) * (high_M - low_M), np.nan)
+
+
+@lru_cache(maxsize=64)
+def bca_coverage(pairs: int, confidence: float = CONFIDENCE, trials: int = 2_000, resamples: int = 999) -> float:
+    """How often a BCa interval of so many normal differences holds the true mean, in a simulation."""
+    rng = np.random.default_rng([pairs, trials])
+    low_M, high_M = bca_interval(rng.standard_normal((pairs, trials)), confidence, resamples)
+    return float(((low_M <= 0) & (high_M >= 0)).mean())
