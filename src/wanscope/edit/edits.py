@@ -249,16 +249,17 @@ BENDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "blur": (("sigma",), ()),
     "region": (("box",), ()),
 }
+FACTORS = {"amplify": (1.0, 1e6), "suppress": (1.0, 1e6), "scale": (0.01, 100.0)}
 BEND_PARAMETERS = ("factor", "x", "y", "angle", "axis", "sigma", "box")
 
 
 class Bend(_Strong):
     """The cross-attention maps of chosen words, changed.
 
-    amplify, suppress: multiplied by `factor` (from 1 to 100; from 0 to 1). scale: about the frame's center, `factor` 2
-    is twice as large. rotate: by `angle` degrees about the center, clockwise as seen. translate: by `x` (to the right)
-    and `y` (down) in shares of the frame. flip: along `axis` x (left and right change places) or y. blur: Gaussian,
-    `sigma` in tokens. region: kept inside `box` (left, top, right, bottom in shares of the frame), 0 outside.
+    amplify: multiplied by `factor`, from 1 on. suppress: divided by it. scale: about the frame's center, `factor` 2 is
+    twice as large. rotate: by `angle` degrees about the center, counterclockwise as seen. translate: by `x` (to the
+    right) and `y` (down) in shares of the frame. flip: along `axis` x (left and right change places) or y. blur:
+    Gaussian, `sigma` in tokens. region: kept inside `box` (left, top, right, bottom in shares of the frame), 0 outside.
     strength: from the map as it is (0) to the changed one (1). heads: () for all. renormalize: whether the changed
     attention still sums to 1.
     """
@@ -266,7 +267,7 @@ class Bend(_Strong):
     kind: Literal["bend"] = "bend"
     words: Words
     operation: Literal["amplify", "suppress", "scale", "rotate", "translate", "flip", "blur", "region"]
-    factor: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
+    factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     x: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] | None = None
     y: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] | None = None
     angle: Annotated[float, Field(ge=-360, le=360, allow_inf_nan=False)] | None = None
@@ -313,9 +314,7 @@ class Bend(_Strong):
                 raise ValueError(f"{self.operation} has no {name}; it has {has}")
         if self.operation == "translate" and self.x is None and self.y is None:
             raise ValueError("translate needs x, y or both, in shares of the frame")
-        low, high = {"amplify": (1.0, 100.0), "suppress": (0.0, 1.0), "scale": (0.05, 20.0)}.get(
-            self.operation, (0.0, 100.0)
-        )
+        low, high = FACTORS.get(self.operation, (0.0, 0.0))
         if self.factor is not None and not low <= self.factor <= high:
             raise ValueError(f"the factor of {self.operation} is from {low:g} to {high:g}, not {self.factor:g}")
         return self

@@ -1,0 +1,242 @@
+"""What the edits of a recipe read of the text encoder: which texts, whether the tokenizer can take them, and, once all
+are encoded, each donor's embedding.
+
+    texts_of(edits)                 every text that has to be encoded, and what it is
+    check_texts(tokenizer, ...)     lengths and words, before any work
+    DonorTexts                      the encoded texts of one recipe; `donor(edit)` is an injection's embedding
+
+Embeddings are raw (the encoder's output, before the transformer's projection), [L, D] of the real tokens, in the
+encoder's dtype. Shape suffixes: L real tokens, D text dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wanscope.edit.edits import Bend, Donor, Edit, Inject, Prompts, Steer
+from wanscope.errors import RecipeError, RequestError
+from wanscope.prompt.tokens import check_length, find_words
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from wanscope.edit.amplify import Amplified
+
+Columns = tuple[int, ...]
+Places = dict[str, Columns]
+
+
+def texts_of(edits: Iterable[Edit]) -> dict[str, str]:
+    """Every text that the edits need encoded, each once, and what errors call it."""
+    out: dict[str, str] = {}
+    for edit in edits:
+        for text, name in edit.texts().items():
+            out.setdefault(text, name)
+    return out
+
+
+def check_texts(tokenizer: Any, prompt: str, edits: Sequence[Edit], text_length: int) -> None:
+    """RecipeError for a donor that is longer than the model reads, and for words that occur nowhere."""
+    for text, name in texts_of(edits).items():
+        check_length(tokenizer, text, text_length, name)
+    for index in range(len(edits)):
+        word_places(tokenizer, prompt, edits, index, text_length)
+
+
+def word_places(tokenizer: Any, prompt: str, edits: Sequence[Edit], index: int, text_length: int) -> Places:
+    """The token columns of the words that edit `index` names, in each text of the recipe that holds any of them.
+
+    The texts are the prompt, the donors and the prompts of later steps. {} for an edit without words.
+    Raises RecipeError for a word that occurs in none of them.
+    """
+    edit = edits[index]
+    words = edit.words if isinstance(edit, Bend | Inject) else ()
+    if not words:
+        return {}
+    others = [text for e in edits for text in _read_beside(e)]
+    places: dict[str, set[int]] = {}
+    for word in words:
+        missing: RecipeError | None = None
+        found = False
+        for text in dict.fromkeys((prompt, *others)):
+            try:
+                columns = find_words(tokenizer, text, [word], text_length)[0].columns
+            except RecipeError as error:
+                missing = missing or error
+                continue
+            found = True
+            places.setdefault(text, set()).update(columns)
+        if not found and missing is not None:
+            beside = ", nor in a donor" if others else ""
+            raise RecipeError(f"edits.{index}: {missing.what}{beside}", missing.why, missing.fix)
+    return {text: tuple(sorted(columns)) for text, columns in places.items()}
+
+
+def _read_beside(edit: Edit) -> list[str]:
+    """The texts whose tokens cross-attention reads beside, or instead of, the prompt's."""
+    if isinstance(edit, Inject):
+        return [edit.donor.prompt] if edit.donor.prompt is not None else []
+    return list(edit.keys.values()) if isinstance(edit, Prompts) else []
+
+
+def check_edits(edits: Sequence[Edit], blocks: int, steps: int, heads: int) -> None:
+    """RecipeError, naming the edit, for what a model of so many blocks and heads cannot do in so many steps."""
+    for i, edit in enumerate(edits):
+        try:
+            edit.check(blocks, steps, heads)
+        except RequestError as error:
+            raise RecipeError(f"edits.{i}: {error.what}", error.why, error.fix) from None
+
+
+# files
+
+
+def with_hashes(edits: Iterable[Edit], text_dim: int, file_hash: Callable[[Path], str]) -> tuple[Edit, ...]:
+    """The edits with the hash of every file that they name, which is what a recipe's id covers instead of its path.
+
+    Raises RecipeError for a file that is not there, is no embedding of this model, or is not the one recorded.
+    """
+    out = []
+    for i, edit in enumerate(edits):
+        where = f"edits.{i}"
+        if isinstance(edit, Inject) and edit.donor.files():
+            edit = edit.model_copy(update={"donor": _donor_with_hashes(edit.donor, text_dim, file_hash, where)})
+        elif isinstance(edit, Steer):
+            path = _file(edit.direction, f"{where}.direction", "a direction")
+            edit = edit.model_copy(update={"sha256": _hash(path, edit.sha256, file_hash, where)})
+        out.append(edit)
+    return tuple(out)
+
+
+def _donor_with_hashes(donor: Donor, text_dim: int, file_hash: Callable[[Path], str], where: str) -> Donor:
+    if donor.embedding is None:
+        names = {n: _donor_with_hashes(d, text_dim, file_hash, f"{where}.{n}") for n, d in donor.names.items()}
+        return donor.model_copy(update={"names": names})
+    path = _file(donor.embedding, f"{where}.donor.embedding", "a stored embedding")
+    shape = _stored_shape(path)
+    if len(shape) != 2 or shape[1] != text_dim:
+        raise RecipeError(
+            f"{where}: {donor.embedding} does not fit this model",
+            f"its tensor is {list(shape)}, and an embedding here is [tokens, {text_dim}]",
+            "an embedding made with this model's own text encoder",
+        )
+    return donor.model_copy(update={"sha256": _hash(path, donor.sha256, file_hash, where)})
+
+
+def _file(name: str, where: str, what: str) -> Path:
+    path = Path(name).expanduser()
+    if not path.is_file() or path.suffix != ".safetensors":
+        why = "there is no such file" if not path.is_file() else "it is no .safetensors file"
+        raise RecipeError(f"{where} is {name!r}", f"{why}; {what} is a .safetensors file", "")
+    return path
+
+
+def _hash(path: Path, recorded: str | None, file_hash: Callable[[Path], str], where: str) -> str:
+    found = file_hash(path)
+    if recorded is not None and recorded != found:
+        raise RecipeError(
+            f"{where}: {path} is not the file that the recipe was made with",
+            f"its SHA-256 is {found[:16]}..., not {recorded[:16]}...",
+        )
+    return found
+
+
+def _stored_shape(path: Path) -> tuple[int, ...]:
+    """Of the one tensor in the file; nothing of it is read but its header."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            names = list(file.keys())
+            if len(names) != 1:
+                raise RecipeError(f"{path} holds {len(names)} tensors", "a stored embedding is one token matrix")
+            return tuple(file.get_slice(names[0]).get_shape())
+    except (OSError, SafetensorError) as error:
+        raise RecipeError(f"{path} cannot be read as an embedding", str(error)) from None
+
+
+def read_stored(donor: Donor) -> Tensor:
+    """The token matrix of a stored embedding, [L, D], trimmed to its real tokens, as it was stored."""
+    from safetensors.torch import load_file
+
+    from wanscope.edit.rows import check_rows, real_tokens
+
+    assert donor.embedding is not None
+    embedding_LD = next(iter(load_file(Path(donor.embedding).expanduser()).values()))
+    check_rows(embedding_LD, donor.embedding)
+    tokens = real_tokens(embedding_LD)
+    if not tokens:
+        raise RecipeError(f"{donor.embedding} is all zeros", "it has no real token", "")
+    return embedding_LD[:tokens].contiguous()
+
+
+# encoded
+
+
+@dataclass(frozen=True, eq=False)
+class DonorText:
+    """A donor's embedding [L, D]. note: what should be known of it. amplified: how it was moved, where it was."""
+
+    embedding: Tensor
+    note: str = ""
+    amplified: Amplified | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class DonorTexts:
+    """The encoded texts of one recipe, on the CPU. Nothing that it hands out may be changed in place.
+
+    main, uncond: what the loop reads, weights of marked words applied. raw: by text, as encoded. stored: by the
+    file's hash. places: for each edit that names words (by its place in the list), their columns in each text.
+    """
+
+    prompt: str
+    negative: str
+    main: Tensor
+    uncond: Tensor
+    raw: Mapping[str, Tensor]
+    text_length: int
+    stored: Mapping[str, Tensor] = field(default_factory=dict)
+    places: Mapping[int, Places] = field(default_factory=dict)
+
+    def donor(self, edit: Inject) -> DonorText:
+        """The embedding that `edit` injects, at the difference that it asks for.
+
+        Raises RecipeError where that difference cannot be reached, or the donor has more tokens than the model reads.
+        """
+        donor, note = edit.donor, ""
+        if donor.expression is not None:
+            from wanscope.edit.expression import parse_expression
+
+            bindings = {name: self._plain(inner) for name, inner in donor.names.items()}
+            result = parse_expression(donor.expression).evaluate(bindings)
+            embedding_LD, note = result.embedding, result.note
+        else:
+            embedding_LD = self._plain(donor)
+        if len(embedding_LD) > self.text_length:
+            raise RecipeError(
+                f"the donor has {len(embedding_LD)} tokens", f"the model reads {self.text_length}", "a shorter donor"
+            )
+        if edit.difference is None:
+            return DonorText(embedding_LD, note)
+        from wanscope.edit.amplify import amplify
+
+        moved = amplify(self.main, embedding_LD, edit.difference, mode=edit.amplify, keep_norm=bool(edit.keep_norm))
+        return DonorText(moved.embedding, " ".join(filter(None, (note, moved.describe()))), moved)
+
+    def negative_donor(self, edit: Inject) -> Tensor | None:
+        """What `edit` injects into the uncond pass; None where it names nothing else than the donor."""
+        return None if edit.donor_negative is None else self.raw[edit.donor_negative]
+
+    def keyed(self, edit: Prompts) -> dict[int, Tensor]:
+        """The embeddings of the prompts of later steps, by step."""
+        return {step: self.raw[text] for step, text in edit.keys.items()}
+
+    def _plain(self, donor: Donor) -> Tensor:
+        if donor.prompt is not None:
+            return self.raw[donor.prompt]
+        assert donor.sha256 is not None, "hashes are filled in when a study is expanded"
+        return self.stored[donor.sha256]
