@@ -19,7 +19,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "wanscope"
 LAYERS = (
     ("errors", "events", "validation", "workspace", "study_file"),
-    ("specs", "recipe", "prompt"),
+    ("specs", "capture_spec", "recipe", "prompt"),
     ("wan", "edit"),
     ("runtime", "capture"),
     ("sample",),

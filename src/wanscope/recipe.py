@@ -13,11 +13,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from wanscope.capture_spec import AttentionCapture, CaptureSpec, LatentsCapture
 from wanscope.specs import (
     INTERPOLATIONS,
     SOLVERS,
     SOLVERS_WITHOUT_SIGMAS,
-    CaptureSpec,
     Components,
     DesignSpec,
     Finite,
@@ -25,7 +25,6 @@ from wanscope.specs import (
     Hypothesis,
     InitSpec,
     Keyframes,
-    LatentsCapture,
     LoraSpec,
     SamplerSpec,
     Spec,
@@ -39,6 +38,7 @@ __all__ = [
     "RECIPE_VERSION",
     "SOLVERS",
     "SOLVERS_WITHOUT_SIGMAS",
+    "AttentionCapture",
     "CaptureSpec",
     "Components",
     "DesignSpec",

@@ -1,4 +1,4 @@
-"""The blocks that studies and recipes are made of: sampler, video, captures, LoRAs, beginnings, design.
+"""The blocks that studies and recipes are made of: sampler, video, LoRAs, beginnings, design.
 
 All are frozen and refuse keys they do not know. None means the variant's own value; `resolved` fills it in.
 """
@@ -203,26 +203,6 @@ class VideoSpec(Spec):
             values["frames"] = max(0, round((duration * values["fps"] - 1) / 4)) * 4 + 1
         values.setdefault("frames", defaults["frames"])
         return validated(VideoSpec, values, where="video")
-
-
-class LatentsCapture(Spec):
-    """Which latents stay: every n-th state (first and last always), as fp16 or fp32."""
-
-    dtype: Literal["fp16", "fp32"] = "fp16"
-    every: Annotated[int, Field(ge=1)] = 1
-
-
-class CaptureSpec(Spec):
-    """What to keep beside the video. The Gram matrix of the path is kept with the latents, in float64."""
-
-    latents: LatentsCapture | None = None
-
-    @field_validator("latents", mode="before")
-    @classmethod
-    def _switch(cls, value: Any) -> Any:
-        if value is not None and not isinstance(value, bool | Mapping | LatentsCapture):
-            raise ValueError("it should be true, false or a mapping such as {dtype: fp16, every: 2}")
-        return LatentsCapture() if value is True else None if value is False else value
 
 
 class LoraSpec(Spec):

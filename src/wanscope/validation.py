@@ -55,7 +55,7 @@ def _distinct(error: ValidationError) -> list[Any]:
 
 
 _SHAPE = ("model_type", "model_attributes_type", "dict_type")
-_BRANCHES = ("Keyframes", "LatentsCapture")
+_BRANCHES = ("Keyframes", "LatentsCapture", "AttentionCapture")
 
 
 def _is_branch(part: str | int) -> bool:

@@ -1,0 +1,191 @@
+"""What a study asks to be kept beside its videos: latents, predicted clean latents, attention maps.
+
+None of it changes a pixel, so a recipe's id does not cover it. Steps and blocks are written as edits write blocks
+(`all`, `late`, `0-9,20`, a list); what depends on the model is checked where the model is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from wanscope.specs import Spec
+
+MARKED = "@marked"  # among words: the prompt's marked ones
+MEASURES = ("probability", "contribution", "gramcol")
+
+Measure = Literal["probability", "contribution", "gramcol"]
+
+
+class LatentsCapture(Spec):
+    """Which latents stay: every n-th state (first and last always), as fp16 or fp32."""
+
+    dtype: Literal["fp16", "fp32"] = "fp16"
+    every: Annotated[int, Field(ge=1)] = 1
+
+
+def _places(value: Any) -> Any:
+    """Blocks or steps as text: a list of numbers becomes `0,3,7`."""
+    if isinstance(value, list | tuple) and value and all(type(item) is int for item in value):
+        return ",".join(str(item) for item in value)
+    if type(value) is int:
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("it should be all, a preset such as late, ranges such as 0-9,20, or a list of numbers")
+    return value.strip()
+
+
+Places = Annotated[str, BeforeValidator(_places)]
+
+
+class AttentionCapture(Spec):
+    """Which cross-attention maps stay.
+
+    tokens: `marked` (the prompt's marked words), `all` (every token), or a list of words of the prompt, in which
+    `@marked` stands for the marked ones. The padding is always kept beside them. heads: `mean` over the heads, `all`,
+    or a list. blocks, steps: as for edits. branch: of guidance. evaluations: of a step that takes several, the first
+    or all. measures: `probability`, `contribution` (value-weighted), `gramcol` (see docs/attention.md). keep: the
+    `maps` of every step, their `mean` over the steps (words only), or `nothing` (for a `reduce` function alone).
+    """
+
+    tokens: Literal["marked", "all"] | tuple[str, ...] = "marked"
+    heads: Literal["mean", "all"] | tuple[Annotated[int, Field(ge=0, strict=True)], ...] = "mean"
+    blocks: Places = "all"
+    steps: Places = "all"
+    branch: Literal["cond", "uncond"] = "cond"
+    evaluations: Literal["first", "all"] = "first"
+    measures: tuple[Measure, ...] = ("probability",)
+    keep: Literal["maps", "mean", "nothing"] = "maps"
+
+    @field_validator("tokens", mode="before")
+    @classmethod
+    def _tokens(cls, value: Any) -> Any:
+        if value in ("marked", "all"):
+            return value
+        words = [value] if isinstance(value, str) else value
+        if not isinstance(words, list | tuple) or not words or not all(isinstance(w, str) and w.strip() for w in words):
+            raise ValueError("it should be marked, all, or a list of words of the prompt")
+        distinct = tuple(dict.fromkeys(word.strip() for word in words))
+        return "marked" if distinct == (MARKED,) else distinct
+
+    @field_validator("heads", mode="before")
+    @classmethod
+    def _heads(cls, value: Any) -> Any:
+        if value in ("mean", "all"):
+            return value
+        heads = [value] if type(value) is int else value
+        if not isinstance(heads, list | tuple) or not heads or not all(type(head) is int for head in heads):
+            raise ValueError("it should be mean, all, or a list of heads' numbers")
+        return tuple(sorted(set(heads)))
+
+    @field_validator("measures", mode="before")
+    @classmethod
+    def _measures(cls, value: Any) -> Any:
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list | tuple) or not names or not set(names) <= set(MEASURES):
+            raise ValueError(f"it should be a list of {', '.join(MEASURES)}")
+        return tuple(name for name in MEASURES if name in names)
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if "gramcol" in self.measures and self.heads != "mean":
+            raise ValueError("gramcol compares whole hidden states, which belong to no head; use heads: mean")
+        return self
+
+    @property
+    def marked(self) -> bool:
+        """Whether the prompt's marked words are among those asked for."""
+        return self.tokens == "marked" or (isinstance(self.tokens, tuple) and MARKED in self.tokens)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words that are named."""
+        return tuple(word for word in self.tokens if word != MARKED) if isinstance(self.tokens, tuple) else ()
+
+    def covers(self, asked: AttentionCapture) -> bool:
+        """Whether records made for this hold all that `asked` wants."""
+        return (
+            (self.tokens in ("all", asked.tokens) or _holds(self, asked))
+            and self.heads in ("all", asked.heads)
+            and (self.heads == asked.heads or asked.measures == ("probability",))
+            and self.blocks in ("all", asked.blocks)
+            and self.steps in ("all", asked.steps)
+            and (self.steps == asked.steps or asked.keep != "mean")
+            and self.branch == asked.branch
+            and self.evaluations in ("all", asked.evaluations)
+            and set(asked.measures) <= set(self.measures)
+            and (asked.keep == "nothing" or self.keep in ("maps", asked.keep))
+        )
+
+    def union(self, asked: AttentionCapture) -> AttentionCapture:
+        """Records that hold both. ValueError where one store cannot: maps of both branches."""
+        if self.branch != asked.branch:
+            raise ValueError("a take holds the maps of one branch, and those of the other are there")
+        same_heads = self.heads == asked.heads
+        measures = tuple(name for name in MEASURES if name in (*self.measures, *asked.measures))
+        if not same_heads and "gramcol" in measures:
+            raise ValueError("gramcol belongs to no head, and single heads are asked for beside it")
+        keeps = (self.keep, asked.keep)
+        return AttentionCapture(
+            tokens=_tokens_of_both(self, asked),
+            heads=self.heads if same_heads else "all",
+            blocks=self.blocks if self.blocks == asked.blocks else "all",
+            steps=self.steps if self.steps == asked.steps else "all",
+            branch=self.branch,
+            evaluations=self.evaluations if self.evaluations == asked.evaluations else "all",
+            measures=measures,
+            keep="maps" if "maps" in keeps else "mean" if "mean" in keeps else "nothing",
+        )
+
+
+def _holds(have: AttentionCapture, asked: AttentionCapture) -> bool:
+    if asked.tokens == "all" or (asked.marked and not have.marked):
+        return False
+    return set(asked.words) <= set(have.words)
+
+
+def _tokens_of_both(a: AttentionCapture, b: AttentionCapture) -> Any:
+    if "all" in (a.tokens, b.tokens):
+        return "all"
+    words = tuple(dict.fromkeys((*a.words, *b.words)))
+    return (MARKED, *words) if a.marked or b.marked else words
+
+
+class CaptureSpec(Spec):
+    """What to keep beside the video. The Gram matrix of the path is kept with the latents, in float64.
+
+    x0: the clean latents that each step predicts, every n-th and the last. reduce: a function of Python that sees the
+    maps of each block as they come (`wanscope.capture.attention.Seen`); it is not written down, and a take is made
+    again for it.
+    """
+
+    latents: LatentsCapture | None = None
+    x0: LatentsCapture | None = None
+    attention: AttentionCapture | None = None
+    reduce: Callable[..., Any] | None = Field(default=None, exclude=True, repr=False)
+
+    @field_validator("latents", "x0", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        if value is not None and not isinstance(value, bool | Mapping | LatentsCapture):
+            raise ValueError("it should be true, false or a mapping such as {dtype: fp16, every: 2}")
+        return LatentsCapture() if value is True else None if value is False else value
+
+    @field_validator("attention", mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        if value is None or isinstance(value, Mapping | AttentionCapture):
+            return value
+        if isinstance(value, bool):
+            return AttentionCapture() if value else None
+        if isinstance(value, str | list | tuple):
+            return {"tokens": value}
+        raise ValueError("it should be true, false, marked, all, a list of words or a mapping such as {tokens: marked}")
+
+    @model_validator(mode="after")
+    def _for_reduce(self) -> Self:
+        if self.reduce is not None and self.attention is None:
+            raise ValueError("reduce sees attention maps, and none are captured; add attention: {keep: nothing}")
+        return self
