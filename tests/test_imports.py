@@ -1,8 +1,8 @@
 """The house's shape: what may import what, what stays free of torch, and how long a file may be.
 
-Layers, lowest first: errors, events -> recipe, prompt -> wan, edit -> runtime, capture -> sample -> take -> catalog ->
-analysis, study -> marbles -> doors. A file imports from its own layer and from those below, wherever in the file the
-import stands, and packages of one layer do not import each other in a circle.
+Layers, lowest first: errors, events -> prompt -> wan, edit -> recipe (which holds edits) -> runtime, capture -> sample
+-> take -> catalog -> analysis, study -> marbles -> doors. A file imports from its own layer and from those below,
+wherever in the file the import stands, and packages of one layer do not import each other in a circle.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "wanscope"
 LAYERS = (
     ("errors", "events", "validation", "workspace", "study_file"),
-    ("specs", "capture_spec", "recipe", "prompt"),
+    ("specs", "prompt"),
     ("wan", "edit"),
+    ("capture_spec", "recipe"),
     ("runtime", "capture"),
     ("sample",),
     ("take",),
@@ -46,6 +47,11 @@ TORCH_FREE = (
     "wanscope.workspace",
     "wanscope.study_file",
     "wanscope.recipe",
+    "wanscope.edit",
+    "wanscope.edit.edits",
+    "wanscope.edit.shorthand",
+    "wanscope.edit.sweep",
+    "wanscope.edit.donors",
     "wanscope.prompt",
     "wanscope.prompt.tokens",
     "wanscope.wan.variants",

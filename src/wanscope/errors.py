@@ -77,6 +77,15 @@ class RecipeError(RequestError):
     """A study, recipe or option with a value that cannot work."""
 
 
+class EditError(RecipeError):
+    """An edit in its one-line form that cannot be read; points at the character."""
+
+    def __init__(self, edit: str, position: int, why: str, fix: str = "") -> None:
+        self.edit, self.position = edit, position
+        pointer = _pointer(edit, position)
+        super().__init__(f"the edit cannot be read at character {position + 1}", f"{why}\n{pointer}", fix)
+
+
 class ModelError(RequestError):
     """A model that cannot be found, recognised or loaded as asked."""
 

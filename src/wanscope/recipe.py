@@ -11,9 +11,12 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from wanscope.capture_spec import AttentionCapture, CaptureSpec, LatentsCapture
+from wanscope.edit.edits import Edit
+from wanscope.edit.shorthand import edit_from
+from wanscope.edit.sweep import Sweep, sweep_values, swept_edits
 from wanscope.specs import (
     INTERPOLATIONS,
     SOLVERS,
@@ -86,6 +89,23 @@ def _can_be_folder(name: str) -> bool:
     )
 
 
+def _listed(edits: Any) -> Any:
+    """One edit is a list of one; None is none."""
+    if edits is None:
+        return ()
+    return edits if isinstance(edits, list | tuple) else (edits,)
+
+
+def _without_paths(data: Any) -> Any:
+    """Where a file's hash stands, its path says nothing more."""
+    if isinstance(data, list):
+        return [_without_paths(item) for item in data]
+    if not isinstance(data, dict):
+        return data
+    left_out = ("embedding", "direction") if "sha256" in data else ()
+    return {key: _without_paths(value) for key, value in data.items() if key not in left_out}
+
+
 class Study(Spec):
     """What a person writes. Everything but the prompt has a default; None means the variant's own."""
 
@@ -103,7 +123,9 @@ class Study(Spec):
     video: VideoSpec = VideoSpec()
     sampler: SamplerSpec = SamplerSpec()
     init: InitSpec | None = None
-    edits: tuple[dict[str, Any], ...] = ()
+    edits: tuple[Edit, ...] = ()
+    sweep: Sweep = Field(default_factory=dict)
+    baseline: bool = True
     capture: CaptureSpec = CaptureSpec()
 
     @field_validator("prompt")
@@ -141,12 +163,22 @@ class Study(Spec):
             raise ValueError(f"seed {twice} is named twice; it would be the same video")
         return seeds
 
-    @field_validator("edits")
+    @field_validator("edits", mode="before")
     @classmethod
-    def _no_edits_yet(cls, edits: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
-        if edits:
-            raise ValueError("this version of wanscope cannot edit activations yet; remove edits")
-        return edits
+    def _one_line_each(cls, edits: Any) -> Any:
+        return [edit_from(edit) if isinstance(edit, str) else edit for edit in _listed(edits)]
+
+    @field_validator("sweep", mode="before")
+    @classmethod
+    def _values(cls, sweep: Any) -> Any:
+        return sweep_values(sweep)
+
+    @field_validator("sweep")
+    @classmethod
+    def _sweep_makes_edits(cls, sweep: Sweep, info: ValidationInfo) -> Sweep:
+        if sweep and "edits" in info.data:  # else they have an error of their own
+            swept_edits(info.data["edits"], sweep)
+        return sweep
 
     @field_validator("name")
     @classmethod
@@ -193,7 +225,7 @@ class Recipe(Spec):
     video: VideoSpec
     sampler: SamplerSpec
     init: InitSpec | None = None
-    edits: tuple[dict[str, Any], ...] = ()
+    edits: tuple[Edit, ...] = ()
     capture: CaptureSpec = CaptureSpec()
     labels: dict[str, str] = Field(default_factory=dict)
 
@@ -210,6 +242,8 @@ class Recipe(Spec):
             lora.pop("path", None)
         if "init" in data:
             data["init"] = {"sha256": data["init"].get("sha256")}
+        if "edits" in data:
+            data["edits"] = _without_paths(data["edits"])
         return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -21,6 +21,9 @@ def validated(kind: type[S], data: Any, where: str = "") -> S:
         raise RecipeError(*_explained(kind, error, where)) from None
 
 
+FIX = "; for example "  # what a validator's message has after it is a fix
+
+
 def _explained(kind: type[BaseModel], error: ValidationError, where: str) -> tuple[str, str, str]:
     problems = _distinct(error)
     # A misspelled key is also a missing one; the spelling is what can be mended.
@@ -30,14 +33,25 @@ def _explained(kind: type[BaseModel], error: ValidationError, where: str) -> tup
     others = len(problems) - 1
     more = f" ({others} more problem{'s' if others > 1 else ''} beside this one)" if others else ""
     if first["type"] == "extra_forbidden":
-        owner = _model_at(kind, path[:-1])
+        owner = _model_at(kind, first["loc"][:-1])
         known = list((owner or kind).model_fields)
         return f"{name!r} is not a known key", nearest(path[-1], known) + more, ""
     if first["type"] == "missing":
-        owner = (_model_at(kind, path[:-1]) or kind).__name__.removesuffix("Spec").lower()
+        owner = (_model_at(kind, first["loc"][:-1]) or kind).__name__.removesuffix("Spec").lower()
         return f"{name!r} is missing", f"every {owner} needs it{more}", ""
+    if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return _explained_kind(name, first, more)
     shown = f" is {first['input']!r}" if isinstance(first["input"], str | int | float | bool) else ""
-    return f"{name or kind.__name__.lower()}{shown}", _plain(kind, first, path) + more, ""
+    why, _, fix = _plain(kind, first).partition(FIX)
+    return f"{name or kind.__name__.lower()}{shown}", why + more, fix
+
+
+def _explained_kind(name: str, problem: Any, more: str) -> tuple[str, str, str]:
+    """Of a list whose items are of several kinds, one whose kind is wrong or missing."""
+    if problem["type"] == "union_tag_not_found":
+        return f"{name} has no kind", f"it is a mapping with a key 'kind'{more}", ""
+    tag, known = problem["ctx"]["tag"], re.findall(r"'(\w+)'", problem["ctx"]["expected_tags"])
+    return f"{name}.kind is {tag!r}", nearest(str(tag), known) + more, ""
 
 
 def _distinct(error: ValidationError) -> list[Any]:
@@ -56,6 +70,7 @@ def _distinct(error: ValidationError) -> list[Any]:
 
 _SHAPE = ("model_type", "model_attributes_type", "dict_type")
 _BRANCHES = ("Keyframes", "LatentsCapture", "AttentionCapture")
+_TAGGED = "edits"  # the items of this list are of several kinds, and pydantic puts the kind after their number
 
 
 def _is_branch(part: str | int) -> bool:
@@ -63,18 +78,22 @@ def _is_branch(part: str | int) -> bool:
     return isinstance(part, str) and (part in _BRANCHES or part.startswith(("constrained-", "float", "function-")))
 
 
+def _is_tag(loc: Sequence[str | int], place: int) -> bool:
+    return place >= 2 and isinstance(loc[place - 1], int) and loc[place - 2] == _TAGGED
+
+
 def _path(problem: Any) -> list[str]:
     """The keys as they are written in the file."""
     parts = list(problem["loc"])
     if "Keyframes" in parts and "keys" in parts:
         parts = parts[: parts.index("keys")]  # {0: 6.5} has no such key of its own
-    return [str(part) for part in parts if not _is_branch(part)]
+    return [str(part) for i, part in enumerate(parts) if not _is_branch(part) and not _is_tag(parts, i)]
 
 
-def _plain(kind: type[BaseModel], problem: Any, path: list[str]) -> str:
+def _plain(kind: type[BaseModel], problem: Any) -> str:
     """Pydantic's message in words that fit a YAML file."""
     if problem["type"] in _SHAPE:
-        owner = _model_at(kind, path)
+        owner = _model_at(kind, problem["loc"])
         keys = f" with the keys {', '.join(owner.model_fields)}" if owner else ""
         return f"it should be a mapping{keys}"
     if problem["type"] in ("tuple_type", "list_type"):
@@ -86,20 +105,23 @@ def _plain(kind: type[BaseModel], problem: Any, path: list[str]) -> str:
     return message[:1].lower() + message[1:]
 
 
-def _model_at(kind: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
-    """The model that stands at `path` inside `kind`, None where something plain does."""
-    current: type[BaseModel] | None = kind
-    for part in path:
-        if current is None:
+def _model_at(kind: type[BaseModel], loc: Sequence[str | int]) -> type[BaseModel] | None:
+    """The model that stands at pydantic's location `loc` inside `kind`, None where something plain does."""
+    current: list[type[BaseModel]] = [kind]
+    for i, part in enumerate(loc):
+        if not current:
             return None
-        if part.isdigit():
-            continue  # a place in a list of what was found last
-        field = current.model_fields.get(part)
-        current = _model_in(field.annotation) if field else None
-    return current
+        if _is_tag(loc, i):
+            current = [model for model in current if model.model_fields["kind"].default == part]
+        elif isinstance(part, str) and not _is_branch(part):
+            field = current[0].model_fields.get(part)
+            current = list(_models_in(field.annotation)) if field else []
+        # else a place in a list of what was found last, or the branch of a union
+    return current[0] if current else None
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((model for part in get_args(annotation) if (model := _model_in(part))), None)
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)

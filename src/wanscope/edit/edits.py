@@ -27,88 +27,13 @@ from pydantic import (
     model_validator,
 )
 
-from wanscope.edit.blocks import Blocks, parse_blocks
 from wanscope.edit.expression import parse_expression
-from wanscope.edit.fields import blocks_text, schedule_text, spoken, strength_value, tuple_of_texts
-from wanscope.edit.schedule import Schedule, parse_schedule
-from wanscope.edit.strengths import Strengths, check_strengths, parse_strengths
+from wanscope.edit.fields import spoken
+from wanscope.edit.spec import BlocksText, EditBase, EditInBlocks, EditWithStrength, Heads, Text, Words
 from wanscope.errors import RecipeError, nearest
 from wanscope.specs import Finite, Spec
 
-Branch = Literal["cond", "uncond", "both"]
-BlocksText = Annotated[str, BeforeValidator(blocks_text)]
-Strength = Annotated[float | str | tuple[float, ...] | dict[str, float], BeforeValidator(strength_value)]
-ScheduleText = Annotated[str | None, BeforeValidator(schedule_text)]
-Words = Annotated[tuple[str, ...], BeforeValidator(tuple_of_texts)]
-Heads = tuple[Annotated[int, Field(ge=0, strict=True)], ...]
-Text = Annotated[str, Field(max_length=100_000)]
-
 MAX_DIFFERENCE = 10.0
-
-
-class _Edit(Spec):
-    """What all edits share. branch: on which of guidance's two passes it acts; on both, guidance cancels much of it."""
-
-    kind: str
-    schedule: ScheduleText = None
-    branch: Branch = "cond"
-
-    @model_serializer(mode="wrap")
-    def _with_kind(self, handler: Any) -> dict[str, Any]:
-        # An edit's kind is a default and would be left out of ids, which could then not be told apart.
-        return {"kind": self.kind, **{key: value for key, value in handler(self).items() if key != "kind"}}
-
-    @property
-    def multiplier(self) -> Schedule:
-        """When it acts: what multiplies its strength at each step."""
-        return parse_schedule(self.schedule)
-
-    def texts(self) -> dict[str, str]:
-        """Every text that it needs encoded, and what errors call that text."""
-        return {}
-
-    def check(self, blocks: int, steps: int, heads: int) -> None:
-        """RecipeError for what a model with so many blocks and heads cannot do in so many steps."""
-        self.multiplier.check(steps)
-
-
-class _InBlocks(_Edit):
-    """An edit that acts in blocks."""
-
-    blocks: BlocksText = "all"
-
-    def chosen(self, count: int) -> Blocks:
-        """Where it acts, on a model of `count` blocks."""
-        return parse_blocks(self.blocks, count)
-
-    def strengths(self, count: int) -> Strengths:
-        """How strongly it acts in each of `count` blocks; 0 where it does not."""
-        return parse_strengths(1.0, count).within(self.chosen(count))
-
-    def check(self, blocks: int, steps: int, heads: int) -> None:
-        super().check(blocks, steps, heads)
-        self.strengths(blocks)
-
-
-class _Strong(_InBlocks):
-    """An edit with a strength: a number, a shape over the depth, or a number per block."""
-
-    strength: Strength = 1.0
-
-    @property
-    def strength_range(self) -> tuple[float, float]:
-        return 0.0, 1.0
-
-    @model_validator(mode="after")
-    def _strength_in_range(self) -> Self:
-        low, high = self.strength_range
-        with spoken():
-            check_strengths(self.strength, low=low, high=high)
-        return self
-
-    def strengths(self, count: int) -> Strengths:
-        low, high = self.strength_range
-        return parse_strengths(self.strength, count, low=low, high=high).within(self.chosen(count))
 
 
 class Donor(Spec):
@@ -170,7 +95,7 @@ class Donor(Spec):
         return [self] if self.embedding is not None else [d for inner in self.names.values() for d in inner.files()]
 
 
-class Inject(_Strong):
+class Inject(EditWithStrength):
     """A donor's text into chosen blocks, or its hidden states.
 
     on: `context` (what cross-attention reads), `hidden` (a block's input, from the donor's own pass on the same
@@ -253,7 +178,7 @@ FACTORS = {"amplify": (1.0, 1e6), "suppress": (1.0, 1e6), "scale": (0.01, 100.0)
 BEND_PARAMETERS = ("factor", "x", "y", "angle", "axis", "sigma", "box")
 
 
-class Bend(_Strong):
+class Bend(EditWithStrength):
     """The cross-attention maps of chosen words, changed.
 
     amplify: multiplied by `factor`, from 1 on. suppress: divided by it. scale: about the frame's center, `factor` 2 is
@@ -337,7 +262,7 @@ class Bend(_Strong):
                 raise RecipeError(f"there is no head {head}", f"heads are numbered from 0 to {heads - 1}", "heads: []")
 
 
-class Steer(_Strong):
+class Steer(EditWithStrength):
     """Along a concept direction, learned from pairs of prompts and stored in a file.
 
     add: the direction times `strength`, in units of the length that the learned difference had. ablate: take its part
@@ -358,7 +283,7 @@ class Steer(_Strong):
         return (-100.0, 100.0) if self.operation == "add" else (0.0, 1.0)
 
 
-class Skip(_InBlocks):
+class Skip(EditInBlocks):
     """A block, or only its cross-attention. schedule: skipped at the steps where it is not zero."""
 
     kind: Literal["skip"] = "skip"
@@ -369,7 +294,7 @@ class Skip(_InBlocks):
         super().__init__(**(data if blocks is None else {"blocks": blocks, **data}))
 
 
-class Prompts(_Edit):
+class Prompts(EditBase):
     """Other prompts at other steps: `{0: "a red circle", 10: "a blue circle"}`.
 
     Before the first key the prompt itself holds, from the last key on the last one does. interpolate between two keys:
@@ -406,17 +331,17 @@ class Prompts(_Edit):
             raise RecipeError(f"a prompt is given for step {last}", f"the run has steps 0 to {steps - 1}", "")
 
 
-KINDS: dict[str, type[_Edit]] = {"inject": Inject, "bend": Bend, "steer": Steer, "skip": Skip, "prompts": Prompts}
+KINDS: dict[str, type[EditBase]] = {"inject": Inject, "bend": Bend, "steer": Steer, "skip": Skip, "prompts": Prompts}
 
 
 def _kind_of(value: Any) -> str | None:
     return value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
 
 
-def _yaml_on(value: Any) -> Any:
-    # In YAML a bare `on` is the truth value; as a key of an edit nothing else can be meant by it.
-    if isinstance(value, Mapping) and True in value and "on" not in value:
-        return {("on" if key is True else key): item for key, item in value.items()}
+def text_keys(value: Any) -> Any:
+    """A mapping with text for keys. In YAML a bare `on` is the truth value; here nothing else can be meant by it."""
+    if isinstance(value, Mapping) and not all(isinstance(key, str) for key in value):
+        return {("on" if key is True else str(key)): item for key, item in value.items()}
     return value
 
 
@@ -427,5 +352,5 @@ Edit = Annotated[
     | Annotated[Skip, Tag("skip")]
     | Annotated[Prompts, Tag("prompts")],
     Discriminator(_kind_of),
-    BeforeValidator(_yaml_on),
+    BeforeValidator(text_keys),
 ]

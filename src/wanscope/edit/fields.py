@@ -23,7 +23,9 @@ def spoken() -> Iterator[None]:
     try:
         yield
     except RequestError as error:
-        text = f"{error.what}: {error.why}" if error.why else error.what
+        # "strength is 'a lot'" is said by whoever names the field
+        named = error.what.partition(" is ")[0] in ("blocks", "strength", "schedule")
+        text = error.why if named and error.why else f"{error.what}: {error.why}" if error.why else error.what
         raise ValueError(f"{text}; for example {error.fix}" if error.fix and "\n" not in text else text) from None
 
 
@@ -57,11 +59,11 @@ def strength_value(value: Any) -> float | str | tuple[float, ...] | dict[str, fl
         check_strengths(value, low=None, high=None)
         if isinstance(value, Strengths):
             return value.values
+        if isinstance(value, Mapping) and "shape" not in value:
+            return _by_blocks(value)
         call = shape_call(value)
         if call is not None:
             return _shape_text(*call)
-        if isinstance(value, Mapping):
-            return _by_blocks(value)
         if isinstance(value, list | tuple):
             return tuple(number(item, "a strength") for item in value)
         return number(value, "strength")

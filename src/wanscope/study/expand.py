@@ -13,12 +13,16 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
+from wanscope.edit.donors import check_edits, with_hashes
+from wanscope.edit.edits import Edit
+from wanscope.edit.sweep import swept_edits
 from wanscope.errors import ModelError, RecipeError, nearest
 from wanscope.prompt.template import Slot, Template, Variation, parse
 from wanscope.recipe import (
@@ -36,8 +40,24 @@ from wanscope.wan.identity import file_hash
 from wanscope.wan.variants import Variant, check_video, latent_shape, resolve
 
 MAX_TAKES = 100_000
+EDIT = "edit"  # the label that says which of a study's edits a take has
+BASELINE, EDITED = "baseline", "edited"
 DTYPE_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 NAME_LENGTH = 60
+
+
+@dataclass(frozen=True)
+class EditSet:
+    """The edits of some of a study's takes. label: "" where the study has none; values: of what is swept, as text."""
+
+    edits: tuple[Edit, ...] = ()
+    label: str = ""
+    values: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What a recipe's labels say of it."""
+        return {EDIT: self.label, **self.values} if self.label else {}
 
 
 @dataclass(frozen=True)
@@ -46,6 +66,7 @@ class Item:
 
     index: int
     variation: Variation
+    edit_set: EditSet
     seed: int
     name: str
     recipe: Recipe
@@ -64,9 +85,10 @@ class Expansion:
     dtype: str
     init: InitSpec | None = None
     loras: tuple[LoraSpec, ...] = ()
+    edit_sets: tuple[EditSet, ...] = (EditSet(),)
 
     def __len__(self) -> int:
-        return self.template.count * len(self.study.seeds)
+        return self.template.count * len(self.edit_sets) * len(self.study.seeds)
 
     @property
     def variations(self) -> int:
@@ -82,8 +104,14 @@ class Expansion:
         """(channels, latent frames, latent height, latent width)."""
         return latent_shape(self.variant, *size_of(self.video))
 
-    def recipe(self, variation: Variation, seed: int, weights: Mapping[str, str]) -> Recipe:
-        """The recipe of one variation and seed. weights: each component's SHA-256 (study/models.py)."""
+    def recipe(
+        self, variation: Variation, seed: int, weights: Mapping[str, str], edit_set: EditSet | None = None
+    ) -> Recipe:
+        """The recipe of one variation, seed and set of edits (the study's first unless it is given).
+
+        weights: each component's SHA-256 (study/models.py).
+        """
+        edit_set = edit_set or self.edit_sets[0]
         return Recipe(
             model=ModelIdentity(
                 name=self.study.model,
@@ -104,9 +132,9 @@ class Expansion:
             video=self.video,
             sampler=self.sampler,
             init=self.init,
-            edits=self.study.edits,
+            edits=edit_set.edits,
             capture=self.study.capture,
-            labels=variation.bindings,
+            labels={**variation.bindings, **edit_set.labels},
         )
 
     def _weight_mode(self, variation: Variation) -> Any:
@@ -115,40 +143,60 @@ class Expansion:
         return "multiply" if any(mark.weighted for mark in variation.marks) else "none"
 
     def items(self, weights: Mapping[str, str]) -> Iterator[Item]:
-        """Every take in order: all seeds of the first variation, then of the next."""
+        """Every take in order: of the first variation all seeds of the first edits, then of the next, and so on."""
         index = 0
         for variation, name in zip(self.template.expand(), self.names, strict=True):
-            for seed in self.study.seeds:
-                yield Item(index, variation, seed, f"{name}_seed{seed:02d}", self.recipe(variation, seed, weights))
-                index += 1
+            for edit_set, ending in zip(self.edit_sets, self.edit_names, strict=True):
+                for seed in self.study.seeds:
+                    recipe = self.recipe(variation, seed, weights, edit_set)
+                    yield Item(index, variation, edit_set, seed, f"{name}{ending}_seed{seed:02d}", recipe)
+                    index += 1
+
+    @cached_property
+    def edit_names(self) -> tuple[str, ...]:
+        """What file names say of each set of edits: nothing where there are none, else `_baseline`, `_late-0.4`."""
+        return tuple(f"_{name}" if name else "" for name in _unique(file_label(each.label) for each in self.edit_sets))
 
     @cached_property
     def names(self) -> tuple[str, ...]:
         """A readable name for every variation, unique and safe on every file system. A longer list of seeds changes
         none of them."""
-        used: set[str] = set()
-        counts: dict[str, int] = {}
-        out = []
-        for variation in self.template.expand():
-            base = slug("-".join(variation.bindings.values()) or variation.text) or f"variation-{variation.index}"
-            name = base
-            while name in used:
-                counts[base] = counts.get(base, 1) + 1
-                name = f"{base}-{counts[base]}"
-            used.add(name)
-            out.append(name)
-        return tuple(out)
+        return _unique(
+            slug("-".join(variation.bindings.values()) or variation.text) or f"variation-{variation.index}"
+            for variation in self.template.expand()
+        )
 
     @cached_property
     def settings_hash(self) -> str:
         """Names all that a study sets but its seeds, captures and name: the same for a study with more seeds."""
-        data = self.study.model_dump_json(exclude={"seeds", "capture", "name", "design"})
+        later = {"sweep", "baseline"} if not self.study.edits else set()  # fields that studies without edits lack
+        data = self.study.model_dump_json(exclude={"seeds", "capture", "name", "design", *later})
         return hashlib.sha256(data.encode()).hexdigest()[:8]
 
     @property
     def name(self) -> str:
         """The study's own name, or one made of its prompt and settings."""
         return self.study.name or f"{slug(self.template.source)[:40].rstrip('-')}-{self.settings_hash}"
+
+
+def _unique(names: Iterable[str]) -> tuple[str, ...]:
+    """The names, with -2, -3, ... at the end of those that were there before."""
+    used: set[str] = set()
+    counts: dict[str, int] = {}
+    out = []
+    for base in names:
+        name = base
+        while name in used:
+            counts[base] = counts.get(base, 1) + 1
+            name = f"{base}-{counts[base]}"
+        used.add(name)
+        out.append(name)
+    return tuple(out)
+
+
+def file_label(label: str) -> str:
+    """`late, strength 0.4` as `late-strength-0.4`, safe in a file name."""
+    return re.sub(r"(?<=[0-9])\x00(?=[0-9])", ".", slug(re.sub(r"(?<=[0-9])[.](?=[0-9])", "\x00", label)))
 
 
 def size_of(video: VideoSpec) -> tuple[int, int, int]:
@@ -199,28 +247,58 @@ def expand(study: Study, variant: Variant | None = None, dtype: str | None = Non
         )
     negative = defaults["negative"] if study.negative is None else study.negative
     loras = tuple(_hashed(lora) for lora in study.loras)
+    edit_sets = _edit_sets(study, variant, sampler.steps or 0)
     own_dtype = dtype or DTYPE_NAMES[variant.dtype]
     chosen = own_dtype if study.dtype == "auto" else study.dtype
-    return Expansion(study, variant, template, video, sampler, negative, chosen, study.init, loras)
+    return Expansion(study, variant, template, video, sampler, negative, chosen, study.init, loras, edit_sets)
+
+
+def _edit_sets(study: Study, variant: Variant, steps: int) -> tuple[EditSet, ...]:
+    """The baseline and every combination of a sweep, checked against the model's depth and the run's steps."""
+    if not study.edits:
+        return (EditSet(),)
+    hashes: dict[Path, str] = {}
+
+    def hash_once(path: Path) -> str:
+        if path not in hashes:
+            hashes[path] = file_hash(path)
+        return hashes[path]
+
+    sets = [EditSet((), BASELINE)] if study.baseline else []
+    for swept in swept_edits(study.edits, study.sweep):
+        check_edits(swept.edits, variant.blocks, steps, variant.heads)
+        edits = with_hashes(swept.edits, variant.text_dim, hash_once)
+        sets.append(EditSet(edits, swept.label or EDITED, swept.values))
+    return tuple(sets)
 
 
 def _check_count(template: Template, study: Study) -> None:
-    total = template.count * len(study.seeds)
+    sets = prod(map(len, study.sweep.values())) + study.baseline if study.edits else 1
+    total = template.count * sets * len(study.seeds)
     if total > MAX_TAKES:
         shown = f"{total:,}" if total < 10**15 else f"about 10^{len(str(total)) - 1}"
+        edits = f" times {sets} sets of edits" if sets > 1 else ""
         raise RecipeError(
             f"this study has {shown} takes",
-            f"{template.count if template.count < 10**15 else 'very many'} variations times {len(study.seeds)} seeds; "
-            f"the limit is {MAX_TAKES:,}",
+            f"{template.count if template.count < 10**15 else 'very many'} variations{edits} times "
+            f"{len(study.seeds)} seeds; the limit is {MAX_TAKES:,}",
             "fewer alternatives in the prompt, or fewer seeds",
         )
 
 
 def _check_design(template: Template, study: Study) -> None:
+    slots: dict[str, tuple[str, ...] | None] = {slot.name: _values(slot) for slot in template.slots}
+    if study.edits:
+        if EDIT in slots:
+            raise RecipeError(
+                f"the prompt has a slot {EDIT!r}",
+                "in a study with edits that name says which edits a take has",
+                "@what",
+            )
+        slots |= dict.fromkeys((EDIT, *study.sweep))
     design = study.design
     if design is None:
         return
-    slots = {slot.name: slot for slot in template.slots}
     have = ", ".join(slots) or "none"
     if design.factor not in slots:
         raise RecipeError(
@@ -233,7 +311,7 @@ def _check_design(template: Template, study: Study) -> None:
             raise RecipeError(f"design.blocks names {block!r}", f"there is 'seed', and the slots {have}")
         if block == design.factor:
             raise RecipeError(f"design.blocks names {block!r}", "it is the factor that is compared")
-    values = _values(slots[design.factor])
+    values = slots[design.factor]
     for i, hypothesis in enumerate(design.hypotheses):
         for value in hypothesis.contrast or ():
             if values is not None and value not in values:

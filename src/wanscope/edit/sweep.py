@@ -1,0 +1,129 @@
+"""Sweeps: `{edits.0.blocks: [early, mid, late], edits.0.strength: [0.2, 0.5, 1.0]}` makes every combination.
+
+The first key varies slowest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from typing import Any
+
+from wanscope.edit.edits import Edit
+from wanscope.edit.fields import number_text, spoken
+from wanscope.edit.shorthand import edit_from, shorthand
+from wanscope.errors import RecipeError, RequestError
+
+Sweep = dict[str, tuple[Any, ...]]
+
+MAX_COMBINATIONS = 100_000
+
+
+@dataclass(frozen=True)
+class Swept:
+    """One combination: the edits, and the value of each key as text."""
+
+    edits: tuple[Edit, ...]
+    values: dict[str, str]
+
+    @property
+    def label(self) -> str:
+        """What tells it from the others of its sweep: `late, strength 0.4`."""
+        parts = []
+        for key, text in self.values.items():
+            number = text[:1].isdigit() or text[:1] in "-.[{" or text in ("true", "false")
+            parts.append(f"{key.rpartition('.')[2]} {text}" if number else text)
+        return ", ".join(parts)
+
+
+def sweep_values(sweep: Any) -> Any:
+    """The mapping with every value a tuple. ValueError, for pydantic, where it is none."""
+    if sweep is None:
+        return {}
+    if not isinstance(sweep, Mapping):
+        raise ValueError(f"it maps settings of edits to lists of values{_FIX}")
+    out: dict[str, tuple[Any, ...]] = {}
+    for key, values in sweep.items():
+        parts = str(key).split(".")
+        if len(parts) < 3 or parts[0] != "edits" or not parts[1].isdigit():
+            raise ValueError(f"{key!r} is not a setting of an edit{_FIX}")
+        if not isinstance(values, list | tuple) or not values:
+            raise ValueError(f"{key} should be a list of the values that it takes{_FIX}")
+        out[str(key)] = tuple(values)
+    if prod(map(len, out.values())) > MAX_COMBINATIONS:
+        raise ValueError(
+            f"it makes {prod(map(len, out.values())):,} combinations, and the limit is {MAX_COMBINATIONS:,}"
+        )
+    return out
+
+
+_FIX = "; for example sweep: {edits.0.blocks: [early, mid, late], edits.0.strength: [0.2, 0.5]}"
+
+
+def swept_edits(edits: Sequence[Edit], sweep: Mapping[str, Sequence[Any]]) -> list[Swept]:
+    """Every combination, in order; one without values where nothing is swept, none where there are no edits.
+
+    Raises ValueError, with the key, for a place that is not there and a value that it cannot take.
+    """
+    if not sweep:
+        return [Swept(tuple(edits), {})] if edits else []
+    plain = [edit.model_dump(mode="json", exclude_defaults=True) for edit in edits]
+    out = []
+    for combination in product(*sweep.values()):
+        changed = plain
+        for key, value in zip(sweep, combination, strict=True):
+            changed = _with(changed, key, value)
+        values = {key: _said(value) for key, value in zip(sweep, combination, strict=True)}
+        out.append(Swept(_made(changed, values), values))
+    seen: dict[tuple[str, ...], Swept] = {}
+    for swept in out:
+        same = seen.setdefault(tuple(map(shorthand, swept.edits)), swept)
+        if same is not swept:
+            raise ValueError(f"{swept.label!r} and {same.label!r} are the same edit")
+    return out
+
+
+def _made(data: list[Any], values: Mapping[str, str]) -> tuple[Edit, ...]:
+    with spoken():
+        try:
+            return tuple(edit_from(item) for item in data)
+        except RequestError as error:
+            shown = ", ".join(f"{key} = {value}" for key, value in values.items())
+            raise RecipeError(f"with {shown}: {error.what}", error.why) from None
+
+
+def _with(edits: list[Any], key: str, value: Any) -> list[Any]:
+    """The edits as plain data with one value set."""
+    _, place, *path = key.split(".")
+    if int(place) >= len(edits):
+        have = f"0 to {len(edits) - 1}" if edits else "none"
+        raise ValueError(f"{key}: there is no edit {place}; the edits are {have}")
+    return [_set(edit, path, value, key) if i == int(place) else edit for i, edit in enumerate(edits)]
+
+
+def _set(data: Any, path: Sequence[str], value: Any, key: str) -> Any:
+    head, rest = path[0], path[1:]
+    if isinstance(data, list):
+        if not head.isdigit() or int(head) >= len(data):
+            raise ValueError(f"{key}: there is no place {head!r} in a list of {len(data)}")
+        place = int(head)
+        return [*data[:place], _set(data[place], rest, value, key) if rest else value, *data[place + 1 :]]
+    if data is not None and not isinstance(data, dict):
+        raise ValueError(f"{key}: there is nothing below {data!r}")
+    inner = dict(data or {})
+    inner[head] = _set(inner.get(head), rest, value, key) if rest else value
+    return inner
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return number_text(value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_said(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_said, value)) + "]"
+    return str(value)

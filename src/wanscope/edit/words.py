@@ -1,0 +1,118 @@
+"""A line cut into tokens: at spaces, but not inside quotes and brackets. For edits in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from wanscope.errors import EditError
+
+QUOTES = "'\""
+OPENING, CLOSING = "([{", ")]}"
+# A quote begins a text at the start of a token or after one of these; elsewhere (circle's) it is a letter.
+_BEFORE_QUOTE = "=:,([{ "
+
+
+@dataclass(frozen=True)
+class Token:
+    """A piece of the line, quotes included, and where it begins."""
+
+    text: str
+    at: int
+
+
+def tokens(line: str) -> list[Token]:
+    """The tokens of a line; a comma at the end of one is dropped. EditError for a quote or bracket left open."""
+    out = []
+    for start, end in _pieces(line, None):
+        text = line[start:end]
+        if text != ",":
+            out.append(Token(text[:-1] if text.endswith(",") and _may_drop(line, end) else text, start))
+    return out
+
+
+def _may_drop(line: str, end: int) -> bool:
+    """A comma between numbers (`0-9, 20`, `0:1, 10:0.2`) belongs to what it separates."""
+    following = line[end:].lstrip()[:1]
+    before = line[: end - 1][-1:]
+    return not (before and before not in QUOTES and (following.isdigit() or following == ".") and _numeric(line, end))
+
+
+def _numeric(line: str, end: int) -> bool:
+    """Whether the piece before this comma is about numbers."""
+    piece = line[: end - 1].split()[-1] if line[: end - 1].split() else ""
+    return piece[:1].isdigit() or piece[:1] in ".-"
+
+
+def top_level(text: str, separator: str) -> list[str]:
+    """The text cut at every separator that is not inside quotes or brackets."""
+    return [text[start:end] for start, end in _pieces(text, separator)]
+
+
+def _pieces(line: str, separator: str | None) -> Iterator[tuple[int, int]]:
+    """Where the pieces between separators (spaces for None) begin and end."""
+    start, i = 0, 0
+    opened: list[int] = []
+    while i < len(line):
+        c = line[i]
+        first = i == start or line[i - 1] in _BEFORE_QUOTE
+        if c in QUOTES and first:
+            i = _closing(line, i)
+        elif c in OPENING:
+            opened.append(i)
+        elif c in CLOSING and opened:
+            opened.pop()
+        elif not opened and (c.isspace() if separator is None else c == separator):
+            if i > start:
+                yield start, i
+            start = i + 1
+        i += 1
+    if opened:
+        raise EditError(line, opened[-1], f"this {line[opened[-1]]!r} is never closed")
+    if len(line) > start:
+        yield start, len(line)
+
+
+def _closing(line: str, at: int) -> int:
+    i = at + 1
+    while i < len(line):
+        if line[i] == "\\":
+            i += 1
+        elif line[i] == line[at]:
+            return i
+        i += 1
+    raise EditError(line, at, "this quote is never closed")
+
+
+def is_quoted(text: str) -> bool:
+    """Whether the whole text is one quoted text."""
+    return len(text) >= 2 and text[0] in QUOTES and _closing_or(text) == len(text) - 1
+
+
+def _closing_or(text: str) -> int:
+    try:
+        return _closing(text, 0)
+    except EditError:
+        return -1
+
+
+def contents(text: str) -> str:
+    """What stands between the quotes."""
+    out, i, inner = [], 0, text[1:-1]
+    while i < len(inner):
+        if inner[i] == "\\" and inner[i + 1 : i + 2] in ("\\", *QUOTES):
+            i += 1
+        out.append(inner[i])
+        i += 1
+    return "".join(out)
+
+
+def bare(text: str) -> str:
+    """The text without quotes around it, where it has any."""
+    return contents(text) if is_quoted(text) else text
+
+
+def quoted(text: str) -> str:
+    """In quotes, so that `contents` gives it back."""
+    quote = '"' if "'" in text and '"' not in text else "'"
+    return quote + text.replace("\\", "\\\\").replace(quote, "\\" + quote) + quote
