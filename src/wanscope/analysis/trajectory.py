@@ -165,8 +165,8 @@ def common_rank(paths: Sequence[Path]) -> int:
 
 
 def log_volume(spectrum: np.ndarray, rank: int, dimension: int) -> float:
-    """1/2 sum ln lambda_i - (r/2) ln D over the r largest eigenvalues: the log of the volume of the ellipsoid of inertia,
-    but for a constant. NaN where the rank is 0 or one of them is 0."""
+    """1/2 sum ln lambda_i - (r/2) ln D over the r largest eigenvalues: but for a constant, the log of the volume of the
+    ellipsoid of inertia. NaN where the rank is 0 or one of them is 0."""
     kept = spectrum[:rank]
     if rank < 1 or len(kept) < rank or kept[-1] <= 0:
         return float("nan")
