@@ -158,6 +158,11 @@ def _stored_shape(path: Path) -> tuple[int, ...]:
         raise RecipeError(f"{path} cannot be read as an embedding", str(error)) from None
 
 
+def stored_of(edits: Iterable[Edit]) -> list[Donor]:
+    """The stored embeddings that the edits name."""
+    return [donor for edit in edits if isinstance(edit, Inject) for donor in edit.donor.files()]
+
+
 def read_stored(donor: Donor) -> Tensor:
     """The token matrix of a stored embedding, [L, D], trimmed to its real tokens, as it was stored."""
     from safetensors.torch import load_file

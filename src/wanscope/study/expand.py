@@ -95,6 +95,12 @@ class Expansion:
         return self.template.count
 
     @property
+    def counted(self) -> str:
+        """`2 variations x 4 edits x 3 seeds`, the baseline among the edits; they are left out where there are none."""
+        edits = [f"{len(self.edit_sets)} edits"] if self.study.edits else []
+        return " x ".join([f"{self.variations} variations", *edits, f"{len(self.study.seeds)} seeds"])
+
+    @property
     def states(self) -> int:
         """States of each path: the noise and one after every step that is run."""
         return (self.sampler.steps or 0) - self.sampler.start_step + 1

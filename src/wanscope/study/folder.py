@@ -17,7 +17,7 @@ import csv
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wanscope.errors import RecipeError, StorageError
@@ -34,11 +34,15 @@ from wanscope.workspace import Workspace
 STUDY, INDEX = "study.yaml", "index.csv"
 COLUMNS = ("name", "take", "variation", "seed", "status", "current", "seconds", "prompt", "error")
 SLOT = "slot:"
+EDIT = "edit"  # a column only where a study has edits
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of index.csv. status: complete, failed or missing. slots: the variation's bindings."""
+    """One line of index.csv. status: complete, failed or missing. slots: the variation's bindings.
+
+    edit: baseline, edited, or what its place in the sweep is; "" where the study has no edits. swept: {setting: value}.
+    """
 
     name: str
     take: str
@@ -50,6 +54,8 @@ class Row:
     current: bool = True
     seconds: float | None = None
     error: str = ""
+    edit: str = ""
+    swept: Mapping[str, str] = field(default_factory=dict)
 
 
 class StudyFolder:
@@ -83,11 +89,7 @@ class StudyFolder:
             mine = list(rows)
             ids = {(row.take, row.name) for row in mine}
             older = [row for row in self.rows() if (row.take, row.name) not in ids]
-            kept = [
-                Row(r.name, r.take, r.variation, r.seed, r.status, r.prompt, r.slots, False, r.seconds, r.error)
-                for r in older
-                if self._video(r.take).exists()
-            ]
+            kept = [replace(row, current=False) for row in older if self._video(row.take).exists()]
             write_atomic(self.folder / INDEX, _csv([*mine, *kept]))
             self._set_links([*mine, *kept])
 
@@ -143,7 +145,7 @@ def study_yaml(expansion: Expansion) -> str:
     sampler = expansion.sampler.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     video = expansion.video.model_dump(mode="json", exclude_none=True)
     head = [
-        f"{len(expansion)} takes: {expansion.variations} variations x {len(expansion.study.seeds)} seeds",
+        f"{len(expansion)} takes: {expansion.counted}",
         f"model: {expansion.variant.title}, {expansion.dtype}",
         f"video: {_inline(video)}",
         f"sampler: {_inline(sampler)}",
@@ -172,14 +174,17 @@ def _changes(before: Study, after: Study) -> str:
 
 def _csv(rows: list[Row]) -> str:
     slots = list(dict.fromkeys(slot for row in rows for slot in row.slots))
+    swept = list(dict.fromkeys(key for row in rows for key in row.swept))
+    edit = [EDIT] if any(row.edit for row in rows) else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*COLUMNS, *(SLOT + slot for slot in slots)])
+    writer.writerow([*COLUMNS, *edit, *swept, *(SLOT + slot for slot in slots)])
     for row in rows:
         seconds = "" if row.seconds is None else f"{row.seconds:.3f}"
         current = "yes" if row.current else "no"
         fixed = [row.name, row.take, row.variation, row.seed, row.status, current, seconds, row.prompt, row.error]
-        writer.writerow([*fixed, *(row.slots.get(slot, "") for slot in slots)])
+        edits = [*([row.edit] if edit else []), *(row.swept.get(key, "") for key in swept)]
+        writer.writerow([*fixed, *edits, *(row.slots.get(slot, "") for slot in slots)])
     return text.getvalue()
 
 
@@ -196,6 +201,8 @@ def _row(line: dict[str, str]) -> Row:
             line["current"] == "yes",
             float(line["seconds"]) if line["seconds"] else None,
             line["error"],
+            line.get(EDIT) or "",
+            {key: value for key, value in line.items() if key.startswith("edits.") and value},
         )
     except (KeyError, TypeError, ValueError) as error:
         raise RecipeError(

@@ -19,7 +19,7 @@ import torch
 
 from wanscope import events
 from wanscope.capture.latents import LatentsObserver
-from wanscope.errors import Interrupted, ReplayDiffers
+from wanscope.errors import EditNotApplied, Interrupted, ReplayDiffers
 from wanscope.recipe import Recipe
 from wanscope.sample.loop import Conditioning, Denoised, StepState, denoise, initial_noise
 from wanscope.study.sources import Made
@@ -33,6 +33,7 @@ from wanscope.workspace import Workspace
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from wanscope.edit.donors import DonorTexts
     from wanscope.wan.model import WanModel
 
 SCRATCH = "path.scratch"
@@ -75,13 +76,16 @@ def make_take(
     init_latents: Tensor | None = None,
     on_event: events.Listener = events.ignore,
     interrupt: Callable[[], bool] = lambda: False,
+    donors: DonorTexts | None = None,
 ) -> Take:
     """Make the take of `job` and put it in its place; the caller holds its lock.
 
     A take that was made before has to come out with the same bits on the same machine and versions, else ReplayDiffers
     and the take that is there stays; elsewhere a difference is a Note and is recorded. A complete take that is made
-    again with the same bits stays as it is.
+    again with the same bits stays as it is. donors: the encoded texts of the recipe's edits.
     """
+    if job.recipe.edits:  # replaced by the runtime's session
+        raise EditNotApplied("the take's edits cannot be applied yet", "the runtime that attaches them is not there")
     recipe, emit = job.recipe, _Record(on_event)
     meter = _Meter(model.device)
     env = environment(_device_name(model.device), torch.get_num_threads())

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from wanscope import events
+from wanscope.edit.donors import with_hashes
 from wanscope.errors import DamagedTake, ModelError, RecipeError
 from wanscope.recipe import LoraSpec, Recipe, Study
 from wanscope.study import models
@@ -22,6 +23,7 @@ from wanscope.study.start import Start, find_start
 from wanscope.study.texts import check_prompts
 from wanscope.take.disk import free_bytes, require_space
 from wanscope.take.store import Take
+from wanscope.wan.identity import file_hash
 from wanscope.wan.variants import VARIANTS, Variant, latent_shape
 from wanscope.workspace import Workspace
 
@@ -241,8 +243,19 @@ def _study_tasks(expansion: Expansion, found: _Found, space: Workspace) -> list[
     for item in expansion.items(found.weights(_key(expansion))):
         take = item.recipe.id
         task = tasks.setdefault(take, Task(item.recipe, len(tasks), start))
-        prompt, bindings = item.recipe.prompt, item.variation.bindings
-        task.rows.append(Row(item.name, take, item.variation.index, item.seed, "missing", prompt, bindings))
+        task.rows.append(
+            Row(
+                item.name,
+                take,
+                item.variation.index,
+                item.seed,
+                "missing",
+                item.recipe.prompt,
+                item.variation.bindings,
+                edit=item.edit_set.label,
+                swept=item.edit_set.values,
+            )
+        )
     return list(tasks.values())
 
 
@@ -251,6 +264,9 @@ def _recipe_tasks(request: Request, found: _Found, space: Workspace) -> list[Tas
     for recipe in request.recipes:
         key = ModelKey.of(recipe)
         models.require_weights(recipe, found.weights(key))
+        # files that its edits name have to be there, and be those that were recorded
+        edits = with_hashes(recipe.edits, found.variants[key].text_dim, file_hash)
+        recipe = recipe.model_copy(update={"edits": edits})
         start = None
         if recipe.init is not None:
             shape = latent_shape(found.variants[key], *size_of(recipe.video))

@@ -221,6 +221,7 @@ class _Session:
                 init_latents=init,
                 on_event=self.emit,
                 interrupt=self.interrupt,
+                donors=texts.donors(recipe) if recipe.edits else None,
             )
             self.made += task.done is not standing
         except Interrupted:

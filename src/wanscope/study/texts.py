@@ -1,4 +1,5 @@
-"""The prompts of a study, checked with the model's own tokenizer and encoded once, before the transformer is placed.
+"""The prompts of a study and the texts of its edits: checked with the model's own tokenizer, and encoded once, before
+the transformer is placed.
 
 Shape suffixes: L real tokens, D text dim.
 """
@@ -7,10 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from wanscope import events
+from wanscope.edit.donors import DonorTexts, Places, check_texts, read_stored, stored_of, texts_of, word_places
+from wanscope.edit.edits import Inject
 from wanscope.errors import RecipeError
 from wanscope.prompt.tokens import check_length, token_columns, unknown_words
 from wanscope.recipe import Recipe
@@ -25,13 +28,15 @@ SUGGESTED = "wan2.1-t2v-1.3b"
 
 
 def check_prompts(tokenizer: Any, recipes: Iterable[Recipe], text_length: int, marbles: bool) -> None:
-    """RecipeError for a text that is longer than the model reads, a marked word that has no token, and, on marbles,
-    words that its tokenizer never saw."""
+    """RecipeError for a text that is longer than the model reads, a word to track or bend that has no token, and, on
+    marbles, words that its tokenizer never saw."""
     checked: set[str] = set()
     marked: set[tuple[str, Any]] = set()
+    edited: set[tuple[str, str]] = set()
     strangers: dict[str, None] = {}
     for recipe in recipes:
-        for name, text in (("prompt", recipe.prompt), ("negative prompt", recipe.negative)):
+        texts = {recipe.prompt: "prompt", recipe.negative: "negative prompt"}
+        for text, name in (*texts.items(), *texts_of(recipe.edits).items()):
             if text in checked:
                 continue
             checked.add(text)
@@ -41,6 +46,9 @@ def check_prompts(tokenizer: Any, recipes: Iterable[Recipe], text_length: int, m
         if recipe.marks and (recipe.prompt, recipe.marks) not in marked and not strangers:
             marked.add((recipe.prompt, recipe.marks))
             token_columns(tokenizer, recipe.prompt, recipe.marks, text_length)
+        if recipe.edits and not strangers and (key := (recipe.prompt, str(recipe.edits))) not in edited:
+            edited.add(key)
+            check_texts(tokenizer, recipe.prompt, recipe.edits, text_length)
     if strangers:
         words = ", ".join(repr(word) for word in sorted(strangers))
         raise RecipeError(
@@ -52,11 +60,15 @@ def check_prompts(tokenizer: Any, recipes: Iterable[Recipe], text_length: int, m
 
 @dataclass(frozen=True)
 class Texts:
-    """Raw embeddings [L, D] by text, on the CPU in the encoder's dtype; `conditioning` applies a recipe's weights."""
+    """Raw embeddings [L, D] by text, on the CPU in the encoder's dtype; `conditioning` applies a recipe's weights.
+
+    stored: embeddings from files that edits name, by the file's hash.
+    """
 
     embeddings: dict[str, Tensor]
     tokenizer: Any
     text_length: int
+    stored: dict[str, Tensor] = field(default_factory=dict)
 
     def conditioning(self, recipe: Recipe) -> Conditioning:
         """What the loop reads of a recipe's prompts, weights of marked words applied."""
@@ -69,13 +81,59 @@ class Texts:
             cond_LD = apply_weights(cond_LD, columns, len(cond_LD), recipe.weights)
         return Conditioning(cond_LD, self.embeddings[recipe.negative])
 
+    def donors(self, recipe: Recipe) -> DonorTexts:
+        """What the edits of a recipe read of its texts."""
+        conditioning = self.conditioning(recipe)
+        assert conditioning.uncond is not None
+        places: dict[int, Places] = {}
+        for i in range(len(recipe.edits)):
+            found = word_places(self.tokenizer, recipe.prompt, recipe.edits, i, self.text_length)
+            if found:
+                places[i] = found
+        return DonorTexts(
+            recipe.prompt,
+            recipe.negative,
+            conditioning.cond,
+            conditioning.uncond,
+            self.embeddings,
+            self.text_length,
+            self.stored,
+            places,
+        )
+
 
 def encode_prompts(model: WanModel, recipes: Sequence[Recipe], on_event: events.Listener) -> Texts:
-    """Encode every prompt and negative prompt of `recipes`, each once."""
+    """Encode every prompt, negative prompt and donor of `recipes`, each once.
+
+    Raises RecipeError for a donor that cannot be brought to the difference that its edit asks for.
+    """
     from wanscope.wan.text import encode
 
     began = time.monotonic()
-    texts = list(dict.fromkeys(text for recipe in recipes for text in (recipe.prompt, recipe.negative)))
+    texts: dict[str, None] = {}
+    for recipe in recipes:
+        texts |= dict.fromkeys((recipe.prompt, recipe.negative, *texts_of(recipe.edits)))
     embeddings = {text: found.cpu() for text, found in zip(texts, encode(model, texts), strict=True)}
+    files = {donor.sha256 or "": donor for recipe in recipes for donor in stored_of(recipe.edits)}
+    stored = {sha256: read_stored(donor) for sha256, donor in files.items()}
+    encoded = Texts(embeddings, model.tokenizer, model.text_length, stored)
+    _check_donors(encoded, recipes)
     on_event(events.PromptsEncoded(len(texts), time.monotonic() - began))
-    return Texts(embeddings, model.tokenizer, model.text_length)
+    return encoded
+
+
+def _check_donors(texts: Texts, recipes: Sequence[Recipe]) -> None:
+    """Resolve every donor once, so that one that cannot be made is said before the first take."""
+    checked: set[tuple[str, str]] = set()
+    for recipe in recipes:
+        key = (recipe.prompt, str(recipe.edits))
+        if not recipe.edits or key in checked:
+            continue
+        checked.add(key)
+        donors = texts.donors(recipe)
+        for i, edit in enumerate(recipe.edits):
+            if isinstance(edit, Inject):
+                try:
+                    donors.donor(edit)
+                except RecipeError as error:
+                    raise RecipeError(f"edits.{i}: {error.what}", error.why, error.fix) from None

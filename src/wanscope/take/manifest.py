@@ -17,6 +17,7 @@ from typing import Any, Literal
 from wanscope import __version__
 from wanscope.errors import DamagedTake, RecipeError
 from wanscope.recipe import Recipe, Spec
+from wanscope.take.applied import AppliedEdit
 from wanscope.take.disk import file_sha256, files_below
 from wanscope.validation import validated
 from wanscope.workspace import MANIFEST
@@ -64,14 +65,6 @@ class StoredLatents(Spec):
     dtype: Literal["fp16", "fp32"]
     every: int
     states: tuple[int, ...]
-
-
-class AppliedEdit(Spec):
-    """How often an edit was planned and done, counted over (block, branch, step, evaluation)."""
-
-    edit: str
-    planned: int
-    applied: int
 
 
 class Earlier(Spec):
