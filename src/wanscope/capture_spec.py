@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from wanscope.specs import Spec
 
-MARKED = "@marked"  # among words: the prompt's marked ones
+MARKED, ALL = "@marked", "@all"  # among words: the prompt's marked ones, and every token
 MEASURES = ("probability", "contribution", "gramcol")
 
 Measure = Literal["probability", "contribution", "gramcol"]
@@ -43,11 +43,13 @@ Places = Annotated[str, BeforeValidator(_places)]
 class AttentionCapture(Spec):
     """Which cross-attention maps stay.
 
-    tokens: `marked` (the prompt's marked words), `all` (every token), or a list of words of the prompt, in which
-    `@marked` stands for the marked ones. The padding is always kept beside them. heads: `mean` over the heads, `all`,
-    or a list. blocks, steps: as for edits. branch: of guidance. evaluations: of a step that takes several, the first
-    or all. measures: `probability`, `contribution` (value-weighted), `gramcol` (see docs/attention.md). keep: the
-    `maps` of every step, their `mean` over the steps (words only), or `nothing` (for a `reduce` function alone).
+    tokens: `marked` (the prompt's marked words), `all` (every token, and the marked words where there are any), or a
+    list of words of the prompt, in which `@marked` and `@all` stand for those. A word of several tokens is summed, and
+    its tokens are kept too. The padding is always kept beside them.
+    heads: `mean` over the heads, `all`, or a list. blocks, steps: as for edits. branch: of guidance.
+    evaluations: of a step that takes several, the first or all.
+    measures: `probability`, `contribution` (value-weighted), `gramcol` (see docs/attention.md).
+    keep: the `maps` of every step, their `mean` over the steps (words only), or `nothing` (for a `reduce` function).
     """
 
     tokens: Literal["marked", "all"] | tuple[str, ...] = "marked"
@@ -68,7 +70,7 @@ class AttentionCapture(Spec):
         if not isinstance(words, list | tuple) or not words or not all(isinstance(w, str) and w.strip() for w in words):
             raise ValueError("it should be marked, all, or a list of words of the prompt")
         distinct = tuple(dict.fromkeys(word.strip() for word in words))
-        return "marked" if distinct == (MARKED,) else distinct
+        return {(MARKED,): "marked", (ALL,): "all"}.get(distinct, distinct)
 
     @field_validator("heads", mode="before")
     @classmethod
@@ -95,19 +97,31 @@ class AttentionCapture(Spec):
         return self
 
     @property
+    def needs_marks(self) -> bool:
+        """Whether a prompt without marked words is an error."""
+        return self.tokens == "marked" or MARKED in self.tokens
+
+    @property
     def marked(self) -> bool:
         """Whether the prompt's marked words are among those asked for."""
-        return self.tokens == "marked" or (isinstance(self.tokens, tuple) and MARKED in self.tokens)
+        return self.needs_marks or self.everything
+
+    @property
+    def everything(self) -> bool:
+        """Whether every token is asked for."""
+        return self.tokens == "all" or ALL in self.tokens
 
     @property
     def words(self) -> tuple[str, ...]:
         """The words that are named."""
-        return tuple(word for word in self.tokens if word != MARKED) if isinstance(self.tokens, tuple) else ()
+        return tuple(w for w in self.tokens if w not in (MARKED, ALL)) if isinstance(self.tokens, tuple) else ()
 
     def covers(self, asked: AttentionCapture) -> bool:
         """Whether records made for this hold all that `asked` wants."""
         return (
-            (self.tokens in ("all", asked.tokens) or _holds(self, asked))
+            (self.everything or not asked.everything)
+            and (self.marked or not asked.marked)
+            and set(asked.words) <= set(self.words)
             and self.heads in ("all", asked.heads)
             and (self.heads == asked.heads or asked.measures == ("probability",))
             and self.blocks in ("all", asked.blocks)
@@ -140,17 +154,10 @@ class AttentionCapture(Spec):
         )
 
 
-def _holds(have: AttentionCapture, asked: AttentionCapture) -> bool:
-    if asked.tokens == "all" or (asked.marked and not have.marked):
-        return False
-    return set(asked.words) <= set(have.words)
-
-
 def _tokens_of_both(a: AttentionCapture, b: AttentionCapture) -> Any:
-    if "all" in (a.tokens, b.tokens):
-        return "all"
-    words = tuple(dict.fromkeys((*a.words, *b.words)))
-    return (MARKED, *words) if a.marked or b.marked else words
+    special = [MARKED] if a.needs_marks or b.needs_marks else []
+    special += [ALL] if a.everything or b.everything else []
+    return (*special, *dict.fromkeys((*a.words, *b.words)))
 
 
 class CaptureSpec(Spec):

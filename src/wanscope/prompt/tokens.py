@@ -69,6 +69,11 @@ def count_tokens(tokenizer: Any, text: str) -> int:
     return len(_encode(tokenizer, clean(text)).pieces)
 
 
+def token_pieces(tokenizer: Any, text: str) -> tuple[str, ...]:
+    """What each real token of a text stands for, as people read it: `circle`, and `</s>` for the end."""
+    return tuple(piece.replace("▁", " ").strip() or "▁" for piece in _encode(tokenizer, clean(text)).pieces)
+
+
 def check_length(tokenizer: Any, text: str, max_length: int = MAX_LENGTH, name: str = "prompt") -> int:
     """Real tokens of a text, the end token included. Raises RecipeError if the model reads fewer than that.
 

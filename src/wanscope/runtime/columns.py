@@ -24,7 +24,7 @@ Shape suffixes: B batch, Q video positions, H heads, K head dim, L text position
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -99,8 +99,8 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _slices(q_BQHK: Tensor, k_BLHK: Tensor, rows_m: Tensor, bias_m: Tensor):
-    """Yields (start, stop, P_BHqm) over slices of the queries."""
+def query_slices(q_BQHK: Tensor, k_BLHK: Tensor, rows_m: Tensor, bias_m: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    """(start, stop, P [B, H, stop - start, m]) over slices of the queries. For operators: it loops."""
     B, Q, H, K = q_BQHK.shape
     m, wide = rows_m.shape[0], _wide(q_BQHK.dtype)
     k_BHKm = k_BLHK.index_select(1, rows_m).to(wide).permute(0, 2, 3, 1).reshape(B * H, K, m)
@@ -116,7 +116,7 @@ def _slices(q_BQHK: Tensor, k_BLHK: Tensor, rows_m: Tensor, bias_m: Tensor):
 @torch.library.custom_op("wanscope::columns", mutates_args=())
 def _columns(q_BQHK: Tensor, k_BLHK: Tensor, rows_m: Tensor, bias_m: Tensor, index_l: Tensor) -> Tensor:
     result_BHQl = _columns_like(q_BQHK, k_BLHK, rows_m, bias_m, index_l)
-    for start, stop, p_BHqm in _slices(q_BQHK, k_BLHK, rows_m, bias_m):
+    for start, stop, p_BHqm in query_slices(q_BQHK, k_BLHK, rows_m, bias_m):
         result_BHQl[:, :, start:stop] = p_BHqm.index_select(-1, index_l)
     return result_BHQl
 
@@ -130,7 +130,7 @@ def _columns_like(q_BQHK: Tensor, k_BLHK: Tensor, rows_m: Tensor, bias_m: Tensor
 @torch.library.custom_op("wanscope::mean_columns", mutates_args=())
 def _mean_columns(q_BQHK: Tensor, k_BLHK: Tensor, rows_m: Tensor, bias_m: Tensor, index_l: Tensor) -> Tensor:
     result_BQl = _mean_columns_like(q_BQHK, k_BLHK, rows_m, bias_m, index_l)
-    for start, stop, p_BHqm in _slices(q_BQHK, k_BLHK, rows_m, bias_m):
+    for start, stop, p_BHqm in query_slices(q_BQHK, k_BLHK, rows_m, bias_m):
         result_BQl[:, start:stop] = p_BHqm.index_select(-1, index_l).mean(1)
     return result_BQl
 

@@ -1,0 +1,286 @@
+"""Records attention maps inside the model, while it runs, for a capture (`wanscope.capture.attention`).
+
+The processor of a recorded block calls `record` with what its attention has at hand; `around_call` opens and closes
+each model call and hands its maps to the sink. Between the two there is one buffer of all recorded blocks in the
+host's memory (pinned where there is a GPU), so recording takes no device memory beyond one block's maps, and one
+synchronization a call. A processor sees only tensors and the same Python state in every block, so a compiled block is
+compiled once for calls that are recorded and once for those that are not.
+
+Measures, for row r (a set of text positions), query position q and heads h:
+
+- probability: sum over r of P_h(q, t), exact (columns.py); averaged over the heads where they are not kept.
+- contribution: | sum over r and h of P_h(q, t) V_h(t) W_O,h |, the length of what the row adds to the block's hidden
+  state at q, after the output projection. Attention weights alone say little where values are short (Kobayashi et al.
+  2020, arXiv 2004.10102, equation 5). For one head where heads are kept.
+- gramcol: in each latent frame, the cosine of every position's hidden state with that of the position that gives the
+  row most attention: a column of the frame's Gram matrix, chosen by the text. After GramCol of IMAP (arXiv 2603.02919),
+  here on the state that cross-attention reads, normalized to -1..1.
+
+Shape suffixes: B batch, Q video positions (= T * S), T latent frames, S positions of a frame, H heads, K head dim,
+L text positions, m rows of `TextRows`, w positions of a row of maps (padded), R rows of maps, D model dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wanscope.capture.attention import AttentionSink
+from wanscope.capture.base import Moment
+from wanscope.errors import NumericalError, WorkError
+from wanscope.runtime.columns import TextRows, pad_spread, pad_tolerance, query_slices
+
+
+class AttentionRecorder:
+    """Records for one sink on one device. `record` runs inside the model, all else around its calls.
+
+    `active` and `sample` say whether this call is recorded and which of the batch's rows it is; processors read them.
+    real: of the context's rows, where edits make them more than the prompt's tokens. dtype: the transformer's.
+    """
+
+    def __init__(self, sink: AttentionSink, device: torch.device, dtype: torch.dtype, real: int | None = None) -> None:
+        plan = self.plan = sink.plan
+        self.sink, self._dtype = sink, dtype
+        self.active, self.sample = False, 0
+        self.measures = plan.spec.measures
+        self.averaged = plan.heads is None
+        self.grid_TS = (plan.grid[0], plan.grid[1] * plan.grid[2])
+        width = max(len(row.columns) for row in plan.rows)
+        pad = plan.real if real is None else real
+        own = [row.columns if row.kind != "pad" else (pad,) for row in plan.rows]
+        columns_Rw = torch.tensor([[*columns, *[-1] * (width - len(columns))] for columns in own])
+        self.index_Rw = columns_Rw.clamp_min(0).to(device)
+        self.mask_Rw = (columns_Rw >= 0).float().to(device)
+        self.heads = torch.tensor(plan.heads or (), dtype=torch.int64, device=device)
+        stored = torch.float32 if sink.exact else torch.float16
+        shape = (len(plan.blocks), len(plan.heads or (0,)), len(plan.rows), *plan.grid)
+        self.buffers = {
+            measure: torch.full(shape, float("nan"), dtype=stored, pin_memory=device.type == "cuda")
+            for measure in self.measures
+        }
+        self.seen = torch.zeros(len(plan.blocks), dtype=torch.int64)
+        self.spread = torch.zeros((), device=device)
+        self._places = {block: torch.tensor(place) for place, block in enumerate(plan.blocks)}
+
+    def place(self, block: int) -> Tensor | None:
+        """Where a block's maps go, a tensor [] for `record`; None for a block that is not recorded."""
+        return self._places.get(block)
+
+    @contextmanager
+    def around_call(self, moment: Moment, skipped: frozenset[int] = frozenset()) -> Iterator[None]:
+        """One model call. skipped: blocks that an edit leaves out of it, which have no maps (NaN).
+
+        Raises WorkError where another block was not recorded, or not once; NumericalError where the padding is not
+        what the columns take it for.
+        """
+        if not self.sink.wanted(moment):
+            yield
+            return
+        self.sample = moment.branches.index(self.plan.branch)
+        self.seen.zero_()
+        self.spread.zero_()
+        if skipped:
+            for buffer in self.buffers.values():
+                buffer.fill_(float("nan"))
+        self.active = True
+        try:
+            yield
+        finally:
+            self.active = False
+        if self.spread.device.type == "cuda":
+            torch.cuda.synchronize(self.spread.device)
+        self._check(moment, skipped)
+        self.sink.put(moment, {measure: self._shaped(buffer) for measure, buffer in self.buffers.items()})
+
+    def record(
+        self,
+        attn: Any,
+        place: Tensor,
+        hidden_BQD: Tensor,
+        q_BQHK: Tensor,
+        k_BLHK: Tensor,
+        v_BLHK: Tensor,
+        context_BLD: Tensor,
+        text: TextRows,
+    ) -> None:
+        """Record one block, inside its attention: queries, keys and values of the text, before anything is bent.
+
+        attn: the attention module (its output projection is used for contributions). hidden_BQD: what it reads.
+        """
+        at = slice(self.sample, self.sample + 1)
+        q_BQHK, k_BLHK = q_BQHK[at], k_BLHK[at]
+        self.spread.copy_(torch.maximum(self.spread, pad_spread(context_BLD[at], text.rows).to(self.spread.device)))
+        index_Rw, heads = self.index_Rw, None if self.averaged else self.heads
+        probability = None
+        if "probability" in self.measures or "gramcol" in self.measures:
+            probability = row_probabilities(q_BQHK, k_BLHK, text, index_Rw, self.mask_Rw, heads)
+        for measure in self.measures:
+            if measure == "probability":
+                maps = probability
+            elif measure == "contribution":
+                gram = value_gram(attn, v_BLHK[at], text, index_Rw, self.mask_Rw)
+                maps = row_contributions(q_BQHK, k_BLHK, text, index_Rw, self.mask_Rw, gram, heads)
+            else:
+                assert probability is not None
+                maps = gram_columns(hidden_BQD[self.sample], probability[0], self.grid_TS)[None]
+            torch.ops.wanscope.put_maps(self.buffers[measure], self.seen, place, maps)
+
+    def _check(self, moment: Moment, skipped: frozenset[int]) -> None:
+        counts = self.seen.tolist()
+        for block, count in zip(self.plan.blocks, counts, strict=True):
+            wanted = 0 if block in skipped else len(self.measures)
+            if count != wanted:
+                raise WorkError(
+                    f"attention of block {block} was recorded {count} times at step {moment.step} instead of {wanted}",
+                    "something has replaced the block's attention processor, or the block did not run",
+                    "the same without step caches or hooks of other libraries",
+                )
+        spread = float(self.spread)
+        if not spread <= pad_tolerance(self._dtype):
+            raise NumericalError(
+                f"the text's padding is not one repeated row at step {moment.step}",
+                f"its rows differ by {spread:.1e} of the context's largest value, so that one column cannot stand for "
+                "all of them",
+            )
+
+    def _shaped(self, buffer: Tensor) -> Any:
+        return buffer.numpy().reshape(self.plan.map_shape)
+
+
+def row_probabilities(
+    q_BQHK: Tensor, k_BLHK: Tensor, text: TextRows, index_Rw: Tensor, mask_Rw: Tensor, heads: Tensor | None
+) -> Tensor:
+    """Sums of probabilities over each row's positions, float32 [1, R, Q] averaged over all heads, or [H, R, Q] of
+    `heads`. Batch 1; `index_Rw` counts in `text`, `mask_Rw` is 1 where it holds."""
+    share_mR = torch.zeros(text.rows.shape[0], index_Rw.shape[0], device=q_BQHK.device)
+    share_mR.scatter_add_(0, index_Rw.T, mask_Rw.T)
+    return torch.ops.wanscope.row_probabilities(q_BQHK, k_BLHK, text.rows, text.bias, share_mR, heads)
+
+
+@torch.library.custom_op("wanscope::row_probabilities", mutates_args=())
+def _row_probabilities(
+    q_BQHK: Tensor, k_BLHK: Tensor, rows_m: Tensor, bias_m: Tensor, share_mR: Tensor, heads: Tensor | None
+) -> Tensor:
+    result_HRQ = _row_probabilities_like(q_BQHK, k_BLHK, rows_m, bias_m, share_mR, heads)
+    for start, stop, p_BHqm in query_slices(q_BQHK, k_BLHK, rows_m, bias_m):
+        p_Hqm = p_BHqm.mean(1) if heads is None else p_BHqm[0].index_select(0, heads)
+        result_HRQ[:, :, start:stop] = (p_Hqm @ share_mR.to(p_Hqm.dtype)).transpose(1, 2)
+    return result_HRQ
+
+
+@_row_probabilities.register_fake
+def _row_probabilities_like(
+    q_BQHK: Tensor, k_BLHK: Tensor, rows_m: Tensor, bias_m: Tensor, share_mR: Tensor, heads: Tensor | None
+) -> Tensor:
+    count = 1 if heads is None else heads.shape[0]
+    return q_BQHK.new_empty((count, share_mR.shape[1], q_BQHK.shape[1]), dtype=torch.float32)
+
+
+def value_gram(attn: Any, v_BLHK: Tensor, text: TextRows, index_Rw: Tensor, mask_Rw: Tensor) -> Tensor:
+    """Inner products of V_h(t) W_O,h within each row, float32 [R, H * w, H * w]; 0 where the mask is.
+
+    The output projection is called, not read, so that LoRA, casting and quantized weights are seen as they act.
+    """
+    H, K = v_BLHK.shape[2], v_BLHK.shape[3]
+    R, w = index_Rw.shape
+    v_nHK = v_BLHK[0].index_select(0, text.rows.index_select(0, index_Rw.reshape(-1)))
+    alone_nHHK = torch.eye(H, dtype=v_nHK.dtype, device=v_nHK.device)[None, :, :, None] * v_nHK[:, None]
+    project = attn.to_out[0]
+    none_D = project(torch.zeros(1, H * K, dtype=v_nHK.dtype, device=v_nHK.device))
+    u_nHD = (project(alone_nHHK.reshape(-1, H * K)) - none_D).float().view(R, w, H, -1)
+    u_RwHD = u_nHD * mask_Rw[:, :, None, None]
+    u_RnD = u_RwHD.transpose(1, 2).reshape(R, H * w, -1)
+    return u_RnD @ u_RnD.transpose(1, 2)
+
+
+def row_contributions(
+    q_BQHK: Tensor,
+    k_BLHK: Tensor,
+    text: TextRows,
+    index_Rw: Tensor,
+    mask_Rw: Tensor,
+    gram_Rnn: Tensor,
+    heads: Tensor | None,
+) -> Tensor:
+    """Lengths of each row's contribution, float32 [1, R, Q] of all heads together, or [H, R, Q] of single `heads`."""
+    return torch.ops.wanscope.row_contributions(q_BQHK, k_BLHK, text.rows, text.bias, index_Rw, gram_Rnn, heads)
+
+
+@torch.library.custom_op("wanscope::row_contributions", mutates_args=())
+def _row_contributions(
+    q_BQHK: Tensor,
+    k_BLHK: Tensor,
+    rows_m: Tensor,
+    bias_m: Tensor,
+    index_Rw: Tensor,
+    gram_Rnn: Tensor,
+    heads: Tensor | None,
+) -> Tensor:
+    result_HRQ = _row_contributions_like(q_BQHK, k_BLHK, rows_m, bias_m, index_Rw, gram_Rnn, heads)
+    R, w = index_Rw.shape
+    H = q_BQHK.shape[2]
+    for start, stop, p_BHqm in query_slices(q_BQHK, k_BLHK, rows_m, bias_m):
+        for row in range(R):
+            p_Hqw = p_BHqm[0].index_select(-1, index_Rw[row]).float()
+            if heads is None:
+                p_qn = p_Hqw.transpose(0, 1).reshape(stop - start, H * w)
+                squared = ((p_qn @ gram_Rnn[row]) * p_qn).sum(-1)
+            else:
+                own_Hww = gram_Rnn[row].view(H, w, H, w).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+                p_Hqw, own_Hww = p_Hqw.index_select(0, heads), own_Hww.index_select(0, heads)
+                squared = ((p_Hqw @ own_Hww) * p_Hqw).sum(-1)
+            result_HRQ[:, row, start:stop] = squared.clamp_min(0).sqrt()
+    return result_HRQ
+
+
+@_row_contributions.register_fake
+def _row_contributions_like(
+    q_BQHK: Tensor,
+    k_BLHK: Tensor,
+    rows_m: Tensor,
+    bias_m: Tensor,
+    index_Rw: Tensor,
+    gram_Rnn: Tensor,
+    heads: Tensor | None,
+) -> Tensor:
+    count = 1 if heads is None else heads.shape[0]
+    return q_BQHK.new_empty((count, index_Rw.shape[0], q_BQHK.shape[1]), dtype=torch.float32)
+
+
+def gram_columns(hidden_QD: Tensor, probability_RQ: Tensor, grid_TS: tuple[int, int]) -> Tensor:
+    """Cosines [R, Q] of each position's state with the state, in the same frame, that attends most to the row."""
+    return torch.ops.wanscope.gram_columns(hidden_QD, probability_RQ, grid_TS[0], grid_TS[1])
+
+
+@torch.library.custom_op("wanscope::gram_columns", mutates_args=())
+def _gram_columns(hidden_QD: Tensor, probability_RQ: Tensor, frames: int, positions: int) -> Tensor:
+    result_RQ = _gram_columns_like(hidden_QD, probability_RQ, frames, positions)
+    for frame in range(frames):
+        at = slice(frame * positions, (frame + 1) * positions)
+        state_SD = torch.nn.functional.normalize(hidden_QD[at].float(), dim=-1)
+        peak_R = probability_RQ[:, at].argmax(-1)
+        result_RQ[:, at] = state_SD.index_select(0, peak_R) @ state_SD.T
+    return result_RQ
+
+
+@_gram_columns.register_fake
+def _gram_columns_like(hidden_QD: Tensor, probability_RQ: Tensor, frames: int, positions: int) -> Tensor:
+    return torch.empty_like(probability_RQ)
+
+
+@torch.library.custom_op("wanscope::put_maps", mutates_args=("buffer", "seen"))
+def _put_maps(buffer: Tensor, seen: Tensor, place: Tensor, maps_HRQ: Tensor) -> None:
+    """Copy one block's maps to its place in a buffer of the host, and count it. Queued, not waited for, on a GPU."""
+    at = int(place)
+    target = buffer[at]
+    target.copy_(maps_HRQ.to(buffer.dtype).view(target.shape), non_blocking=True)
+    seen[at] += 1
+
+
+@_put_maps.register_fake
+def _put_maps_like(buffer: Tensor, seen: Tensor, place: Tensor, maps_HRQ: Tensor) -> None:
+    return None
