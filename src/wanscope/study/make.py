@@ -125,6 +125,7 @@ def make_take(
             sigmas=result.sigmas,
             latent_shape=(channels, frames, height, width),
             latents_sha256=latents_sha256(final_CThw),
+            prompt_tokens=len(conditioning.cond) if conditioning.cond.ndim == 2 else None,
             earlier=earlier,
             files=list_files(writer.folder),
             **kept,

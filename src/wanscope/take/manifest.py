@@ -76,7 +76,10 @@ class Earlier(Spec):
 
 
 class Manifest(Spec):
-    """Everything in take.json. Times are seconds, sizes bytes; `sigmas` has one entry more than there are steps."""
+    """Everything in take.json. Times are seconds, sizes bytes; `sigmas` has one entry more than there are steps.
+
+    prompt_tokens: real text tokens of the prompt, the end token included.
+    """
 
     version: Literal[1] = 1
     id: str
@@ -93,6 +96,7 @@ class Manifest(Spec):
     latents: StoredLatents | None = None
     gram: tuple[tuple[float, ...], ...] | None = None
     applied_edits: tuple[AppliedEdit, ...] = ()
+    prompt_tokens: int | None = None
     earlier: tuple[Earlier, ...] = ()
     files: tuple[FileRecord, ...]
 
