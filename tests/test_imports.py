@@ -18,10 +18,10 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "wanscope"
 LAYERS = (
-    ("errors", "events", "validation", "workspace", "study_file"),
+    ("errors", "events", "validation", "workspace", "strict_yaml"),
     ("specs", "prompt"),
     ("wan", "edit"),
-    ("capture_spec", "recipe"),
+    ("capture_spec", "recipe", "study_file"),
     ("runtime", "capture"),
     ("sample",),
     ("take",),

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from wanscope.api import generate, open_take
+    from wanscope.api import difference, generate, open_take
+    from wanscope.edit.edits import Bend, Donor, Inject, Prompts, Skip, Steer
     from wanscope.errors import WanscopeError
     from wanscope.recipe import CaptureSpec as Capture
     from wanscope.recipe import Recipe, Study
@@ -24,14 +25,21 @@ if TYPE_CHECKING:
 
 # Where each public name lives: module, and its name there.
 _NAMES = {
+    "Bend": ("wanscope.edit.edits", "Bend"),
     "Capture": ("wanscope.recipe", "CaptureSpec"),
+    "Donor": ("wanscope.edit.edits", "Donor"),
+    "Inject": ("wanscope.edit.edits", "Inject"),
+    "Prompts": ("wanscope.edit.edits", "Prompts"),
     "Recipe": ("wanscope.recipe", "Recipe"),
+    "Skip": ("wanscope.edit.edits", "Skip"),
+    "Steer": ("wanscope.edit.edits", "Steer"),
     "Study": ("wanscope.recipe", "Study"),
     "StudyResult": ("wanscope.study.run", "StudyResult"),
     "Take": ("wanscope.take.store", "Take"),
     "WanscopeError": ("wanscope.errors", "WanscopeError"),
     "Workspace": ("wanscope.workspace", "Workspace"),
     "contact_sheet": ("wanscope.take.compare", "contact_sheet"),
+    "difference": ("wanscope.api", "difference"),
     "generate": ("wanscope.api", "generate"),
     "load": ("wanscope.wan.load", "load"),
     "open_take": ("wanscope.api", "open_take"),
@@ -41,8 +49,14 @@ _NAMES = {
 }
 
 __all__ = [
+    "Bend",
     "Capture",
+    "Donor",
+    "Inject",
+    "Prompts",
     "Recipe",
+    "Skip",
+    "Steer",
     "Study",
     "StudyResult",
     "Take",
@@ -50,6 +64,7 @@ __all__ = [
     "Workspace",
     "__version__",
     "contact_sheet",
+    "difference",
     "generate",
     "load",
     "open_take",

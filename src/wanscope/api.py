@@ -22,10 +22,13 @@ from wanscope.validation import validated
 from wanscope.workspace import Workspace
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from wanscope.edit.difference import Difference
     from wanscope.wan.model import WanModel
 
 BLOCKS: dict[str, type[VideoSpec | SamplerSpec]] = {"video": VideoSpec, "sampler": SamplerSpec}
-WHOLE = ("negative", "weights", "init")
+WHOLE = ("negative", "weights", "init", "edits")
 
 
 def generate(
@@ -41,8 +44,9 @@ def generate(
 ) -> Take:
     """One video of `prompt` on a loaded model, as a Take in the workspace.
 
-    settings: negative, weights, init; of the video width, height, frames, duration, fps; of the sampler solver, steps,
-    shift, guidance and the others; or `video=` and `sampler=` whole. What is left out is the model's own.
+    settings: negative, weights, init; edits (one or several: Inject, Bend, Steer, Skip, Prompts, or their shorthand);
+    of the video width, height, frames, duration, fps; of the sampler solver, steps, shift, guidance and the others; or
+    `video=` and `sampler=` whole. What is left out is the model's own.
     A take that is there already, with the captures asked for, is opened and not made again.
 
     Raises what run raises, and where the take itself fails, what it failed with.
@@ -56,7 +60,8 @@ def generate(
             "generate makes one; a template with alternatives is a study",
             "wanscope.run({'prompt': ..., 'seeds': 1}, model=model)",
         )
-    data: dict[str, Any] = {"prompt": prompt, "seeds": [seed], "name": "generated", **_sorted(settings)}
+    data: dict[str, Any] = {"prompt": prompt, "seeds": [seed], "name": "generated", "baseline": False}
+    data |= _sorted(settings)
     study = validated(Study, data)
     if capture is not None:
         study = study.model_copy(update={"capture": capture})
@@ -90,6 +95,25 @@ def _recipe(study: Study, model: WanModel):
 
     expansion = expanded_with(study, model)
     return expansion.recipe(expansion.template.variation(0), study.seeds[0], weights_of(model))
+
+
+def difference(model: WanModel, a: str | Tensor, b: str | Tensor, *, top: int = 10) -> Difference:
+    """How far prompt `b` is from prompt `a` for the model: relative L2, cosine and norm ratio over real tokens.
+
+    a, b: prompts, or raw embeddings [L, D]. The projection is the transformer's own (of Wan 2.2's two, the high-noise
+    expert's). print(wanscope.edit.difference.render_difference(found)) shows it as a text; found.advice is a sentence.
+    Raises RecipeError for a prompt that the model cannot read, ModelError where prompts are given and the text encoder
+    has been freed.
+    """
+    from wanscope.edit.difference import measure_difference
+    from wanscope.study.texts import check_length_and_words
+    from wanscope.wan.text import encode
+
+    prompts = {f"prompt {name}": text for name, text in (("A", a), ("B", b)) if isinstance(text, str)}
+    check_length_and_words(model.tokenizer, prompts, model.text_length, model.variant.name == "marbles")
+    a_LD, b_LD = (encode(model, [text])[0] if isinstance(text, str) else text for text in (a, b))
+    projection = model.transformer.condition_embedder.text_embedder
+    return measure_difference(a_LD, b_LD, projection, top=top, text_length=model.text_length)
 
 
 def open_take(name: str | Path, workspace: Workspace | Path | str | None = None) -> Take:

@@ -3,35 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from wanscope.edit.shorthand import edit_from
 from wanscope.errors import RecipeError
-
-
-def read_yaml(text: str, source: str = "the study") -> dict[str, Any]:
-    """A mapping from YAML text; a key written twice is refused instead of the last one winning."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            twice = next((k for i, k in enumerate(keys) if k in keys[:i]), None)
-            if twice is not None:
-                line = node.start_mark.line + 1
-                raise RecipeError(f"{source}: {twice!r} is written twice in the block at line {line}", "", "keep one")
-            return super().construct_mapping(node, deep)
-
-    try:
-        data = yaml.load(text, Loader=Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise RecipeError(f"{source} cannot be read as YAML{place}", str(problem)) from None
-    if not isinstance(data, dict):
-        raise RecipeError(f"{source} is not a study", "a study is a YAML mapping", 'prompt: "a [red|blue] circle"')
-    return data
+from wanscope.strict_yaml import read_yaml
 
 
 def config_names() -> list[str]:
@@ -56,7 +34,7 @@ def find_study_file(name: str) -> Path:
 
 
 def load_study_data(name: str) -> dict[str, Any]:
-    """The mapping in a study file; paths in it (init, loras, a model file) count from the file's folder."""
+    """The mapping in a study file; paths in it (init, loras, edits, a model file) count from the file's folder."""
     path = find_study_file(name)
     try:
         text = path.read_text(encoding="utf-8")
@@ -81,7 +59,43 @@ def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:
             out[block] = {key: anchor(value) for key, value in out[block].items()}
     if isinstance(out.get("loras"), list):
         out["loras"] = [_anchored_lora(lora, anchor) for lora in out["loras"]]
+    if out.get("edits"):
+        edits = out["edits"] if isinstance(out["edits"], list) else [out["edits"]]
+        out["edits"] = [edit_with_paths(edit, anchor) for edit in edits]
+    if isinstance(out.get("sweep"), dict):
+        out["sweep"] = {key: _anchored_values(str(key), values, anchor) for key, values in out["sweep"].items()}
     return out
+
+
+def edit_with_paths(edit: Any, change: Callable[[Any], Any]) -> Any:
+    """An edit as plain data (one in a line of text is read) with every path in it changed."""
+    if isinstance(edit, str):
+        edit = edit_from(edit).model_dump(mode="json", exclude_defaults=True)
+    if not isinstance(edit, dict):
+        return edit
+    out = dict(edit)
+    if "direction" in out:
+        out["direction"] = change(out["direction"])
+    return {**out, "donor": _anchored_donor(out["donor"], change)} if "donor" in out else out
+
+
+def _anchored_donor(donor: Any, change: Callable[[Any], Any]) -> Any:
+    """A prompt stays, whatever file may be called so."""
+    if not isinstance(donor, dict):
+        return donor
+    out = {**donor, "embedding": change(donor["embedding"])} if "embedding" in donor else dict(donor)
+    if isinstance(out.get("names"), dict):
+        out["names"] = {name: _anchored_donor(inner, change) for name, inner in out["names"].items()}
+    return out
+
+
+def _anchored_values(key: str, values: Any, change: Callable[[Any], Any]) -> Any:
+    if not isinstance(values, list):
+        return values
+    field = key.rpartition(".")[2]
+    if field in ("direction", "embedding"):
+        return [change(value) for value in values]
+    return [_anchored_donor(value, change) for value in values] if field == "donor" else values
 
 
 def _anchored_lora(lora: Any, anchor: Any) -> Any:

@@ -25,6 +25,7 @@ from wanscope.edit.edits import BENDS, KINDS, Bend, Donor, Edit, Inject, Prompts
 from wanscope.edit.fields import number_text
 from wanscope.edit.words import Token, bare, contents, is_quoted, quoted, tokens, top_level
 from wanscope.errors import EditError, RecipeError, RequestError, nearest
+from wanscope.strict_yaml import read_yaml
 from wanscope.validation import validated
 
 EXAMPLES = {
@@ -71,9 +72,7 @@ def edit_from(data: Any, where: str = "") -> Edit:
 
 
 def _mapping(text: str) -> dict[str, Any]:
-    from wanscope.study_file import read_yaml  # JSON is YAML, and quotes may then be left out
-
-    return read_yaml(text, "the edit")
+    return read_yaml(text, "the edit")  # JSON is YAML, and quotes may then be left out
 
 
 def _short(text: str) -> str:

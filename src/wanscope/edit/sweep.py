@@ -18,6 +18,7 @@ from wanscope.errors import RecipeError, RequestError
 
 Sweep = dict[str, tuple[Any, ...]]
 
+BASELINE = "baseline"
 MAX_COMBINATIONS = 100_000
 
 
@@ -36,6 +37,39 @@ class Swept:
             number = text[:1].isdigit() or text[:1] in "-.[{" or text in ("true", "false")
             parts.append(f"{key.rpartition('.')[2]} {text}" if number else text)
         return ", ".join(parts)
+
+
+def edit_labels(lists: Sequence[Sequence[Edit]]) -> list[str]:
+    """For each of several lists of edits what tells it from the others; `baseline` where there are none.
+
+    Lists of the same kinds of edits are told apart by the fields that differ, others by their shorthand.
+    """
+    edited = {tuple(map(shorthand, edits)): edits for edits in lists if edits}
+    kinds = {tuple(edit.kind for edit in edits) for edits in edited.values()}
+    if len(edited) < 2 or len(kinds) > 1:
+        return [_line(edits) for edits in lists]
+    fields = {key: _fields(edits) for key, edits in edited.items()}
+    names = dict.fromkeys(name for found in fields.values() for name in found)
+    varying = [name for name in names if len({found.get(name) for found in fields.values()}) > 1]
+    labels = {
+        key: Swept(tuple(edited[key]), {name: found[name] for name in varying if name in found}).label
+        for key, found in fields.items()
+    }
+    return [labels[tuple(map(shorthand, edits))] if edits else BASELINE for edits in lists]
+
+
+def _line(edits: Sequence[Edit]) -> str:
+    return "; ".join(map(shorthand, edits)) or BASELINE
+
+
+def _fields(edits: Sequence[Edit]) -> dict[str, str]:
+    """Every field of a list of edits that has a value, as text."""
+    return {
+        f"edits.{i}.{name}": _said(value)
+        for i, edit in enumerate(edits)
+        for name, value in edit.model_dump(mode="json").items()
+        if value is not None and name != "sha256"
+    }
 
 
 def sweep_values(sweep: Any) -> Any:

@@ -22,7 +22,7 @@ from typing import Any
 
 from wanscope.edit.donors import check_edits, with_hashes
 from wanscope.edit.edits import Edit
-from wanscope.edit.sweep import swept_edits
+from wanscope.edit.sweep import BASELINE, swept_edits
 from wanscope.errors import ModelError, RecipeError, nearest
 from wanscope.prompt.template import Slot, Template, Variation, parse
 from wanscope.recipe import (
@@ -41,7 +41,7 @@ from wanscope.wan.variants import Variant, check_video, latent_shape, resolve
 
 MAX_TAKES = 100_000
 EDIT = "edit"  # the label that says which of a study's edits a take has
-BASELINE, EDITED = "baseline", "edited"
+EDITED = "edited"
 DTYPE_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 NAME_LENGTH = 60
 
@@ -96,9 +96,11 @@ class Expansion:
 
     @property
     def counted(self) -> str:
-        """`2 variations x 4 edits x 3 seeds`, the baseline among the edits; they are left out where there are none."""
-        edits = [f"{len(self.edit_sets)} edits"] if self.study.edits else []
-        return " x ".join([f"{self.variations} variations", *edits, f"{len(self.study.seeds)} seeds"])
+        """`2 variations x 4 edits x 1 seed`, the baseline among the edits; they are left out where there are none."""
+        counts = {"variation": self.variations, "edit": len(self.edit_sets), "seed": len(self.study.seeds)}
+        if not self.study.edits:
+            del counts["edit"]
+        return " x ".join(f"{count} {name}{'s'[: count != 1]}" for name, count in counts.items())
 
     @property
     def states(self) -> int:

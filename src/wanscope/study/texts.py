@@ -7,7 +7,7 @@ Shape suffixes: L real tokens, D text dim.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +49,20 @@ def check_prompts(tokenizer: Any, recipes: Iterable[Recipe], text_length: int, m
         if recipe.edits and not strangers and (key := (recipe.prompt, str(recipe.edits))) not in edited:
             edited.add(key)
             check_texts(tokenizer, recipe.prompt, recipe.edits, text_length)
-    if strangers:
-        words = ", ".join(repr(word) for word in sorted(strangers))
+    _refuse_strangers(strangers)
+
+
+def check_length_and_words(tokenizer: Any, texts: Mapping[str, str], text_length: int, marbles: bool) -> None:
+    """As `check_prompts`, for texts by the name that errors call them."""
+    for name, text in texts.items():
+        check_length(tokenizer, text, text_length, name)
+    if marbles:
+        _refuse_strangers({word: None for text in texts.values() for word in unknown_words(tokenizer, text)})
+
+
+def _refuse_strangers(strangers: Iterable[str]) -> None:
+    words = ", ".join(repr(word) for word in sorted(strangers))
+    if words:
         raise RecipeError(
             f"marbles does not know {words}",
             "it is a tiny world of colored shapes that move, and was never shown such words",

@@ -1,8 +1,8 @@
 """Several takes in one picture: a labeled grid video, and a contact sheet of frames.
 
-Rows are variations and columns seeds where the takes form such a table. Clips of other sizes are centered on black,
-shorter ones hold their last frame, other frame rates are played at their own speed; what was done is said in
-`Grid.notes`.
+Rows are variations (each with its edits) and columns seeds where the takes form such a table; with one seed, columns
+are the edits, the baseline among them. Clips of other sizes are centered on black, shorter ones hold their last frame,
+other frame rates are played at their own speed; what was done is said in `Grid.notes`.
 
 Shape suffixes: H height, W width; frames are uint8 RGB.
 """
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wanscope.edit.shorthand import shorthand
+from wanscope.edit.sweep import edit_labels
 from wanscope.errors import RequestError
 from wanscope.take.disk import guarded
 from wanscope.take.store import Take
@@ -65,35 +67,49 @@ def side_by_side(takes: Sequence[Take], out: Path | str, labels: Sequence[str] |
 
 
 def table(takes: Sequence[Take]) -> list[list[int | None]]:
-    """Indices of the takes in rows (everything but the seed) and columns (seeds); a plain grid where that is sparse."""
+    """Indices of the takes in rows (everything but the seed) and columns (seeds); a plain grid where that is sparse.
+
+    With one seed the columns are the takes' edits, in the order of their first appearance.
+    """
     seeds = sorted({take.recipe.seed for take in takes})
-    settings = [_settings(take) for take in takes]
+    columns: list[Any] = seeds if len(seeds) > 1 else list(dict.fromkeys(_edits(take) for take in takes))
+    of = [take.recipe.seed if len(seeds) > 1 else _edits(take) for take in takes]
+    settings = [_settings(take, with_edits=len(seeds) > 1) for take in takes]
     rows = list(dict.fromkeys(settings))
-    places = {(setting, take.recipe.seed): i for i, (setting, take) in enumerate(zip(settings, takes, strict=True))}
-    if len(rows) > 1 and len(seeds) > 1 and len(places) == len(takes) and 2 * len(takes) > len(rows) * len(seeds):
-        return [[places.get((row, seed)) for seed in seeds] for row in rows]
-    columns = min(len(takes), max(1, round(len(takes) ** 0.5 + 0.49)) if len(takes) > 4 else len(takes))
-    order: list[int | None] = [*range(len(takes)), *[None] * (-len(takes) % columns)]
-    return [order[i : i + columns] for i in range(0, len(order), columns)]
+    places = {place: i for i, place in enumerate(zip(settings, of, strict=True))}
+    if len(rows) > 1 and len(columns) > 1 and len(places) == len(takes) and 2 * len(takes) > len(rows) * len(columns):
+        return [[places.get((row, column)) for column in columns] for row in rows]
+    width = min(len(takes), max(1, round(len(takes) ** 0.5 + 0.49)) if len(takes) > 4 else len(takes))
+    order: list[int | None] = [*range(len(takes)), *[None] * (-len(takes) % width)]
+    return [order[i : i + width] for i in range(0, len(order), width)]
 
 
-def _settings(take: Take) -> str:
-    return take.recipe.model_copy(update={"seed": 0}).canonical()
+def _settings(take: Take, with_edits: bool) -> str:
+    without = {"seed": 0} if with_edits else {"seed": 0, "edits": ()}
+    return take.recipe.model_copy(update=without).canonical()
+
+
+def _edits(take: Take) -> tuple[str, ...]:
+    return tuple(map(shorthand, take.recipe.edits))
 
 
 def labels_of(takes: Sequence[Take]) -> list[str]:
-    """For each take what differs among them: bound words or the prompt, the seed, the model, else its id."""
+    """For each take what differs among them: bound words or the prompt, edits, model, seed, else its id."""
     recipes = [take.recipe for take in takes]
+    edits = edit_labels([recipe.edits for recipe in recipes])
     prompts = {recipe.prompt for recipe in recipes}
     keys = [k for k in (recipes[0].labels or {}) if all(k in r.labels for r in recipes)]
+    keys = [k for k in keys if k != "edit" and not k.startswith("edits.")]  # those have a label of their own
     varying = [k for k in keys if len({r.labels[k] for r in recipes}) > 1]
     # Words are shorter than prompts, but only where they tell all prompts apart.
     words = len({tuple(r.labels[k] for k in varying) for r in recipes}) == len(prompts)
     out = []
-    for take, recipe in zip(takes, recipes, strict=True):
+    for take, recipe, edit in zip(takes, recipes, edits, strict=True):
         parts = []
         if len(prompts) > 1 and words and varying:
             parts.append(" ".join(recipe.labels[k] for k in varying))
+        if len(set(edits)) > 1:
+            parts.append(edit)
         if len({r.model.name for r in recipes}) > 1:
             parts.append(recipe.model.name)
         if len({r.seed for r in recipes}) > 1:

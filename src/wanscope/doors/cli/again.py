@@ -36,4 +36,12 @@ def study_data(recipe: Recipe) -> dict[str, Any]:
         data["components"] = model["components"]
     for lora in data.get("loras", ()):
         lora.pop("sha256", None)  # of the file that is there now
+    if "edits" in data:
+        data |= {"edits": [_without_hashes(edit) for edit in data["edits"]], "baseline": False}
     return data
+
+
+def _without_hashes(data: Any) -> Any:
+    if not isinstance(data, dict):
+        return data
+    return {key: _without_hashes(value) for key, value in data.items() if key != "sha256"}

@@ -176,7 +176,13 @@ def generate(
     json: EventsJson = False,
     edit: Annotated[
         list[str] | None,
-        typer.Option("--edit", metavar="JSON", help="Edits of activations: not in this version.", hidden=True),
+        typer.Option(
+            "--edit",
+            "-e",
+            metavar="EDIT",
+            help="An edit in one line, such as \"inject 'a green square' into late at 0.4\", or as JSON. The video "
+            "without edits is made beside it. Repeatable: several act together, in their order.",
+        ),
     ] = None,
     store_attention: Annotated[
         bool, typer.Option("--store-attention", help="Attention maps: not in this version.", hidden=True)
@@ -189,7 +195,7 @@ def generate(
     from wanscope.doors.cli.generate import refuse_later, run_generate
     from wanscope.doors.cli.request import SETTINGS, Options
 
-    refuse_later(edit, store_attention)
+    refuse_later(store_attention)
     given = dict(locals())
     options = Options(
         source=source,
@@ -200,6 +206,7 @@ def generate(
         loras=lora or (),
         from_take=from_take,
         store_latents=store_latents,
+        edits=edit or (),
         values={key: given[key] for key in SETTINGS if given[key] is not None},
     )
     return run_generate(options, output_dir, dry_run=dry_run, device=device, memory=memory, json=json)
@@ -277,6 +284,25 @@ def compare(
     from wanscope.doors.cli.compare import run_compare
 
     return run_compare(takes, out, output_dir, json)
+
+
+@app.command()
+def difference(
+    a: Annotated[str, typer.Argument(metavar="A", help="A prompt.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another prompt: the donor, where one is injected.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", metavar="MODEL", help="Whose text encoder and projection are asked.")
+    ] = "marbles",
+    device: Device = "auto",
+    json: Json = False,
+) -> int:
+    """Measure how far apart two prompts are for a model.
+
+    Over real tokens, before and after projection, with a sentence of advice for injecting one into the other.
+    """
+    from wanscope.doors.cli.difference import run_difference
+
+    return run_difference(a, b, model, device, json)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from wanscope.doors.cli import out
 from wanscope.doors.cli.estimate import Estimate, estimate
 from wanscope.doors.cli.generate import prepare_process
 from wanscope.doors.cli.show import settings_text
+from wanscope.edit.shorthand import shorthand
 from wanscope.errors import MemoryPlanError, ModelError, StorageError
 from wanscope.events import Note
 from wanscope.recipe import Recipe
@@ -95,7 +96,11 @@ def _check_prompts(planned: Plan, recipe: Recipe) -> None:
     expansion, recipes = planned.expansion, planned.recipes
     if expansion is not None:
         seed = expansion.study.seeds[0]
-        recipes = (expansion.recipe(variation, seed, {}) for variation in expansion.template.expand())
+        recipes = (
+            expansion.recipe(variation, seed, {}, edit_set)
+            for variation in expansion.template.expand()
+            for edit_set in expansion.edit_sets
+        )
     check_prompts(tokenizer, recipes, length, recipe.model.variant == "marbles")
 
 
@@ -158,6 +163,7 @@ def _print(
         ("video", f"{video.width} x {video.height}, {video.frames} frames, {video.fps} fps"),
         ("sampler", settings_text(recipe)),
         ("negative", recipe.negative or "(none)"),
+        *_edit_rows(planned),
         ("workspace", out.shown_path(workspace.folder)),
         ("complete", _complete(planned)),
         ("size", _size_text(planned)),
@@ -167,15 +173,21 @@ def _print(
     out.facts(rows, indent="  ")
 
 
+def _edit_rows(planned: Plan) -> list[tuple[str, str]]:
+    """Each edit, and where in the model it would act."""
+    expansion = planned.expansion
+    if expansion is None:
+        return [("edit", shorthand(edit)) for edit in planned.recipes[0].edits]
+    edits = dict.fromkeys(shorthand(edit) for each in expansion.edit_sets for edit in each.edits)
+    shown = [("edit", text) for text in islice(edits, SHOWN)]
+    return shown + ([("", f"and {len(edits) - SHOWN} more")] if len(edits) > SHOWN else [])
+
+
 def _counted(planned: Plan) -> str:
     expansion = planned.expansion
     if expansion is None:
         return f"{planned.takes} take to make again"
-    variations, seeds = expansion.variations, len(expansion.study.seeds)
-    return (
-        f"{planned.takes} take{'s'[: planned.takes != 1]}, {variations} variation{'s'[: variations != 1]} x "
-        f"{seeds} seed{'s'[: seeds != 1]}"
-    )
+    return f"{planned.takes} take{'s'[: planned.takes != 1]}, {expansion.counted}"
 
 
 def _complete(planned: Plan) -> str:

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 MEMORY = ("auto", "none", "offload")
 
 
-def refuse_later(edit: Sequence[str] | None, store_attention: bool) -> None:
-    """Options that the design has and this version has not: a sentence instead of `no such option`."""
-    for given, option, what in (
-        (edit, "--edit", "cannot edit activations yet"),
-        (store_attention, "--store-attention", "cannot record attention yet"),
-    ):
-        if given:
-            raise RequestError(f"{option} cannot be used", f"this version of wanscope {what}", "the same without it")
+def refuse_later(store_attention: bool) -> None:
+    """An option that the design has and this version has not: a sentence instead of `no such option`."""
+    if store_attention:
+        raise RequestError(
+            "--store-attention cannot be used",
+            "this version of wanscope cannot record attention yet",
+            "the same without it",
+        )
 
 
 def run_generate(

@@ -17,7 +17,7 @@ from wanscope.errors import RequestError
 from wanscope.events import Note
 from wanscope.recipe import Study
 from wanscope.study.sources import STUDY_ENDINGS, read_source
-from wanscope.study_file import config_names, find_study_file, load_study_data, read_yaml
+from wanscope.study_file import config_names, edit_with_paths, find_study_file, load_study_data, read_yaml
 from wanscope.validation import validated
 from wanscope.workspace import Workspace
 
@@ -53,6 +53,7 @@ class Options:
     loras: Sequence[str] = ()
     from_take: str | None = None
     store_latents: bool | None = None
+    edits: Sequence[str] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -179,6 +180,8 @@ def _changes(options: Options, workspace: Workspace) -> dict[str, Any]:
         changes["seeds"] = options.videos_per_variation
     if options.loras:
         changes["loras"] = [_absolute_lora(text) for text in options.loras]
+    if options.edits:
+        changes["edits"] = [edit_with_paths(text, _absolute) for text in options.edits]
     if options.from_take is not None:
         changes["init"] = {"take": _take_name(options.from_take, workspace)}
     if options.store_latents is not None:

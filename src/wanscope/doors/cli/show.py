@@ -8,6 +8,7 @@ from typing import Any
 
 from wanscope.doors.cli import out
 from wanscope.doors.cli.takes import bytes_of
+from wanscope.edit.shorthand import shorthand
 from wanscope.recipe import Recipe
 from wanscope.take.disk import size_text
 from wanscope.take.manifest import Manifest, check_sizes, read_manifest
@@ -59,6 +60,7 @@ def _facts(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
         shown = (m.text + (f" (weight {m.weight:g})" if m.weighted else "") for m in recipe.marks)
         pairs.insert(3, ("marked", ", ".join(shown)))
     pairs += [("LoRA", f"{lora.path}, weight {lora.weight:g}") for lora in recipe.loras]
+    pairs += edit_facts(manifest)
     if recipe.init is not None:
         pairs.append(("started from", recipe.init.take or recipe.init.latents or recipe.init.video or ""))
     if manifest.latents is not None:
@@ -72,6 +74,16 @@ def _facts(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
     for earlier in manifest.earlier:
         changed = "; ".join(earlier.environment.differences(manifest.environment))
         pairs.append(("earlier bits", f"made {earlier.made}, elsewhere: {changed}"))
+    return pairs
+
+
+def edit_facts(manifest: Manifest) -> list[tuple[str, str]]:
+    """Each edit in one line, and below it how often and where it acted."""
+    pairs = []
+    for i, edit in enumerate(manifest.recipe.edits):
+        pairs.append(("edit", shorthand(edit)))
+        if i < len(manifest.applied_edits):
+            pairs.append(("", manifest.applied_edits[i].describe()))
     return pairs
 
 

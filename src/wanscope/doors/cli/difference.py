@@ -1,0 +1,44 @@
+"""`wanscope difference`: how far apart two prompts are for a model, with a sentence of advice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wanscope.doors.cli import out
+from wanscope.doors.cli.generate import prepare_process
+from wanscope.doors.cli.request import absolute_model
+from wanscope.errors import RequestError
+
+
+def run_difference(a: str, b: str, model: str, device: str, json: bool) -> int:
+    for name, text in (("A", a), ("B", b)):
+        if not text.strip():
+            raise RequestError(f"prompt {name} is empty", "there is nothing to compare", "")
+    prepare_process()
+    from wanscope import api
+    from wanscope.edit.difference import render_difference
+    from wanscope.study.models import ModelKey, place_encoder, tokenizer_of
+    from wanscope.study.texts import check_length_and_words
+    from wanscope.wan.load import load
+
+    spec = absolute_model(model)
+    tokenizer, length = tokenizer_of(ModelKey(spec, "auto"))
+    check_length_and_words(tokenizer, {"prompt A": a, "prompt B": b}, length, spec == "marbles")
+    loaded = load(spec, device=device)
+    place_encoder(loaded)
+    found = api.difference(loaded, a, b)
+    if json:
+        out.document({"model": model, "a": a, "b": b, **found.as_data()})
+        return 0
+    out.say(f"A: {a}")
+    out.say(f"B: {b}")
+    out.say(f"model: {loaded.variant.title}")
+    out.say()
+    out.say(render_difference(found, pieces_a=_pieces(tokenizer, a), pieces_b=_pieces(tokenizer, b)))
+    return 0
+
+
+def _pieces(tokenizer: Any, text: str) -> list[str]:
+    from wanscope.prompt.tokens import clean
+
+    return [str(piece) for piece in tokenizer.convert_ids_to_tokens(tokenizer(clean(text))["input_ids"])]

@@ -1,0 +1,32 @@
+"""YAML (and with it JSON) read strictly: a mapping, and no key twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wanscope.errors import RecipeError
+
+
+def read_yaml(text: str, source: str = "the study") -> dict[str, Any]:
+    """A mapping from YAML text; a key written twice is refused instead of the last one winning."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            twice = next((k for i, k in enumerate(keys) if k in keys[:i]), None)
+            if twice is not None:
+                line = node.start_mark.line + 1
+                raise RecipeError(f"{source}: {twice!r} is written twice in the block at line {line}", "", "keep one")
+            return super().construct_mapping(node, deep)
+
+    try:
+        data = yaml.load(text, Loader=Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise RecipeError(f"{source} cannot be read as YAML{place}", str(problem)) from None
+    if not isinstance(data, dict):
+        raise RecipeError(f"{source} is not a study", "a study is a YAML mapping", 'prompt: "a [red|blue] circle"')
+    return data
