@@ -1,4 +1,4 @@
-"""Keeps a path's states while it is sampled, and its Gram matrix.
+"""Keeps a path's states while it is sampled, its Gram matrix, and on request what each step predicts.
 
 States go to `latents.zarr` (see arrays.py) as fp16 or fp32, every n-th of them and always the first and the last. The
 Gram is of the loop's own fp32 latents, whatever is stored (see gram.py).
@@ -70,12 +70,52 @@ class LatentsObserver(Observer):
         index = self._path.count
         self._path.add(state_CThw)
         if index in self.states:
-            with np.errstate(over="ignore"):  # said below, with the numbers
-                stored_CThw = state_CThw.astype(DTYPES[self.spec.dtype])
-            if not np.isfinite(stored_CThw).all():
-                raise NumericalError(
-                    f"the latents of state {index} do not fit {self.spec.dtype}",
-                    f"their largest value is {np.abs(state_CThw).max():.3g}, and fp16 ends at 65504",
-                    "capture: {latents: {dtype: fp32}}",
-                )
+            stored_CThw = _rounded(state_CThw, self.spec.dtype, f"the latents of state {index}", "latents")
             self._array[self.states.index(index)] = stored_CThw
+
+
+class CleanObserver(Observer):
+    """Writes the clean latents that each step predicts to `folder`: x - sigma * velocity, of its first evaluation.
+
+    `steps` are those of the schedule that were stored: every n-th of the run and its last.
+    """
+
+    def __init__(self, folder: Path, spec: LatentsCapture) -> None:
+        self.folder, self.spec = folder, spec
+        self.steps: tuple[int, ...] = ()
+        self._sigmas: tuple[float, ...] = ()
+        self._array: zarr.Array | None = None
+
+    def start(self, latents: Tensor, sigmas: tuple[float, ...]) -> None:
+        self._sigmas = sigmas
+
+    def step(self, state: StepState) -> None:
+        if self._array is None:
+            self._begin(state)
+        assert self._array is not None and state.denoised is not None
+        if state.step in self.steps:
+            clean_CThw = state.denoised[0].detach().float().cpu().numpy()
+            stored_CThw = _rounded(clean_CThw, self.spec.dtype, f"the clean latents of step {state.step}", "x0")
+            self._array[self.steps.index(state.step)] = stored_CThw
+
+    def _begin(self, state: StepState) -> None:
+        first, count = state.step, len(self._sigmas) - 1
+        self.steps = tuple(first + k for k in stored_states(count, self.spec.every))
+        _, C, T, h, w = state.latents.shape
+        attributes = {"steps": list(self.steps), "sigmas": [self._sigmas[step - first] for step in self.steps]}
+        self._array = create_array(
+            self.folder, (len(self.steps), C, T, h, w), (C, 1, h, w), self.spec.dtype, attributes
+        )
+
+
+def _rounded(values: np.ndarray, dtype: str, what: str, key: str) -> np.ndarray:
+    """As stored. NumericalError where fp16 cannot hold them."""
+    with np.errstate(over="ignore"):  # said below, with the numbers
+        stored = values.astype(DTYPES[dtype])
+    if not np.isfinite(stored).all():
+        raise NumericalError(
+            f"{what} do not fit {dtype}",
+            f"their largest value is {np.abs(values).max():.3g}, and fp16 ends at 65504",
+            f"capture: {{{key}: {{dtype: fp32}}}}",
+        )
+    return stored

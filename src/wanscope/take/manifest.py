@@ -60,11 +60,26 @@ class Environment(Spec):
 
 
 class StoredLatents(Spec):
-    """What latents.zarr holds: `states[i]` is the path's state at index i; 0 is the noise, the last the result."""
+    """What latents.zarr holds: `states[i]` is the path's state at index i; 0 is the noise, the last the result.
+
+    Of x0.zarr, `states[i]` is the step whose prediction stands at index i.
+    """
 
     dtype: Literal["fp16", "fp32"]
     every: int
     states: tuple[int, ...]
+
+
+class StoredAttention(Spec):
+    """What the attention stores hold; their own attributes say it in full. shape: of one measure's array."""
+
+    measures: tuple[str, ...]
+    words: tuple[str, ...]
+    rows: int
+    blocks: int
+    evaluations: int
+    keep: Literal["maps", "mean"]
+    shape: tuple[int, ...]
 
 
 class Earlier(Spec):
@@ -95,6 +110,8 @@ class Manifest(Spec):
     latents_sha256: str
     latents: StoredLatents | None = None
     gram: tuple[tuple[float, ...], ...] | None = None
+    x0: StoredLatents | None = None
+    attention: StoredAttention | None = None
     applied_edits: tuple[AppliedEdit, ...] = ()
     prompt_tokens: int | None = None
     earlier: tuple[Earlier, ...] = ()

@@ -5,6 +5,8 @@
                poster.webp     its middle frame
                final.npy       the last latents, fp32 [C, T, h, w]: exact, and where a second pass can start
                latents.zarr/   the path's states, where they were asked for
+               x0.zarr/        the clean latents that each step predicts, where they were asked for
+               attention.zarr/ attention maps, where they were asked for (attention-contribution.zarr, ...)
                events.jsonl    what happened, a JSON object a line
 
 While it is made a take is `takes/.<id>.<process>.partial`, which whoever holds the take's lock may delete. A take that
@@ -20,6 +22,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -27,7 +30,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from wanscope.capture.arrays import open_array
-from wanscope.errors import DamagedTake, NotCaptured
+from wanscope.capture.attention import FOLDERS
+from wanscope.errors import DamagedTake, NotCaptured, RecipeError
 from wanscope.recipe import CaptureSpec, LatentsCapture, Recipe
 from wanscope.take.disk import guarded, sync_file, sync_folder, sync_tree
 from wanscope.take.manifest import Manifest, check_content, check_sizes, read_manifest
@@ -36,7 +40,12 @@ from wanscope.workspace import MANIFEST
 if TYPE_CHECKING:
     import zarr
 
-VIDEO, POSTER, FINAL, LATENTS, EVENTS = "video.mp4", "poster.webp", "final.npy", "latents.zarr", "events.jsonl"
+    from wanscope.capture_spec import Measure
+    from wanscope.prompt.tokens import MarkLike
+    from wanscope.take.attention import Attention
+
+VIDEO, POSTER, FINAL, EVENTS = "video.mp4", "poster.webp", "final.npy", "events.jsonl"
+LATENTS, X0 = "latents.zarr", "x0.zarr"
 
 
 def latents_sha256(latents_CThw: np.ndarray) -> str:
@@ -104,6 +113,43 @@ class Take:
         return open_array(self.folder / LATENTS)
 
     @cached_property
+    def x0(self) -> zarr.Array:
+        """The clean latents that each step predicts, [K, C, T, h, w], fp16 or fp32; read as it is indexed.
+
+        `manifest.x0.states` are the steps.
+        """
+        if self.manifest.x0 is None:
+            raise self._missing("no predicted clean latents", "--set capture.x0=true")
+        self._check(X0)
+        return open_array(self.folder / X0)
+
+    @property
+    def attention(self) -> Attention:
+        """Cross-attention probabilities of words, [S, L, K, T, Y, X] (see `wanscope.take.attention`)."""
+        return self.attention_of("probability")
+
+    def attention_of(self, measure: Measure) -> Attention:
+        """Attention maps by their measure: probability, contribution or gramcol. NotCaptured where it was not kept."""
+        from wanscope.take.attention import Attention
+
+        if measure not in self._attention:
+            kept = self.manifest.attention
+            if kept is None:
+                raise self._missing("no attention maps", "--store-attention")
+            if measure not in kept.measures:
+                have = ", ".join(kept.measures)
+                raise self._missing(
+                    f"no {measure} maps (only {have})", f"--set 'capture.attention.measures=[{have}, {measure}]'"
+                )
+            self._check(FOLDERS[measure])
+            self._attention[measure] = Attention(open_array(self.folder / FOLDERS[measure]))
+        return self._attention[measure]
+
+    @cached_property
+    def _attention(self) -> dict[str, Attention]:
+        return {}
+
+    @cached_property
     def final(self) -> np.ndarray:
         """The last latents, float32 [C, T, h, w], exactly as the loop left them."""
         self._check(FINAL)
@@ -139,12 +185,19 @@ class Take:
         if latents_sha256(self.final) != self.manifest.latents_sha256:
             raise DamagedTake(f"{self.folder / FINAL} is damaged", "its values do not have their checksum")
 
-    def complete(self, capture: CaptureSpec) -> bool:
-        """Whether all files are there, in their size, and with them the records that `capture` asks for."""
+    def complete(self, capture: CaptureSpec, marks: Iterable[MarkLike] | None = None) -> bool:
+        """Whether all files are there, in their size, and with them the records that `capture` asks for.
+
+        marks: the marked words that it means; None for the take's own.
+        """
         try:
             check_sizes(self.folder, self.manifest.files)
         except DamagedTake:
             return False
+        if marks is not None and capture.attention is not None and capture.attention.marked:
+            mine = {(mark.start, mark.end) for mark in self.recipe.marks}
+            if not {(mark.start, mark.end) for mark in marks} <= mine:
+                return False
         return covers(self.recipe.capture, capture)
 
     def bytes(self) -> int:
@@ -162,27 +215,55 @@ class Take:
             raise self._missing("no latents of its path")
         return self.manifest.latents
 
-    def _missing(self, what: str) -> NotCaptured:
+    def _missing(self, what: str, option: str = "--store-latents") -> NotCaptured:
         return NotCaptured(
-            f"take {self.id} has {what}", "they were not asked for when it was made", "--store-latents, and run again"
+            f"take {self.id} has {what}", "they were not asked for when it was made", f"{option}, and run again"
         )
 
 
 def covers(have: CaptureSpec, asked: CaptureSpec) -> bool:
-    """Whether records made for `have` hold all that `asked` wants: as many digits, and every state."""
-    if asked.latents is None:
-        return True
-    if have.latents is None or (have.latents.dtype == "fp16" and asked.latents.dtype == "fp32"):
+    """Whether records made for `have` hold all that `asked` wants: as many digits, every state, every map.
+
+    Never where `asked` has a `reduce` function: what it would see is only there while a take is made.
+    """
+    if asked.reduce is not None:
         return False
-    return asked.latents.every % have.latents.every == 0
+    if asked.attention is not None and (have.attention is None or not have.attention.covers(asked.attention)):
+        return False
+    return _covers(have.latents, asked.latents) and _covers(have.x0, asked.x0)
+
+
+def _covers(have: LatentsCapture | None, asked: LatentsCapture | None) -> bool:
+    if asked is None:
+        return True
+    if have is None or (have.dtype == "fp16" and asked.dtype == "fp32"):
+        return False
+    return asked.every % have.every == 0
 
 
 def union(have: CaptureSpec, asked: CaptureSpec) -> CaptureSpec:
-    """Records that hold both, so that making a take again loses nothing it had."""
-    if have.latents is None or asked.latents is None:
-        return CaptureSpec(latents=have.latents or asked.latents)
-    dtype = "fp32" if "fp32" in (have.latents.dtype, asked.latents.dtype) else "fp16"
-    return CaptureSpec(latents=LatentsCapture(dtype=dtype, every=int(np.gcd(have.latents.every, asked.latents.every))))
+    """Records that hold both, so that making a take again loses nothing it had. RecipeError where none can."""
+    attention = have.attention or asked.attention
+    if have.attention is not None and asked.attention is not None:
+        try:
+            attention = have.attention.union(asked.attention)
+        except ValueError as error:
+            raise RecipeError(
+                "the take that is there has other attention maps", str(error), "--output-dir, for a take of its own"
+            ) from None
+    return CaptureSpec(
+        latents=_union(have.latents, asked.latents),
+        x0=_union(have.x0, asked.x0),
+        attention=attention,
+        reduce=asked.reduce,
+    )
+
+
+def _union(have: LatentsCapture | None, asked: LatentsCapture | None) -> LatentsCapture | None:
+    if have is None or asked is None:
+        return have or asked
+    dtype = "fp32" if "fp32" in (have.dtype, asked.dtype) else "fp16"
+    return LatentsCapture(dtype=dtype, every=int(np.gcd(have.every, asked.every)))
 
 
 class TakeWriter:

@@ -1,0 +1,131 @@
+"""A take's attention maps, opened lazily: nothing is read from the disk but what is indexed.
+
+    maps = take.attention               # [S, L, K, T, Y, X], or [S, L, H, K, T, Y, X] where heads were kept
+    maps.words                          # ("circle", "red"): rows that sum a word's tokens
+    maps[-1, 0, 0]                      # one map over the video, float16 [T, Y, X]
+    maps.word("circle")                 # all of a word's maps, [S, L, T, Y, X]
+    maps.mean("circle", blocks=[4, 5])  # averaged over steps and blocks, float32 [T, Y, X]
+
+Shape suffixes: S kept evaluations, L kept blocks, H kept heads, K rows, T latent frames, Y and X rows and columns of
+tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wanscope.capture.attention import FOLDERS, Row
+from wanscope.errors import NotCaptured, nearest
+
+if TYPE_CHECKING:
+    import zarr
+
+    from wanscope.capture_spec import Measure
+
+__all__ = ["FOLDERS", "Attention"]
+
+
+class Attention:
+    """One measure's maps. `rows` names what the axis K counts: words first, then tokens, then the padding.
+
+    dims: what each axis is. steps, evaluations, sigmas, experts: of the first axis (empty steps for a mean over them).
+    blocks: of the second. heads: of the third, or None where heads were averaged. NaN: blocks that an edit skipped.
+    """
+
+    def __init__(self, array: zarr.Array) -> None:
+        self.array = array
+        about: dict[str, Any] = dict(array.attrs)
+        self.measure: Measure = about["measure"]
+        self.averaged: bool = about["keep"] == "mean"
+        self.branch: str = about["branch"]
+        self.rows = tuple(Row(r["name"], r["kind"], tuple(r["columns"])) for r in about["rows"])
+        self.blocks = tuple(about["blocks"])
+        self.heads = None if about["heads"] is None else tuple(about["heads"])
+        self.real_tokens: int = about["real_tokens"]
+        self.evaluations = tuple((step, evaluation) for step, evaluation in about["evaluations"])
+        self.sigmas = np.array(about["sigmas"])
+        self.experts = tuple(about["experts"])
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name} {size}" for name, size in zip(self.dims, self.shape, strict=True))
+        return f"Attention({self.measure} of {', '.join(self.names)}: {sizes})"
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        head = () if self.heads is None else ("head",)
+        return ("step", "block", *head, "row", "T", "Y", "X")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The step of each entry of the first axis; () where maps were averaged over the steps."""
+        return () if self.averaged else tuple(step for step, _ in self.evaluations)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all rows."""
+        return tuple(row.name for row in self.rows)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Rows of words; of single tokens where no word was asked for."""
+        words = tuple(row.name for row in self.rows if row.kind == "word")
+        return words or tuple(row.name for row in self.rows if row.kind == "token")
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Latent frames, rows and columns of tokens."""
+        frames, rows, columns = self.shape[-3:]
+        return frames, rows, columns
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        return np.asarray(self.array[key])
+
+    def row(self, name: str) -> int:
+        """The place of a row by its name. NotCaptured, with the nearest name, where there is none."""
+        if name not in self.names:
+            raise NotCaptured(
+                f"no attention maps of {name!r} were kept",
+                f"there are those of {', '.join(self.names)}; {nearest(name, self.names)}",
+                f"--set 'capture.attention.tokens=[\"@marked\", {name}]', and run again",
+            )
+        return self.names.index(name)
+
+    def word(self, name: str) -> np.ndarray:
+        """All maps of one row, float16 [S, L, T, Y, X] or [S, L, H, T, Y, X]."""
+        return self[..., self.row(name), :, :, :]
+
+    def iter_steps(self, name: str) -> Iterator[np.ndarray]:
+        """A row's maps step by step, float32 [L, T, Y, X] or [L, H, T, Y, X]."""
+        row = self.row(name)
+        for place in range(self.shape[0]):
+            yield self[(place, ..., row, slice(None), slice(None), slice(None))].astype(np.float32)
+
+    def mean(self, name: str, blocks: Iterable[int] | None = None, steps: Iterable[int] | None = None) -> np.ndarray:
+        """A row's map averaged over heads, blocks and steps (all that were kept, or these), float32 [T, Y, X].
+
+        Skipped blocks (NaN) are left out. NotCaptured where none of them was kept.
+        """
+        wanted = set(self.blocks if blocks is None else blocks)
+        places = [i for i, block in enumerate(self.blocks) if block in wanted]
+        at = None if steps is None or self.averaged else set(steps)
+        total, count = np.zeros(self.grid, dtype=np.float64), np.zeros(self.grid)
+        for place, maps in enumerate(self.iter_steps(name)):
+            if at is not None and self.evaluations[place][0] not in at:
+                continue
+            flat = maps[places].reshape(-1, *self.grid)
+            there = np.isfinite(flat)
+            total += np.where(there, flat, 0).sum(0)
+            count += there.sum(0)
+        if not count.all():
+            raise NotCaptured(
+                f"there is no map of {name!r} to average",
+                f"kept are blocks {list(self.blocks)} at steps {sorted({s for s, _ in self.evaluations})}",
+            )
+        return (total / count).astype(np.float32)
