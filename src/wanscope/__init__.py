@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from wanscope.analysis.analyze import Analysis, analyze
     from wanscope.api import difference, generate, open_take
     from wanscope.edit.edits import Bend, Donor, Inject, Prompts, Skip, Steer
     from wanscope.errors import WanscopeError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 # Where each public name lives: module, and its name there.
 _NAMES = {
     "Bend": ("wanscope.edit.edits", "Bend"),
+    "Analysis": ("wanscope.analysis.analyze", "Analysis"),
     "Capture": ("wanscope.recipe", "CaptureSpec"),
     "Donor": ("wanscope.edit.edits", "Donor"),
     "Inject": ("wanscope.edit.edits", "Inject"),
@@ -38,6 +40,7 @@ _NAMES = {
     "Take": ("wanscope.take.store", "Take"),
     "WanscopeError": ("wanscope.errors", "WanscopeError"),
     "Workspace": ("wanscope.workspace", "Workspace"),
+    "analyze": ("wanscope.analysis.analyze", "analyze"),
     "contact_sheet": ("wanscope.take.compare", "contact_sheet"),
     "difference": ("wanscope.api", "difference"),
     "generate": ("wanscope.api", "generate"),
@@ -49,6 +52,7 @@ _NAMES = {
 }
 
 __all__ = [
+    "Analysis",
     "Bend",
     "Capture",
     "Donor",
@@ -63,6 +67,7 @@ __all__ = [
     "WanscopeError",
     "Workspace",
     "__version__",
+    "analyze",
     "contact_sheet",
     "difference",
     "generate",

@@ -50,7 +50,9 @@ Memory = Annotated[
 
 
 def command() -> Any:
-    """The click command that typer makes of this module."""
+    """The click command that typer makes of this module and of those that add to it."""
+    import wanscope.doors.cli.results  # noqa: F401
+
     return typer.main.get_command(app)
 
 

@@ -1,0 +1,263 @@
+"""`analyze(study)`: from the takes of a study to tables, tests, figures, a report and a plain summary.
+
+    analysis = analyze("my-study")
+    print(analysis.summary)
+    analysis.tests.tests[0].p_holm
+
+What is written, by default into `studies/<name>/analysis/`:
+
+    report.html              everything on one page that opens without a network
+    summary.txt              what can be said, and what not
+    metrics.parquet, .csv    take, name, group, seed, slots, metric, state, sigma, part, value
+    tests.parquet, .csv      a row for each contrast and metric
+    groups.parquet, .csv     dispersion, distances, separability of groups at each step
+    figures/                 PNG and SVG of every figure
+    analysis.json            what was analyzed, how, with which versions
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wanscope import __version__, events
+from wanscope.analysis import gram
+from wanscope.analysis.design import Comparison, Unit, compare
+from wanscope.analysis.groups import GroupResult, analyze_groups
+from wanscope.analysis.metric import Metric, Subject, all_metrics
+from wanscope.analysis.source import Collection, LeftOut, Member, collect
+from wanscope.analysis.summary import summarized
+from wanscope.analysis.table import Table, tabulated, write_rows
+from wanscope.analysis.testing import Family, Test, tested
+from wanscope.analysis.trajectory import EPSILON, common_rank
+from wanscope.analysis.trajectory import Path as PathOfTake
+from wanscope.errors import NotCaptured
+from wanscope.take.disk import guarded, require_writable, write_atomic
+from wanscope.workspace import Workspace
+
+FOLDER = "analysis"
+REPORT, SUMMARY, FACTS = "report.html", "summary.txt", "analysis.json"
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What an analysis found. folder: where it was written, None where nothing was.
+
+    rank: the one rank of log-volumes. between: inner products of the takes at each state, and their joint places; None
+    where fewer than two takes have comparable latents. compared: the members that `between` is of, by index.
+    """
+
+    collection: Collection
+    comparison: Comparison
+    table: Table
+    tests: Family
+    groups: GroupResult
+    rank: int
+    paths: dict[int, PathOfTake]
+    between: gram.OnePass | None
+    compared: tuple[int, ...]
+    states: tuple[int, ...]
+    notes: tuple[str, ...]
+    summary: str
+    folder: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return self.collection.name
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        return self.collection.members
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        return self.collection.left_out
+
+    @property
+    def report(self) -> Path | None:
+        return None if self.folder is None else self.folder / REPORT
+
+    def facts(self) -> dict[str, Any]:
+        """What was analyzed and found, for machines."""
+        return {
+            "study": self.name,
+            "wanscope": __version__,
+            "made": datetime.now(UTC).isoformat(timespec="seconds"),
+            "takes": [{"take": m.id, "name": m.name, "seed": m.seed, "labels": dict(m.labels)} for m in self.members],
+            "left_out": [{"name": left.name, "why": left.why} for left in self.left_out],
+            "contrasts": [{"factor": c.factor, "a": c.a, "b": c.b} for c in self.comparison.contrasts],
+            "unit": self.comparison.unit,
+            "rank": self.rank,
+            "tests": self.tests.size,
+            "smallest_p": self.tests.smallest_p,
+            "found": [t.record() for t in self.tests.tests if t.found],
+            "notes": list(self.notes),
+            "summary": self.summary,
+            "folder": None if self.folder is None else str(self.folder),
+            "report": None if self.report is None else str(self.report),
+        }
+
+
+def analyze(
+    source: Any,
+    *,
+    workspace: Workspace | Path | str | None = None,
+    out: Path | str | None = None,
+    by: str | None = None,
+    contrast: Sequence[str] | None = None,
+    baseline: str | None = None,
+    unit: Unit | None = None,
+    write: bool = True,
+    report: bool = True,
+    on_event: events.Listener = events.ignore,
+) -> Analysis:
+    """Analyze a study: its name, folder, study.yaml or workspace, what `run` returned, or a list of takes.
+
+    by, contrast, baseline: what is compared (design.py); else the study's design, else every slot. unit: "seed" or
+    "scene", else by how many scenes there are. out: the folder to write; write=False writes nothing. report: whether
+    figures and the page are made as well.
+
+    RequestError, RecipeError or TakeNotFound before any work; NotCaptured where no take has a record of its path.
+    Takes that are damaged or missing are left out and named in the result.
+    """
+    collection = collect(source, workspace)
+    folder = _folder(collection, workspace, out) if write else None
+    comparison = compare(collection, by, contrast, baseline, unit)
+    metrics = all_metrics()
+    if folder is not None:
+        require_writable(folder)
+    for left in collection.left_out:
+        on_event(events.Note(f"left out: {left.name}: {left.why}"))
+    result = _computed(collection, comparison, metrics, folder, on_event)
+    if folder is not None:
+        result = write_analysis(result, folder, report=report, on_event=on_event)
+    return result
+
+
+def _folder(collection: Collection, workspace: Any, out: Path | str | None) -> Path:
+    if out is not None:
+        return Path(out).expanduser().absolute()
+    if collection.folder is not None:
+        return collection.folder / FOLDER
+    return Workspace.find(workspace).folder / FOLDER
+
+
+def _computed(
+    collection: Collection,
+    comparison: Comparison,
+    metrics: Sequence[Metric],
+    folder: Path | None,
+    on_event: events.Listener,
+) -> Analysis:
+    members, notes = collection.members, list(comparison.notes)
+    paths = _paths(collection, notes)
+    rank = common_rank(list(paths.values()))
+    compared = _comparable(members, notes)
+    between = None
+    if compared:
+        arrays = [members[i].take.latents for i in compared]
+        on_event(events.Note(f"reading the latents of {len(arrays)} takes, {arrays[0].shape[0]} states each"))
+        between = gram.one_pass(arrays, scratch=folder)
+    states = tuple(int(k) for k in members[compared[0]].take.states) if compared else ()
+    row_of = {member: row for row, member in enumerate(compared)}
+    subjects = {
+        i: Subject(
+            members[i].take,
+            path,
+            rank,
+            between.statistics[row_of[i]] if between is not None and i in row_of else (),
+            states,
+        )
+        for i, path in paths.items()
+    }
+    table = tabulated(members, metrics, subjects)
+    groups = analyze_groups(members, comparison, between, compared, states)
+    tests = tested(collection, comparison, table, groups.tests)
+    result = Analysis(
+        collection, comparison, table, tests, groups, rank, paths, between, compared, states, tuple(notes), ""
+    )
+    return _replace(result, summary=summarized(result))
+
+
+def _replace(analysis: Analysis, **changes: Any) -> Analysis:
+    from dataclasses import replace
+
+    return replace(analysis, **changes)
+
+
+def _paths(collection: Collection, notes: list[str]) -> dict[int, PathOfTake]:
+    """The path of every take that has one."""
+    paths, without = {}, []
+    for i, member in enumerate(collection.members):
+        try:
+            paths[i] = gram.path_of(member.take)
+        except NotCaptured:
+            without.append(member.name)
+    if not paths:
+        raise NotCaptured(
+            f"no take of {collection.name} has a record of its path",
+            "their latents were not asked for when they were made",
+            "wanscope generate STUDY --store-latents",
+        )
+    if without:
+        notes.append(f"without a record of their path, and in no metric: {', '.join(without)}")
+    later = [member for i, member in enumerate(collection.members) if i in paths and member.take.manifest.gram is None]
+    if later:
+        floors = {member.take.manifest.latents.dtype for member in later if member.take.manifest.latents is not None}
+        shown = ", ".join(f"{dtype} (relative rounding {EPSILON[dtype] / np.sqrt(12):.1e})" for dtype in sorted(floors))
+        largest = max(
+            np.sqrt(paths[i].floor / paths[i].dimension) for i, m in enumerate(collection.members) if m in later
+        )
+        notes.append(
+            f"{len(later)} take(s) have no Gram from sampling: their paths are of stored latents, {shown}; "
+            f"lengths below about {largest:.2g} rms are rounding"
+        )
+    return paths
+
+
+def _comparable(members: Sequence[Member], notes: list[str]) -> tuple[int, ...]:
+    """The takes whose latents can be set against each other value by value: the largest set of one kind."""
+    kinds: dict[Any, list[int]] = {}
+    for i, member in enumerate(members):
+        manifest = member.take.manifest
+        if manifest.latents is not None:
+            sigmas = tuple(np.round(member.take.sigmas[list(manifest.latents.states)], 9))
+            kinds.setdefault((manifest.latent_shape, manifest.latents.states, sigmas), []).append(i)
+    if not kinds:
+        notes.append("no take has stored latents: latent statistics and comparisons between takes are left out")
+        return ()
+    largest = max(kinds.values(), key=len)
+    if len(kinds) > 1:
+        rest = [members[i].name for kind in kinds.values() if kind is not largest for i in kind]
+        notes.append(
+            "of another size or schedule, hence not compared state by state with the others: " + ", ".join(rest)
+        )
+    return tuple(largest)
+
+
+def write_analysis(
+    analysis: Analysis, folder: Path, *, report: bool = True, on_event: events.Listener = events.ignore
+) -> Analysis:
+    """Write tables, summary and, with `report`, figures and the page; the analysis with its folder."""
+    result = _replace(analysis, folder=folder)
+    with guarded(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_rows(result.table.records(), folder / "metrics")
+        write_rows([test.record() for test in result.tests.tests], folder / "tests", columns=list(Test.__annotations__))
+        write_rows(result.groups.records(), folder / "groups", columns=GroupResult.COLUMNS)
+        write_atomic(folder / SUMMARY, result.summary + "\n")
+        if report:
+            from wanscope.analysis.report import write_report
+
+            write_report(result, folder, on_event=on_event)
+        write_atomic(folder / FACTS, json.dumps(result.facts(), indent=1, ensure_ascii=False) + "\n")
+    return result
+
+
+Progress = Callable[[int, int], None]

@@ -1,0 +1,362 @@
+"""Groups of takes at every step, from the inner products between takes: how far each spreads, how far they are apart.
+
+A pair p is two takes that differ in the factor alone (design.py), d_p its difference. With paired takes the tests are
+quadratic forms in the pairs' signs, so that one small matrix and the sign patterns give them exactly:
+
+- PERMANOVA within seeds: SS_between = |sum_p d_p|^2 / 2P, of sum_p |d_p|^2 / 2 within pairs; F with 1 and P - 1
+  degrees of freedom. Anderson 2001, doi 10.1111/j.1442-9993.2001.01070.pp.x.
+- Energy distance: 2 E|A - B| - E|A - A'| - E|B - B'| over all takes. Szekely and Rizzo 2013, doi
+  10.1016/j.jspi.2013.03.018.
+- Spread: distance to the centroid of the take's group, compared in pairs. Anderson 2006, doi
+  10.1111/j.1541-0420.2005.00440.x.
+- Separability: of the takes of a left-out seed, the share that is nearer to the centroid of its own group, which the
+  other seeds give; and of its pairs, the share that those centroids put the right way round.
+
+Distances are divided by sqrt(D): root mean squares per latent value.
+
+Shape suffixes: N takes, K states, P pairs, U units, B sign patterns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from wanscope.analysis import stats
+from wanscope.analysis.design import Comparison, Contrast, Pairs, others, pairs_of, value_of
+from wanscope.analysis.gram import OnePass
+from wanscope.analysis.intervals import mean_interval
+from wanscope.analysis.source import Member
+from wanscope.analysis.testing import Test
+from wanscope.analysis.trajectory import FLOOR_FACTOR, centered, coordinates, log_volume, rounding_floor
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """One number of a group (or of a contrast, `a - b`) at a state."""
+
+    factor: str
+    group: str
+    quantity: str
+    unit: str
+    state: int
+    sigma: float
+    value: float
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """rows: of every state. tests: of the last one, uncorrected. places_KNA: exact principal coordinates of all takes
+    at each state, / sqrt(D). rank: the one of all dispersion volumes."""
+
+    COLUMNS = ("factor", "group", "quantity", "unit", "state", "sigma", "value")
+
+    rows: tuple[GroupRow, ...] = ()
+    tests: tuple[Test, ...] = ()
+    places_KNA: np.ndarray | None = None
+    rank: int = 0
+
+    def records(self) -> list[dict[str, Any]]:
+        return [{name: getattr(row, name) for name in self.COLUMNS} for row in self.rows]
+
+    def course(self, factor: str, group: str, quantity: str) -> tuple[list[int], list[float]]:
+        """States and values of one quantity."""
+        found = [(r.state, r.value) for r in self.rows if (r.factor, r.group, r.quantity) == (factor, group, quantity)]
+        return [state for state, _ in found], [value for _, value in found]
+
+
+def squared_distances(gram_NN: np.ndarray) -> np.ndarray:
+    """|x_i - x_j|^2, [N, N]."""
+    norms_N = np.diag(gram_NN)
+    squared_NN = (norms_N[:, None] + norms_N[None, :] - 2 * gram_NN).clip(min=0)
+    np.fill_diagonal(squared_NN, 0)
+    return squared_NN
+
+
+def pair_form(matrix_NN: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """M[a_p, a_q] - M[a_p, b_q] - M[b_p, a_q] + M[b_p, b_q], [P, P]: of a Gram, the Gram of the pairs' differences."""
+    return matrix_NN[np.ix_(a, a)] - matrix_NN[np.ix_(a, b)] - matrix_NN[np.ix_(b, a)] + matrix_NN[np.ix_(b, b)]
+
+
+def summed(form_PP: np.ndarray, units: Sequence[Any]) -> np.ndarray:
+    """The form over units that each sum their pairs, [U, U]."""
+    names = list(dict.fromkeys(units))
+    member_UP = np.array([[float(unit == name) for unit in units] for name in names])
+    return member_UP @ form_PP @ member_UP.T
+
+
+def flipped_form(form_UU: np.ndarray, draws: int = stats.DRAWS, seed: int = 0) -> float:
+    """Share of sign patterns whose s' M s is at least the observed one: p of a test that large values speak against."""
+    signs_BU = stats.sign_patterns(len(form_UU), draws, seed).astype(np.float64)
+    found_B = np.einsum("bu,uv,bv->b", signs_BU, form_UU, signs_BU, optimize=True)
+    scale = np.abs(form_UU).sum()
+    return float((found_B >= found_B[0] - stats.TIES * scale).mean())
+
+
+def permanova(gram_NN: np.ndarray, pairs: Pairs) -> tuple[float, float]:
+    """Pseudo-F within pairs, and R^2: the share of the squared distance within pairs that lies between the groups."""
+    form_PP = pair_form(gram_NN, pairs.a, pairs.b)
+    count = len(form_PP)
+    between, total = form_PP.sum() / (2 * count), np.trace(form_PP) / 2
+    if total <= 0:
+        return float("nan"), float("nan")
+    rest = total - between
+    f = (
+        between / (rest / (count - 1))
+        if count > 1 and rest > 1e-12 * total
+        else float("inf")
+        if count > 1
+        else float("nan")
+    )
+    return float(f), float(between / total)
+
+
+def energy_distance(distance_NN: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+    """2 E|A - B| - E|A - A'| - E|B - B'|, every take with every one (itself too)."""
+    ab, aa, bb = (distance_NN[np.ix_(*sides)].mean() for sides in ((a, b), (a, a), (b, b)))
+    return float(2 * ab - aa - bb)
+
+
+def separability(gram_NN: np.ndarray, pairs: Pairs) -> tuple[float, float]:
+    """Shares of left-out takes nearest to their own group's centroid, and of left-out pairs put the right way round.
+
+    A seed at a time is left out, with all its scenes. Ties count half. NaN for a single seed.
+    """
+    seeds = np.array([seed for _, seed in pairs.cells])
+    form_PP = pair_form(gram_NN, pairs.a, pairs.b)
+    right, ordered = [], []
+    for seed in np.unique(seeds):
+        held, rest = np.flatnonzero(seeds == seed), np.flatnonzero(seeds != seed)
+        if not len(rest):
+            return float("nan"), float("nan")
+        scores = form_PP[np.ix_(held, rest)].sum(axis=1)
+        ordered += [float(score > 0) + 0.5 * (score == 0) for score in scores]
+        own, other = pairs.a[rest], pairs.b[rest]
+        # |x - c_a|^2 - |x - c_b|^2, but for |x|^2
+        shift = gram_NN[np.ix_(own, own)].mean() - gram_NN[np.ix_(other, other)].mean()
+        for takes, sign in ((pairs.a[held], 1), (pairs.b[held], -1)):
+            gap = shift - 2 * (gram_NN[np.ix_(takes, own)].mean(axis=1) - gram_NN[np.ix_(takes, other)].mean(axis=1))
+            right += [float(sign * g < 0) + 0.5 * (g == 0) for g in gap]
+    return float(np.mean(right)), float(np.mean(ordered))
+
+
+def to_centroid(gram_NN: np.ndarray, takes: np.ndarray) -> np.ndarray:
+    """Distance of each of some takes to their centroid."""
+    return np.sqrt(np.diag(centered(gram_NN[np.ix_(takes, takes)])).clip(min=0))
+
+
+def analyze_groups(
+    members: Sequence[Member],
+    comparison: Comparison,
+    between: OnePass | None,
+    compared: Sequence[int],
+    states: Sequence[int],
+) -> GroupResult:
+    """Everything about groups. compared: which members `between` is of, in its order."""
+    if between is None or not compared:
+        return GroupResult()
+    kept = [members[i] for i in compared]
+    sigmas = kept[0].take.sigmas
+    dimension = between.dimension
+    places = np.stack([coordinates(g, min(3, len(kept)), dimension) for g in between.gram_KNN])
+    factors = list(dict.fromkeys(contrast.factor for contrast in comparison.contrasts))
+    cells = {factor: _cells(kept, factor) for factor in factors}
+    rank = _rank(between, [takes for groups in cells.values() for scenes in groups.values() for takes in scenes], kept)
+    rows: list[GroupRow] = []
+    for k, state in enumerate(states):
+        at = (int(state), float(sigmas[state]))
+        for factor in factors:
+            for group, scenes in cells[factor].items():
+                rows += _spread(between.gram_KNN[k], factor, group, scenes, rank, dimension, at)
+    tests: list[Test] = []
+    for contrast in comparison.contrasts:
+        pairs = pairs_of(kept, contrast, comparison.scenes)
+        if not len(pairs.a):
+            continue
+        for k, state in enumerate(states):
+            at = (int(state), float(sigmas[state]))
+            rows += _apart(between.gram_KNN[k], contrast, pairs, dimension, at)
+        tests += _tests(between.gram_KNN[-1], contrast, pairs, comparison, cells[contrast.factor], dimension)
+    return GroupResult(tuple(rows), tuple(tests), places, rank)
+
+
+def _cells(members: Sequence[Member], factor: str) -> dict[str, list[np.ndarray]]:
+    """For each value of the factor the takes of each scene: those that differ in their seed alone."""
+    rest = others(members, factor)
+    found: dict[str, dict[tuple[str | None, ...], list[int]]] = {}
+    for i, member in enumerate(members):
+        value = value_of(member, factor)
+        if value is not None:
+            key = tuple(member.labels.get(name) for name in rest)
+            found.setdefault(value, {}).setdefault(key, []).append(i)
+    return {value: [np.array(takes) for takes in scenes.values()] for value, scenes in found.items()}
+
+
+def _rank(between: OnePass, groups: Sequence[np.ndarray], members: Sequence[Member]) -> int:
+    """The one rank for the volumes of all groups at all states."""
+    stored = members[0].take.manifest.latents
+    dtype = stored.dtype if stored is not None else "fp32"
+    ranks = []
+    for takes in groups:
+        if len(takes) < 2:
+            continue
+        for gram_NN in between.gram_KNN:
+            part = gram_NN[np.ix_(takes, takes)]
+            floor = rounding_floor(np.diag(part), dtype)
+            values = np.linalg.eigvalsh(centered(part))[::-1][: len(takes) - 1]
+            ranks.append(int((values >= FLOOR_FACTOR * floor).sum()))
+    return min(ranks, default=0)
+
+
+def _spread(
+    gram_NN: np.ndarray,
+    factor: str,
+    group: str,
+    scenes: Sequence[np.ndarray],
+    rank: int,
+    dimension: int,
+    at: tuple[int, float],
+) -> list[GroupRow]:
+    """Dispersion of a group's seeds and its log-volume, over its scenes."""
+    variances, volumes = [], []
+    for takes in scenes:
+        if len(takes) < 2:
+            continue
+        inner = centered(gram_NN[np.ix_(takes, takes)])
+        variances.append(np.trace(inner) / (len(takes) - 1) / dimension)
+        volumes.append(log_volume(np.linalg.eigvalsh(inner)[::-1].clip(min=0), rank, dimension))
+    if not variances:
+        return []
+    rows = [GroupRow(factor, group, "dispersion", "rms", *at, float(np.sqrt(np.mean(variances))))]
+    if rank:
+        rows.append(GroupRow(factor, group, "dispersion_log_volume", "nats", *at, float(np.mean(volumes))))
+    return rows
+
+
+def _apart(
+    gram_NN: np.ndarray, contrast: Contrast, pairs: Pairs, dimension: int, at: tuple[int, float]
+) -> list[GroupRow]:
+    """Distances and separability of a contrast's two groups."""
+    distance_NN = np.sqrt(squared_distances(gram_NN) / dimension)
+    seeds = np.array([seed for _, seed in pairs.cells])
+    scenes = np.array([scene for scene, _ in pairs.cells])
+    other_seed = (seeds[:, None] != seeds[None, :]) & (scenes[:, None] == scenes[None, :])
+    f, r2 = permanova(gram_NN, pairs)
+    nearest, ordered = separability(gram_NN, pairs)
+    numbers = {
+        "distance_in_pairs": ("rms", float(distance_NN[pairs.a, pairs.b].mean())),
+        "permanova_f": ("1", f),
+        "permanova_r2": ("1", r2),
+        "energy_distance": ("rms", energy_distance(distance_NN, pairs.a, pairs.b)),
+        "nearest_centroid": ("1", nearest),
+        "pairs_in_order": ("1", ordered),
+    }
+    if other_seed.any():
+        within = [distance_NN[np.ix_(side, side)][other_seed].mean() for side in (pairs.a, pairs.b)]
+        across = distance_NN[np.ix_(pairs.a, pairs.b)][other_seed].mean()
+        numbers["distance_within"] = ("rms", float(np.mean(within)))
+        numbers["distance_between"] = ("rms", float(across))
+    return [GroupRow(contrast.factor, contrast.text, name, unit, *at, value) for name, (unit, value) in numbers.items()]
+
+
+def _tests(
+    gram_NN: np.ndarray,
+    contrast: Contrast,
+    pairs: Pairs,
+    comparison: Comparison,
+    cells: dict[str, list[np.ndarray]],
+    dimension: int,
+) -> list[Test]:
+    units = [seed if comparison.unit == "seed" else scene for scene, seed in pairs.cells]
+    count = len(dict.fromkeys(units))
+    distance_NN = np.sqrt(squared_distances(gram_NN) / dimension)
+    inner_UU = summed(pair_form(gram_NN, pairs.a, pairs.b), units)
+    apart_UU = summed(-pair_form(distance_NN, pairs.a, pairs.b), units)
+    _, r2 = permanova(gram_NN, pairs)
+    energy = energy_distance(distance_NN, pairs.a, pairs.b)
+    out = [
+        _group_test(contrast, comparison, "permanova", "Latents of the result (PERMANOVA)", "R2", count, r2, inner_UU),
+        _group_test(
+            contrast, comparison, "energy", "Latents of the result (energy distance)", "rms", count, energy, apart_UU
+        ),
+    ]
+    spread_N = np.full(len(gram_NN), np.nan)
+    for value in (contrast.a, contrast.b):
+        for takes in cells[value]:
+            if len(takes) > 2:
+                spread_N[takes] = to_centroid(gram_NN, takes) / np.sqrt(dimension)
+    if np.isfinite(spread_N[pairs.a]).all() and np.isfinite(spread_N[pairs.b]).all():
+        out.append(_spread_test(contrast, comparison, pairs, spread_N))
+    return out
+
+
+def _group_test(
+    contrast: Contrast, comparison: Comparison, name: str, title: str, measure: str, units: int, value: float, form: Any
+) -> Test:
+    p = flipped_form(form) if units > 1 else None
+    return _test(contrast, comparison, name, title, measure, "group", units, p, difference=value)
+
+
+def _spread_test(contrast: Contrast, comparison: Comparison, pairs: Pairs, spread_N: np.ndarray) -> Test:
+    """Distance to the own group's centroid, compared in pairs."""
+    d_U = pairs.differences(spread_N[:, None], comparison.unit)
+    effect, interval = stats.paired_effect(d_U), mean_interval(d_U[:, 0])
+
+    def known(value: float) -> float | None:
+        return float(value) if np.isfinite(value) else None
+
+    return _test(
+        contrast,
+        comparison,
+        "spread",
+        "Spread of the results over seeds",
+        "rms",
+        "paired",
+        len(d_U),
+        float(stats.paired_permutation(d_U)[0]) if len(d_U) > 1 else None,
+        mean_a=float(spread_N[pairs.a].mean()),
+        mean_b=float(spread_N[pairs.b].mean()),
+        difference=float(d_U.mean()),
+        low=known(interval.low),
+        high=known(interval.high),
+        interval=interval.method,
+        coverage=interval.coverage,
+        effect=known(effect.size[0]),
+        effect_low=known(effect.low[0]),
+        effect_high=known(effect.high[0]),
+        note=interval.note,
+    )
+
+
+def _test(
+    contrast: Contrast,
+    comparison: Comparison,
+    name: str,
+    title: str,
+    measure: str,
+    kind: str,
+    units: int,
+    p: float | None,
+    **numbers: Any,
+) -> Test:
+    blank = dict.fromkeys(
+        ("mean_a", "mean_b", "difference", "low", "high", "coverage", "effect", "effect_low", "effect_high")
+    )
+    return Test(
+        factor=contrast.factor,
+        a=contrast.a,
+        b=contrast.b,
+        metric=name,
+        title=title,
+        part="",
+        measure=measure,
+        kind=kind,
+        unit=comparison.unit,
+        units=units,
+        p=p,
+        smallest_p=stats.smallest_p(units),
+        **{"interval": "none", **blank, **numbers},
+    )

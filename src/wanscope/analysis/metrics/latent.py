@@ -1,0 +1,105 @@
+"""Metrics of the latents themselves, at every stored state and of the result (latent_statistics.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from wanscope.analysis.latent_statistics import LatentStatistics, band_edges
+from wanscope.analysis.metric import Row, Subject, metric, one, per_state
+
+NEEDS = ("statistics",)
+
+# name, title, unit, what it is: each as a course over the states, and of the result as `final_` and tested.
+SINGLE: tuple[tuple[str, str, str, str, Callable[[LatentStatistics], float]], ...] = (
+    ("variance", "Variance", "1", "Variance of all values of a latent.", lambda s: s.variance),
+    ("detail", "Detail", "1", "Share of the spatial power from 0.25 cycles a latent pixel up.", lambda s: s.detail),
+    ("coherence", "Frame coherence", "1", "Mean correlation of neighboring latent frames.", lambda s: s.coherence),
+    ("entropy", "Entropy", "nats", "Differential entropy of a latent's values, from a histogram.", lambda s: s.entropy),
+    (
+        "gaussian_gap",
+        "Distance from Gaussian",
+        "nats",
+        "Entropy of a Gaussian of the same variance less the entropy: 0 for noise.",
+        lambda s: s.gaussian_gap,
+    ),
+    (
+        "channel_correlation",
+        "Channel correlation",
+        "1",
+        "Mean size of the correlation between two channels.",
+        lambda s: s.correlation,
+    ),
+)
+
+
+def _course(value: Callable[[LatentStatistics], float]) -> Callable[[Subject], list[Row]]:
+    return lambda subject: per_state([value(s) for s in subject.statistics], subject.states)
+
+
+def _final(value: Callable[[LatentStatistics], float]) -> Callable[[Subject], list[Row]]:
+    return lambda subject: one(value(subject.statistics[-1]))
+
+
+for _name, _title, _unit, _about, _value in SINGLE:
+    metric(_name, title=_title, unit=_unit, about=_about, needs=NEEDS)(_course(_value))
+    metric(
+        f"final_{_name}",
+        title=f"{_title} of the result",
+        unit=_unit,
+        about=f"{_about[:-1]}, at the last state.",
+        needs=NEEDS,
+        tested=True,
+    )(_final(_value))
+
+
+@metric(
+    "frame_change",
+    title="Change between frames",
+    unit="1",
+    needs=NEEDS,
+    about="Mean squared difference of neighboring frames over the sum of their squares: 1 for noise, 0 for a still.",
+)
+def frame_change(subject: Subject) -> list[Row]:
+    return per_state([s.change for s in subject.statistics], subject.states)
+
+
+@metric("channel_mean", title="Channel means", unit="1", needs=NEEDS, about="Mean of each channel.")
+def channel_mean(subject: Subject) -> list[Row]:
+    return _channels(subject, lambda s: s.mean_C)
+
+
+@metric("channel_variance", title="Channel variances", unit="1", needs=NEEDS, about="Variance of each channel.")
+def channel_variance(subject: Subject) -> list[Row]:
+    return _channels(subject, lambda s: s.variance_C)
+
+
+def _channels(subject: Subject, values: Callable[[LatentStatistics], np.ndarray]) -> list[Row]:
+    pairs = zip(subject.statistics, subject.states, strict=True)
+    return [Row(float(v), int(k), str(c)) for s, k in pairs for c, v in enumerate(values(s))]
+
+
+@metric(
+    "radial_power",
+    title="Spatial power by frequency",
+    unit="1",
+    needs=NEEDS,
+    about="Mean squared Fourier coefficient in radial bands; parts are lower edges in cycles a latent pixel.",
+)
+def radial_power(subject: Subject) -> list[Row]:
+    edges = band_edges()
+    pairs = zip(subject.statistics, subject.states, strict=True)
+    return [Row(float(v), int(k), f"{edges[r]:.4f}") for s, k in pairs for r, v in enumerate(s.power_R)]
+
+
+@metric(
+    "channel_correlations",
+    title="Correlations of channels in the result",
+    unit="1",
+    needs=NEEDS,
+    about="Correlation of two channels over all places of the last latent; parts are their numbers.",
+)
+def channel_correlations(subject: Subject) -> list[Row]:
+    table = subject.statistics[-1].correlation_CC
+    return [Row(float(table[i, j]), None, f"{i}-{j}") for i in range(len(table)) for j in range(i)]

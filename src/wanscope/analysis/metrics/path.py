@@ -1,0 +1,196 @@
+"""Metrics of the path, from its Gram (trajectory.py). Lengths are root mean squares per latent value (rms)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from wanscope.analysis import trajectory as tr
+from wanscope.analysis.metric import Row, Subject, mean_of, metric, one, per_state
+
+
+@metric(
+    "path_length",
+    title="Path length",
+    unit="rms",
+    tested=True,
+    about="Sum of the steps' lengths: how much the latents move altogether.",
+)
+def path_length(subject: Subject) -> list[Row]:
+    return one(tr.path_length(subject.path))
+
+
+@metric(
+    "displacement",
+    title="Displacement",
+    unit="rms",
+    tested=True,
+    about="Distance from the noise to the result.",
+)
+def displacement(subject: Subject) -> list[Row]:
+    return one(tr.displacement(subject.path))
+
+
+@metric(
+    "linearity",
+    title="Linearity",
+    unit="1",
+    tested=True,
+    about="Displacement over path length: 1 for a straight line.",
+)
+def linearity(subject: Subject) -> list[Row]:
+    return one(tr.linearity(subject.path))
+
+
+@metric(
+    "turning",
+    title="Mean turning angle",
+    unit="degrees",
+    tested=True,
+    about="Mean angle between neighboring steps.",
+)
+def turning(subject: Subject) -> list[Row]:
+    return one(mean_of(tr.turning_angles(subject.path)))
+
+
+@metric(
+    "curvature",
+    title="Mean curvature",
+    unit="1/rms",
+    tested=True,
+    about="Mean of 1 / radius of the circle through three neighboring states.",
+)
+def curvature(subject: Subject) -> list[Row]:
+    return one(mean_of(tr.curvature(subject.path)))
+
+
+@metric(
+    "mean_acceleration",
+    title="Mean acceleration",
+    unit="rms",
+    tested=True,
+    about="Mean length of the change from one step to the next.",
+)
+def mean_acceleration(subject: Subject) -> list[Row]:
+    return one(mean_of(tr.acceleration(subject.path)))
+
+
+@metric(
+    "log_volume",
+    title="Log-volume",
+    unit="nats",
+    tested=True,
+    about="Half the sum of ln(lambda / D) over the largest r eigenvalues of the centered path, one r for all takes.",
+)
+def log_volume(subject: Subject) -> list[Row]:
+    return one(tr.log_volume(subject.path.spectrum, subject.rank, subject.path.dimension))
+
+
+@metric(
+    "participation_ratio",
+    title="Participation ratio",
+    unit="axes",
+    tested=True,
+    about="(sum lambda)^2 / sum lambda^2: how many axes the path fills.",
+)
+def participation_ratio(subject: Subject) -> list[Row]:
+    return one(tr.participation_ratio(subject.path.spectrum))
+
+
+@metric(
+    "mean_frequency",
+    title="Mean temporal frequency",
+    unit="cycles/step",
+    tested=True,
+    about="Power-weighted mean frequency of the increments about their mean.",
+)
+def mean_frequency(subject: Subject) -> list[Row]:
+    return one(tr.mean_frequency(subject.path))
+
+
+@metric(
+    "phase_changes",
+    title="Phase changes",
+    unit="count",
+    tested=True,
+    about="How often the course of the log velocity breaks, by penalized least squares.",
+)
+def phase_changes(subject: Subject) -> list[Row]:
+    return one(len(tr.phase_changes(tr.velocity(subject.path))))
+
+
+@metric(
+    "phase_start",
+    title="Where phases begin",
+    unit="1",
+    about="1 at the first state of every phase of the velocity but the first, else 0.",
+)
+def phase_start(subject: Subject) -> list[Row]:
+    states = subject.path.states[1:]
+    marks = np.zeros(len(states))
+    marks[list(tr.phase_changes(tr.velocity(subject.path)))] = 1
+    return per_state(marks, states)
+
+
+@metric("velocity", title="Velocity", unit="rms", about="Length of the step that ends at a state.")
+def velocity(subject: Subject) -> list[Row]:
+    return per_state(tr.velocity(subject.path), subject.path.states[1:])
+
+
+@metric(
+    "sigma_speed",
+    title="Velocity per noise level",
+    unit="rms/sigma",
+    about="Length of the step over the change of the noise level: free of the schedule's step sizes.",
+)
+def sigma_speed(subject: Subject) -> list[Row]:
+    return per_state(tr.sigma_speed(subject.path), subject.path.states[1:])
+
+
+@metric("acceleration", title="Acceleration", unit="rms", about="Length of the change from one step to the next.")
+def acceleration(subject: Subject) -> list[Row]:
+    return per_state(tr.acceleration(subject.path), subject.path.states[1:-1])
+
+
+@metric(
+    "turning_angle", title="Turning angle", unit="degrees", about="Angle between the steps before and after a state."
+)
+def turning_angle(subject: Subject) -> list[Row]:
+    return per_state(tr.turning_angles(subject.path), subject.path.states[1:-1])
+
+
+@metric(
+    "curvature_at",
+    title="Curvature",
+    unit="1/rms",
+    about="1 / radius of the circle through a state and its neighbors.",
+)
+def curvature_at(subject: Subject) -> list[Row]:
+    return per_state(tr.curvature(subject.path), subject.path.states[1:-1])
+
+
+@metric("drift", title="Drift from the start", unit="rms", about="Distance of a state from the noise it began with.")
+def drift(subject: Subject) -> list[Row]:
+    return per_state(tr.drift(subject.path), subject.path.states)
+
+
+@metric(
+    "explained",
+    title="Share of the path's variance by axis",
+    unit="1",
+    about="lambda_i / sum lambda of the centered path, largest first.",
+)
+def explained(subject: Subject) -> list[Row]:
+    shares = tr.explained(subject.path.spectrum)
+    return [Row(float(share), None, str(i + 1)) for i, share in enumerate(shares)]
+
+
+@metric(
+    "frequency_power",
+    title="Power of the increments by frequency",
+    unit="rms^2",
+    about="Squared Fourier coefficients of the increments about their mean; parts are cycles a step.",
+)
+def frequency_power(subject: Subject) -> list[Row]:
+    frequencies, power = tr.frequency_spectrum(subject.path)
+    pairs = zip(frequencies, power / subject.path.dimension, strict=True)
+    return [Row(float(value), None, f"{frequency:.4f}") for frequency, value in pairs]

@@ -1,0 +1,160 @@
+"""What can be said, in plain sentences that claim no more than the tests allow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from wanscope.analysis import stats
+from wanscope.analysis.design import SCENES, Contrast
+from wanscope.analysis.testing import Test
+
+if TYPE_CHECKING:
+    from wanscope.analysis.analyze import Analysis
+
+LISTED = 12
+
+
+def summarized(analysis: Analysis) -> str:
+    """The whole summary: what was analyzed, what was found, what cannot be said."""
+    parts = [
+        " ".join(_subject(analysis)),
+        *_findings(analysis),
+        *_limits(analysis),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _subject(analysis: Analysis) -> Iterator[str]:
+    members = analysis.members
+    seeds = {member.seed for member in members}
+    groups = {member.group for member in members}
+    yield (
+        f"Study {analysis.name}: {_count(len(members), 'take')}, {_count(len(groups), 'variation')}, "
+        f"{_count(len(seeds), 'seed')}."
+    )
+    if analysis.left_out:
+        names = "; ".join(f"{left.name} ({left.why.rstrip('.')})" for left in analysis.left_out[:LISTED])
+        more = len(analysis.left_out) - LISTED
+        yield f"Left out: {names}{f'; and {more} more' if more > 0 else ''}."
+
+
+def _findings(analysis: Analysis) -> Iterator[str]:
+    family = analysis.tests
+    if not analysis.comparison.contrasts:
+        yield "There is nothing to compare: all takes are of one variation. Their paths are described, not tested."
+        return
+    if not family.tests:
+        yield (
+            "No pair of takes differs in the factor alone, so nothing was tested. Make every variation with the same "
+            "seeds."
+        )
+        return
+    confirmed = [test for test in family.tests if test.confirmatory]
+    if confirmed:
+        lines = [_sentence(test, analysis) for test in confirmed]
+        yield "Hypotheses written before the run:\n" + "\n".join(f"- {line}" for line in lines)
+    explored = [test for test in family.tests if test.found and not test.confirmatory]
+    contrasts = _count(len(analysis.comparison.contrasts), "contrast")
+    intro = (
+        f"{_count(family.size, 'test')} were made in one family ({contrasts}); "
+        f"p values are corrected for all of them by Holm's method, and the smallest that one test can give is "
+        f"{family.smallest_p:.3g}."
+    )
+    if family.size == 0:
+        yield "Nothing was tested: " + stats.power_sentence(family.units, 1)
+        return
+    yield intro
+    if explored:
+        shown = sorted(explored, key=lambda test: test.decisive_p or 0)
+        lines = [_sentence(test, analysis) for test in shown[:LISTED]]
+        if len(shown) > LISTED:
+            lines.append(f"and {len(shown) - LISTED} more in the table of tests")
+        yield "Exploratory, but clear of correction:\n" + "\n".join(f"- {line}" for line in lines)
+    else:
+        what = "Of the other tests none" if confirmed else "None"
+        yield (
+            f"{what} shows a difference after correction. That is no proof that there is none: "
+            + _first_lower(stats.power_sentence(family.units, family.size))
+        )
+        hints = [t for t in family.tests if t.p is not None and t.p <= stats.ALPHA and not t.confirmatory]
+        if hints:
+            expected = stats.ALPHA * family.size
+            yield (
+                f"{_count(len(hints), 'test')} had p of at most 0.05 before correction; about {expected:.1f} would by "
+                "chance alone. They are leads for a new run with a hypothesis written first, not results."
+            )
+
+
+def _sentence(test: Test, analysis: Analysis) -> str:
+    """One test in words: direction, size, interval, p, and whom it speaks of."""
+    title = test.title + (f" ({test.part})" if test.part else "")
+    p = "not tested" if test.decisive_p is None else f"corrected p = {_p(test.decisive_p)}"
+    if test.kind == "group":
+        verdict = "differ" if test.found else "cannot be told apart"
+        return f"{title}: {test.a} and {test.b} {verdict} ({p}, {_count(test.units, test.unit)})."
+    if not test.found or test.difference is None:
+        return f"{title}: no difference between {test.a} and {test.b} is shown ({p}, {_count(test.units, test.unit)})."
+    word = "higher" if test.difference > 0 else "lower"
+    bounds = ""
+    if test.low is not None and test.high is not None:
+        bounds = f", 95% interval {test.low:.3g} to {test.high:.3g} ({test.interval})"
+    effect = "" if test.effect is None else f", {abs(test.effect):.1f} standard deviations of the pairs' differences"
+    size = f"{test.difference:+.3g} {_unit(test.measure)}".strip()
+    return (
+        f"{title} is {word} for {test.a} than for {test.b}: {size}{bounds}{effect}; "
+        f"{p}, {_count(test.units, test.unit)}."
+    )
+
+
+def _limits(analysis: Analysis) -> Iterator[str]:
+    comparison, family = analysis.comparison, analysis.tests
+    lines = []
+    if comparison.contrasts and family.tests:
+        if comparison.unit == "seed":
+            lines.append(
+                "What is found holds for these prompts: seeds repeat the noise, not the wording. To speak of what the "
+                f"words mean, put at least {SCENES} scenes or paraphrases into the prompt as a slot and name it in "
+                "design.blocks."
+            )
+        else:
+            lines.append(
+                f"Units are {_count(family.units, 'scene')}: what is found speaks of scenes like these, made with "
+                "these seeds and this model."
+            )
+        lines += list(_tokens(family.tests, comparison.contrasts))
+        lines.append("Differences of a path say that the model moved differently, not that one video is better.")
+    lines += [note[:1].upper() + note[1:] + "." * (not note.endswith(".")) for note in analysis.notes]
+    if analysis.rank:
+        lines.append(f"Log-volumes are over {_count(analysis.rank, 'axis', 'axes')}, the same for all takes.")
+    if lines:
+        yield "What to keep in mind:\n" + "\n".join(f"- {line}" for line in dict.fromkeys(lines))
+
+
+def _tokens(tests: Sequence[Test], contrasts: Sequence[Contrast]) -> Iterator[str]:
+    """Whether the sides of a contrast have prompts of different length, which is a difference of its own."""
+    for contrast in contrasts:
+        test = next((t for t in tests if (t.factor, t.a, t.b) == (contrast.factor, contrast.a, contrast.b)), None)
+        if test is None or test.tokens_a is None or test.tokens_b is None:
+            continue
+        if test.tokens_a != test.tokens_b:
+            yield (
+                f"The prompts of {contrast.a} have {test.tokens_a:.3g} text tokens and those of {contrast.b} "
+                f"{test.tokens_b:.3g}: length differs along with meaning."
+            )
+
+
+def _p(p: float) -> str:
+    return f"{p:.2g}" if p >= 0.0001 else "below 0.0001"
+
+
+def _unit(unit: str) -> str:
+    return "" if unit == "1" else unit
+
+
+def _count(number: int, word: str, plural: str = "") -> str:
+    return f"{number} {word if number == 1 else plural or word + 's'}"
+
+
+def _first_lower(text: str) -> str:
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,104 @@
+"""`wanscope analyze`: the paths of a study measured and compared, with a summary in plain words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wanscope import events
+from wanscope.doors.cli import out
+from wanscope.errors import RequestError
+from wanscope.take.disk import size_text
+
+if TYPE_CHECKING:
+    from wanscope.analysis.analyze import Analysis
+    from wanscope.analysis.testing import Test
+
+UNITS = ("seed", "scene")
+SHOWN = 12
+
+
+@dataclass(frozen=True)
+class AnalyzeOptions:
+    """What was typed."""
+
+    study: str | None
+    batch_dir: str | None
+    by: str | None
+    contrast: tuple[str, str] | None
+    baseline: str | None
+    unit: str | None
+    out: Path | None
+    report: bool
+
+
+def run_analyze(options: AnalyzeOptions, output_dir: Path | None, json: bool) -> int:
+    source = options.study or options.batch_dir
+    if source is None:
+        raise RequestError("no study is named", "analyze works on the takes of a study", "wanscope analyze STUDY")
+    if options.study and options.batch_dir:
+        raise RequestError(
+            "STUDY and --batch-dir say the same", "give one of them", f"wanscope analyze {options.study}"
+        )
+    if options.unit is not None and options.unit not in UNITS:
+        raise RequestError(f"--unit {options.unit} is not known", "units are seed or scene", "--unit seed")
+    from wanscope.analysis.analyze import analyze
+
+    analysis = analyze(
+        source,
+        workspace=output_dir,
+        out=options.out,
+        by=options.by,
+        contrast=options.contrast,
+        baseline=options.baseline,
+        unit=options.unit,  # type: ignore[arg-type]
+        report=options.report,
+        on_event=events.ignore if json else _tell,
+    )
+    if json:
+        out.document(analysis.facts())
+        return 0
+    _say(analysis)
+    return 0
+
+
+def _tell(event: events.Event) -> None:
+    if isinstance(event, events.Note):
+        out.say(f"note: {event.text}" if event.text.startswith("left out") else event.text)
+
+
+def _say(analysis: Analysis) -> None:
+    tests = sorted(
+        (test for test in analysis.tests.tests if test.p is not None), key=lambda t: (not t.confirmatory, t.p or 0)
+    )
+    if tests:
+        out.say()
+        out.table(
+            ("what", "a", "b", "a - b", "effect", "p", "corrected", "pairs"),
+            [_cells(test) for test in tests[:SHOWN]],
+            right=("a - b", "effect", "p", "corrected", "pairs"),
+        )
+        if len(tests) > SHOWN:
+            out.say(f"and {len(tests) - SHOWN} more in tests.csv")
+    out.say(f"\n{analysis.summary}\n")
+    folder = analysis.folder
+    if folder is not None:
+        report = analysis.report
+        shown = [("tables", f"{out.shown_path(folder)} (metrics, tests, groups: Parquet and CSV)")]
+        if report is not None and report.is_file():
+            shown.insert(0, ("report", f"{out.shown_path(report)} ({size_text(report.stat().st_size)})"))
+        out.facts(shown)
+
+
+def _cells(test: Test) -> tuple[str, ...]:
+    return (
+        test.title + (f" ({test.part})" if test.part else "") + (" *" if test.confirmatory else ""),
+        test.a,
+        test.b,
+        "" if test.difference is None else f"{test.difference:+.3g}",
+        "" if test.effect is None else f"{test.effect:+.2f}",
+        "" if test.p is None else f"{test.p:.3g}",
+        "" if test.decisive_p is None else f"{test.decisive_p:.3g}",
+        str(test.units),
+    )

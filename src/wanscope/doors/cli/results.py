@@ -1,0 +1,61 @@
+"""The commands that turn takes into results: analyze and export. `app.command` imports this, which registers them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wanscope.doors.cli.app import Json, OutputDir, app
+
+StudyArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="STUDY", help="The study's name, its folder, or the workspace that holds it.", show_default=False
+    ),
+]
+
+
+@app.command()
+def analyze(
+    study: StudyArgument = None,
+    batch_dir: Annotated[
+        str | None,
+        typer.Option("--batch-dir", metavar="DIR", help="The older word: the study's folder, or the workspace."),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option("--by", metavar="SLOT", help="The slot that is compared. [default: as designed, or all]"),
+    ] = None,
+    contrast: Annotated[
+        tuple[str, str] | None,
+        typer.Option("--contrast", metavar="A B", help="Two values of the slot: takes with A less takes with B."),
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", metavar="C", help="The value that the others are compared with.")
+    ] = None,
+    unit: Annotated[
+        str | None,
+        typer.Option("--unit", metavar="seed|scene", help="What repeats. [default: scenes where there are enough]"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Where to write. [default: in the study's folder]", show_default=False
+        ),
+    ] = None,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Make the figures and the HTML page too.", show_default=False)
+    ] = True,
+    output_dir: OutputDir = None,
+    json: Json = False,
+) -> int:
+    """Measure and compare the paths of a study's takes.
+
+    Tables, figures, tests and an HTML report that opens without a network. Takes need --store-latents.
+    """
+    from wanscope.doors.cli.analyze import AnalyzeOptions, run_analyze
+
+    options = AnalyzeOptions(study, batch_dir, by, contrast, baseline, unit, out, report)
+    return run_analyze(options, output_dir, json)
