@@ -14,9 +14,9 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from wanscope.specs import Spec
 
 MARKED, ALL = "@marked", "@all"  # among words: the prompt's marked ones, and every token
-MEASURES = ("probability", "contribution", "gramcol")
 
 Measure = Literal["probability", "contribution", "gramcol"]
+MEASURES: tuple[Measure, ...] = ("probability", "contribution", "gramcol")
 
 
 class LatentsCapture(Spec):
@@ -70,7 +70,7 @@ class AttentionCapture(Spec):
         if not isinstance(words, list | tuple) or not words or not all(isinstance(w, str) and w.strip() for w in words):
             raise ValueError("it should be marked, all, or a list of words of the prompt")
         distinct = tuple(dict.fromkeys(word.strip() for word in words))
-        return {(MARKED,): "marked", (ALL,): "all"}.get(distinct, distinct)
+        return "marked" if distinct == (MARKED,) else "all" if distinct == (ALL,) else distinct
 
     @field_validator("heads", mode="before")
     @classmethod
@@ -138,7 +138,7 @@ class AttentionCapture(Spec):
         if self.branch != asked.branch:
             raise ValueError("a take holds the maps of one branch, and those of the other are there")
         same_heads = self.heads == asked.heads
-        measures = tuple(name for name in MEASURES if name in (*self.measures, *asked.measures))
+        measures: tuple[Measure, ...] = tuple(m for m in MEASURES if m in (*self.measures, *asked.measures))
         if not same_heads and "gramcol" in measures:
             raise ValueError("gramcol belongs to no head, and single heads are asked for beside it")
         keeps = (self.keep, asked.keep)

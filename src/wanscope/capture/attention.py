@@ -172,11 +172,12 @@ def require_marks(spec: AttentionCapture, prompt: str, marks: Iterable[MarkLike]
     """RecipeError where the prompt's marked words are asked for and it marks none."""
     if not spec.needs_marks or any(True for _ in marks):
         return
-    first = next((word for word in prompt.split() if len(word) > 3), prompt)
+    words = [word.strip(".,;:!?\"'") for word in prompt.split()]
+    first = next((word for word in words if len(word) > 3), words[0])
     raise RecipeError(
         "attention of the marked words is asked for, and the prompt marks none",
-        f"a word in parentheses is marked, as in {prompt.replace(first, f'({first})', 1)!r}",
-        f"--set 'capture.attention={{tokens: [{first.strip('.,')}]}}' for words by name, or {{tokens: all}}",
+        "a word in parentheses is marked and tracked; words can be named instead, and all tokens kept",
+        f"{prompt.replace(first, f'({first})', 1)!r}, or --set 'capture.attention.tokens=[{first}]' (or =all)",
     )
 
 
@@ -265,7 +266,7 @@ class AttentionSink:
                     self._sums[measure] = np.array(found, dtype=np.float32)
         elif self.plan.spec.keep == "maps":
             place = len(self.evaluations) - 1
-            stored = {measure: _half(found, moment) for measure, found in maps.items()}
+            stored: dict[Measure, np.ndarray] = {measure: _half(found, moment) for measure, found in maps.items()}
             self._wait()
             self._writing = self._thread.submit(self._write, place, stored)
 

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from wanscope.capture.attention import AttentionSink
 from wanscope.capture.base import Moment
+from wanscope.capture_spec import Measure
 from wanscope.errors import NumericalError, WorkError
 from wanscope.runtime.columns import TextRows, pad_spread, pad_tolerance, query_slices
 
@@ -58,7 +59,7 @@ class AttentionRecorder:
         self.heads = torch.tensor(plan.heads or (), dtype=torch.int64, device=device)
         stored = torch.float32 if sink.exact else torch.float16
         shape = (len(plan.blocks), len(plan.heads or (0,)), len(plan.rows), *plan.grid)
-        self.buffers = {
+        self.buffers: dict[Measure, Tensor] = {
             measure: torch.full(shape, float("nan"), dtype=stored, pin_memory=device.type == "cuda")
             for measure in self.measures
         }

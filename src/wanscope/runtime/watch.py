@@ -39,9 +39,10 @@ class RecordingProcessor:
     ) -> Tensor:
         context_BLD, image_BID = encoder_hidden_states, None
         if attn.add_k_proj is not None:
-            image_BID, context_BLD = context_BLD.tensor_split([context_BLD.shape[1] - IMAGE_TEXT_LENGTH], dim=1)
+            images = context_BLD.shape[1] - IMAGE_TEXT_LENGTH
+            image_BID, context_BLD = context_BLD[:, :images], context_BLD[:, images:]
         q_BQHK = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
-        if attn.fused_projections if hasattr(attn, "fused_projections") else False:
+        if getattr(attn, "fused_projections", False):
             k_BLD, v_BLD = attn.to_kv(context_BLD).chunk(2, dim=-1)
         else:
             k_BLD, v_BLD = attn.to_k(context_BLD), attn.to_v(context_BLD)

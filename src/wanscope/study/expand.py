@@ -36,6 +36,7 @@ from wanscope.recipe import (
     Study,
     VideoSpec,
 )
+from wanscope.study.watch import check_places
 from wanscope.wan.identity import file_hash
 from wanscope.wan.variants import Variant, check_video, latent_shape, resolve
 
@@ -241,6 +242,9 @@ def expand(study: Study, variant: Variant | None = None, dtype: str | None = Non
     check_video(variant, *size_of(video))
     sampler = study.sampler.resolved(defaults, variant.experts)
     _check_keyframes(sampler)
+    if study.capture.attention is not None:
+        first = template.variation(0)
+        check_places(study.capture.attention, first.text, first.marks, sampler, variant)
     if study.init is None and sampler.start_step:
         raise RecipeError(
             f"sampler.start_step is {sampler.start_step}",

@@ -12,20 +12,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from wanscope import events
-from wanscope.capture.latents import LatentsObserver
 from wanscope.errors import EditNotApplied, Interrupted, ReplayDiffers
 from wanscope.recipe import Recipe
 from wanscope.sample.loop import Conditioning, Denoised, StepState, denoise, initial_noise
+from wanscope.study.records import Records
 from wanscope.study.sources import Made
 from wanscope.take.disk import guarded
-from wanscope.take.manifest import Earlier, Environment, Manifest, StoredLatents, environment, list_files
-from wanscope.take.store import EVENTS, FINAL, LATENTS, POSTER, VIDEO, Take, TakeWriter, latents_sha256
+from wanscope.take.manifest import Earlier, Environment, Manifest, environment, list_files
+from wanscope.take.store import EVENTS, FINAL, POSTER, VIDEO, Take, TakeWriter, latents_sha256
 from wanscope.take.video import METADATA_KEY, write_poster, write_video
 from wanscope.wan.vae import decode
 from wanscope.workspace import Workspace
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
     from wanscope.edit.donors import DonorTexts
     from wanscope.wan.model import WanModel
-
-SCRATCH = "path.scratch"
 
 
 @dataclass(frozen=True)
@@ -90,18 +88,15 @@ def make_take(
     meter = _Meter(model.device)
     env = environment(_device_name(model.device), torch.get_num_threads())
     with TakeWriter(workspace.takes, recipe.id) as writer, guarded(workspace.takes), contextlib.ExitStack() as stack:
-        observer = None
-        if recipe.capture.latents is not None:
-            observer = LatentsObserver(writer.folder / LATENTS, writer.folder / SCRATCH, recipe.capture.latents)
-            stack.callback(observer.close)
-        result = _denoised(job, model, conditioning, init_latents, observer, meter, emit, interrupt)
+        records = Records(recipe, model, writer.folder, stack)
+        result = _denoised(job, model, conditioning, init_latents, records, meter, emit, interrupt)
         final_CThw = result.latents[0].cpu().numpy()
         earlier = _compare(job, final_CThw, env, emit)
-        if job.standing is not None and job.standing.complete(recipe.capture):
+        if job.standing is not None and job.standing.complete(recipe.capture, recipe.marks):
             return job.standing
         if interrupt():
             raise Interrupted("stopped after the last step", "the video was not decoded, and the take is not kept")
-        kept = {} if observer is None else _captured(observer)
+        kept = records.finish()
         decode_began = time.perf_counter()
         frames_FHW3 = frames_of(decode(model.vae, result.latents))
         write_began = time.perf_counter()
@@ -140,7 +135,7 @@ def _denoised(
     model: WanModel,
     conditioning: Conditioning,
     init_latents: Tensor | None,
-    observer: LatentsObserver | None,
+    records: Records,
     meter: _Meter,
     emit: events.Listener,
     interrupt: Callable[[], bool],
@@ -153,23 +148,18 @@ def _denoised(
         used = meter.lap()
         emit(events.StepDone(recipe.id, state.step, steps, state.sigma, state.evaluations, state.seconds, used))
 
-    return denoise(
-        model,
-        conditioning,
-        recipe.sampler,
-        initial_noise(model.latent_shape(recipe.video), recipe.seed),
-        init_latents=init_latents,
-        observers=() if observer is None else (observer,),
-        interrupt=interrupt,
-        on_step=on_step,
-    )
-
-
-def _captured(observer: LatentsObserver) -> dict[str, Any]:
-    """What take.json says of the stored path."""
-    spec = observer.spec
-    stored = StoredLatents(dtype=spec.dtype, every=spec.every, states=observer.states)
-    return {"latents": stored, "gram": tuple(tuple(row) for row in observer.gram().tolist())}
+    with records.attached() as around_call:
+        return denoise(
+            model,
+            conditioning,
+            recipe.sampler,
+            initial_noise(model.latent_shape(recipe.video), recipe.seed),
+            init_latents=init_latents,
+            observers=records.observers,
+            interrupt=interrupt,
+            on_step=on_step,
+            around_call=around_call,
+        )
 
 
 def _write_files(

@@ -21,8 +21,9 @@ from wanscope.study.size import TakeSize, take_size
 from wanscope.study.sources import Made, Request, Source, read_source
 from wanscope.study.start import Start, find_start
 from wanscope.study.texts import check_prompts
+from wanscope.study.watch import attention_bytes, check_attention
 from wanscope.take.disk import free_bytes, require_space
-from wanscope.take.store import Take
+from wanscope.take.store import Take, with_records_of
 from wanscope.wan.identity import file_hash
 from wanscope.wan.variants import VARIANTS, Variant, latent_shape
 from wanscope.workspace import Workspace
@@ -66,7 +67,8 @@ class Prepared:
         """Bytes of the recipe's take."""
         shape = latent_shape(self.variants[ModelKey.of(recipe)], *size_of(recipe.video))
         states = (recipe.sampler.steps or 0) - recipe.sampler.start_step + 1
-        return take_size(recipe.video, shape, states, recipe.capture)
+        attention = attention_bytes(recipe, self.variants[ModelKey.of(recipe)])
+        return take_size(recipe.video, shape, states, recipe.capture, attention)
 
     def needed_bytes(self) -> int:
         """What the work will take on the disk, with the scratch of one take."""
@@ -122,6 +124,11 @@ def check(prepared: Prepared, model: WanModel | None, device: str, memory: str) 
             tokenizer, length = models.tokenizer_of(key)
             models.check_memory(prepared.variants[key], recipes, device, memory)
         check_prompts(tokenizer, recipes, length, prepared.variants[key].name == "marbles")
+        check_attention(recipes, prepared.variants[key], tokenizer, length)
+    for task in prepared.work:
+        standing = standing_take(prepared.space, task.recipe.id)
+        if standing is not None:
+            with_records_of(standing.recipe, task.recipe)  # refuses what one take cannot hold
     if prepared.work:
         require_space(prepared.space.takes, prepared.needed_bytes(), f"{len(prepared.work)} takes")
 
@@ -138,7 +145,9 @@ def plan(source: Source, workspace: Workspace | str | None = None) -> Plan:
         return Plan(recipes[0].id, len(recipes), done, needed, free_bytes(space.takes), None, recipes)
     expansion = _Found(None, events.ignore).expanded(request.study, download=False)
     source_here = models.find_local(_key(expansion))
-    size = take_size(expansion.video, expansion.latent_shape, expansion.states, request.study.capture)
+    first = expansion.recipe(expansion.template.variation(0), request.study.seeds[0], {})
+    attention = attention_bytes(first, expansion.variant)
+    size = take_size(expansion.video, expansion.latent_shape, expansion.states, request.study.capture, attention)
     complete = None
     if source_here is not None:
         weights = models.weights_of(source_here)
@@ -154,14 +163,16 @@ def plan(source: Source, workspace: Workspace | str | None = None) -> Plan:
 def _recipe_size(recipe: Recipe) -> TakeSize:
     variant = VARIANTS.get(recipe.model.variant)
     # Of a model that is not in the table only the usual VAE's shape can be assumed here.
-    shape = latent_shape(variant or VARIANTS["wan2.1-t2v-1.3b"], *size_of(recipe.video))
-    return take_size(recipe.video, shape, (recipe.sampler.steps or 0) + 1, recipe.capture)
+    variant = variant or VARIANTS["wan2.1-t2v-1.3b"]
+    shape = latent_shape(variant, *size_of(recipe.video))
+    attention = attention_bytes(recipe, variant)
+    return take_size(recipe.video, shape, (recipe.sampler.steps or 0) + 1, recipe.capture, attention)
 
 
 def complete_take(space: Workspace, recipe: Recipe) -> Take | None:
     """The take of a recipe, if it is there with the records that the recipe asks for."""
     found = standing_take(space, recipe.id)
-    return found if found is not None and found.complete(recipe.capture) else None
+    return found if found is not None and found.complete(recipe.capture, recipe.marks) else None
 
 
 def standing_take(space: Workspace, take: str) -> Take | None:

@@ -26,7 +26,7 @@ from wanscope.study.prepare import Prepared, Task, check, prepare, standing_take
 from wanscope.study.sources import Made, Source
 from wanscope.study.texts import Texts, encode_prompts
 from wanscope.take.disk import require_writable
-from wanscope.take.store import Take, recover, unfinished, union
+from wanscope.take.store import Take, recover, unfinished, with_records_of
 from wanscope.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -190,7 +190,8 @@ class _Session:
                 return False
             recover(self.space.takes, take)
             standing = standing_take(self.space, take)
-            if standing is not None and standing.complete(task.recipe.capture) and take not in self.prepared.replays:
+            recipe, replayed = task.recipe, take in self.prepared.replays
+            if standing is not None and standing.complete(recipe.capture, recipe.marks) and not replayed:
                 task.done = standing
                 self.skipped(task)
             else:
@@ -205,8 +206,7 @@ class _Session:
 
         recipe = task.recipe
         if standing is not None:
-            capture = union(standing.recipe.capture, recipe.capture)
-            recipe = recipe.model_copy(update={"capture": capture})
+            recipe = with_records_of(standing.recipe, recipe)
         made = self.prepared.replays.get(recipe.id)
         if made is None and standing is not None:
             made = Made(standing.manifest.latents_sha256, standing.manifest.environment, str(standing.folder))

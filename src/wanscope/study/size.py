@@ -21,19 +21,26 @@ class TakeSize:
     final: int
     latents: int
     scratch: int
+    x0: int = 0
+    attention: int = 0
 
     @property
     def kept(self) -> int:
-        return self.video + self.final + self.latents + SMALL_FILES
+        return self.video + self.final + self.latents + self.x0 + self.attention + SMALL_FILES
 
 
-def take_size(video: VideoSpec, latent_shape: tuple[int, ...], states: int, capture: CaptureSpec) -> TakeSize:
-    """An upper estimate, but for the video, which is a rough one. states: of the path, S + 1."""
+def take_size(
+    video: VideoSpec, latent_shape: tuple[int, ...], states: int, capture: CaptureSpec, attention: int = 0
+) -> TakeSize:
+    """An upper estimate, but for the video, which is a rough one. states: of the path, S + 1. attention: its bytes."""
     values = prod(latent_shape)
     pixels = (video.width or 0) * (video.height or 0) * (video.frames or 0)
-    latents = scratch = 0
+    latents = scratch = x0 = 0
     if capture.latents is not None:
         kept = len(stored_states(states, capture.latents.every))
         latents = kept * values * (2 if capture.latents.dtype == "fp16" else 4)
         scratch = states * values * 4
-    return TakeSize(int(pixels * VIDEO_BYTES_A_PIXEL), 4 * values, latents, scratch)
+    if capture.x0 is not None:
+        kept = len(stored_states(states - 1, capture.x0.every))
+        x0 = kept * values * (2 if capture.x0.dtype == "fp16" else 4)
+    return TakeSize(int(pixels * VIDEO_BYTES_A_PIXEL), 4 * values, latents, scratch, x0, attention)

@@ -259,6 +259,17 @@ def union(have: CaptureSpec, asked: CaptureSpec) -> CaptureSpec:
     )
 
 
+def with_records_of(had: Recipe, recipe: Recipe) -> Recipe:
+    """`recipe` with the captures and tracked words of an earlier making of the same take added. RecipeError as `union`.
+
+    Marks without a weight track words and change no pixel, so that the two makings may have marked different ones.
+    """
+    spans = {(mark.start, mark.end) for mark in recipe.marks}
+    marks = sorted((*recipe.marks, *(m for m in had.marks if (m.start, m.end) not in spans)), key=lambda m: m.start)
+    update = {"capture": union(had.capture, recipe.capture), "marks": tuple(marks)}
+    return recipe.model_copy(update=update)
+
+
 def _union(have: LatentsCapture | None, asked: LatentsCapture | None) -> LatentsCapture | None:
     if have is None or asked is None:
         return have or asked

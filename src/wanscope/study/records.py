@@ -1,0 +1,87 @@
+"""What is recorded while a take is made: its latents, what each step predicts, attention maps."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wanscope.capture.attention import AttentionSink, Kept
+from wanscope.capture.base import AroundCall, Observer
+from wanscope.capture.latents import CleanObserver, LatentsObserver
+from wanscope.recipe import Recipe
+from wanscope.runtime.recorder import AttentionRecorder
+from wanscope.runtime.watch import watching
+from wanscope.study.watch import attention_plan
+from wanscope.take.manifest import StoredAttention, StoredLatents
+from wanscope.take.store import LATENTS, X0
+
+if TYPE_CHECKING:
+    from wanscope.wan.model import WanModel
+
+SCRATCH = "path.scratch"
+
+
+class Records:
+    """The records that a recipe asks for, written below `folder` as they come; `stack` lets go of what is open."""
+
+    def __init__(self, recipe: Recipe, model: WanModel, folder: Path, stack: contextlib.ExitStack) -> None:
+        capture = recipe.capture
+        self.model = model
+        self.latents = self.clean = self.sink = None
+        if capture.latents is not None:
+            self.latents = LatentsObserver(folder / LATENTS, folder / SCRATCH, capture.latents)
+            stack.callback(self.latents.close)
+        if capture.x0 is not None:
+            self.clean = CleanObserver(folder / X0, capture.x0)
+        plan = attention_plan(recipe, model.variant, model.tokenizer, model.text_length)
+        if plan is not None:
+            self.sink = AttentionSink(plan, folder, capture.reduce)
+            stack.callback(self.sink.close)
+
+    @property
+    def observers(self) -> tuple[Observer, ...]:
+        return tuple(observer for observer in (self.latents, self.clean) if observer is not None)
+
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[AroundCall | None]:
+        """Recording inside the model for the duration of the `with`; gives what the loop's calls run in."""
+        if self.sink is None:
+            yield None
+            return
+        recorder = AttentionRecorder(self.sink, self.model.device, self.model.dtype)
+        with watching(self.model, recorder):
+            yield recorder.around_call
+
+    def finish(self) -> dict[str, Any]:
+        """What take.json says of the records."""
+        out: dict[str, Any] = {}
+        if self.latents is not None:
+            spec = self.latents.spec
+            out["latents"] = StoredLatents(dtype=spec.dtype, every=spec.every, states=self.latents.states)
+            out["gram"] = tuple(tuple(row) for row in self.latents.gram().tolist())
+        if self.clean is not None:
+            spec = self.clean.spec
+            out["x0"] = StoredLatents(dtype=spec.dtype, every=spec.every, states=self.clean.steps)
+        if self.sink is not None:
+            stored = _stored(self.sink.finish())
+            out |= {} if stored is None else {"attention": stored}
+        return out
+
+
+def _stored(kept: Kept) -> StoredAttention | None:
+    plan, keep = kept.plan, kept.plan.spec.keep
+    if keep == "nothing":
+        return None
+    words = tuple(row.name for row in plan.rows if row.kind == "word")
+    first = 1 if keep == "mean" else len(kept.evaluations)
+    return StoredAttention(
+        measures=plan.spec.measures,
+        words=words or tuple(row.name for row in plan.rows if row.kind == "token"),
+        rows=len(plan.rows),
+        blocks=len(plan.blocks),
+        evaluations=len(kept.evaluations),
+        keep=keep,
+        shape=(first, *plan.map_shape),
+    )
