@@ -163,3 +163,27 @@ def test_any_text_is_read_or_refused(text):
         assert isinstance(parse_schedule(text), Schedule)
     except RecipeError:
         return
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "1"),
+        (0.5, "0.5"),
+        ("linear", "linear"),
+        ("cosine(0.2, 1)", "cosine(0.2, 1)"),
+        ("linear(1, 0, last=5)", "linear(1, 0, last=5)"),
+        ("linear(1, 0, over=sigma)", "linear(1, 0, over=sigma)"),
+        ("linear(1, 0, 5, 15)", "5:1, 15:0"),
+        ("step(10)", "step(10)"),
+        ("step(0.5, 0, 1, over=sigma)", "step(0.5, 0, 1, over=sigma)"),
+        ({0: 1, 10: 0.2, "interpolate": "cosine"}, "0:1, 10:0.2, interpolate:cosine"),
+        ({"first": 1, 3: 0.5, "last": 0}, "first:1, 3:0.5, last:0"),
+        ({1.0: 1.0, 0.6: 0.2, "over": "sigma"}, "1:1, 0.6:0.2, over:sigma"),
+    ],
+)
+def test_a_schedule_is_written_in_one_line_that_reads_back(value, text):
+    schedule, sigmas = parse_schedule(value), [1 - i / 20 for i in range(20)]
+    assert schedule.text == text
+    assert parse_schedule(text).values(sigmas) == schedule.values(sigmas)
+    assert parse_schedule(schedule.as_data()).text == text

@@ -161,9 +161,9 @@ def parse_schedule(value: Any) -> Schedule:
     if isinstance(value, str) and ":" in value:
         return _keyframes(_pairs(value))
     if isinstance(value, str) and not _is_number(value):
-        call = split_call(value, ()) if value.strip() in KINDS else split_call(value, _order(value))
-        if call is None or call[0] not in KINDS:
-            name = call[0] if call else value
+        name = value.partition("(")[0].strip()
+        call = split_call(value, tuple(KINDS[name])) if name in KINDS else None
+        if call is None:
             raise RecipeError(f"schedule is {value!r}", nearest(name, KINDS), _FIX)
         return _kind(call[0], call[1])
     if isinstance(value, Mapping):
@@ -177,10 +177,6 @@ def parse_schedule(value: Any) -> Schedule:
             raise RecipeError(f"schedule.kind is {kind!r}", nearest(str(kind), [*KINDS, "keyframes"]), _FIX)
         return _kind(kind, data)
     return Schedule(((None, number(value, "schedule", _FIX)),))
-
-
-def _order(text: str) -> tuple[str, ...]:
-    return tuple(KINDS.get(text.partition("(")[0].strip(), ()))
 
 
 def _text(value: float) -> str:

@@ -262,13 +262,14 @@ class _Line:
         return Token("", len(self.text.rstrip()))
 
     def until(self, stops: Sequence[str] = ()) -> str:
-        """The text up to the next keyword or setting."""
-        out = []
+        """The text up to the next keyword or setting, commas inside it kept."""
+        first = last = None
         while (token := self.here()) and token.text not in (*KEYWORDS, "where", *stops):
             if _setting.fullmatch(token.text):
                 break
-            out.append(self.take().text)
-        return " ".join(out)
+            last = self.take()
+            first = first or last
+        return self.text[first.at : last.end].rstrip(" ,") if first and last else ""
 
     def fail(self, token: Token, why: str, fix: str = "") -> NoReturn:
         raise EditError(self.text, token.at, why, fix)

@@ -15,33 +15,17 @@ _BEFORE_QUOTE = "=:,([{ "
 
 @dataclass(frozen=True)
 class Token:
-    """A piece of the line, quotes included, and where it begins."""
+    """A piece of the line, quotes included, where it begins, and where it ends with a comma that it may have."""
 
     text: str
     at: int
+    end: int = 0
 
 
 def tokens(line: str) -> list[Token]:
-    """The tokens of a line; a comma at the end of one is dropped. EditError for a quote or bracket left open."""
-    out = []
-    for start, end in _pieces(line, None):
-        text = line[start:end]
-        if text != ",":
-            out.append(Token(text[:-1] if text.endswith(",") and _may_drop(line, end) else text, start))
-    return out
-
-
-def _may_drop(line: str, end: int) -> bool:
-    """A comma between numbers (`0-9, 20`, `0:1, 10:0.2`) belongs to what it separates."""
-    following = line[end:].lstrip()[:1]
-    before = line[: end - 1][-1:]
-    return not (before and before not in QUOTES and (following.isdigit() or following == ".") and _numeric(line, end))
-
-
-def _numeric(line: str, end: int) -> bool:
-    """Whether the piece before this comma is about numbers."""
-    piece = line[: end - 1].split()[-1] if line[: end - 1].split() else ""
-    return piece[:1].isdigit() or piece[:1] in ".-"
+    """The tokens of a line, without commas at their ends. EditError for a quote or bracket left open."""
+    found = (Token(line[start:end].removesuffix(","), start, end) for start, end in _pieces(line, None))
+    return [token for token in found if token.text]
 
 
 def top_level(text: str, separator: str) -> list[str]:
