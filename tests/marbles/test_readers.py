@@ -69,6 +69,58 @@ def test_an_empty_frame_shows_nothing_and_scores_nothing():
     assert score["shape"] == score["motion"] == 0.0
 
 
+def with_things(scene, *things):
+    """The scene's video with further objects drawn into it."""
+    return world.render(world.Scene((*scene.things, *things), scene.background)).video
+
+
+@pytest.mark.parametrize("shape", world.SHAPES)
+def test_an_object_too_many_is_counted_whatever_else_is_right(shape):
+    scene = world.Scene((world.Thing("circle", "red", "large", "still", 18.0, 30.0, 30.0),), "gray")
+    extra = world.Thing(shape, "red", "small", "up", world.least_radius(), 95.0, 105.0, 2.0)
+    seen = readers.read(with_things(scene, extra), 1)
+    score = readers.compare(scene, seen)
+    assert score.pop("count") == 0.0 and set(score.values()) == {1.0}
+    assert seen.count == 2 and len(seen.things) == 1 and seen.words.endswith("2 objects in all")
+
+
+def test_an_object_too_few_is_counted_and_three_are_three():
+    rng = np.random.default_rng(8)
+    pair, single = world.sample_scene(rng, 2), world.sample_scene(rng, 1)
+    assert readers.compare(pair, readers.read(world.render(single).video))["count"] == 0.0
+    spots = [world.Thing("circle", "blue", "small", "still", 12.0, x, 64.0) for x in (20.0, 64.0, 108.0)]
+    assert readers.read(with_things(world.Scene((), "white"), *spots)).count == 3
+
+
+@pytest.mark.parametrize(("radius", "counted"), [(2.0, 1), (5.0, 1), (6.5, 4), (11.4, 4)])
+def test_specks_are_no_objects(radius, counted):
+    """Three of them beside an object. The smallest object has a radius of 11.4 pixels, a quarter of its area 5.7."""
+    scene = world.Scene((world.Thing("square", "cyan", "large", "still", 19.0, 64.0, 64.0),), "black")
+    specks = [world.Thing("circle", "red", "small", "still", radius, x, y) for x, y in ((20, 20), (108, 20), (20, 108))]
+    assert readers.read(with_things(scene, *specks)).count == counted
+
+
+@pytest.mark.parametrize(("frames", "counted"), [(2, 1), (4, 1), (5, 2), (11, 2)])
+def test_what_flickers_is_no_object_and_what_stays_a_while_is(frames, counted):
+    scene = world.Scene((world.Thing("square", "cyan", "large", "still", 19.0, 40.0, 40.0),), "black")
+    extra = world.Thing("circle", "red", "large", "still", 18.0, 100.0, 100.0)
+    video = world.render(scene).video
+    video[6 : 6 + frames] = with_things(scene, extra)[6 : 6 + frames]
+    assert readers.read(video).count == counted
+
+
+def test_softness_does_not_change_the_count():
+    """Blurred by a pixel and a half and noisy, which is softer than the VAE leaves it."""
+
+    def soft(video, rng):
+        from scipy.ndimage import gaussian_filter
+
+        out = gaussian_filter(video.astype(float), (0, 1.5, 1.5, 0)) + rng.normal(0, 5, video.shape)
+        return np.clip(out, 0, 255).astype(np.uint8)
+
+    assert scores(1, 20, soft)["count"] == scores(2, 20, soft)["count"] == 1.0
+
+
 def test_what_is_not_a_video_is_refused():
     with pytest.raises(ValueError, match="uint8"):
         readers.read(np.zeros((17, 128, 128, 3), np.float32))

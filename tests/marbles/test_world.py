@@ -52,7 +52,7 @@ def test_palettes_stay_apart():
     assert min(np.linalg.norm(a - b) for i, a in enumerate(colors) for b in colors[:i]) >= 130
     assert min(np.linalg.norm(a - b) for a in colors for b in grounds) >= 128
     assert min(np.linalg.norm(a - b) for i, a in enumerate(grounds) for b in grounds[:i]) >= 96
-    corners = {tuple(int(round(channel / 255)) for channel in color) for color in colors}
+    corners = {tuple(round(channel / 255) for channel in color) for color in colors}
     assert len(corners) == 6 and not corners & {(0, 0, 0), (1, 1, 1)}
 
 

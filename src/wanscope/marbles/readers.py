@@ -4,6 +4,11 @@ The background is the colour of the frame's border. What differs from it is spli
 followed from frame to frame, and each object's colour (nearest of the palette inside the piece), shape (how much of
 its bounding box it fills), size (area) and motion (displacement of its centre) are read off.
 
+How many objects there are is read on its own: attributes are read of as many as are expected, and an object too many
+must not go unseen. It counts what is at least a quarter as large as the smallest object of the world, in at least a
+quarter of the frames: under that are specks and what flickers. What differs from the background by less than half of
+what the palettes do is no object to any reader.
+
 Shape suffixes: F frames, H height, W width, C colour channels, K objects. Lengths in pixels, y grows downward.
 """
 
@@ -25,6 +30,9 @@ from wanscope.marbles import world
 _FOREGROUND_DISTANCE = 62.0
 _MIN_AREA_PX = 60
 _STILL_PX = 8.0
+# What counts as an object: this much of the smallest one's area (in pixels), in this share of the frames.
+_COUNTED_AREA_PX = 0.25 * math.pi * world.least_radius() ** 2
+_COUNTED_FRAMES = 0.25
 # Filled share of the bounding box: triangle 1/2, circle pi/4, square 1.
 _FILL_EDGES = ((0.645, "triangle"), (0.885, "circle"), (math.inf, "square"))
 
@@ -44,17 +52,22 @@ class ReadThing:
 
 @dataclass(frozen=True)
 class ReadScene:
-    """What a video shows. `relation` says where the first of two objects is, seen from the second."""
+    """What a video shows. `relation` says where the first of two objects is, seen from the second.
+
+    count: how many objects it shows, which may be more than the `things` that were asked for.
+    """
 
     things: tuple[ReadThing, ...]
     background: str
     relation: str | None
+    count: int
 
     @property
     def words(self) -> str:
         """The scene in a sentence, for reports and logs."""
         things = [f"a {t.size} {t.color} {t.shape} ({t.motion})" for t in self.things]
-        return f"{' and '.join(things) or 'nothing'} on {self.background}"
+        said = f"{' and '.join(things) or 'nothing'} on {self.background}"
+        return said if self.count == len(self.things) else f"{said}; {self.count} objects in all"
 
 
 @dataclass
@@ -183,6 +196,12 @@ def _read_thing(track: list[_Piece | None], shape_HW: tuple[int, int]) -> ReadTh
     )
 
 
+def _count(pieces_F: list[list[_Piece]]) -> int:
+    """The largest number of objects that enough frames show at once."""
+    shown_F = sorted((sum(p.area >= _COUNTED_AREA_PX for p in pieces) for pieces in pieces_F), reverse=True)
+    return shown_F[max(1, math.ceil(_COUNTED_FRAMES * len(shown_F))) - 1]
+
+
 def _relation(a: NDArray[np.float64], b: NDArray[np.float64]) -> str:
     dx, dy = np.nanmean(a - b, axis=0)
     if abs(dy) >= abs(dx):
@@ -193,7 +212,7 @@ def _relation(a: NDArray[np.float64], b: NDArray[np.float64]) -> str:
 def read(video_FHWC: NDArray[np.uint8], objects: int | None = None) -> ReadScene:
     """Read a video [F, H, W, 3] (uint8). `objects`: how many are expected (None: as many as most frames show, 0 to 2).
 
-    Fewer objects are returned when fewer can be seen.
+    Fewer objects are returned when fewer can be seen. `count` of the result does not depend on `objects`.
     """
     video_FHWC = np.asarray(video_FHWC)
     if video_FHWC.ndim != 4 or video_FHWC.shape[-1] != 3 or video_FHWC.dtype != np.uint8:
@@ -203,20 +222,22 @@ def read(video_FHWC: NDArray[np.uint8], objects: int | None = None) -> ReadScene
     if objects is None:
         objects = int(np.clip(np.median([len(pieces) for pieces in pieces_F]), 0, 2))
     objects = min(objects, max(len(pieces) for pieces in pieces_F))
+    count = _count(pieces_F)
     if objects == 0:
-        return ReadScene((), background, None)
+        return ReadScene((), background, None, count)
     tracks = _followed(pieces_F, objects)
     things = tuple(_read_thing(track, video_FHWC.shape[1:3]) for track in tracks)
     relation = _relation(things[0].path, things[1].path) if objects == 2 else None
-    return ReadScene(things, background, relation)
+    return ReadScene(things, background, relation, count)
 
 
 ATTRIBUTES = ("shape", "color", "size", "motion")
 
 
 def compare(truth: world.Scene, seen: ReadScene) -> dict[str, float]:
-    """Share of objects whose attribute was read as the truth says, per attribute, with `background` and, for two
-    objects, `relation`. Objects are paired so that most attributes agree; an object not seen counts as wrong."""
+    """Share of objects whose attribute was read as the truth says, per attribute, with `background`, `count` (as many
+    objects as there should be: 1 or 0) and, for two objects, `relation`. Objects are paired so that most attributes
+    agree; an object not seen counts as wrong, and one too many as a wrong `count`."""
     count = len(truth.things)
     padded = [*seen.things, *([None] * count)]
 
@@ -231,6 +252,7 @@ def compare(truth: world.Scene, seen: ReadScene) -> dict[str, float]:
     rows = agreement(best)
     scores = {name: float(np.mean([row[name] for row in rows])) for name in ATTRIBUTES}
     scores["background"] = float(truth.background == seen.background)
+    scores["count"] = float(seen.count == count)
     if count == 2:
         a, b = (padded[i] for i in best)
         scores["relation"] = float(a is not None and b is not None and _relation(a.path, b.path) == truth.relation)

@@ -60,6 +60,11 @@ _SPEED_PAIR: Final = (1.3, 1.9)
 _SIZE_JITTER: Final = 0.05
 
 
+def least_radius() -> float:
+    """The smallest that `sample_thing` draws."""
+    return min(SIZES.values()) * (1 - _SIZE_JITTER)
+
+
 @dataclass(frozen=True)
 class Thing:
     """One object: its four attributes and the geometry that realises them (see the module for units)."""
