@@ -216,8 +216,8 @@ def _with_unit(
     chosen: Unit = unit or ("scene" if scenes and count >= SCENES else "seed")
     if scenes and count < SCENES:
         notes.append(
-            f"{count} scene{'s'[: count != 1]} in the comparison, and {SCENES} are needed to speak of scenes in general: "
-            "what is found holds for these prompts"
+            f"{count} scene{'s'[: count != 1]} in the comparison, and {SCENES} are needed to speak of scenes in "
+            "general: what is found holds for these prompts"
         )
     return Comparison(tuple(contrasts), chosen, scenes, tuple(notes))
 

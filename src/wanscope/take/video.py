@@ -58,8 +58,11 @@ def write_video(
     fps: float,
     metadata: Mapping[str, str] | None = None,
     encoder: str | None = None,
+    options: Mapping[str, str] | None = None,
 ) -> int:
     """Write uint8 RGB frames as MP4; returns how many there were.
+
+    options: for libx264, instead of the near-lossless ones.
 
     An odd width or height is padded by repeating its last column or row: yuv420p has none. `metadata` goes into the
     file under its own keys.
@@ -74,7 +77,7 @@ def write_video(
         for frame_HW3 in frames_FHW3:
             even_HW3 = _even(frame_HW3)
             if stream is None:
-                stream = _stream(output, name, fps, even_HW3.shape)
+                stream = _stream(output, name, fps, even_HW3.shape, options)
             picture = av.VideoFrame.from_ndarray(even_HW3, format="rgb24").reformat(
                 format="yuv420p",
                 src_colorspace="ITU709",
@@ -90,9 +93,16 @@ def write_video(
     return count
 
 
-def _stream(output: av.container.OutputContainer, encoder: str, fps: float, shape: tuple[int, ...]) -> Any:
+def _stream(
+    output: av.container.OutputContainer,
+    encoder: str,
+    fps: float,
+    shape: tuple[int, ...],
+    options: Mapping[str, str] | None,
+) -> Any:
     rate = Fraction(fps).limit_denominator(1001)
-    stream: Any = output.add_stream(encoder, rate=rate, options=dict(ENCODERS.get(encoder, {})))
+    chosen = options if options is not None and encoder == "libx264" else ENCODERS.get(encoder, {})
+    stream: Any = output.add_stream(encoder, rate=rate, options=dict(chosen))
     stream.height, stream.width, stream.pix_fmt = shape[0], shape[1], "yuv420p"
     context = stream.codec_context
     context.gop_size = max(1, round(fps * KEYFRAME_SECONDS))

@@ -1,0 +1,346 @@
+"""What the figures of an analysis show, apart from how they are drawn: figures.py draws them twice.
+
+Every chart names its axes with units, and its caption says what can be read from it and what cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from wanscope.analysis.design import value_of
+from wanscope.analysis.metric import Metric
+
+if TYPE_CHECKING:
+    from wanscope.analysis.analyze import Analysis
+
+Kind = Literal["line", "thin", "points", "interval"]
+MANY_GROUPS = 12  # more are drawn without thin lines of single takes
+
+
+@dataclass(frozen=True)
+class Series:
+    """One thing in a chart. kind: a line, a thin line behind it, points, or points with intervals along x.
+
+    group: which color and dash it has; legend: whether it is named there. text: of each point, where one looks closer.
+    """
+
+    name: str
+    x: Sequence[float | str]
+    y: Sequence[float | str | None]
+    kind: Kind = "line"
+    group: int = 0
+    legend: bool = True
+    low: Sequence[float | None] = ()
+    high: Sequence[float | None] = ()
+    filled: Sequence[bool] = ()
+    text: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One figure. key: its file name. section: under which heading it stands. height: pixels on the page."""
+
+    key: str
+    section: str
+    title: str
+    caption: str
+    x: str
+    y: str
+    series: tuple[Series, ...]
+    log_y: bool = False
+    height: int = 340
+    zero_x: bool = False
+    metric: Metric | None = None
+
+
+@dataclass(frozen=True)
+class Groups:
+    """How takes are colored: by the one factor that is compared, else by all their labels."""
+
+    names: tuple[str, ...]
+    of: tuple[int, ...]  # group of every member
+
+    @property
+    def few(self) -> bool:
+        return len(self.names) <= MANY_GROUPS
+
+
+def groups_of(analysis: Analysis) -> Groups:
+    factors = list(dict.fromkeys(contrast.factor for contrast in analysis.comparison.contrasts))
+    if len(factors) == 1:
+        labels = [value_of(member, factors[0]) or "other" for member in analysis.members]
+    else:
+        labels = [member.group for member in analysis.members]
+    names = tuple(dict.fromkeys(labels))
+    return Groups(names, tuple(names.index(label) for label in labels))
+
+
+def charts(analysis: Analysis) -> list[Chart]:
+    """All charts, in the order of the page."""
+    groups = groups_of(analysis)
+    found = [
+        *_effects(analysis),
+        *_courses(analysis, groups),
+        *_joint(analysis, groups),
+        *_spectra(analysis, groups),
+        *_between(analysis),
+        *_scalars(analysis, groups),
+    ]
+    return [chart for chart in found if any(len(series.x) for series in chart.series)]
+
+
+def _effects(analysis: Analysis) -> Iterator[Chart]:
+    """Every paired test as an effect with its interval."""
+    for number, contrast in enumerate(analysis.comparison.contrasts):
+        tests = [
+            test
+            for test in analysis.tests.tests
+            if (test.factor, test.a, test.b) == (contrast.factor, contrast.a, contrast.b) and test.effect is not None
+        ]
+        if not tests:
+            continue
+        tests = sorted(tests, key=lambda test: test.effect or 0)
+        series = Series(
+            contrast.text,
+            [test.effect or 0.0 for test in tests],
+            [test.title + (f" ({test.part})" if test.part else "") for test in tests],
+            "interval",
+            number % 8,
+            False,
+            [test.effect_low for test in tests],
+            [test.effect_high for test in tests],
+            [test.found for test in tests],
+            [f"p = {test.p:.3g}, corrected {test.decisive_p:.3g}" if test.p is not None else "" for test in tests],
+        )
+        yield Chart(
+            f"effects-{number + 1}",
+            "Differences",
+            f"{contrast.a} against {contrast.b}",
+            f"Effect size: mean difference ({contrast.a} less {contrast.b}) over the standard deviation of the pairs' "
+            "differences, with 95% intervals. Filled: clear of correction for all tests. Sizes above about 1 mean that "
+            "nearly every pair shows the difference.",
+            "effect size",
+            "",
+            (series,),
+            height=120 + 24 * len(tests),
+            zero_x=True,
+        )
+
+
+def _courses(analysis: Analysis, groups: Groups) -> Iterator[Chart]:
+    """Metrics with a value for each state: single takes thin, means of groups strong."""
+    for metric in analysis.table.metrics:
+        table = analysis.table.of(metric.name)
+        if not table.by_state or metric.figure is not None or any(value.row.part for value in table.values):
+            continue
+        takes: dict[int, dict[int, float]] = {}
+        for value in table.values:
+            assert value.row.state is not None
+            takes.setdefault(value.member, {})[value.row.state] = value.row.value
+        latent = "statistics" in metric.needs
+        yield Chart(
+            metric.name,
+            "Latents over the steps" if latent else "Paths over the steps",
+            metric.title,
+            f"{metric.about} Strong: mean of the group; thin: single takes.",
+            "step",
+            _label(metric),
+            (*_thin(takes, groups, analysis), *_means(takes, groups)),
+            metric=metric,
+        )
+
+
+def _label(metric: Metric) -> str:
+    return metric.title if metric.unit == "1" else f"{metric.title} ({metric.unit})"
+
+
+def _thin(takes: dict[int, dict[int, float]], groups: Groups, analysis: Analysis) -> Iterator[Series]:
+    if not groups.few:
+        return
+    for member, course in takes.items():
+        states = sorted(course)
+        values = [_known(course[state]) for state in states]
+        yield Series(analysis.members[member].name, states, values, "thin", groups.of[member], False)
+
+
+def _means(takes: dict[int, dict[int, float]], groups: Groups) -> Iterator[Series]:
+    for number, name in enumerate(groups.names):
+        courses = [course for member, course in takes.items() if groups.of[member] == number]
+        states = sorted({state for course in courses for state in course})
+        means = []
+        for state in states:
+            there = [course[state] for course in courses if np.isfinite(course.get(state, np.nan))]
+            means.append(float(np.mean(there)) if there else None)
+        yield Series(name, states, means, "line", number)
+
+
+def _known(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _joint(analysis: Analysis, groups: Groups) -> Iterator[Chart]:
+    between = analysis.between
+    if between is None:
+        return
+    if between.joint is not None and between.joint.places_NKA.shape[2] >= 2:
+        joint = between.joint
+        series = []
+        seen: set[int] = set()
+        for row, member in enumerate(analysis.compared):
+            places = joint.places_NKA[row]
+            number = groups.of[member]
+            text = [f"{analysis.members[member].name}, step {state}" for state in analysis.states]
+            x, y = places[:, 0].tolist(), places[:, 1].tolist()
+            series.append(Series(groups.names[number], x, y, "line", number, number not in seen, text=text))
+            seen.add(number)
+        how = "all latents" if joint.exact else f"{joint.landmarks} landmark latents"
+        shares = ", ".join(f"{share:.0%}" for share in joint.share_A[:2])
+        yield Chart(
+            "joint-paths",
+            "Pictures",
+            "All paths on their joint principal axes",
+            f"Axes from {how}; they hold {shares} of the squared distances, and what they leave out is not seen. Paths "
+            "of any content have this bent shape: compare pairs of one seed, and take differences from the tests.",
+            "first axis (rms)",
+            "second axis (rms)",
+            tuple(series),
+            height=460,
+        )
+    places = analysis.groups.places_KNA
+    if places is not None and places.shape[2] >= 2 and len(analysis.compared) > 2:
+        last = []
+        for number, name in enumerate(groups.names):
+            rows = [row for row, member in enumerate(analysis.compared) if groups.of[member] == number]
+            text = [analysis.members[analysis.compared[row]].name for row in rows]
+            x, y = places[-1, rows, 0].tolist(), places[-1, rows, 1].tolist()
+            last.append(Series(name, x, y, "points", number, text=text))
+        yield Chart(
+            "results",
+            "Pictures",
+            "The results on their principal axes",
+            "Exact principal coordinates of the last latents of all takes. Two axes of many: groups that overlap here "
+            "may be apart elsewhere, and the seed moves a result more than most words do.",
+            "first axis (rms)",
+            "second axis (rms)",
+            tuple(last),
+            height=420,
+        )
+
+
+def _spectra(analysis: Analysis, groups: Groups) -> Iterator[Chart]:
+    for name, section, x, log in (
+        ("explained", "Paths as a whole", "principal axis", True),
+        ("frequency_power", "Paths as a whole", "frequency (cycles a step)", True),
+    ):
+        if name in {metric.name for metric in analysis.table.metrics}:
+            yield _by_part(analysis, groups, name, section, x, log, None)
+    if analysis.states and "radial_power" in {metric.name for metric in analysis.table.metrics}:
+        last = analysis.states[-1]
+        yield _by_part(
+            analysis, groups, "radial_power", "Latents over the steps", "frequency (cycles a latent pixel)", True, last
+        )
+
+
+def _by_part(
+    analysis: Analysis, groups: Groups, name: str, section: str, x: str, log: bool, state: int | None
+) -> Chart:
+    """Group means of a metric over its parts, which are numbers."""
+    table = analysis.table.of(name)
+    found: dict[int, dict[float, list[float]]] = {}
+    for value in table.values:
+        if value.row.state == state and np.isfinite(value.row.value):
+            parts = found.setdefault(groups.of[value.member], {})
+            parts.setdefault(float(value.row.part), []).append(value.row.value)
+    series = []
+    for number, group in enumerate(groups.names):
+        parts = found.get(number, {})
+        places = sorted(parts)
+        means = [float(np.mean(parts[place])) for place in places]
+        # A logarithm has no zero.
+        shown = [mean if mean > 0 or not log else None for mean in means]
+        series.append(Series(group, places, shown, "line", number))
+    where = "" if state is None else " Of the result."
+    about = f"{table.metric.about}{where} Means of the groups."
+    return Chart(
+        name, section, table.metric.title, about, x, _label(table.metric), tuple(series), log, metric=table.metric
+    )
+
+
+QUANTITIES = (
+    ("dispersion", "Dispersion over seeds", "Root mean squared distance of a group's takes from their mean."),
+    (
+        "dispersion_log_volume",
+        "Log-volume of the dispersion over seeds",
+        "Half the sum of ln(lambda / D) of a group's takes about their mean, one rank for all groups and steps.",
+    ),
+    (
+        "distance_in_pairs",
+        "Distance in pairs",
+        "Mean distance between the two takes of a pair: same seed, other value.",
+    ),
+    (
+        "permanova_r2",
+        "Share of distance between the groups",
+        "R^2 of PERMANOVA within pairs: 1 where all pairs differ in the same way, about 1 / pairs where their "
+        "differences have nothing in common.",
+    ),
+    ("energy_distance", "Energy distance", "0 for equal groups; its size depends on the number of takes."),
+    (
+        "nearest_centroid",
+        "Nearest centroid",
+        "Share of the takes of a left-out seed that are nearer to the centroid of their own group; chance is 0.5.",
+    ),
+    (
+        "pairs_in_order",
+        "Pairs told apart",
+        "Share of the pairs of a left-out seed that the other seeds' centroids put the right way round; chance is 0.5.",
+    ),
+)
+
+
+def _between(analysis: Analysis) -> Iterator[Chart]:
+    for quantity, title, about in QUANTITIES:
+        rows = [row for row in analysis.groups.rows if row.quantity == quantity and np.isfinite(row.value)]
+        names = list(dict.fromkeys((row.factor, row.group) for row in rows))
+        series = []
+        for number, (factor, group) in enumerate(names):
+            states, values = analysis.groups.course(factor, group, quantity)
+            series.append(Series(group, states, [_known(v) for v in values], "line", number))
+        unit = rows[0].unit if rows else "1"
+        label = title if unit == "1" else f"{title} ({unit})"
+        yield Chart(quantity, "Groups over the steps", title, about, "step", label, tuple(series))
+
+
+def _scalars(analysis: Analysis, groups: Groups) -> Iterator[Chart]:
+    """Tested metrics: a point for each take, takes of one seed joined."""
+    for metric in analysis.table.metrics:
+        table = analysis.table.of(metric.name)
+        if not metric.tested or table.by_state or metric.figure is not None:
+            continue
+        seeds: dict[int, dict[int, list[float]]] = {}
+        for value in table.values:
+            seed = analysis.members[value.member].seed
+            seeds.setdefault(seed, {}).setdefault(groups.of[value.member], []).append(value.row.value)
+        series = []
+        for seed, found in sorted(seeds.items()):
+            numbers = sorted(found)
+            means = [_known(float(np.mean(found[number]))) for number in numbers]
+            series.append(Series(f"seed {seed}", [groups.names[n] for n in numbers], means, "thin", 7, False))
+        for number, name in enumerate(groups.names):
+            values = [_known(float(np.mean(found[number]))) for found in seeds.values() if number in found]
+            series.append(Series(name, [name] * len(values), values, "points", number, False))
+        yield Chart(
+            f"{metric.name}-values",
+            "Values",
+            metric.title,
+            f"{metric.about} A point for each seed, joined within a seed.",
+            "",
+            _label(metric),
+            tuple(series),
+            height=300,
+            metric=metric,
+        )

@@ -1,0 +1,163 @@
+"""Draws charts twice: with Plotly, to be looked at closely, and with matplotlib, as PNG and SVG for papers.
+
+Colors are those of Okabe and Ito (2008, jfly.uni-koeln.de/color), which people with any kind of color vision tell
+apart; dashes and markers say the same a second time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from wanscope.analysis.charts import Chart, Series
+from wanscope.take.disk import guarded
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A7F00", "#555555")
+DASHES = ("solid", "dash", "dot", "dashdot")
+LINES = ("-", "--", ":", "-.")
+MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star", "triangle-down")
+SHAPES = ("o", "s", "D", "^", "X", "P", "*", "v")
+INK, PALE = "#222222", "#e4e4e4"
+DPI = 150
+
+
+def color(group: int) -> str:
+    return COLORS[group % len(COLORS)]
+
+
+# ---- Plotly
+
+
+def plotly_figure(chart: Chart) -> dict[str, Any]:
+    """`data` and `layout` of the chart, plain values that are JSON."""
+    axis = {"gridcolor": PALE, "zerolinecolor": "#bbbbbb", "automargin": True}
+    layout: dict[str, Any] = {
+        "height": chart.height,
+        "margin": {"l": 64, "r": 16, "t": 12, "b": 48},
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "hovermode": "closest",
+        "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
+        "xaxis": {**axis, "title": {"text": _plain(chart.x)}},
+        "yaxis": {**axis, "title": {"text": _plain(chart.y)}, "type": "log" if chart.log_y else "-"},
+    }
+    if chart.zero_x:
+        layout["xaxis"] |= {"zeroline": True, "zerolinewidth": 2, "zerolinecolor": "#888888"}
+    return {"data": [_trace(series) for series in chart.series], "layout": layout}
+
+
+def _plain(text: str) -> str:
+    """Plotly reads a few HTML tags in texts; a slot's value is no tag."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _trace(series: Series) -> dict[str, Any]:
+    name, chosen = _plain(series.name), color(series.group)
+    turn = series.group // len(COLORS) + series.group
+    trace: dict[str, Any] = {
+        "type": "scatter",
+        "name": name,
+        "x": [_plain(x) if isinstance(x, str) else x for x in series.x],
+        "y": [_plain(y) if isinstance(y, str) else y for y in series.y],
+        "showlegend": series.legend,
+        "legendgroup": str(series.group),
+    }
+    if series.text:
+        trace |= {"text": [_plain(text) for text in series.text], "hovertemplate": "%{text}<br>%{x:.4g}, %{y:.4g}"}
+    if series.kind == "line":
+        marker = {"size": 4, "color": chosen}
+        return trace | {"mode": "lines+markers", "line": {"color": chosen, "dash": DASHES[turn % 4]}, "marker": marker}
+    if series.kind == "thin":
+        line = {"color": chosen, "width": 1}
+        return trace | {"mode": "lines", "line": line, "opacity": 0.3, "hoverinfo": "name"}
+    marker = {"size": 9, "color": chosen, "symbol": MARKERS[series.group % len(MARKERS)]}
+    if series.kind == "points":
+        return trace | {"mode": "markers", "marker": marker}
+    pairs = list(zip(series.x, series.low, series.high, strict=True))
+    error = {
+        "type": "data",
+        "symmetric": False,
+        "array": [_gap(high, x) for x, _, high in pairs],
+        "arrayminus": [_gap(x, low) for x, low, _ in pairs],
+        "color": chosen,
+        "thickness": 1.5,
+    }
+    fills = [chosen if filled else "white" for filled in series.filled]
+    marker = {"size": 9, "color": fills, "line": {"color": chosen, "width": 2}}
+    hover = "%{y}: %{x:.2f}<br>%{text}<extra></extra>"
+    return trace | {"mode": "markers", "marker": marker, "error_x": error, "hovertemplate": hover}
+
+
+def _gap(upper: Any, lower: Any) -> float:
+    return float(upper) - float(lower) if upper is not None and lower is not None else 0.0
+
+
+# ---- matplotlib
+
+
+def write_static(charts: Iterable[Chart], folder: Path) -> list[Path]:
+    """PNG and SVG of every chart; the files."""
+    import matplotlib
+
+    files = []
+    with guarded(folder), matplotlib.rc_context({"svg.hashsalt": "wanscope", "svg.fonttype": "none", "font.size": 9}):
+        folder.mkdir(parents=True, exist_ok=True)
+        for chart in charts:
+            figure = _drawn(chart)
+            for kind, metadata in (("png", {"Software": "wanscope"}), ("svg", {"Date": None})):
+                path = folder / f"{chart.key}.{kind}"
+                figure.savefig(path, format=kind, dpi=DPI, metadata=metadata)
+                files.append(path)
+    return files
+
+
+def _drawn(chart: Chart) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, max(2.6, chart.height / 100)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for series in chart.series:
+        _draw(axes, series)
+    axes.set_title(_escaped(chart.title), fontsize=10, loc="left")
+    axes.set_xlabel(_escaped(chart.x))
+    axes.set_ylabel(_escaped(chart.y))
+    if chart.log_y:
+        axes.set_yscale("log")
+    if chart.zero_x:
+        axes.axvline(0, color="#888888", linewidth=1)
+    axes.grid(color=PALE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = axes.get_legend_handles_labels()
+    if labels:
+        axes.legend(handles, [_escaped(label) for label in labels], frameon=False, fontsize=8)
+    return figure
+
+
+def _escaped(text: str) -> str:
+    """matplotlib reads $...$ as mathematics."""
+    return text.replace("$", r"\$")
+
+
+def _draw(axes: Any, series: Series) -> None:
+    chosen, turn = color(series.group), series.group // len(COLORS) + series.group
+    label = series.name if series.legend else None
+    x = [_escaped(v) if isinstance(v, str) else v for v in series.x]
+    y = [math.nan if v is None else _escaped(v) if isinstance(v, str) else v for v in series.y]
+    if series.kind == "line":
+        axes.plot(x, y, color=chosen, linestyle=LINES[turn % 4], marker=".", markersize=3, linewidth=1.4, label=label)
+    elif series.kind == "thin":
+        axes.plot(x, y, color=chosen, linewidth=0.6, alpha=0.35)
+    elif series.kind == "points":
+        axes.plot(x, y, color=chosen, linestyle="", marker=SHAPES[series.group % 8], markersize=5, label=label)
+    else:
+        lows = [_gap(v, low) for v, low in zip(series.x, series.low, strict=True)]
+        highs = [_gap(high, v) for v, high in zip(series.x, series.high, strict=True)]
+        axes.errorbar(x, y, xerr=[lows, highs], fmt="none", ecolor=chosen, elinewidth=1)
+        fills = [chosen if filled else "white" for filled in series.filled]
+        axes.scatter(x, y, c=fills, edgecolors=chosen, zorder=3, s=26)

@@ -1,0 +1,90 @@
+"""Small copies of the videos for the report, so that a page of many takes stays light.
+
+At most SIDE pixels on the longer side. Where all of them together pass the budget they are made again smaller and
+coarser; what still does not fit is a still picture, and the page says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from wanscope.errors import DamagedTake, RequestError
+from wanscope.take.store import Take
+from wanscope.take.video import iter_frames, write_video
+
+SIDE = 320  # pixels
+# Longer side and constant rate factor, from good to small.
+QUALITIES = ((SIDE, 24), (240, 29), (160, 34))
+BUDGET_BYTES = 24_000_000  # of video; in the page's text they take a third more
+
+
+@dataclass(frozen=True)
+class Preview:
+    """kind: "video/mp4" or "image/webp". width, height: pixels. note: what is wrong, where there is no picture."""
+
+    kind: str
+    data: bytes
+    width: int
+    height: int
+    note: str = ""
+
+
+def previews(takes: Sequence[Take], budget_bytes: int = BUDGET_BYTES) -> list[Preview]:
+    """One for each take, in order, together within the budget where stills allow it."""
+    made: list[Preview] = []
+    for side, rate in QUALITIES:
+        made = [_video(take, side, rate) for take in takes]
+        if sum(len(preview.data) for preview in made) <= budget_bytes:
+            return made
+    out, used = [], 0
+    for take, preview in zip(takes, made, strict=True):
+        if used + len(preview.data) > budget_bytes:
+            preview = _still(take, QUALITIES[-1][0])
+        used += len(preview.data)
+        out.append(preview)
+    return out
+
+
+def _scaled(width: int, height: int, side: int) -> tuple[int, int]:
+    """Even sizes with the longer side at most `side`; small videos stay as they are."""
+    factor = min(1.0, side / max(width, height))
+    return max(2, round(width * factor / 2) * 2), max(2, round(height * factor / 2) * 2)
+
+
+def _video(take: Take, side: int, rate: int) -> Preview:
+    video = take.recipe.video
+    width, height = _scaled(video.width or SIDE, video.height or SIDE, side)
+    options = {"crf": str(rate), "preset": "medium"}
+    try:
+        with TemporaryDirectory(prefix="wanscope-preview-") as folder:
+            path = Path(folder) / "preview.mp4"
+            write_video(path, _resized(take, width, height), video.fps or 8, options=options)
+            return Preview("video/mp4", path.read_bytes(), width, height)
+    except (DamagedTake, RequestError) as error:
+        return Preview("", b"", width, height, str(error).splitlines()[0])
+
+
+def _resized(take: Take, width: int, height: int) -> Iterator[np.ndarray]:
+    from PIL import Image
+
+    for frame_HW3 in iter_frames(take.video, take.recipe.video.width, take.recipe.video.height):
+        if frame_HW3.shape[:2] == (height, width):
+            yield frame_HW3
+        else:
+            yield np.asarray(Image.fromarray(frame_HW3).resize((width, height), Image.Resampling.LANCZOS))
+
+
+def _still(take: Take, side: int) -> Preview:
+    from PIL import Image
+
+    with Image.open(take.poster) as poster:
+        width, height = _scaled(*poster.size, side)
+        buffer = BytesIO()
+        poster.resize((width, height), Image.Resampling.LANCZOS).save(buffer, "WEBP", quality=70)
+    return Preview("image/webp", buffer.getvalue(), width, height, "a still: the videos together were too large")
