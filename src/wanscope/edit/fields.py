@@ -41,7 +41,7 @@ def blocks_text(value: Any) -> str:
     numbers = [value] if isinstance(value, Integral) else sorted({int(item) for item in value})
     text = ",".join(_ranges([int(item) for item in numbers])) or "none"
     # "10" is two bits on a model of two blocks, and block ten was meant
-    return f"{text}-{text}" if set(text) <= {"0", "1"} else text
+    return f"{text}-{text}" if len(text) > 1 and set(text) <= {"0", "1"} else text
 
 
 def _ranges(numbers: list[int]) -> Iterator[str]:
