@@ -40,13 +40,11 @@ def run_validate(what: str, pairs: int, path: Path | None, json: bool) -> int:
 
 
 def _print(report: dict[str, Any]) -> None:
-    rows = []
-    for row in report["rows"]:
-        digits = 1 if "dB" in row["what"] else 3
-        interval = "" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
-        bound = "" if row["bound"] is None else f"{row['bound']:g} {'met' if row['passed'] else 'NOT MET'}"
-        rows.append((row["part"], row["what"], f"{row['value']:.{digits}f}", interval, str(row["count"]), bound))
-    out.table(("part", "what", "value", "95% interval", "n", "bound"), rows, right=("value", "n"))
+    from wanscope.marbles import validate
+
+    rows = [row.cells() for row in validate.rows_of(report)]
+    out.table(validate.COLUMNS, rows, right=("value", "n"))
+    out.say(f"\nThe machine: {report['machine']}.")
     missed = sum(not row["passed"] for row in report["rows"])
     said = f"{missed} bound{'s are' if missed > 1 else ' is'} not met." if missed else "Every bound is met."
-    out.say(f"\n{said} {out.seconds_text(report['seconds'])} on {report['device']}.")
+    out.say(f"{said} {out.seconds_text(report['seconds'])} on {report['device']}.")
