@@ -128,6 +128,26 @@ class ReplayDiffers(WorkError):
     """The same recipe on the same machine and versions made other bits."""
 
 
+class EmbeddingNotFound(RequestError):
+    """An embedding or operation that is named but is not in the catalogue."""
+
+
+class SqlRefused(RequestError):
+    """SQL that is not one readable SELECT over the catalogue's tables."""
+
+
+class CatalogNewer(RequestError):
+    """The catalogue was written by a newer wanscope or DuckDB than this one."""
+
+
+class CatalogBusy(WorkError):
+    """Another program kept the catalogue for longer than the wait limit."""
+
+
+class CatalogDamaged(WorkError):
+    """The catalogue's file, or a file of an embedding, is not as it was written."""
+
+
 class EditNotApplied(WorkError):
     """An edit did not act where it was planned to."""
 

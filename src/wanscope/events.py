@@ -41,8 +41,11 @@ class ModelReady(Event):
 
 @dataclass(frozen=True)
 class PromptsEncoded(Event):
+    """reused: texts whose embeddings were stored in the catalogue, and that were not encoded again."""
+
     prompts: int
     seconds: float
+    reused: int = 0
 
 
 @dataclass(frozen=True)

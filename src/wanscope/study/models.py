@@ -97,9 +97,17 @@ def _cached(hub_id: str, key: ModelKey) -> Source | None:
 
 
 def load_model(
-    key: ModelKey, recipes: Sequence[Recipe], device: str, memory: str, on_event: events.Listener
+    key: ModelKey,
+    recipes: Sequence[Recipe],
+    device: str,
+    memory: str,
+    on_event: events.Listener,
+    *,
+    encoder: bool = True,
 ) -> WanModel:
-    """The model with its LoRAs, ready to encode the prompts of `recipes`; it is the one they were written for."""
+    """The model with its LoRAs, ready to encode the prompts of `recipes`; it is the one they were written for.
+
+    encoder: whether the text encoder is loaded; without it nothing can be encoded."""
     from wanscope.wan.load import load
 
     parts = key.components
@@ -112,6 +120,7 @@ def load_model(
         encoder=parts.text_encoder,
         vae=parts.vae,
         tokenizer=parts.tokenizer,
+        with_encoder=encoder,
         on_event=on_event,
     )
     have = weights_of(model)

@@ -23,8 +23,9 @@ from wanscope.study import models
 from wanscope.study.folder import Row, StudyFolder
 from wanscope.study.lock import held
 from wanscope.study.prepare import Prepared, Task, check, prepare, standing_take
+from wanscope.study.remember import Memory
 from wanscope.study.sources import Made, Source
-from wanscope.study.texts import Texts, encode_prompts
+from wanscope.study.texts import Texts, encode_prompts, needed_texts
 from wanscope.take.disk import require_writable
 from wanscope.take.store import Take, recover, unfinished, with_records_of
 from wanscope.workspace import Workspace
@@ -111,6 +112,7 @@ class _Session:
         self.given, self.memory, self.device = model, memory, device
         self.emit, self.interrupt = on_event, interrupt
         self.made = 0
+        self.catalog = Memory(self.space, on_event)
         self.folder = StudyFolder(self.space, prepared.name) if prepared.expansion is not None else None
 
     def run(self) -> None:
@@ -131,6 +133,7 @@ class _Session:
         finally:
             if self.folder is not None:
                 self.folder.record(self.rows())
+            self.catalog.close()
 
     @property
     def where(self) -> str:
@@ -163,9 +166,13 @@ class _Session:
     def make_group(self, key: models.ModelKey, tasks: list[Task]) -> None:
         """All takes that one model makes."""
         recipes = [task.recipe for task in tasks]
-        model = self.given or models.load_model(key, recipes, self.device, self.memory, self.emit)
-        models.place_encoder(model)
-        texts = encode_prompts(model, recipes, self.emit)
+        needed = needed_texts(recipes)
+        known = self.catalog.recall(needed, recipes[0], self.given, self.device)
+        encode = len(known) < len(needed)
+        model = self.given or models.load_model(key, recipes, self.device, self.memory, self.emit, encoder=encode)
+        if encode:
+            models.place_encoder(model)
+        texts = encode_prompts(model, recipes, self.emit, known, self.catalog)
         if self.given is None:
             model.free_encoder()
         models.place(model, recipes, self.emit)
@@ -199,6 +206,8 @@ class _Session:
                 self.make(task, standing, model, texts, init)
         if self.folder is not None and task.done is not None:
             self.folder.link(task.rows)
+        if task.done is not None:
+            self.catalog.index([task.done.folder])
         return True
 
     def make(self, task: Task, standing: Take | None, model: WanModel, texts: Texts, init: Tensor | None) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from wanscope.sample.loop import Conditioning
+    from wanscope.study.remember import Memory
     from wanscope.wan.model import WanModel
 
 SUGGESTED = "wan2.1-t2v-1.3b"
@@ -114,23 +115,43 @@ class Texts:
         )
 
 
-def encode_prompts(model: WanModel, recipes: Sequence[Recipe], on_event: events.Listener) -> Texts:
-    """Encode every prompt, negative prompt and donor of `recipes`, each once.
-
-    Raises RecipeError for a donor that cannot be brought to the difference that its edit asks for.
-    """
-    from wanscope.wan.text import encode
-
-    began = time.monotonic()
+def needed_texts(recipes: Iterable[Recipe]) -> list[str]:
+    """Every prompt, negative prompt and donor, each once."""
     texts: dict[str, None] = {}
     for recipe in recipes:
         texts |= dict.fromkeys((recipe.prompt, recipe.negative, *texts_of(recipe.edits)))
-    embeddings = {text: found.cpu() for text, found in zip(texts, encode(model, texts), strict=True)}
+    return list(texts)
+
+
+def encode_prompts(
+    model: WanModel,
+    recipes: Sequence[Recipe],
+    on_event: events.Listener,
+    remembered: Mapping[str, Tensor] | None = None,
+    memory: Memory | None = None,
+) -> Texts:
+    """Encode every prompt, negative prompt and donor of `recipes`, each once.
+
+    remembered: those that are stored already; where all are, the encoder is not touched. memory: keeps the others.
+    Raises RecipeError for a donor that cannot be brought to the difference that its edit asks for.
+    """
+    began = time.monotonic()
+    texts = needed_texts(recipes)
+    known = remembered or {}
+    missing = [text for text in texts if text not in known]
+    fresh: dict[str, Tensor] = {}
+    if missing:
+        from wanscope.wan.text import encode
+
+        fresh = {text: found.cpu() for text, found in zip(missing, encode(model, missing), strict=True)}
+        if memory is not None:
+            memory.keep(fresh, recipes[0], model, time.monotonic() - began)
+    embeddings = {text: known[text] if text in known else fresh[text] for text in texts}
     files = {donor.sha256 or "": donor for recipe in recipes for donor in stored_of(recipe.edits)}
     stored = {sha256: read_stored(donor) for sha256, donor in files.items()}
     encoded = Texts(embeddings, model.tokenizer, model.text_length, stored)
     _check_donors(encoded, recipes)
-    on_event(events.PromptsEncoded(len(texts), time.monotonic() - began))
+    on_event(events.PromptsEncoded(len(missing), time.monotonic() - began, len(texts) - len(missing)))
     return encoded
 
 

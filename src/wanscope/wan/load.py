@@ -13,7 +13,7 @@ import contextlib
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +25,9 @@ from wanscope.wan.model import WanModel, text_length_of
 from wanscope.wan.pickles import refuse_pickle
 from wanscope.wan.source import Part, Source, locate
 from wanscope.wan.weights import align, listed
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan
 
 DTYPES = {
     "fp32": torch.float32,
@@ -48,6 +51,7 @@ def load(
     encoder: str | Path | None = None,
     vae: str | Path | None = None,
     tokenizer: str | Path | None = None,
+    with_encoder: bool = True,
     on_event: events.Listener = events.ignore,
 ) -> WanModel:
     """Load a model.
@@ -56,6 +60,7 @@ def load(
     "high.safetensors + low.safetensors" (source.py). device: auto takes the GPU where there is one. dtype: of the
     transformer; auto is the variant's own. loras: paths, (path, weight) or (path, weight, "high" | "low" | "both").
     memory: auto, none or offload (memory.py). encoder, vae, tokenizer: other components than the model's own.
+    with_encoder: False leaves the text encoder on the disk, for prompts whose embeddings are there already.
 
     Nothing is unpickled. ModelError when a part is missing, does not fit or would load wrong.
     """
@@ -69,11 +74,12 @@ def load(
     on_event(events.ModelLoading(str(spec)))
     source = locate(spec, encoder=encoder, vae=vae, tokenizer=tokenizer, on_event=on_event)
     torch_dtype = pick_dtype(dtype, source)
-    model = _build(source, torch_device, torch_dtype, memory, on_event)
+    model = _build(source, torch_device, torch_dtype, memory, on_event, with_encoder)
     _check_fit(model)
     if torch_device.type == "cpu":
-        for module in (*model.experts(), model.vae, model.encoder()):
-            align(module)
+        for module in (*model.experts(), model.vae, model.text_encoder):
+            if module is not None:
+                align(module)
     model.spec = " + ".join(map(str, spec)) if isinstance(spec, tuple) else str(spec)
     lora_files.apply_all(model, chosen)
     on_event(
@@ -140,7 +146,12 @@ def _check_lora_path(path: Path) -> None:
 
 
 def _build(
-    source: Source, device: torch.device, dtype: torch.dtype, memory: str, on_event: events.Listener
+    source: Source,
+    device: torch.device,
+    dtype: torch.dtype,
+    memory: str,
+    on_event: events.Listener,
+    with_encoder: bool,
 ) -> WanModel:
     encoder_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16  # UMT5 overflows in fp16
     parts = source.parts
@@ -151,7 +162,7 @@ def _build(
         transformer=_transformer(parts["transformer"], dtype, on_event),
         transformer_2=None if second is None else _transformer(second, dtype, on_event),
         vae=_vae(parts["vae"]),
-        text_encoder=_encoder(parts["text_encoder"], encoder_dtype),
+        text_encoder=_encoder(parts["text_encoder"], encoder_dtype) if with_encoder else None,
         tokenizer=tokenizer,
         scheduler_config=source.scheduler,
         boundary_ratio=source.boundary_ratio,
@@ -180,6 +191,11 @@ def _transformer(part: Part, dtype: torch.dtype, on_event: events.Listener):
     if scaled:
         on_event(events.Note(f"{part.path.name} holds scaled fp8 weights; they are used as {SHORT[dtype]}"))
     return transformer
+
+
+def load_vae(source: Source) -> AutoencoderKLWan:
+    """A model's VAE alone, fp32 on the CPU."""
+    return _vae(source.parts["vae"]).eval().requires_grad_(False)
 
 
 def _vae(part: Part):
@@ -271,8 +287,8 @@ def _check_fit(model: WanModel) -> None:
             f"it has {vae['z_dim']} latent channels and the transformer {config['out_channels']}",
             f"vae: {names}" if names else "",
         )
-    encoder = model.encoder()
-    if encoder.config.d_model != config["text_dim"]:
+    encoder = model.text_encoder
+    if encoder is not None and encoder.config.d_model != config["text_dim"]:
         raise ModelError(
             "the text encoder does not fit the transformer",
             f"it gives {encoder.config.d_model} values a token and the transformer takes {config['text_dim']}",

@@ -104,6 +104,9 @@ def line_of(event: events.Event, prompts: dict[str, str]) -> str | None:
         return f"loading {event.model}"
     if isinstance(event, events.ModelReady):
         return f"{event.model} is ready on {event.device}, {event.dtype} ({out.seconds_text(event.seconds)})"
+    if isinstance(event, events.PromptsEncoded) and event.reused:
+        encoded = f"{event.prompts} encoded" if event.prompts else "none is encoded"
+        return f"texts: {event.reused} taken from the catalogue, {encoded}"
     if isinstance(event, events.StudyStarted):
         done = f", {event.complete} complete already" if event.complete else ""
         return f"{event.name}: {event.takes} take{'s'[: event.takes != 1]}{done}"

@@ -1,0 +1,76 @@
+"""An export without the words of the people who made it: prompts, labels, tags, names, recipes."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# What a table keeps empty, and the tables that are words only.
+EMPTIED: dict[str, dict[str, Any]] = {
+    "embeddings": {"prompt": None, "label": None, "model": None, "origin": ""},
+    "takes": {"prompt": None, "negative": None, "recipe": None, "damage": "", "model": None, "origin": ""},
+    "edits": {"edit": "{}"},
+    "vector_operations": {"note": ""},
+}
+DROPPED = ("embedding_prompts", "embedding_tags", "variations")
+_name = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def without_words(rows: pa.Table, tables: dict[str, pa.Table]) -> tuple[pa.Table, dict[str, pa.Table]]:
+    """The rows of embeddings and of all other tables, emptied. A model's name is kept where it is one of the known
+    variants: a folder's name would tell of a person."""
+    out = {name: table.slice(0, 0) if name in DROPPED else _emptied(name, table) for name, table in tables.items()}
+    out["operation_inputs"], out["operation_parameters"] = _renamed(tables)
+    return _emptied("embeddings", rows), out
+
+
+def _emptied(name: str, table: pa.Table) -> pa.Table:
+    import pyarrow as pa
+
+    for column, value in EMPTIED.get(name, {}).items():
+        place = table.schema.get_field_index(column)
+        kind = table.schema.field(place)
+        if column == "model":
+            values = [_known_model(model) if name == "takes" else model for model in table[column].to_pylist()]
+        else:
+            values = [value] * table.num_rows
+        table = table.set_column(place, kind, pa.array(values, kind.type))
+    return table
+
+
+def _known_model(model: str | None) -> str | None:
+    from wanscope.wan.variants import VARIANTS
+
+    return model if model in VARIANTS else None
+
+
+def _renamed(tables: dict[str, pa.Table]) -> tuple[pa.Table, pa.Table]:
+    """Inputs and parameters of operations with names that say nothing; expressions still mean the same."""
+    import pyarrow as pa
+
+    inputs, parameters = tables["operation_inputs"], tables["operation_parameters"]
+    new: dict[tuple[str, str], str] = {}
+    names = []
+    for operation, position, name in zip(
+        *(inputs[c].to_pylist() for c in ("operation", "position", "name")), strict=True
+    ):
+        new[operation, name] = f"x{position + 1}"
+        names.append(f"x{position + 1}")
+    values = []
+    for operation, name, value in zip(
+        *(parameters[c].to_pylist() for c in ("operation", "name", "value")), strict=True
+    ):
+        if name == "expression":
+            text = json.loads(value)
+            text = _name.sub(lambda match, op=operation: new.get((op, match[0]), match[0]), text)
+            value = json.dumps(text)
+        values.append(value)
+    at_name, at_value = inputs.schema.get_field_index("name"), parameters.schema.get_field_index("value")
+    return (
+        inputs.set_column(at_name, inputs.schema.field(at_name), pa.array(names, pa.string())),
+        parameters.set_column(at_value, parameters.schema.field(at_value), pa.array(values, pa.string())),
+    )

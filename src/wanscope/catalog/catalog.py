@@ -1,0 +1,331 @@
+"""`Catalog`: everything a workspace remembers, in one object.
+
+    catalog = Catalog()                            # the default workspace's; or a workspace, or a .duckdb file
+    key = catalog.put(embedding, prompt="a red circle", model="marbles")
+    made = catalog.compute("expression", {"a": key, "b": other}, expression="a + 0.5*b", label="warmer")
+    catalog.similar(made.key).to_pandas()
+
+Tables come back as Arrow tables: `.to_pandas()`, `.to_pylist()`. Every call is its own short turn with the file, so
+several programs can work with one catalogue; a call waits up to `wait_seconds` for the others and then says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from wanscope.catalog import embeddings, takes, upkeep
+from wanscope.catalog.connect import NAME, WAIT_SECONDS, Database
+from wanscope.catalog.content import Tokens
+from wanscope.catalog.embeddings import Embedding, New
+from wanscope.catalog.files import EmbeddingFiles
+from wanscope.catalog.rows import count, find_key, insert, select
+from wanscope.errors import EmbeddingNotFound, RequestError
+from wanscope.workspace import Workspace
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from wanscope.catalog.exchange import Exchanged
+    from wanscope.catalog.operations import Lineage, Operation
+    from wanscope.catalog.search import Index
+
+__all__ = ["Catalog", "Embedding", "New"]
+
+FOLDER = "embeddings"
+
+
+class Catalog:
+    """The catalogue of a workspace. Nothing is created before something is written."""
+
+    def __init__(self, path: str | Path | Workspace | None = None, *, wait_seconds: float = WAIT_SECONDS) -> None:
+        if isinstance(path, str | Path) and Path(path).suffix == ".duckdb":
+            file = Path(path).expanduser().absolute()
+            if file.is_dir():
+                raise RequestError(f"{file} is a folder", "a catalogue is a file; name the workspace instead")
+            self.workspace = Workspace(file.parent)
+        else:
+            self.workspace = Workspace.find(path)
+            file = self.workspace.folder / NAME
+        self.db = Database(file, wait_seconds)
+        self.files = EmbeddingFiles(file.parent / FOLDER)
+        self._index: Index | None = None
+
+    def __repr__(self) -> str:
+        return f"Catalog({str(self.db.path)!r})"
+
+    @property
+    def path(self) -> Path:
+        return self.db.path
+
+    @property
+    def exists(self) -> bool:
+        return self.db.path.exists()
+
+    # embeddings
+
+    def put(self, values: Any, **about: Any) -> str:
+        """Store a token matrix [L, D] and return its key; what is there already is not stored again.
+
+        about: prompt, model, encoder, environment, space, source, label, tags, seconds (see `New`).
+        RecipeError for values that are not a finite float matrix.
+        """
+        return self.put_many([New(values, **about)])[0]
+
+    def put_many(self, items: Iterable[New]) -> list[str]:
+        """Store many, in batches of one transaction each; the key of each, in their order."""
+        return embeddings.put_many(self.db, self.files, items)
+
+    def get(self, name: str, *, count: bool = True) -> Embedding:
+        """An embedding by its key, the start of it, its label or its prompt. EmbeddingNotFound; CatalogDamaged where
+        its file is not as it was written. count: note that it was used."""
+        return embeddings.get(self.db, self.files, name, count=count)
+
+    def stored(self, prompts: Sequence[str], encoder: str, environments: Sequence[str]) -> dict[str, Embedding]:
+        """The embeddings of prompts that an encoder made in one of those environments, by prompt; counted as used."""
+        return embeddings.stored(self.db, self.files, prompts, encoder, environments)
+
+    def annotate(
+        self, name: str, *, label: str | None = None, add: Sequence[str] = (), remove: Sequence[str] = ()
+    ) -> str:
+        """Set a label ('' takes it away), add and remove tags; the key."""
+        return embeddings.annotate(self.db, name, label, add, remove)
+
+    def list(self, *, tags: Sequence[str] = (), limit: int | None = None) -> pa.Table:
+        """Embeddings, newest first; with `tags` those that have all of them."""
+        with self.db.reading() as con:
+            return embeddings.listed(con, tags=tags, limit=limit)
+
+    # operations
+
+    def compute(
+        self,
+        operation: str,
+        inputs: Sequence[Any] | Mapping[str, Any],
+        *,
+        label: str | None = None,
+        tags: Sequence[str] = (),
+        **parameters: Any,
+    ) -> Embedding:
+        """Do a vector operation on stored embeddings, store the result and how it came to be.
+
+        operation: difference, weighted_sum, product, normalize, interpolate, expression, amplify or boost, with the
+        parameters of the functions in `wanscope.edit`. inputs: keys, labels, prompts or values; by name for an
+        expression.
+        """
+        from wanscope.catalog.operations import compute
+
+        key, _ = compute(self.db, self.files, operation, inputs, parameters, label=label, tags=tags)
+        return self.get(key, count=False)
+
+    def operations(self, limit: int | None = None) -> list[Operation]:
+        """Recorded operations, newest first."""
+        from wanscope.catalog.operations import operations
+
+        with self.db.reading() as con:
+            return operations(con)[:limit]
+
+    def lineage(self, name: str) -> Lineage:
+        """Which operations an embedding comes from, back to what was encoded."""
+        from wanscope.catalog.operations import lineage
+
+        with self.db.reading() as con:
+            return lineage(con, name)
+
+    def recompute(self, name: str) -> list[tuple[Operation, bool]]:
+        """Do the operations behind an embedding (or one operation, by its id) again; whether each gives the stored
+        bytes."""
+        from wanscope.catalog.operations import recompute
+
+        return recompute(self.db, self.files, name)
+
+    # search
+
+    def search(self, text: str = "", *, tags: Sequence[str] = (), limit: int = 50) -> pa.Table:
+        """Embeddings whose prompt or label holds every word of `text`, and that have all `tags`."""
+        from wanscope.catalog.search import by_words
+
+        with self.db.reading() as con:
+            return by_words(con, text, tags, limit)
+
+    def similar(
+        self,
+        query: Any,
+        *,
+        count: int = 20,
+        metric: Literal["cosine", "l2"] = "cosine",
+        tokens: bool = False,
+        any_encoder: bool = False,
+    ) -> pa.Table:
+        """The nearest stored embeddings, best first: cosine and L2 distance of mean tokens, computed exactly.
+
+        query: a key, label or prompt that is stored, an Embedding, or values [L, D]. tokens: order the best of them by
+        their whole token matrices. Only embeddings of the query's encoder and space are compared, unless `any_encoder`
+        or the query is values.
+        """
+        import pyarrow as pa
+
+        from wanscope.catalog import search
+
+        query_tokens, place, own = self._query(query)
+        rows = search.similar(
+            self._searcher(),
+            query_tokens,
+            metric=metric,
+            count=count,
+            tokens=tokens,
+            place=None if any_encoder else place,
+            without=own,
+        )
+        with self.db.reading() as con:
+            keys = [row["key"] for row in rows]
+            said = select(
+                con,
+                "SELECT key, prompt, label, tokens, dim, model FROM embeddings WHERE key IN (SELECT unnest(?))",
+                [keys],
+            )
+        about = {row["key"]: row for row in said.to_pylist()}
+        schema = pa.schema(
+            [("key", pa.string()), ("cosine", pa.float64()), ("l2", pa.float64())]
+            + ([("token_cosine", pa.float64()), ("token_l2", pa.float64())] if tokens else [])
+            + [("prompt", pa.string()), ("label", pa.string()), ("tokens", pa.int32()), ("dim", pa.int32())]
+            + [("model", pa.string())]
+        )
+        return pa.Table.from_pylist([{**row, **about[row["key"]]} for row in rows if row["key"] in about], schema)
+
+    def _query(self, query: Any) -> tuple[Tokens, tuple[str, str] | None, str | None]:
+        """Values, (encoder, space), and the query's own key."""
+        if isinstance(query, str):
+            query = self.get(query, count=False)
+        if isinstance(query, Embedding):
+            return query.tokens, (query.row["encoder"], query.row["space"]), query.key
+        return Tokens.of(query), None, None
+
+    def _searcher(self) -> Index:
+        from wanscope.catalog.search import Index
+
+        if self._index is None:
+            self._index = Index(self.db, self.files)
+        return self._index
+
+    def duplicates(self, threshold: float | None = None, limit: int = 100) -> pa.Table:
+        """Equal values that are stored more than once (for other models or encoders); with a `threshold` of the cosine,
+        pairs whose mean tokens are at least so near."""
+        import pyarrow as pa
+
+        from wanscope.catalog import search
+
+        if threshold is None:
+            with self.db.reading() as con:
+                return search.same_content(con)
+        rows = search.near_duplicates(self._searcher(), threshold, limit)
+        names = [("key_a", pa.string()), ("key_b", pa.string()), ("cosine", pa.float64()), ("l2", pa.float64())]
+        return pa.Table.from_pylist(rows, pa.schema(names))
+
+    def similarities(self, names: Sequence[str]) -> pa.Table:
+        """Every pair of some embeddings: cosine and L2 distance, of mean tokens and of token matrices."""
+        import pyarrow as pa
+
+        from wanscope.catalog.search import similarity_table
+
+        if len(set(names)) < 2:
+            raise EmbeddingNotFound(
+                "there is nothing to compare", "a table of similarities takes two embeddings or more"
+            )
+        with self.db.reading() as con:
+            keys = [find_key(con, name) for name in names]
+        return pa.Table.from_pylist(similarity_table(self.db, self.files, keys))
+
+    # takes and findings
+
+    def index(self, *, rebuild: bool = False) -> takes.Indexed:
+        """Bring the rows of takes and studies to what the folders are. rebuild: from nothing, and take in files of
+        embeddings without a row; a file of the catalogue that cannot be opened is set aside first."""
+        from dataclasses import replace
+
+        from wanscope.catalog.exchange import adopt
+
+        aside = self.db.set_aside() if rebuild else None
+        found = takes.index(self.db, self.workspace, rebuild=rebuild)
+        if not rebuild:
+            return found
+        adopted, unreadable = adopt(self.db, self.files)
+        return replace(
+            found,
+            adopted=adopted,
+            set_aside=None if aside is None else str(aside),
+            unreadable={**found.unreadable, **{name: name for name in unreadable}},
+        )
+
+    def takes(self) -> pa.Table:
+        """The index of takes, newest first."""
+        with self.db.reading() as con:
+            return select(con, "SELECT * FROM takes ORDER BY made DESC NULLS LAST, id")
+
+    def add_metrics(self, rows: Iterable[Mapping[str, Any]]) -> int:
+        """Keep figures of takes: take, name, value, unit, source, and step where it is of one. Newer ones replace."""
+        full = [{"step": -1, "unit": "", **row} for row in rows]
+        with self.db.writing() as con:
+            insert(con, "metrics", full, new=False)
+        return len(full)
+
+    def add_atlas(self, rows: Iterable[Mapping[str, Any]]) -> int:
+        """Keep what a block was measured to do: the columns of the table atlas. Newer ones replace."""
+        full = [dict(row) for row in rows]
+        with self.db.writing() as con:
+            insert(con, "atlas", full, new=False)
+        return len(full)
+
+    # looking after it
+
+    def stats(self) -> dict[str, Any]:
+        """Counts, sizes, where the savings come from, timings."""
+        with self.db.reading() as con:
+            return upkeep.stats(con, self.db)
+
+    def analyze(self, name: str) -> dict[str, float]:
+        """Figures of one embedding, computed once and kept."""
+        return upkeep.analyze(self.db, self.files, name)[1]
+
+    def check(self, *, deep: bool = False) -> upkeep.Check:
+        """Compare rows and files; `deep` reads every file."""
+        return upkeep.check(self.db, self.files, deep=deep)
+
+    def cleanup(self, **conditions: Any) -> upkeep.Cleanup:
+        """Remove embeddings by age and use; with dry_run=True, the default, only say which (see `upkeep.cleanup`)."""
+        return upkeep.cleanup(self.db, self.files, **conditions)
+
+    def sql(self, query: str) -> pa.Table:
+        """The rows of one SELECT over the tables. It can read nothing else and change nothing."""
+        from wanscope.catalog.jail import run_sql
+
+        return run_sql(self.db, query)
+
+    def count(self, table: str) -> int:
+        """Rows of a table."""
+        if table not in upkeep.TABLES:
+            raise RequestError(f"there is no table {table!r}", ", ".join(upkeep.TABLES))
+        with self.db.reading() as con:
+            return count(con, table)
+
+    # sharing
+
+    def export(self, folder: str | Path, *, anonymous: bool = False, half: bool = False) -> Exchanged:
+        """Everything as Parquet in a new folder, with a data card. half: values as fp16 numbers."""
+        from wanscope.catalog.exchange import export
+
+        return export(self.db, self.files, Path(folder), anonymous=anonymous, half=half)
+
+    def import_(self, folder: str | Path, *, origin: str | None = None) -> Exchanged:
+        """Take in an export."""
+        from wanscope.catalog.exchange import read_export
+
+        return read_export(self.db, self.files, Path(folder), origin=origin)
+
+    def merge(self, other: str | Path | Workspace | Catalog, *, origin: str | None = None) -> Exchanged:
+        """Take in another catalogue: a workspace, its .duckdb file, or a Catalog."""
+        from wanscope.catalog.exchange import merge
+
+        theirs = other if isinstance(other, Catalog) else Catalog(other, wait_seconds=self.db.wait_seconds)
+        return merge(self.db, self.files, theirs.db, theirs.files, origin or theirs.workspace.folder.name)

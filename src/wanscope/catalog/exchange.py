@@ -1,0 +1,354 @@
+"""Sharing: a catalogue as a folder of Parquet files that any tool reads, taken in again, and two catalogues merged.
+
+    README.md             what is in it, with every column
+    card.json             the same figures for programs: counts, versions, encoders
+    embeddings.parquet    a row an embedding; `values` are its numbers
+    <table>.parquet       the other tables, as docs/catalogue.md describes them
+
+Embeddings are known by content, so nothing comes in twice. Takes come in as rows without a folder, under the name of
+where they are from.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files as resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wanscope import __version__
+from wanscope.catalog.anonymous import without_words
+from wanscope.catalog.connect import Database
+from wanscope.catalog.content import Tokens
+from wanscope.catalog.embeddings import New, put_many
+from wanscope.catalog.files import EmbeddingFiles
+from wanscope.catalog.migrations import VERSION
+from wanscope.catalog.rows import count, insert, now, select
+from wanscope.errors import CatalogDamaged, CatalogNewer, EmbeddingNotFound, RecipeError, StorageError, TakeNotFound
+from wanscope.take.disk import guarded, sync_file
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+CARD, README, EMBEDDINGS = "card.json", "README.md", "embeddings.parquet"
+FORMAT = 1
+BATCH = 256
+# In the order in which they come in. Search vectors are made again where they arrive.
+SHARED = (
+    "embedding_prompts",
+    "embedding_tags",
+    "vector_operations",
+    "operation_inputs",
+    "operation_parameters",
+    "embedding_analysis",
+    "embedding_similarities",
+    "takes",
+    "variations",
+    "edits",
+    "metrics",
+    "atlas",
+)
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """What was written or taken in: rows by table. there: rows that were there already. notes: what to know."""
+
+    place: str
+    rows: dict[str, int]
+    there: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    bytes: int = 0
+
+
+# out
+
+
+def export(
+    db: Database, files: EmbeddingFiles, folder: Path, *, anonymous: bool = False, half: bool = False
+) -> Exchanged:
+    """Write everything into a new or empty folder. anonymous: without prompts and other words. half: values as fp16
+    numbers, which are smaller and read by every tool, and cannot replay a take to the bit."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RecipeError(f"{folder} is not an empty folder", "an export begins with one", f"{folder}-2")
+    with db.reading() as con:
+        tables = {name: select(con, f"SELECT * FROM {name} ORDER BY ALL") for name in SHARED}
+        rows = select(con, "SELECT * FROM embeddings ORDER BY key")
+    if anonymous:
+        rows, tables = without_words(rows, tables)
+    with guarded(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_embeddings(folder / EMBEDDINGS, rows, files, half)
+        for name, table in tables.items():
+            _write(folder / f"{name}.parquet", table)
+        counts = {"embeddings": rows.num_rows, **{name: table.num_rows for name, table in tables.items()}}
+        card = _card(rows, tables, counts, anonymous, half)
+        (folder / README).write_text(_readme(card, folder), encoding="utf-8")
+        (folder / CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        for path in folder.iterdir():
+            sync_file(path)
+    return Exchanged(str(folder), counts, bytes=sum(path.stat().st_size for path in folder.iterdir()))
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    import pyarrow.parquet as pq
+
+    pq.write_table(table, path, compression="zstd")
+
+
+def _write_embeddings(path: Path, rows: pa.Table, files: EmbeddingFiles, half: bool) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    values = pa.field("values", pa.list_(pa.float16()) if half else pa.binary())
+    schema = rows.schema.append(pa.field("mean_token", pa.list_(pa.float32()))).append(values)
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for start in range(0, rows.num_rows, BATCH):
+            part = rows.slice(start, BATCH)
+            found = [files.read(key)[0] for key in part["key"].to_pylist()]
+            means = [(unit_D * norm).astype(np.float32) for unit_D, norm in (tokens.pooled for tokens in found)]
+            data = [_as_half(tokens) for tokens in found] if half else [tokens.data for tokens in found]
+            part = part.append_column(schema.field("mean_token"), pa.array(means, pa.list_(pa.float32())))
+            writer.write_table(part.append_column(values, pa.array(data, values.type)))
+
+
+def _as_half(tokens: Tokens) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        half = tokens.array().astype(np.float16).ravel()
+    if not np.isfinite(half).all():
+        raise RecipeError(
+            "an embedding does not fit into fp16", "its values are over 65504", "an export without --fp16"
+        )
+    return half
+
+
+def _card(
+    rows: pa.Table, tables: dict[str, pa.Table], counts: dict[str, int], anonymous: bool, half: bool
+) -> dict[str, Any]:
+    def distinct(table: pa.Table, column: str) -> list[Any]:
+        return sorted({value for value in table[column].to_pylist() if value not in (None, "")})
+
+    kinds: dict[str, int] = {}
+    for dtype, space, dim in zip(*(rows[c].to_pylist() for c in ("dtype", "space", "dim")), strict=True):
+        name = f"{space}, {dim} dimensions, {dtype}"
+        kinds[name] = kinds.get(name, 0) + 1
+    created = [value for value in rows["created"].to_pylist() if value is not None]
+    return {
+        "format": FORMAT,
+        "schema": VERSION,
+        "wanscope": __version__,
+        "written": now().isoformat(timespec="seconds"),
+        "anonymous": anonymous,
+        "values": "fp16" if half else "exact",
+        "rows": counts,
+        "embeddings": kinds,
+        "tokens": int(sum(rows["tokens"].to_pylist())),
+        "stored": [str(min(created)), str(max(created))] if created else [],
+        "models": distinct(rows, "model") + [m for m in distinct(tables["takes"], "model") if m],
+        "encoders": distinct(rows, "encoder"),
+        "torch": sorted({*distinct(tables["takes"], "torch"), *distinct(tables["vector_operations"], "torch")}),
+    }
+
+
+def columns() -> dict[str, list[tuple[str, str, str]]]:
+    """(name, type, what it is) of every column, by table, as schema.sql says them."""
+    text = resources("wanscope.catalog").joinpath("schema.sql").read_text(encoding="utf-8")
+    out: dict[str, list[tuple[str, str, str]]] = {}
+    for table, body in re.findall(r"CREATE TABLE (\w+) \((.*?)\n?\);", text, flags=re.DOTALL):
+        found = []
+        for line in body.split("\n"):
+            declared, _, said = line.partition("--")
+            for name, kind in re.findall(r"(?:^|,)\s*([a-z_0-9]+) ([A-Z]+(?:\[\d+\])?)(?=[ ,]|$)", declared):
+                found.append((name, kind, said.strip()))
+        out[table] = found
+    return out
+
+
+def _readme(card: dict[str, Any], folder: Path) -> str:
+    lines = [f"# {folder.name}", "", f"Written by wanscope {card['wanscope']} on {card['written'][:10]}.", ""]
+    lines += ["| file | rows |", "|---|---|"]
+    lines += [f"| {name}.parquet | {count} |" for name, count in card["rows"].items()]
+    lines += ["", *(f"- {count} embeddings: {kind}" for kind, count in card["embeddings"].items())]
+    lines += [f"- {name}: {', '.join(map(str, card[name]))}" for name in ("models", "encoders", "torch") if card[name]]
+    if card["anonymous"]:
+        lines += [
+            "",
+            "Prompts, labels, tags, names and recipes were left out. Embeddings themselves still carry the meaning of "
+            "their prompts: who has the encoder can test a guess, and inversion recovers text approximately.",
+        ]
+    how = (
+        "`values` are fp16 numbers, token by token: reshape them to `tokens` x `dim`."
+        if card["values"] == "fp16"
+        else "`values` are the bytes of the token matrix, little-endian, token by token, in `dtype`: in numpy "
+        "`numpy.frombuffer(values, dtype).reshape(tokens, dim)`; for bfloat16 read uint16, shift left by 16 as uint32 "
+        "and view as float32."
+    )
+    lines += ["", how, "`mean_token` is the mean of the tokens.", "", "## Columns"]
+    for table, found in columns().items():
+        if table in card["rows"]:
+            lines += ["", f"### {table}", "", "| column | type | |", "|---|---|---|"]
+            lines += [f"| {name} | {kind} | {said} |" for name, kind, said in found]
+    return "\n".join(lines) + "\n"
+
+
+# in
+
+
+def read_export(db: Database, files: EmbeddingFiles, folder: Path, *, origin: str | None = None) -> Exchanged:
+    """Take in what `export` wrote. Every embedding is compared with its key first."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TakeNotFound(f"{folder} is no export", f"it has no {CARD}", "wanscope db export FOLDER") from None
+    except (OSError, ValueError) as error:
+        raise CatalogDamaged(f"{folder / CARD} is damaged", str(error)) from None
+    if card.get("format") != FORMAT or card.get("schema", 0) > VERSION:
+        raise CatalogNewer(
+            f"{folder} was written by another wanscope ({card.get('wanscope')})",
+            f"its format is {card.get('format')}, schema {card.get('schema')}; this reads {FORMAT}, up to {VERSION}",
+            "pip install --upgrade wanscope",
+        )
+    exact = card["values"] == "exact"
+    try:
+        tables = {name: pq.read_table(folder / f"{name}.parquet") for name in SHARED}
+        batches = pq.ParquetFile(folder / EMBEDDINGS).iter_batches(BATCH)
+        return _absorb(
+            db, files, (_given(batch, exact) for batch in batches), tables, origin or folder.name, str(folder), exact
+        )
+    except (pa.ArrowException, FileNotFoundError) as error:
+        raise CatalogDamaged(f"the export in {folder} is damaged", str(error).split("\n")[0]) from None
+
+
+def merge(db: Database, files: EmbeddingFiles, other: Database, theirs: EmbeddingFiles, origin: str) -> Exchanged:
+    """Take in another catalogue, which is only read."""
+    if not other.path.exists():
+        raise TakeNotFound(f"there is no catalogue {other.path}", "", "wanscope db merge THEIR-WORKSPACE")
+    if other.path.resolve() == db.path.resolve():
+        raise RecipeError(f"{other.path} is this catalogue", "it cannot be merged into itself")
+    with other.reading() as con:
+        tables = {name: select(con, f"SELECT * FROM {name} ORDER BY ALL") for name in SHARED}
+        rows = select(con, "SELECT * FROM embeddings ORDER BY key")
+
+    def batches() -> Iterator[list[tuple[dict[str, Any], Tokens]]]:
+        for start in range(0, rows.num_rows, BATCH):
+            yield [(row, theirs.read(row["key"])[0]) for row in rows.slice(start, BATCH).to_pylist()]
+
+    return _absorb(db, files, batches(), tables, origin, str(other.path), True)
+
+
+def _given(batch: pa.RecordBatch, exact: bool) -> list[tuple[dict[str, Any], Tokens]]:
+    out = []
+    for row in batch.to_pylist():
+        values = row.pop("values")
+        row.pop("mean_token")
+        if exact:
+            tokens = Tokens(row["dtype"], row["tokens"], row["dim"], values)
+            if tokens.key(row["model"], row["encoder"], row["space"]) != row["key"]:
+                raise CatalogDamaged(
+                    f"embedding {row['key'][:12]} of the export is damaged", "it does not have its key"
+                )
+        else:
+            tokens = Tokens.of(np.array(values, np.float16).reshape(row["tokens"], row["dim"]))
+        out.append((row, tokens))
+    return out
+
+
+def _absorb(
+    db: Database,
+    files: EmbeddingFiles,
+    batches: Iterator[list[tuple[dict[str, Any], Tokens]]],
+    tables: dict[str, pa.Table],
+    origin: str,
+    place: str,
+    exact: bool,
+) -> Exchanged:
+    """Embeddings first, in batches, then the other tables in one transaction."""
+    if not re.fullmatch(r"[^\x00-\x1f]{1,200}", origin):
+        raise RecipeError(f"{origin!r} cannot name where rows come from", "it is a name of up to 200 letters", "theirs")
+    notes = []
+    with db.writing() as con:
+        before = count(con, "embeddings")
+    offered = 0
+    for batch in batches:
+        offered += len(batch)
+        put_many(db, files, [_new(row, tokens, origin, exact) for row, tokens in batch])
+    with db.writing() as con:
+        rows = {"embeddings": count(con, "embeddings") - before}
+        if not exact:
+            left = ("embedding_prompts", "vector_operations", "operation_inputs", "operation_parameters")
+            tables = {n: t for n, t in tables.items() if n not in left and not n.startswith("embedding_")}
+            notes.append("values are fp16: prompts do not stand for them, and operations were left out")
+        known = [take for (take,) in con.execute("SELECT id FROM takes").fetchall()]
+        for name, table in tables.items():
+            rows[name] = insert(con, name, _fitting(con, name, table, origin, known))
+    there = {"embeddings": offered - rows["embeddings"]}
+    there |= {name: table.num_rows - rows[name] for name, table in tables.items()}
+    return Exchanged(place, rows, {name: n for name, n in there.items() if n}, tuple(notes))
+
+
+def _new(row: dict[str, Any], tokens: Tokens, origin: str, exact: bool) -> New:
+    return New(
+        tokens,
+        prompt=row["prompt"],
+        model=row["model"],
+        encoder=row["encoder"] if exact else "",
+        space=row["space"],
+        source=row["source"],
+        label=row["label"],
+        seconds=row["encode_seconds"],
+        origin=row["origin"] or origin,
+        alias=False,
+    )
+
+
+def _fitting(con: Any, name: str, table: pa.Table, origin: str, known: Sequence[str]) -> pa.Table:
+    """The rows that may come in: of takes that are not here, of embeddings that are; named after their origin."""
+    con.register("offered_rows", table)
+    try:
+        where, parameters, columns = "true", [], "*"
+        if name in ("takes", "variations"):
+            columns = "* REPLACE (CASE origin WHEN '' THEN ? ELSE origin END AS origin)"
+            parameters.append(origin)
+        if name in ("takes", "edits"):
+            where = f"{'id' if name == 'takes' else 'take'} NOT IN (SELECT unnest(?))"
+            parameters.append(list(known))
+        elif "key" in table.column_names and name != "operation_inputs":
+            where = "key IN (SELECT key FROM embeddings)"
+        elif name == "vector_operations":
+            where = "result IN (SELECT key FROM embeddings)"
+        elif name in ("operation_inputs", "operation_parameters"):
+            where = "operation IN (SELECT id FROM vector_operations)"
+        elif name == "embedding_similarities":
+            where = "key_a IN (SELECT key FROM embeddings) AND key_b IN (SELECT key FROM embeddings)"
+        return select(con, f"SELECT {columns} FROM offered_rows WHERE {where}", parameters)
+    finally:
+        con.unregister("offered_rows")
+
+
+def adopt(db: Database, files: EmbeddingFiles) -> tuple[int, list[str]]:
+    """Give rows to files that have none: what their headers say. How many, and which cannot be read."""
+    with db.reading() as con:
+        known = {key for (key,) in con.execute("SELECT key FROM embeddings").fetchall()}
+    lost, unreadable = [key for key in files.keys() if key not in known], []  # noqa: SIM118
+    taken = 0
+    for start in range(0, len(lost), BATCH):
+        batch = []
+        for key in lost[start : start + BATCH]:
+            try:
+                tokens, header = files.read(key)
+            except (CatalogDamaged, StorageError, EmbeddingNotFound) as error:
+                unreadable.append(str(error.what))
+                continue
+            batch.append(
+                New(tokens, header.prompt, header.model, header.encoder, "", header.space, header.source, alias=False)
+            )
+        taken += len(put_many(db, files, batch))
+    return taken, unreadable

@@ -1,0 +1,95 @@
+"""Rows in and out: Arrow tables with the database's own columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from wanscope.errors import EmbeddingNotFound
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from duckdb import DuckDBPyConnection
+
+HEX = set("0123456789abcdef")
+
+
+def now() -> datetime:
+    """UTC, without a zone, as the tables keep it."""
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+def one(con: DuckDBPyConnection, sql: str, parameters: Sequence[Any] = ()) -> tuple[Any, ...] | None:
+    """The first row, read to the end: a connection with a result that is half read refuses everything else."""
+    return next(iter(con.execute(sql, list(parameters)).fetchall()), None)
+
+
+def select(con: DuckDBPyConnection, sql: str, parameters: Sequence[Any] = ()) -> pa.Table:
+    """The rows of a query as an Arrow table."""
+    return con.sql(sql, params=list(parameters)).to_arrow_table()
+
+
+def insert(
+    con: DuckDBPyConnection, table: str, rows: Iterable[Mapping[str, Any]] | pa.Table, *, new: bool = True
+) -> int:
+    """Add rows; where a key is there already the older row stays (`new`), or is replaced. How many came in anew."""
+    import pyarrow as pa
+
+    incoming: Any = rows
+    if not isinstance(rows, pa.Table):
+        listed = [dict(row) for row in rows]
+        if not listed:
+            return 0
+        incoming = pa.Table.from_pylist(listed, schema=select(con, f"SELECT * FROM {table} LIMIT 0").schema)
+    if not incoming.num_rows:
+        return 0
+    before = count(con, table)
+    con.register("incoming_rows", incoming)
+    try:
+        how = "IGNORE" if new else "REPLACE"
+        con.execute(f"INSERT OR {how} INTO {table} BY NAME SELECT * FROM incoming_rows")
+    finally:
+        con.unregister("incoming_rows")
+    return count(con, table) - before
+
+
+def count(con: DuckDBPyConnection, table: str, where: str = "true", parameters: Sequence[Any] = ()) -> int:
+    row = one(con, f"SELECT count(*) FROM {table} WHERE {where}", list(parameters))
+    return int(row[0]) if row else 0
+
+
+def changed(con: DuckDBPyConnection) -> None:
+    """Searches have to look again: embeddings came or went."""
+    con.execute("UPDATE catalog_facts SET value = value + 1 WHERE name = 'generation'")
+
+
+def find_key(con: DuckDBPyConnection, name: str) -> str:
+    """The key of an embedding, by the start of it, by its label, or by a prompt it is stored for.
+
+    EmbeddingNotFound when there is none, or when several fit.
+    """
+    text = str(name).strip()
+    if len(text) >= 4 and set(text) <= HEX:
+        found = con.execute("SELECT key FROM embeddings WHERE starts_with(key, ?) LIMIT 2", [text]).fetchall()
+        if len(found) == 1:
+            return found[0][0]
+        if len(found) > 1:
+            raise EmbeddingNotFound(f"{text} begins the keys of several embeddings", f"{found[0][0]}, {found[1][0]}")
+    for sql in (
+        "SELECT DISTINCT key FROM embeddings WHERE label = ?",
+        "SELECT key FROM (SELECT p.key, max(e.created) AS newest FROM embedding_prompts p JOIN embeddings e "
+        "ON p.key = e.key WHERE p.prompt = ? GROUP BY p.key UNION SELECT key, created FROM embeddings WHERE prompt = ?"
+        ") GROUP BY key ORDER BY max(newest) DESC",
+    ):
+        found = con.execute(sql, [text] * sql.count("?")).fetchall()
+        if len(found) == 1 or (found and "prompt" in sql):
+            return found[0][0]
+        if found:
+            shown = ", ".join(key[:12] for (key,) in found[:4])
+            raise EmbeddingNotFound(f"{len(found)} embeddings have the label {text!r}", shown, "one of their keys")
+    raise EmbeddingNotFound(
+        f"there is no embedding {text!r}",
+        f"of {count(con, 'embeddings')} none has that key, label or prompt",
+        "wanscope db search WORDS",
+    )
