@@ -46,7 +46,7 @@ def test_the_study_file_runs_again_and_says_what_was_left_open(space: Workspace)
     path = place.folder / "study.yaml"
     assert validated(Study, load_study_data(str(path))) == written
     head = path.read_text().splitlines()
-    assert head[0] == "# 2 takes: 2 variations x 1 seeds"
+    assert head[0] == "# 2 takes: 2 variations x 1 seed"
     assert any(line.startswith("# negative:") for line in head)
     assert any("solver: unipc" in line and "shift: 5.0" in line for line in head)
 

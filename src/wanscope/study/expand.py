@@ -204,8 +204,9 @@ def _unique(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def file_label(label: str) -> str:
-    """`late, strength 0.4` as `late-strength-0.4`, safe in a file name."""
-    return re.sub(r"(?<=[0-9])\x00(?=[0-9])", ".", slug(re.sub(r"(?<=[0-9])[.](?=[0-9])", "\x00", label)))
+    """`late, strength 0.4` as `late-strength-0.4`, safe in a file name; a minus is said as a word."""
+    words = re.sub(r"(?<=\s)-(?=[0-9.])", "minus ", label)
+    return slug(".".join(slug(part, 4 * NAME_LENGTH) for part in re.split(r"(?<=[0-9])\.(?=[0-9])", words)), kept=".")
 
 
 def size_of(video: VideoSpec) -> tuple[int, int, int]:
@@ -214,15 +215,18 @@ def size_of(video: VideoSpec) -> tuple[int, int, int]:
     return video.width, video.height, video.frames
 
 
-def slug(text: str, length: int = NAME_LENGTH) -> str:
-    """Letters and digits of any script, lower case, with '-' between; at most `length` bytes in UTF-8."""
+def slug(text: str, length: int = NAME_LENGTH, kept: str = "") -> str:
+    """Letters and digits of any script, lower case, with '-' between; at most `length` bytes in UTF-8.
+
+    kept: other characters that stay where they are between letters and digits.
+    """
     plain = unicodedata.normalize("NFKC", text).lower()
-    words = re.sub(r"[^\w]+|_+", "-", plain).strip("-")
+    words = re.sub(rf"[^\w{re.escape(kept)}]+|_+", "-", plain).strip("-" + kept)
     while len(words.encode()) > length:
         shorter = words[:-1]
         # Whole words where there are several; a single long one is cut.
         words = shorter.rpartition("-")[0] if "-" in shorter else shorter
-    return words.strip("-")
+    return words.strip("-" + kept)
 
 
 def expand(study: Study, variant: Variant | None = None, dtype: str | None = None) -> Expansion:
