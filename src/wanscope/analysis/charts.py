@@ -142,14 +142,16 @@ def _courses(analysis: Analysis, groups: Groups) -> Iterator[Chart]:
             assert value.row.state is not None
             takes.setdefault(value.member, {})[value.row.state] = value.row.value
         latent = "statistics" in metric.needs
+        marks = all(number in (0.0, 1.0) for course in takes.values() for number in course.values())
         yield Chart(
             metric.name,
             "Latents over the steps" if latent else "Paths over the steps",
             metric.title,
-            f"{metric.about} Strong: mean of the group; thin: single takes.",
+            f"{metric.about} "
+            + ("Means of the groups." if marks else "Strong: mean of the group; thin: single takes."),
             "step",
-            _label(metric),
-            (*_thin(takes, groups, analysis), *_means(takes, groups)),
+            "share of takes" if marks else _label(metric),
+            (*(() if marks else _thin(takes, groups, analysis)), *_means(takes, groups)),
             metric=metric,
         )
 

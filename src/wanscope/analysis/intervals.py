@@ -41,15 +41,11 @@ def mean_interval(differences_n: np.ndarray, confidence: float = CONFIDENCE, see
     if n < 2:
         return Interval(float("nan"), float("nan"), "none", note="one pair has no spread")
     if np.ptp(d_n) <= 1e-12 * np.abs(d_n).max():
-        return Interval(float("nan"), float("nan"), "none", note="all differences are equal: their spread is unknown")
+        return Interval(float("nan"), float("nan"), "none", note="all differences are equal")
     if n < BCA_PAIRS:
         low, high = t_interval(d_n, confidence)
         skew = skewness(d_n)
-        note = (
-            f"the differences are skewed ({skew:+.1f}): a t interval of {n} pairs may miss more often than it says"
-            if abs(skew) > SKEWED
-            else ""
-        )
+        note = f"skew {skew:+.1f}: the t interval may miss more often than it says" if abs(skew) > SKEWED else ""
         return Interval(low, high, "t", note=note)
     low_M, high_M = bca_interval(d_n[:, None], confidence, RESAMPLES, seed)
     return Interval(float(low_M[0]), float(high_M[0]), "BCa", bca_coverage(n, confidence))

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from wanscope.analysis.analyze import Analysis
 
 REPORT, FIGURES = "report.html", "figures"
+SHOWN_SIDE = 176  # pixels; smaller videos are enlarged on the page
 VALUES = "Values"  # a section of many small figures, folded
 
 
@@ -146,7 +147,7 @@ def _videos(analysis: Analysis, clips: Sequence[Preview]) -> str:
         cells = "".join(f"<td>{'' if i is None else _clip(members[i], clips[i])}</td>" for i in row)
         lines.append(f'<tr><th class="row">{_e(head)}</th>{cells}</tr>')
     lines.append("</table></div>")
-    lines.append('<p class="soft">Small copies; the takes hold the videos as they were made.</p>')
+    lines.append('<p class="soft">Click one to play it. Small copies; the takes hold the videos as they were made.</p>')
     return "\n".join(lines)
 
 
@@ -155,12 +156,12 @@ def _clip(member: Any, clip: Preview) -> str:
     if not clip.data:
         return f"<p>{_e(member.name)}: {_e(clip.note)}</p>"
     data = f"data:{clip.kind};base64,{base64.b64encode(clip.data).decode()}"
-    size = f'width="{max(clip.width, 96)}"'
+    size = f'width="{max(clip.width, SHOWN_SIDE)}"'
     note = f'<div class="soft">{_e(clip.note)}</div>' if clip.note else ""
     if clip.kind.startswith("image"):
         return f'<img {size} src="{data}" alt="{label}" title="{label}">{note}'
     named = f'title="{label}" aria-label="{label}"'
-    return f'<video {size} src="{data}" {named} muted loop playsinline controls></video>{note}'
+    return f'<video {size} src="{data}" {named} tabindex="0" muted loop playsinline></video>{note}'
 
 
 def _tests(analysis: Analysis) -> str:
@@ -171,10 +172,12 @@ def _tests(analysis: Analysis) -> str:
     head = (
         f"<p>{family.size} tests in one family; the smallest p that a test of so many pairs can give is "
         f"{family.smallest_p:.3g}. {_e(family.power)} Exact sign flips of paired differences up to 14 "
-        "pairs, drawn ones above; corrected by Holm (p) and by Benjamini and Hochberg (q). Bold: clear of correction. Confirmatory: the "
-        "hypothesis was written before the first take, and is corrected among its like.</p>"
+        "pairs, drawn ones above; corrected by Holm (p) and by Benjamini and Hochberg (q). Bold: clear of correction. "
+        "Confirmatory: the hypothesis was written before the first take, and is corrected among its like.</p>"
     )
-    columns = "what|a|b|a less b|95% interval|effect|interval|p|p Holm|q BH|units|kind|tokens a, b|note".split("|")
+    columns = ["what", "compared", "difference", "95% interval", "effect", "its interval", "p", "p Holm", "q BH"]
+    columns += [f"{family.unit}s"]
+    columns += ["kind", "tokens a, b", "note"]
     rows = "".join(_row(test) for test in tests)
     return f'{head}<div class="scroll"><table><tr>{"".join(f"<th>{c}</th>" for c in columns)}</tr>{rows}</table></div>'
 
@@ -192,7 +195,7 @@ def _row(test: Test) -> str:
     tokens = "" if test.tokens_a is None or test.tokens_b is None else f"{test.tokens_a:g}, {test.tokens_b:g}"
     unit = "" if test.measure == "1" else f" {test.measure}"
     kind = "confirmatory" if test.confirmatory else "exploratory"
-    texts = [test.title + (f" ({test.part})" if test.part else ""), test.a, test.b]
+    texts = [test.title + (f" ({test.part})" if test.part else ""), f"{test.a} less {test.b}"]
     numbers = [
         n(test.difference, "+.3g") + (unit if test.difference is not None else ""),
         interval,
@@ -204,7 +207,7 @@ def _row(test: Test) -> str:
         f"{test.units}",
     ]
     cells = [*(f"<td>{_e(t)}</td>" for t in texts), *(f'<td class="n">{_e(t)}</td>' for t in numbers)]
-    cells += [f"<td>{_e(t)}</td>" for t in (kind, tokens, test.note)]
+    cells += [f"<td>{_e(kind)}</td>", f"<td>{_e(tokens)}</td>", f"<td class=note>{_e(test.note)}</td>"]
     return f"<tr{' class=found' if test.found else ''}>{''.join(cells)}</tr>"
 
 
