@@ -241,7 +241,7 @@ def not_here(*args: Any, local_files_only: bool = False, **options: Any) -> str:
     ("more", "said"),
     [
         (["--edit", "{}"], "--edit"),
-        (["--store-attention"], "--store-attention"),
+        (["--store-attention", "--template", "a red circle"], "a red (circle)"),
         (["--memory", "lots"], "auto"),
         (["--frames", "18"], "17 or 21"),
         (["--device", "gpu"], "gpu"),

@@ -163,6 +163,14 @@ def generate(
         bool | None,
         typer.Option("--store-latents/--no-store-latents", help="Keep the latents of every step.", show_default=False),
     ] = None,
+    store_attention: Annotated[
+        bool | None,
+        typer.Option(
+            "--store-attention/--no-store-attention",
+            help="Keep the attention maps of the prompt's marked words.",
+            show_default=False,
+        ),
+    ] = None,
     output_dir: OutputDir = None,
     name: Annotated[
         str | None, typer.Option("--name", "-n", metavar="NAME", help="Name of the study and of its folder.")
@@ -186,18 +194,14 @@ def generate(
             "without edits is made beside it. Repeatable: several act together, in their order.",
         ),
     ] = None,
-    store_attention: Annotated[
-        bool, typer.Option("--store-attention", help="Attention maps: not in this version.", hidden=True)
-    ] = False,
 ) -> int:
     """Make the videos of a study or a template, or a take again.
 
     What is complete already is not made anew: the same command goes on where it was stopped.
     """
-    from wanscope.doors.cli.generate import refuse_later, run_generate
+    from wanscope.doors.cli.generate import run_generate
     from wanscope.doors.cli.request import SETTINGS, Options
 
-    refuse_later(store_attention)
     given = dict(locals())
     options = Options(
         source=source,
@@ -208,6 +212,7 @@ def generate(
         loras=lora or (),
         from_take=from_take,
         store_latents=store_latents,
+        store_attention=store_attention,
         edits=edit or (),
         values={key: given[key] for key in SETTINGS if given[key] is not None},
     )
@@ -260,10 +265,40 @@ def takes(
 def show(
     take: Annotated[str, typer.Argument(metavar="ID", help="The take's id, its beginning, its folder or its video.")],
     verify: Annotated[bool, typer.Option("--verify", help="Compare every file with its checksum.")] = False,
+    steps: Annotated[
+        bool,
+        typer.Option("--steps", help="Write a video of what each step took for the finished video; needs x0 latents."),
+    ] = False,
+    maps: Annotated[
+        str | None,
+        typer.Option(
+            "--maps", metavar="WORDS", help="Write a video with the attention maps of these words over it; or `all`."
+        ),
+    ] = None,
+    by: Annotated[
+        str, typer.Option("--by", metavar="word|block|step", help="With --maps: what each panel is of.")
+    ] = "word",
+    measure: Annotated[
+        str,
+        typer.Option("--measure", metavar="NAME", help="With --maps: probability, contribution or gramcol."),
+    ] = "probability",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="The MP4 to write. [default: in the workspace]", show_default=False),
+    ] = None,
+    device: Device = "auto",
     output_dir: OutputDir = None,
     json: Json = False,
 ) -> int:
-    """Show a take: its recipe, files, timings and noise levels."""
+    """Show a take: its recipe, files, timings and noise levels; or how it came to be, as a video."""
+    if maps is not None:
+        from wanscope.doors.cli.show_video import run_show_maps
+
+        return run_show_maps(take, maps, by, measure, out, output_dir, json)
+    if steps:
+        from wanscope.doors.cli.show_video import run_show_steps
+
+        return run_show_steps(take, out, device, output_dir, json)
     from wanscope.doors.cli.show import run_show
 
     return run_show(take, verify, output_dir, json)

@@ -47,7 +47,7 @@ def run_dry(source: Any, workspace: Workspace, notes: Sequence[Note], *, device:
     planned = plan(source, workspace)
     variant, recipe = _what(planned)
     if planned.complete is not None:
-        _check_prompts(planned, recipe)
+        _check_prompts(planned, recipe, variant)
     place = pick_device(device)
     placing = _placing(variant, recipe, place, memory)
     time = estimate(workspace, variant, recipe, place)
@@ -87,21 +87,23 @@ def _what(planned: Plan) -> tuple[Variant, Recipe]:
     return found.variant, recipe
 
 
-def _check_prompts(planned: Plan, recipe: Recipe) -> None:
-    """What only the tokenizer can say: a prompt that is too long, words that a small model never saw."""
+def _check_prompts(planned: Plan, recipe: Recipe, variant: Variant) -> None:
+    """What only the tokenizer can say: a prompt that is too long, words that are not there or that it never saw."""
     from wanscope.study.models import ModelKey, tokenizer_of
     from wanscope.study.texts import check_prompts
+    from wanscope.study.watch import check_attention
 
     tokenizer, length = tokenizer_of(ModelKey.of(recipe))
     expansion, recipes = planned.expansion, planned.recipes
     if expansion is not None:
         seed = expansion.study.seeds[0]
-        recipes = (
+        recipes = [
             expansion.recipe(variation, seed, {}, edit_set)
             for variation in expansion.template.expand()
             for edit_set in expansion.edit_sets
-        )
+        ]
     check_prompts(tokenizer, recipes, length, recipe.model.variant == "marbles")
+    check_attention(recipes, variant, tokenizer, length)
 
 
 def _takes(planned: Plan, workspace: Workspace) -> Iterator[Planned]:

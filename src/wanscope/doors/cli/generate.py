@@ -24,16 +24,6 @@ if TYPE_CHECKING:
 MEMORY = ("auto", "none", "offload")
 
 
-def refuse_later(store_attention: bool) -> None:
-    """An option that the design has and this version has not: a sentence instead of `no such option`."""
-    if store_attention:
-        raise RequestError(
-            "--store-attention cannot be used",
-            "this version of wanscope cannot record attention yet",
-            "the same without it",
-        )
-
-
 def run_generate(
     options: Options, output_dir: Path | None, *, dry_run: bool, device: str, memory: str, json: bool
 ) -> int:

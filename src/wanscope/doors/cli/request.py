@@ -53,6 +53,7 @@ class Options:
     loras: Sequence[str] = ()
     from_take: str | None = None
     store_latents: bool | None = None
+    store_attention: bool | None = None
     edits: Sequence[str] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
 
@@ -186,6 +187,8 @@ def _changes(options: Options, workspace: Workspace) -> dict[str, Any]:
         changes["init"] = {"take": _take_name(options.from_take, workspace)}
     if options.store_latents is not None:
         changes["capture.latents"] = options.store_latents
+    if options.store_attention is not None:
+        changes["capture.attention"] = options.store_attention
     return changes
 
 
@@ -220,7 +223,7 @@ def apply(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
                 other = pair[1 - pair.index(key)]
                 if other not in changes:
                     out = _without(out, other.split("."))
-        if key == "capture.latents" and value is True and _has(out, key.split(".")):
+        if key in ("capture.latents", "capture.attention") and value is True and _has(out, key.split(".")):
             continue  # the file says how they are kept
         out = _with(out, key.split("."), value, key)
     return out

@@ -11,8 +11,8 @@ from wanscope.doors.cli.takes import bytes_of
 from wanscope.edit.shorthand import shorthand
 from wanscope.recipe import Recipe
 from wanscope.take.disk import size_text
-from wanscope.take.manifest import Manifest, check_sizes, read_manifest
-from wanscope.take.store import LATENTS, VIDEO
+from wanscope.take.manifest import Manifest, StoredAttention, check_sizes, read_manifest
+from wanscope.take.store import VIDEO
 from wanscope.workspace import Workspace
 
 
@@ -65,6 +65,10 @@ def _facts(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
         pairs.append(("started from", recipe.init.take or recipe.init.latents or recipe.init.video or ""))
     if manifest.latents is not None:
         pairs.append(("latents", f"{len(manifest.latents.states)} states, {manifest.latents.dtype}"))
+    if manifest.x0 is not None:
+        pairs.append(("predicted x0", f"{len(manifest.x0.states)} steps, {manifest.x0.dtype}"))
+    if manifest.attention is not None:
+        pairs.append(("attention", _attention_text(manifest.attention)))
     pairs += [
         ("evaluations", str(manifest.evaluations)),
         ("peak memory", ", ".join(f"{name} {size_text(peak)}" for name, peak in manifest.peak_bytes.items())),
@@ -87,6 +91,11 @@ def edit_facts(manifest: Manifest) -> list[tuple[str, str]]:
     return pairs
 
 
+def _attention_text(kept: StoredAttention) -> str:
+    steps = f"{'the mean over' if kept.keep == 'mean' else 'each of'} {kept.evaluations} steps"
+    return f"{', '.join(kept.measures)} of {', '.join(kept.words)}: {kept.blocks} blocks, {steps}"
+
+
 def settings_text(recipe: Recipe) -> str:
     """The sampler's settings that are not at their default."""
     settings: dict[str, Any] = recipe.sampler.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
@@ -101,9 +110,10 @@ def _value(value: Any) -> str:
 
 
 def _files(manifest: Manifest) -> list[tuple[str, str]]:
-    """Single files, and the latents' many as one."""
+    """Single files, and the many of an array as one."""
     sizes: dict[str, int] = {}
     for record in manifest.files:
-        name = LATENTS + "/" if record.path.startswith(LATENTS + "/") else record.path
+        folder, below, _ = record.path.partition("/")
+        name = folder + below
         sizes[name] = sizes.get(name, 0) + record.bytes
     return [(name, size_text(sizes[name])) for name in sorted(sizes, key=lambda name: (name != VIDEO, name))]

@@ -1,0 +1,135 @@
+"""Attention maps laid over the video they belong to: one panel a word, a block or a step, in one MP4.
+
+A latent frame stands for one video frame at the start and for four after that; maps are resized with bilinear
+interpolation. A panel's colors run from nothing to its own 99.5th percentile, so panels are compared by shape and not
+by brightness; the label gives the mean of the map (for probabilities, the word's share of all attention).
+
+Shape suffixes: F frames, H and W pixels, T latent frames, Y and X rows and columns of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from wanscope.errors import RecipeError, RequestError
+from wanscope.take.attention import Attention
+from wanscope.take.compare import BACKGROUND, GAP, INK, LEAST_CELL, MAX_SIDE
+from wanscope.take.store import Take
+from wanscope.take.video import write_video
+
+By = Literal["word", "block", "step"]
+PERCENTILE = 99.5
+OPACITY = 0.75
+LABEL_PIXELS = 24
+MAX_PANELS = 60
+# Dark to bright through purple, red and orange: brightness rises all along, so that no color has to be told apart.
+COLORS = ((0, 0, 0), (60, 10, 90), (150, 25, 105), (225, 70, 60), (250, 160, 20), (250, 250, 150))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A map over the video, float32 [T, Y, X], and its label."""
+
+    label: str
+    map_TYX: np.ndarray
+
+
+def panels(
+    attention: Attention,
+    words: Sequence[str] = (),
+    by: By = "word",
+    blocks: Sequence[int] | None = None,
+    steps: Sequence[int] | None = None,
+) -> list[Panel]:
+    """One panel for each word (all words where none is named); or for each block, or step, of one word."""
+    words = list(words) or list(attention.words)
+    if by == "word":
+        return [_panel(word, attention, word, blocks, steps) for word in words]
+    if len(words) != 1:
+        raise RequestError(f"panels by {by} are of one word", f"named are {', '.join(words)}", f"--maps {words[0]}")
+    if by == "block":
+        chosen = attention.blocks if blocks is None else blocks
+        return [_panel(f"{words[0]}, block {block}", attention, words[0], [block], steps) for block in chosen]
+    if by != "step":
+        raise RecipeError(f"there are no panels by {by!r}", "", "word, block or step")
+    if not attention.steps:
+        raise RequestError("the maps were averaged over the steps", "no step's own was kept", "--by block")
+    kept = list(dict.fromkeys(attention.steps)) if steps is None else steps
+    return [_panel(f"{words[0]}, step {step + 1}", attention, words[0], blocks, [step]) for step in kept]
+
+
+def _panel(
+    label: str, attention: Attention, word: str, blocks: Sequence[int] | None, steps: Sequence[int] | None
+) -> Panel:
+    map_TYX = attention.mean(word, blocks, steps)
+    return Panel(f"{label}: mean {map_TYX.mean():.3f}", map_TYX)
+
+
+def overlay_video(take: Take, shown: Sequence[Panel], out: Path) -> tuple[int, int]:
+    """Write the video with the panels' maps over it; gives (rows, columns) of panels."""
+    if not 0 < len(shown) <= MAX_PANELS:
+        raise RequestError(f"{len(shown)} panels cannot be shown", f"from 1 to {MAX_PANELS} can", "fewer words")
+    frames_FHW3 = take.frames
+    F, H, W, _ = frames_FHW3.shape
+    zoom = max(1, round(LEAST_CELL / W))
+    columns = min(len(shown), max(1, round(len(shown) ** 0.5 + 0.49)))
+    rows = -(-len(shown) // columns)
+    size = (columns * (W * zoom + GAP) + GAP, rows * (H * zoom + LABEL_PIXELS + GAP) + GAP)
+    if max(size) > MAX_SIDE:
+        raise RequestError(
+            f"{len(shown)} panels of this video are too large", f"they would be {size[0]} x {size[1]} pixels", "fewer"
+        )
+    canvas_HW3 = _canvas(size, shown, columns, W * zoom, H * zoom)
+    tops = [GAP + (i // columns) * (H * zoom + LABEL_PIXELS + GAP) + LABEL_PIXELS for i in range(len(shown))]
+    lefts = [GAP + (i % columns) * (W * zoom + GAP) for i in range(len(shown))]
+
+    def composed() -> Iterator[np.ndarray]:
+        for frame in range(F):
+            for panel, top, left in zip(shown, tops, lefts, strict=True):
+                picture = overlaid(frames_FHW3[frame], panel.map_TYX[latent_frame(frame)], _top(panel.map_TYX))
+                canvas_HW3[top : top + H * zoom, left : left + W * zoom] = picture.repeat(zoom, 0).repeat(zoom, 1)
+            yield canvas_HW3
+
+    write_video(out, composed(), take.recipe.video.fps or 8, {"title": f"attention of {take.recipe.prompt}"})
+    return rows, columns
+
+
+def latent_frame(frame: int) -> int:
+    """The latent frame that a video frame was decoded from: 0, then four each."""
+    return (frame + 3) // 4
+
+
+def overlaid(frame_HW3: np.ndarray, map_YX: np.ndarray, top: float) -> np.ndarray:
+    """A frame with a map over it, uint8 [H, W, 3]: the color's weight grows with the map."""
+    from PIL import Image
+
+    height, width = frame_HW3.shape[:2]
+    share_YX = np.clip(np.nan_to_num(map_YX) / max(top, 1e-12), 0, 1).astype(np.float32)
+    share_HW = np.asarray(Image.fromarray(share_YX).resize((width, height), Image.Resampling.BILINEAR))
+    color_HW3 = np.stack([np.interp(share_HW, np.linspace(0, 1, len(COLORS)), c) for c in np.transpose(COLORS)], -1)
+    weight_HW1 = OPACITY * share_HW[..., None]
+    dim = 0.6 + 0.4 * share_HW[..., None]
+    return (frame_HW3 * dim * (1 - weight_HW1) + color_HW3 * weight_HW1).round().astype(np.uint8)
+
+
+def _top(map_TYX: np.ndarray) -> float:
+    return float(np.nanpercentile(map_TYX, PERCENTILE))
+
+
+def _canvas(size: tuple[int, int], shown: Sequence[Panel], columns: int, width: int, height: int) -> np.ndarray:
+    from PIL import Image, ImageDraw, ImageFont
+
+    canvas = Image.new("RGB", size, BACKGROUND)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=15)
+    for i, panel in enumerate(shown):
+        label = panel.label
+        while font.getlength(label) > width and len(label) > 4:
+            label = label[:-4] + "..."
+        at = (GAP + (i % columns) * (width + GAP), GAP + (i // columns) * (height + LABEL_PIXELS + GAP))
+        draw.text(at, label, fill=INK, font=font)
+    return np.array(canvas)

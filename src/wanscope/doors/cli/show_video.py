@@ -1,0 +1,60 @@
+"""`wanscope show ID --steps` and `--maps`: how a video came to be, and what its words attended to, as videos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wanscope.doors.cli import out
+from wanscope.doors.cli.generate import prepare_process
+from wanscope.errors import RequestError, nearest
+from wanscope.take.disk import require_writable
+from wanscope.take.store import Take
+from wanscope.workspace import Workspace
+
+BY = ("word", "block", "step")
+
+
+def run_show_steps(name: str, path: Path | None, device: str, output_dir: Path | None, json: bool) -> int:
+    take, target = _take_and_target(name, path, output_dir, "denoising")
+    prepare_process()
+    from wanscope.study.denoising import denoising_video
+
+    steps = denoising_video(take, target, device)
+    if json:
+        out.document({"video": str(target), "take": take.id, "steps": steps})
+    else:
+        out.say(f"{steps} steps of take {take.id}: {out.shown_path(target)}")
+    return 0
+
+
+def run_show_maps(
+    name: str, words: str, by: str, measure: str, path: Path | None, output_dir: Path | None, json: bool
+) -> int:
+    from wanscope.analysis.overlay import overlay_video, panels
+    from wanscope.capture_spec import MEASURES
+
+    if by not in BY:
+        raise RequestError(f"--by {by} is not known", nearest(by, BY), "--by block")
+    if measure not in MEASURES:
+        raise RequestError(f"--measure {measure} is not known", nearest(measure, MEASURES), "--measure probability")
+    take, target = _take_and_target(name, path, output_dir, f"maps-{by}")
+    attention = take.attention_of(measure)  # type: ignore[arg-type]
+    chosen = () if words == "all" else tuple(word.strip() for word in words.split(",") if word.strip())
+    shown = panels(attention, chosen, by)  # type: ignore[arg-type]
+    rows, columns = overlay_video(take, shown, target)
+    if json:
+        labels = [panel.label for panel in shown]
+        out.document({"video": str(target), "take": take.id, "rows": rows, "columns": columns, "panels": labels})
+    else:
+        out.say(f"{len(shown)} maps over take {take.id}: {out.shown_path(target)}")
+    return 0
+
+
+def _take_and_target(name: str, path: Path | None, output_dir: Path | None, what: str) -> tuple[Take, Path]:
+    if path is not None and path.suffix.lower() != ".mp4":
+        raise RequestError(f"--out {path} is not an MP4 file", "what is written is a video", f"--out {path}.mp4")
+    workspace = Workspace.find(output_dir)
+    take = Take.open(workspace.find_take(name))
+    target = path or workspace.folder / f"{what}-{take.id}.mp4"
+    require_writable(target.parent)
+    return take, target

@@ -1,0 +1,94 @@
+"""How a video came to be: what each step took for the finished video, one step after another.
+
+Needs the clean latents that the steps predicted (`capture: {x0: true}`) and the model's VAE. The clip plays on while
+the steps pass, a fraction of a second each, under a line that names the step and its noise level; the last one plays
+through to its end.
+
+Shape suffixes: K stored steps, C channels, T latent frames, h and w latent height and width, F frames, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wanscope import events
+from wanscope.errors import ModelError
+from wanscope.study import models
+from wanscope.study.models import ModelKey
+from wanscope.take.compare import BACKGROUND, INK, LEAST_CELL
+from wanscope.take.store import Take
+from wanscope.take.video import write_video
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import AutoencoderKLWan
+
+STEP_SECONDS = 0.5
+NAME = "denoising.mp4"
+LABEL_PIXELS = 24
+
+
+def denoising_video(take: Take, out: Path, device: str = "auto", on_event: events.Listener = events.ignore) -> int:
+    """Write the video of `take`'s denoising to `out`; gives how many steps it shows.
+
+    NotCaptured for a take without predicted clean latents, ModelError where its VAE is not the one it was made with.
+    """
+    from wanscope.wan.load import pick_device
+
+    clean_KCThw = take.x0
+    vae = vae_of(take, pick_device(device), on_event)
+    fps = take.recipe.video.fps or 8
+    write_video(out, _frames(take, clean_KCThw, vae, fps), fps, {"title": f"denoising of {take.recipe.prompt}"})
+    return clean_KCThw.shape[0]
+
+
+def vae_of(take: Take, device: torch.device, on_event: events.Listener = events.ignore) -> AutoencoderKLWan:
+    """The VAE of the model that a take names, alone, in fp32; ModelError where its weights are others by now."""
+    from wanscope.wan.load import load_vae
+
+    key = ModelKey.of(take.recipe)
+    source = models.find_local(key) or models.find(key, on_event)
+    wanted, have = take.recipe.model.weights.get("vae"), source.identity().get("vae")
+    if wanted is not None and wanted != have:
+        raise ModelError(
+            f"the VAE of {take.recipe.model.name} is not the one that take {take.id} was made with",
+            f"its weights are {str(have)[:12]}, and the take's were {wanted[:12]}",
+        )
+    return load_vae(source).to(device)
+
+
+def _frames(take: Take, clean_KCThw, vae: AutoencoderKLWan, fps: float) -> Iterator[np.ndarray]:
+    import torch
+
+    from wanscope.study.make import frames_of
+    from wanscope.wan.vae import decode
+
+    stored = take.manifest.x0
+    assert stored is not None
+    steps, sigmas = take.recipe.sampler.steps or 0, take.sigmas
+    first = take.recipe.sampler.start_step
+    hold = max(1, round(fps * STEP_SECONDS))
+    shown = 0
+    for place, step in enumerate(stored.states):
+        latents = torch.from_numpy(np.asarray(clean_KCThw[place], dtype=np.float32))[None]
+        clip_FHW3 = frames_of(decode(vae, latents))
+        zoom = max(1, round(LEAST_CELL / clip_FHW3.shape[2]))
+        text = f"step {step + 1} of {steps}, noise {sigmas[step - first]:.3f}"
+        strip_HW3 = _label(text, clip_FHW3.shape[2] * zoom)
+        last = place == len(stored.states) - 1
+        for k in range(len(clip_FHW3) if last else hold):
+            frame_HW3 = clip_FHW3[k if last else (shown + k) % len(clip_FHW3)]
+            yield np.concatenate([strip_HW3, frame_HW3.repeat(zoom, axis=0).repeat(zoom, axis=1)])
+        shown += hold
+
+
+def _label(text: str, width: int) -> np.ndarray:
+    from PIL import Image, ImageDraw, ImageFont
+
+    strip = Image.new("RGB", (width, LABEL_PIXELS), BACKGROUND)
+    ImageDraw.Draw(strip).text((6, 3), text, fill=INK, font=ImageFont.load_default(size=15))
+    return np.array(strip)
