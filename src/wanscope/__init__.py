@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from wanscope.analysis.analyze import Analysis, analyze
     from wanscope.api import difference, generate, open_take
+    from wanscope.catalog.catalog import Catalog
     from wanscope.edit.edits import Bend, Donor, Inject, Prompts, Skip, Steer
     from wanscope.errors import WanscopeError
     from wanscope.recipe import CaptureSpec as Capture
@@ -29,6 +30,7 @@ _NAMES = {
     "Bend": ("wanscope.edit.edits", "Bend"),
     "Analysis": ("wanscope.analysis.analyze", "Analysis"),
     "Capture": ("wanscope.recipe", "CaptureSpec"),
+    "Catalog": ("wanscope.catalog.catalog", "Catalog"),
     "Donor": ("wanscope.edit.edits", "Donor"),
     "Inject": ("wanscope.edit.edits", "Inject"),
     "Prompts": ("wanscope.edit.edits", "Prompts"),
@@ -55,6 +57,7 @@ __all__ = [
     "Analysis",
     "Bend",
     "Capture",
+    "Catalog",
     "Donor",
     "Inject",
     "Prompts",

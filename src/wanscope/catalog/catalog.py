@@ -92,6 +92,18 @@ class Catalog:
         """Set a label ('' takes it away), add and remove tags; the key."""
         return embeddings.annotate(self.db, name, label, add, remove)
 
+    def prompts(self, key: str) -> list[str]:
+        """The prompts that an embedding is stored for."""
+        with self.db.reading() as con:
+            found = con.execute("SELECT DISTINCT prompt FROM embedding_prompts WHERE key = ? ORDER BY prompt", [key])
+            return [prompt for (prompt,) in found.fetchall()]
+
+    def tags(self, key: str) -> list[str]:
+        """The tags of an embedding."""
+        with self.db.reading() as con:
+            found = con.execute("SELECT tag FROM embedding_tags WHERE key = ? ORDER BY tag", [key]).fetchall()
+            return [tag for (tag,) in found]
+
     def list(self, *, tags: Sequence[str] = (), limit: int | None = None) -> pa.Table:
         """Embeddings, newest first; with `tags` those that have all of them."""
         with self.db.reading() as con:

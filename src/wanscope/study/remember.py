@@ -93,7 +93,12 @@ def encoder_of(recipe: Recipe, model: WanModel | None) -> str:
     if model is not None and model.text_encoder is not None:
         dtype = str(next(model.text_encoder.parameters()).dtype).removeprefix("torch.")
     tokenizer = weights.get("tokenizer") or (_tokenizer_hash(model) if model is not None else "")
-    facts = {"weights": weights.get("text_encoder", ""), "tokenizer": tokenizer, "dtype": dtype}
+    return encoder_hash(weights.get("text_encoder", ""), tokenizer, dtype)
+
+
+def encoder_hash(weights: str, tokenizer: str, dtype: str) -> str:
+    """What stands for an encoder in the catalogue."""
+    facts = {"weights": weights, "tokenizer": tokenizer, "dtype": dtype}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -256,6 +256,11 @@ def _without_bars() -> Iterator[None]:
             library.enable_progress_bar()
 
 
+def load_encoder(source: Source, dtype: torch.dtype):
+    """The text encoder of a model that was found, on the CPU."""
+    return _encoder(source.parts["text_encoder"], dtype)
+
+
 def load_tokenizer(source: Source):
     """The tokenizer of a model that was found; no weights are loaded."""
     return _tokenizer(source.parts["tokenizer"], source.variant.text_length)

@@ -8,12 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
+from wanscope.doors.cli.db import app as db
+from wanscope.doors.cli.db import index
+from wanscope.doors.cli.options import Device, EventsJson, Json, Memory, OutputDir
+
 HELP = """wanscope opens up Wan text-to-video diffusion transformers.
 
 A prompt template becomes a set of videos; every video is kept with its recipe, so that it can be made again.
 """
 EPILOG = "Begin with `wanscope demo`."
-MEMORY = ("auto", "none", "offload")
 
 app = typer.Typer(
     help=HELP,
@@ -24,29 +27,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-OutputDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--output-dir",
-        "-o",
-        metavar="DIR",
-        help="The workspace: the folder with takes/ and studies/. [default: $WANSCOPE_HOME, else ./wanscope-out]",
-        show_default=False,
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout, and nothing else.")]
-EventsJson = Annotated[bool, typer.Option("--json", help="Write events to stdout as JSON lines, and nothing else.")]
-Device = Annotated[
-    str, typer.Option("--device", metavar="DEVICE", help="auto (the first GPU, else the CPU), cpu, cuda or cuda:1.")
-]
-Memory = Annotated[
-    str,
-    typer.Option(
-        "--memory",
-        metavar="|".join(MEMORY),
-        help="Where weights lie: auto (offload what does not fit), none (all on the device) or offload.",
-    ),
-]
+
+app.add_typer(db, name="db")
+app.command()(index)
 
 
 def command() -> Any:

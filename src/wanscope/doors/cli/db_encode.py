@@ -1,0 +1,65 @@
+"""A text that is not stored, encoded to search by it: the text encoder alone is loaded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+from wanscope.catalog.catalog import Catalog
+from wanscope.catalog.content import Tokens
+from wanscope.catalog.embeddings import Embedding
+from wanscope.errors import EmbeddingNotFound
+
+
+def encoded(catalog: Catalog, text: str, model: str | None) -> tuple[Embedding, str]:
+    """The text as an embedding that is not stored, and what encoded it.
+
+    model: whose encoder; None takes the one that made most embeddings.
+    """
+    made = [
+        (row["model"], row["encoder"], row["dtype"])
+        for row in catalog.sql(
+            "SELECT model, encoder, dtype FROM embeddings "
+            "WHERE encoder <> '' AND space = 'text' AND source <> 'operation'"
+        ).to_pylist()
+    ]
+    if model is None:
+        named = Counter(row for row in made if row[0])
+        if not named:
+            raise EmbeddingNotFound(
+                f"{text!r} is not stored", "and no stored embedding says which model could encode it", "--model marbles"
+            )
+        model = named.most_common(1)[0][0][0]
+    dtypes = Counter(dtype for name, _, dtype in made if name == model)
+    dtype = dtypes.most_common(1)[0][0] if dtypes else "float32" if model == "marbles" else "bfloat16"
+    values, encoder = _encode(text, model, dtype)
+    tokens = Tokens.of(values)
+    key = tokens.key(model, encoder)
+    return Embedding(key, tokens, {"encoder": encoder, "space": "text"}), f"{model}'s text encoder"
+
+
+def _encode(text: str, model: str, dtype: str) -> tuple[Any, str]:
+    from wanscope.doors.cli.generate import prepare_process
+
+    prepare_process()
+    import torch
+
+    from wanscope import events
+    from wanscope.study.models import ModelKey, find
+    from wanscope.study.remember import encoder_hash
+    from wanscope.study.texts import check_length_and_words
+    from wanscope.wan.load import load_encoder, load_tokenizer
+    from wanscope.wan.model import text_length_of
+    from wanscope.wan.text import encode
+
+    source = find(ModelKey(model, "fp32"), events.ignore)
+    tokenizer = load_tokenizer(source)
+    length = text_length_of(tokenizer)
+    check_length_and_words(tokenizer, {"text": text}, length, source.variant.name == "marbles")
+    module = load_encoder(source, getattr(torch, dtype))
+    reader: Any = SimpleNamespace(
+        tokenizer=tokenizer, text_length=length, variant=source.variant, encoder=lambda: module
+    )
+    identity = source.identity()
+    return encode(reader, [text])[0], encoder_hash(identity["text_encoder"], identity["tokenizer"], dtype)

@@ -1,0 +1,34 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MEMORY = ("auto", "none", "offload")
+
+OutputDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--output-dir",
+        "-o",
+        metavar="DIR",
+        help="The workspace: the folder with takes/ and studies/. [default: $WANSCOPE_HOME, else ./wanscope-out]",
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout, and nothing else.")]
+EventsJson = Annotated[bool, typer.Option("--json", help="Write events to stdout as JSON lines, and nothing else.")]
+Device = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="auto (the first GPU, else the CPU), cpu, cuda or cuda:1.")
+]
+Memory = Annotated[
+    str,
+    typer.Option(
+        "--memory",
+        metavar="|".join(MEMORY),
+        help="Where weights lie: auto (offload what does not fit), none (all on the device) or offload.",
+    ),
+]
