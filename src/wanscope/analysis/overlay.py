@@ -2,7 +2,7 @@
 
 A latent frame stands for one video frame at the start and for four after that; maps are resized with bilinear
 interpolation. A panel's colors run from nothing to its own 99.5th percentile, so panels are compared by shape and not
-by brightness; the label gives the mean of the map (for probabilities, the word's share of all attention).
+by brightness; the label gives the mean of the map: for probabilities the word's share of all attention.
 
 Shape suffixes: F frames, H and W pixels, T latent frames, Y and X rows and columns of tokens.
 """
@@ -67,7 +67,10 @@ def _panel(
     label: str, attention: Attention, word: str, blocks: Sequence[int] | None, steps: Sequence[int] | None
 ) -> Panel:
     map_TYX = attention.mean(word, blocks, steps)
-    return Panel(f"{label}: mean {map_TYX.mean():.3f}", map_TYX)
+    mean = float(map_TYX.mean())
+    return Panel(
+        f"{label}: {100 * mean:.2g}%" if attention.measure == "probability" else f"{label}: {mean:.3g}", map_TYX
+    )
 
 
 def overlay_video(take: Take, shown: Sequence[Panel], out: Path) -> tuple[int, int]:
