@@ -18,7 +18,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "wanscope"
 LAYERS = (
-    ("errors", "events", "validation", "workspace", "strict_yaml"),
+    ("errors", "events", "validation", "workspace", "strict_yaml", "plugins", "solvers"),
     ("specs", "prompt"),
     ("wan", "edit"),
     ("capture_spec", "recipe", "study_file"),
@@ -43,6 +43,7 @@ TORCH_FREE = (
     "wanscope",
     "wanscope.errors",
     "wanscope.events",
+    "wanscope.solvers",
     "wanscope.validation",
     "wanscope.workspace",
     "wanscope.study_file",

@@ -19,8 +19,6 @@ from wanscope.edit.shorthand import edit_from
 from wanscope.edit.sweep import Sweep, sweep_values, swept_edits
 from wanscope.specs import (
     INTERPOLATIONS,
-    SOLVERS,
-    SOLVERS_WITHOUT_SIGMAS,
     Components,
     DesignSpec,
     Finite,
@@ -39,8 +37,6 @@ __all__ = [
     "INTERPOLATIONS",
     "MAX_SEED",
     "RECIPE_VERSION",
-    "SOLVERS",
-    "SOLVERS_WITHOUT_SIGMAS",
     "AttentionCapture",
     "CaptureSpec",
     "Components",

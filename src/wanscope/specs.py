@@ -18,12 +18,10 @@ from pydantic import (
     model_validator,
 )
 
-from wanscope.errors import RecipeError, nearest
+from wanscope import solvers
+from wanscope.errors import RecipeError
 from wanscope.validation import validated
 
-SOLVERS = ("unipc", "euler", "heun", "dpm++", "res_2s", "res_multistep")
-# Their diffusers schedulers make their own sigmas and take none from outside.
-SOLVERS_WITHOUT_SIGMAS = ("heun", "dpm++")
 INTERPOLATIONS = ("linear", "step", "cosine")
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -99,7 +97,7 @@ class SamplerSpec(Spec):
     cfg_batched: both branches in one batch. skim: scale of skimmed CFG (None: off). zero_star: CFG-Zero*.
     """
 
-    solver: Literal["unipc", "euler", "heun", "dpm++", "res_2s", "res_multistep"] | None = None
+    solver: str | None = None
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     shift: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
     guidance: Guidance | None = None
@@ -124,8 +122,8 @@ class SamplerSpec(Spec):
     @field_validator("solver", mode="before")
     @classmethod
     def _known_solver(cls, value: Any) -> Any:
-        if value is not None and value not in SOLVERS:
-            raise ValueError(f"{value!r} is not a solver; {nearest(str(value), SOLVERS)}")
+        if value is not None:
+            solvers.require_known(str(value))
         return value
 
     @model_validator(mode="after")
@@ -133,7 +131,7 @@ class SamplerSpec(Spec):
         if self.denoise is not None and self.start_step:
             raise ValueError("start_step and denoise are the same control; give one of them")
         if self.sigmas is not None:
-            if self.solver in SOLVERS_WITHOUT_SIGMAS:
+            if self.solver is not None and not solvers.facts(self.solver).takes_sigmas:
                 raise ValueError(f"solver {self.solver!r} takes no explicit sigmas; use unipc, euler or a res solver")
             falling = all(a > b for a, b in zip(self.sigmas, self.sigmas[1:], strict=False))
             if not self.sigmas or not falling or self.sigmas[0] <= 0:

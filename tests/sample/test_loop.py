@@ -15,8 +15,9 @@ from torch import Tensor
 
 from helpers.tiny import TEXT_DIM, TEXT_LENGTH, tiny_model, video
 from wanscope.errors import Interrupted, ModelError, NumericalError, RecipeError
-from wanscope.recipe import SOLVERS, SamplerSpec, VideoSpec
+from wanscope.recipe import SamplerSpec, VideoSpec
 from wanscope.sample import Conditioning, Denoised, Moment, Observer, StepState, denoise, initial_noise
+from wanscope.solvers import BUILT_IN
 from wanscope.wan.model import WanModel
 
 STEPS = 5
@@ -74,7 +75,7 @@ def run(model: WanModel, sampler: SamplerSpec, **options: Any) -> Denoised:
     return denoise(model, options.pop("text", text()), sampler, options.pop("noise", noise_for(model)), **options)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", [row.name for row in BUILT_IN])
 def test_one_state_a_step_however_many_evaluations(solver: str):
     model, log, calls = tiny_model("2.2"), Log(), Calls()
     told: list[StepState] = []
@@ -98,7 +99,7 @@ def test_one_state_a_step_however_many_evaluations(solver: str):
     assert all(s.seconds > 0 for s in log.states) and result.seconds >= sum(s.seconds for s in log.states)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", [row.name for row in BUILT_IN])
 def test_denoised_is_the_prediction_of_the_first_evaluation(solver: str):
     """At the last step all solvers that evaluate once end on it; and it is x - sigma v, v from the model by hand."""
     model, log, conditioning = tiny_model("2.1"), Log(), text()
@@ -232,7 +233,7 @@ def test_a_model_of_gaussian_videos_gives_the_exact_one(solver: str, worst: floa
     assert (got - (0.7 + 0.5 * noise)).square().mean().sqrt() < worst
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", [row.name for row in BUILT_IN])
 def test_start_step_equals_the_scheduler_begun_there_by_hand(solver: str):
     model, log, first = tiny_model("2.1"), Log(), 2
     init, noise = torch.randn(noise_for(model).shape, generator=torch.Generator().manual_seed(9)), noise_for(model)
@@ -269,7 +270,7 @@ def test_start_step_equals_the_scheduler_begun_there_by_hand(solver: str):
     assert torch.equal(result.latents, x)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", [row.name for row in BUILT_IN])
 def test_start_step_from_the_clean_video_of_the_same_noise_returns_near_it(solver: str):
     """A model that is certain of one video: noising it and denoising again gives it back."""
     model = tiny_model("2.1")

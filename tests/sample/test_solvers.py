@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import diffusers
@@ -15,9 +18,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from wanscope.errors import ModelError, RecipeError
-from wanscope.recipe import SOLVERS, SamplerSpec
-from wanscope.sample import Solver, make_solver, solver_names
-from wanscope.sample.res import h_phi, shifted_sigmas
+from wanscope.recipe import SamplerSpec
+from wanscope.sample import Solver, make_solver, solver
+from wanscope.sample.res import ExponentialSolver, h_phi, shifted_sigmas
+from wanscope.solvers import BUILT_IN, facts
 
 UNIPC = {"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction", "use_flow_sigmas": True}
 DEFAULTS = {"solver": "unipc", "steps": 8, "shift": 5.0, "guidance": 1.0}
@@ -95,7 +99,7 @@ def test_res_2s_beats_euler_at_equal_evaluations():
         assert error(res) < error(euler) / 2
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", [row.name for row in BUILT_IN])
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_every_solver_is_exact_where_the_clean_latents_are_certain(name: str, steps: int):
     """D constant: the exponential form is exact in any number of steps. Tolerances: float32 but for our own."""
@@ -213,7 +217,7 @@ def test_explicit_sigmas_are_refused_where_they_cannot_be_used(name: str):
         make_solver(unchecked, UNIPC, "cpu")
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", [row.name for row in BUILT_IN])
 def test_a_run_may_begin_at_any_step_and_begin_again(name: str):
     made = solver_of(name, steps=12, shift=1.0)
     x = start().float()
@@ -266,8 +270,75 @@ def test_schedulers_that_draw_noise_are_refused():
             make_solver(SamplerSpec(solver=name).resolved(DEFAULTS), config, "cpu")
 
 
-def test_recipes_and_the_registry_know_the_same_solvers():
-    assert set(solver_names()) == set(SOLVERS)
+@pytest.mark.parametrize("row", BUILT_IN, ids=lambda row: row.name)
+def test_what_recipes_know_of_a_solver_is_what_it_does(row):
+    for steps in (1, 2, 7):
+        assert sum(solver_of(row.name, steps=steps).evaluations) == facts(row.name).evaluations(steps)
+    if row.takes_sigmas:
+        assert len(solver_of(row.name, sigmas=GIVEN, steps=None).sigmas) == len(GIVEN) + (GIVEN[-1] > 0)
+
+
+def test_a_solver_registered_in_a_session_can_be_named_at_once():
+    with pytest.raises(ValueError, match="'session_euler' is not a solver"):
+        SamplerSpec(solver="session_euler")
+
+    @solver("session_euler", takes_sigmas=False)
+    class SessionEuler(ExponentialSolver):
+        def step(self, step, x, velocity):
+            sigma, sigma_next = self.sigmas[step : step + 2]
+            return x + (sigma_next - sigma) * self._evaluate(x, sigma, velocity)
+
+    made = solver_of("session_euler", steps=40, shift=1.0)
+    assert isinstance(made, SessionEuler) and error(made) < 0.05
+    with pytest.raises(ValueError, match="explicit sigmas"):
+        solver_of("session_euler", sigmas=GIVEN)
+    with pytest.raises(RecipeError, match="two solvers are called 'euler'"):
+        solver("euler")(SessionEuler)
+
+
+PLUGIN = """
+from wanscope.sample.res import ExponentialSolver
+from wanscope.sample.solvers import solver
+
+@solver("plugin_euler", calls_per_step=1)
+class PluginEuler(ExponentialSolver):
+    def step(self, step, x, velocity):
+        sigma, sigma_next = self.sigmas[step : step + 2]
+        return x + (sigma_next - sigma) * self._evaluate(x, sigma, velocity)
+"""
+USE = """
+import sys
+from wanscope.recipe import SamplerSpec
+sampler = SamplerSpec(solver="plugin_euler", steps=4, shift=3.0, guidance=1.0)
+assert "torch" not in sys.modules and "plugin_solver" not in sys.modules
+from wanscope.sample import make_solver
+from wanscope.wan.cost import evaluations
+made = make_solver(sampler, {}, "cpu")
+assert type(made).__name__ == "PluginEuler" and evaluations("plugin_euler", 4) == sum(made.evaluations) == 4
+try:
+    SamplerSpec(solver="plugin_eular").resolved({})
+except Exception as error:
+    assert "did you mean 'plugin_euler'?" in str(error), error
+try:
+    make_solver(SamplerSpec(solver="broken", steps=4, shift=3.0, guidance=1.0), {}, "cpu")
+except Exception as error:
+    print(error)
+"""
+
+
+def test_an_installed_package_brings_a_solver_by_an_entry_point(tmp_path):
+    """Recipes know its name without importing it; a package that cannot be imported is named."""
+    (tmp_path / "plugin_solver.py").write_text(PLUGIN)
+    info = tmp_path / "plugin_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[wanscope.solvers]\nplugin_euler = plugin_solver\nbroken = no_such_module\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", USE], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "'broken' of the package plugin-package cannot be loaded: no_such_module" in done.stdout
 
 
 def test_an_unresolved_sampler_is_refused():

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wanscope.errors import ModelError, RecipeError, WorkError, nearest
-from wanscope.recipe import SOLVERS_WITHOUT_SIGMAS, SamplerSpec
+from wanscope import solvers
+from wanscope.errors import ModelError, RecipeError, WorkError
+from wanscope.recipe import SamplerSpec
 
 
 class Velocity(Protocol):
@@ -52,19 +53,17 @@ SolverClass = TypeVar("SolverClass", bound=type[Solver])
 _registry: dict[str, type[Solver]] = {}
 
 
-def solver(name: str) -> Callable[[SolverClass], SolverClass]:
-    """Registers a solver under the name that recipes use."""
+def solver(
+    name: str, *, takes_sigmas: bool = True, calls_per_step: int = 1, last_step_calls: int | None = None
+) -> Callable[[SolverClass], SolverClass]:
+    """Registers a solver under the name that recipes use, with what `wanscope.solvers.SolverFacts` has to know."""
 
     def register(cls: SolverClass) -> SolverClass:
+        solvers.register(solvers.SolverFacts(name, cls.__module__, takes_sigmas, calls_per_step, last_step_calls))
         _registry[name] = cls
         return cls
 
     return register
-
-
-def solver_names() -> tuple[str, ...]:
-    """All registered names."""
-    return tuple(_registry)
 
 
 def make_solver(sampler: SamplerSpec, scheduler_config: Mapping[str, Any], device: torch.device | str) -> Solver:
@@ -76,8 +75,8 @@ def make_solver(sampler: SamplerSpec, scheduler_config: Mapping[str, Any], devic
     _require_resolved(sampler)
     name = str(sampler.solver)
     if name not in _registry:
-        raise RecipeError(f"{name!r} is not a solver", nearest(name, _registry))
-    if sampler.sigmas and name in SOLVERS_WITHOUT_SIGMAS:
+        solvers.import_solver(name)
+    if sampler.sigmas and not solvers.facts(name).takes_sigmas:
         raise RecipeError(f"solver {name!r} takes no explicit sigmas", "it makes its own", "solver: unipc, or euler")
     made = _registry[name](sampler, scheduler_config, torch.device(device))
     made.begin(0)

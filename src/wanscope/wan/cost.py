@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import math
 
+from wanscope import solvers
 from wanscope.wan.variant import Variant, latent_shape, token_grid
 
 BYTES = {"fp16": 2, "float16": 2, "bf16": 2, "bfloat16": 2, "fp32": 4, "float32": 4}
-# Evaluations of the model a step, for solvers with more than one; Heun's last step takes one.
-SECOND_ORDER = ("heun", "res_2s")
 
 
 def tokens(variant: Variant, width: int, height: int, frames: int) -> int:
@@ -30,7 +29,7 @@ def flops_per_forward(variant: Variant, width: int, height: int, frames: int) ->
 
 def evaluations(solver: str, steps: int) -> int:
     """How often a solver asks for a denoised prediction (each is one forward a branch)."""
-    return 2 * steps - 1 if solver in SECOND_ORDER else steps
+    return solvers.facts(solver).evaluations(steps)
 
 
 def flops_per_video(
