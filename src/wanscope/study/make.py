@@ -20,6 +20,7 @@ import torch
 from wanscope import events
 from wanscope.errors import EditNotApplied, Interrupted, ReplayDiffers
 from wanscope.recipe import Recipe
+from wanscope.sample.edited import edit_plan
 from wanscope.sample.loop import Conditioning, Denoised, StepState, denoise, initial_noise
 from wanscope.study.records import Records
 from wanscope.study.sources import Made
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from wanscope.edit.donors import DonorTexts
+    from wanscope.edit.plan import EditPlan
     from wanscope.wan.model import WanModel
 
 
@@ -82,14 +84,13 @@ def make_take(
     and the take that is there stays; elsewhere a difference is a Note and is recorded. A complete take that is made
     again with the same bits stays as it is. donors: the encoded texts of the recipe's edits.
     """
-    if job.recipe.edits:  # replaced by the runtime's session
-        raise EditNotApplied("the take's edits cannot be applied yet", "the runtime that attaches them is not there")
     recipe, emit = job.recipe, _Record(on_event)
     meter = _Meter(model.device)
     env = environment(_device_name(model.device), torch.get_num_threads())
     with TakeWriter(workspace.takes, recipe.id) as writer, guarded(workspace.takes), contextlib.ExitStack() as stack:
         records = Records(recipe, model, writer.folder, stack)
-        result = _denoised(job, model, conditioning, init_latents, records, meter, emit, interrupt)
+        plan = _plan(recipe, model, donors, emit)
+        result = _denoised(job, model, conditioning, init_latents, records, plan, meter, emit, interrupt)
         final_CThw = result.latents[0].cpu().numpy()
         earlier = _compare(job, final_CThw, env, emit)
         if job.standing is not None and job.standing.complete(recipe.capture, recipe.marks):
@@ -130,12 +131,25 @@ def make_take(
     return take
 
 
+def _plan(recipe: Recipe, model: WanModel, donors: DonorTexts | None, emit: events.Listener) -> EditPlan | None:
+    """The recipe's edits resolved for this model; what a person should know of them is told."""
+    if not recipe.edits:
+        return None
+    if donors is None:
+        raise EditNotApplied("the texts of the take's edits were not encoded", "make_take(donors=...) is missing")
+    plan = edit_plan(model, recipe.edits, donors, recipe.sampler, recipe.video)
+    for note in plan.notes:
+        emit(events.Note(f"take {recipe.id}: {note}"))
+    return plan
+
+
 def _denoised(
     job: Job,
     model: WanModel,
     conditioning: Conditioning,
     init_latents: Tensor | None,
     records: Records,
+    plan: EditPlan | None,
     meter: _Meter,
     emit: events.Listener,
     interrupt: Callable[[], bool],
@@ -148,7 +162,7 @@ def _denoised(
         used = meter.lap()
         emit(events.StepDone(recipe.id, state.step, steps, state.sigma, state.evaluations, state.seconds, used))
 
-    with records.attached() as around_call:
+    with records.attached(plan) as around_call:
         return denoise(
             model,
             conditioning,

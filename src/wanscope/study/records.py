@@ -1,4 +1,4 @@
-"""What is recorded while a take is made: its latents, what each step predicts, attention maps."""
+"""What is done and recorded inside a take's run: its edits, latents, what each step predicts, attention maps."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 from wanscope.capture.attention import AttentionSink, Kept
 from wanscope.capture.base import AroundCall, Observer
 from wanscope.capture.latents import CleanObserver, LatentsObserver
+from wanscope.edit.plan import EditPlan
 from wanscope.recipe import Recipe
+from wanscope.runtime.diffusers import attach
 from wanscope.runtime.recorder import AttentionRecorder
 from wanscope.runtime.watch import watching
 from wanscope.study.watch import attention_plan
+from wanscope.take.applied import Counts, applied_edits
 from wanscope.take.manifest import StoredAttention, StoredLatents
 from wanscope.take.store import LATENTS, X0
 
@@ -28,7 +31,8 @@ class Records:
 
     def __init__(self, recipe: Recipe, model: WanModel, folder: Path, stack: contextlib.ExitStack) -> None:
         capture = recipe.capture
-        self.model = model
+        self.recipe, self.model = recipe, model
+        self.applied: tuple[Counts, Counts] = ({}, {})
         self.latents = self.clean = self.sink = None
         if capture.latents is not None:
             self.latents = LatentsObserver(folder / LATENTS, folder / SCRATCH, capture.latents)
@@ -45,18 +49,32 @@ class Records:
         return tuple(observer for observer in (self.latents, self.clean) if observer is not None)
 
     @contextlib.contextmanager
-    def attached(self) -> Iterator[AroundCall | None]:
-        """Recording inside the model for the duration of the `with`; gives what the loop's calls run in."""
-        if self.sink is None:
+    def attached(self, plan: EditPlan | None = None) -> Iterator[AroundCall | None]:
+        """Edits and recording inside the model for the duration of the `with`; gives what the loop's calls run in.
+
+        Raises EditNotApplied at the end of a run in which an edit did not act as planned.
+        """
+        edited = plan is not None and not plan.empty
+        recorder = None
+        if self.sink is not None:
+            real = plan.real if edited else None
+            recorder = AttentionRecorder(self.sink, self.model.device, self.model.dtype, real)
+        if edited:
+            with attach(self.model, plan, recorder) as session:
+                yield session.around_call
+            session.verify()
+            self.applied = session.planned(), session.counts()
+        elif recorder is not None:
+            with watching(self.model, recorder):
+                yield recorder.around_call
+        else:
             yield None
-            return
-        recorder = AttentionRecorder(self.sink, self.model.device, self.model.dtype)
-        with watching(self.model, recorder):
-            yield recorder.around_call
 
     def finish(self) -> dict[str, Any]:
         """What take.json says of the records."""
         out: dict[str, Any] = {}
+        if self.recipe.edits:
+            out["applied_edits"] = applied_edits(self.recipe.edits, *self.applied)
         if self.latents is not None:
             spec = self.latents.spec
             out["latents"] = StoredLatents(dtype=spec.dtype, every=spec.every, states=self.latents.states)

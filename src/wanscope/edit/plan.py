@@ -1,0 +1,412 @@
+"""The plan: a recipe's edits resolved against one model and one run, and refused where they cannot work.
+
+Every edit becomes tables of strength x schedule, [steps, blocks] for each branch, and the texts that it reads. A site
+(edit, block, branch, step) is planned where its table is not zero and the branch's pass is run; the runtime acts there
+and nowhere else, and both are counted and compared. Factor 1, angle 0 and strength 0 leave the plan.
+
+How several edits compose:
+
+- `prompts` come first, wherever they stand: they say what the prompt is at each step.
+- All others act in the order given, each on what those before it left. A `mix` at strength 1 leaves nothing of what
+  was there; a `bend` acts on the words in every text that is read at that point, and a `mix` after it adds one that is
+  not bent.
+- A skipped block reads no text: what acts on its context or attention leaves the plan there (and a note says so).
+  Hidden edits still act on the state that passes through.
+- A donor's own pass (for hidden states) knows no edit but its text.
+
+Shape suffixes: S steps, L blocks or tokens (said where), D text dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from wanscope.edit.donors import DonorTexts, check_edits
+from wanscope.edit.edits import Bend, Edit, Inject, Prompts, Skip, Steer
+from wanscope.edit.spec import EditInBlocks, EditWithStrength
+from wanscope.errors import RecipeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from wanscope.edit.directions import Direction
+
+Branch = Literal["cond", "uncond"]
+Part = Literal["context", "attention", "hidden", "block"]
+# (edit's place in the list, block, branch, step)
+Site = tuple[int, int, str, int]
+
+SHORT_DONOR = 0.5
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Which model calls a run makes.
+
+    sigmas: the noise level that each step begins at. evaluations: of the model, in each step. first: the step that the
+    run begins with. guided: for each expert the steps at which it also runs the uncond pass.
+    """
+
+    sigmas: tuple[float, ...]
+    evaluations: tuple[int, ...]
+    guided: tuple[frozenset[int], ...]
+    first: int = 0
+
+    @property
+    def steps(self) -> int:
+        return len(self.evaluations)
+
+    def has(self, branch: str, step: int, expert: int | None = None) -> bool:
+        """Whether the branch's pass is run at a step; without `expert`, whether any expert would run it."""
+        if step < self.first or branch == "cond":
+            return step >= self.first
+        experts = self.guided if expert is None else (self.guided[expert],)
+        return any(step in steps for steps in experts)
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedText:
+    """A text that is read: raw embedding [L, D] of the real tokens, and the prompts whose words stand in it.
+
+    boost: how its context's difference from another text's is multiplied, after projection. passing: one of many, each
+    read at one step, so that keeping it would be in vain.
+    """
+
+    embedding: Tensor
+    prompts: frozenset[str]
+    boost: Boost | None = None
+    passing: bool = False
+
+    @property
+    def real(self) -> int:
+        """Tokens that are no padding."""
+        return max(len(self.embedding), len(self.boost.main.embedding) if self.boost else 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Boost:
+    main: PlannedText
+    factor: float
+    keep_norm: bool
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedEdit:
+    """One edit with nothing left open.
+
+    tables: float64 [S, blocks] for each branch that it acts on. parts: what of a block it touches. donor: the text of
+    an injection, by branch. keyed: of `prompts`, the text of each step (None before the first key). columns: of its
+    words, by the prompt that they stand in. direction: of `steer`.
+    """
+
+    index: int
+    edit: Edit
+    parts: tuple[Part, ...]
+    tables: Mapping[Branch, np.ndarray]
+    donor: Mapping[Branch, PlannedText] = field(default_factory=dict)
+    keyed: tuple[PlannedText | None, ...] = ()
+    columns: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    direction: Direction | None = None
+
+    def strength(self, branch: str, step: int, block: int) -> float:
+        """0 where it does not act."""
+        table = self.tables.get(branch)  # type: ignore[call-overload]
+        return 0.0 if table is None else float(table[step, block])
+
+    @property
+    def acts(self) -> bool:
+        return any(table.any() for table in self.tables.values())
+
+    def columns_in(self, prompts: frozenset[str]) -> tuple[int, ...]:
+        """The places of its words in a text that holds these prompts."""
+        return tuple(sorted({column for prompt in prompts for column in self.columns.get(prompt, ())}))
+
+
+@dataclass(frozen=True, eq=False)
+class EditPlan:
+    """All edits of one run on one model. edits: in the order in which they act; `index` is the recipe's.
+
+    blocks: of the model. text_length: positions of its text. grid: tokens of the video (frames, rows, columns). main:
+    what the loop itself reads, by branch. real: the largest number of real rows that any edited context has. notes:
+    what a person should know.
+    """
+
+    edits: tuple[PlannedEdit, ...]
+    passes: Passes
+    blocks: int
+    text_length: int
+    grid: tuple[int, int, int]
+    main: Mapping[Branch, PlannedText]
+    real: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing acts anywhere."""
+        return not any(edit.acts for edit in self.edits)
+
+    def sites(self, branch: str, step: int) -> Iterator[tuple[PlannedEdit, int]]:
+        """(edit, block) of every site of a pass."""
+        for edit in self.edits:
+            table = edit.tables.get(branch)  # type: ignore[call-overload]
+            if table is not None:
+                for block in np.flatnonzero(table[step]):
+                    yield edit, int(block)
+
+    def planned(self) -> dict[Site, int]:
+        """How often each site acts, once for every evaluation of its step.
+
+        Where the experts of Wan 2.2 differ in whether they are guided, a site on uncond that only one of them has is
+        counted as if it had all evaluations of its step; the runtime knows which expert made each.
+        """
+        return {
+            (edit.index, block, branch, step): self.passes.evaluations[step]
+            for step in range(self.passes.first, self.passes.steps)
+            for branch in ("cond", "uncond")
+            if self.passes.has(branch, step)
+            for edit, block in self.sites(branch, step)
+        }
+
+
+def make_plan(
+    edits: Sequence[Edit],
+    texts: DonorTexts,
+    passes: Passes,
+    *,
+    blocks: int,
+    heads: int,
+    grid: tuple[int, int, int],
+    directions: Mapping[str, Direction] | None = None,
+) -> EditPlan:
+    """Resolve `edits` for a model of so many blocks and heads, a video of `grid` tokens and the calls of one run.
+
+    texts: everything encoded. directions: of `steer` edits, by the file's hash. Raises RecipeError, naming the edit,
+    for what cannot work.
+    """
+    check_edits(edits, blocks, passes.steps, heads)
+    main: dict[Branch, PlannedText] = {
+        "cond": PlannedText(texts.main, frozenset((texts.prompt,))),
+        "uncond": PlannedText(texts.uncond, frozenset((texts.negative,))),
+    }
+    notes: list[str] = []
+    planned = [_resolved(i, edit, texts, passes, blocks, main, directions or {}, notes) for i, edit in enumerate(edits)]
+    planned.sort(key=lambda edit: not isinstance(edit.edit, Prompts))  # a stable sort: the others keep their order
+    planned = _without_skipped(planned, notes)
+    real = max(_real_rows(planned, branch, main[branch], texts.text_length) for branch in main)
+    plan = EditPlan(tuple(planned), passes, blocks, texts.text_length, grid, main, real, tuple(dict.fromkeys(notes)))
+    _check_words(plan)
+    return plan
+
+
+def _resolved(
+    index: int,
+    edit: Edit,
+    texts: DonorTexts,
+    passes: Passes,
+    blocks: int,
+    main: Mapping[Branch, PlannedText],
+    directions: Mapping[str, Direction],
+    notes: list[str],
+) -> PlannedEdit:
+    where = f"edits.{index}"
+    branches: tuple[Branch, ...] = ("cond", "uncond") if edit.branch == "both" else (edit.branch,)
+    table_SL = _table(edit, passes, blocks, where)
+    tables = dict.fromkeys(branches, table_SL)
+    if table_SL.any() and not any(
+        passes.has(branch, step) for branch in branches for step in np.flatnonzero(table_SL.any(1))
+    ):
+        notes.append(f"{where} acts on no pass: {edit.branch} is not run where it would (guidance is 1 there)")
+    columns = texts.places.get(index, {})
+    if isinstance(edit, Inject):
+        donor = _donors(edit, texts, main, where, notes)
+        parts: tuple[Part, ...] = {"context": ("context",), "hidden": ("hidden",), "both": ("hidden", "context")}[
+            edit.on
+        ]
+        return PlannedEdit(index, edit, parts, tables, donor, columns=columns)
+    if isinstance(edit, Bend):
+        return PlannedEdit(index, edit, ("attention",), tables, columns=columns)
+    if isinstance(edit, Steer):
+        found = directions.get(edit.sha256 or "")
+        if found is None:
+            raise RecipeError(f"{where}: the direction {edit.direction} was not read", "it has no recorded hash", "")
+        found.require(edit.on, tuple(int(block) for block in np.flatnonzero(table_SL.any(0))), where)
+        return PlannedEdit(index, edit, ("context" if edit.on == "context" else "hidden",), tables, direction=found)
+    if isinstance(edit, Skip):
+        return PlannedEdit(index, edit, ("block" if edit.part == "block" else "attention",), tables)
+    keyed = _keyed(edit, texts, passes.steps)
+    return PlannedEdit(index, edit, ("context",), tables, keyed=keyed)
+
+
+def _table(edit: Edit, passes: Passes, blocks: int, where: str) -> np.ndarray:
+    """Strength x schedule, float64 [S, blocks]."""
+    if isinstance(edit, Prompts):
+        from_step = np.arange(passes.steps) >= min(edit.keys)
+        return np.repeat(from_step[:, None].astype(np.float64), blocks, axis=1)
+    assert isinstance(edit, EditInBlocks)
+    over_steps_S = np.array(edit.multiplier.values(passes.sigmas), dtype=np.float64)
+    table_SL = over_steps_S[:, None] * np.array(edit.strengths(blocks).values, dtype=np.float64)[None]
+    if isinstance(edit, Skip):
+        return (table_SL != 0).astype(np.float64)
+    if isinstance(edit, Bend) and edit.changes_nothing:
+        return np.zeros_like(table_SL)
+    if isinstance(edit, EditWithStrength):
+        low, high = edit.strength_range
+        if table_SL.min() < low or table_SL.max() > high:
+            worst = table_SL.min() if table_SL.min() < low else table_SL.max()
+            raise RecipeError(
+                f"{where}: strength times schedule reaches {worst:g}",
+                f"for this edit it is from {low:g} to {high:g}",
+                "a schedule with values from 0 to 1",
+            )
+    return table_SL
+
+
+def _donors(
+    edit: Inject, texts: DonorTexts, main: Mapping[Branch, PlannedText], where: str, notes: list[str]
+) -> dict[Branch, PlannedText]:
+    try:
+        found = texts.donor(edit)
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error.what}", error.why, error.fix) from None
+    if found.note:
+        notes.append(f"{where}: {found.note}")
+    own = frozenset((edit.donor.prompt,)) if edit.donor.prompt is not None else frozenset()
+    out: dict[Branch, PlannedText] = {}
+    negative_LD = texts.negative_donor(edit)
+    for branch in ("cond", "uncond"):
+        if branch == "uncond" and negative_LD is not None:
+            embedding_LD, prompts = negative_LD, frozenset((edit.donor_negative or "",))
+        else:
+            embedding_LD, prompts = found.embedding, own
+        boost = None
+        if edit.boost is not None:
+            boost = Boost(main[branch], edit.boost, True if edit.keep_norm is None else edit.keep_norm)
+        out[branch] = PlannedText(embedding_LD, prompts, boost)
+    if edit.mode == "tokens" and edit.on != "hidden":
+        tokens, own_tokens = len(out["cond"].embedding), len(main["cond"].embedding)
+        if edit.branch != "uncond" and tokens < SHORT_DONOR * own_tokens:
+            notes.append(
+                f"{where}: the donor has {tokens} tokens and the prompt {own_tokens}, so most of the prompt is blended "
+                "with padding; mode: mix blends what the texts do instead of their tokens"
+            )
+    return out
+
+
+def _keyed(edit: Prompts, texts: DonorTexts, steps: int) -> tuple[PlannedText | None, ...]:
+    """The text of each step: that of the last key, or between it and the next one. None before the first key."""
+    from wanscope.edit.embeds import interpolate
+
+    at_key = {step: PlannedText(found, frozenset((edit.keys[step],))) for step, found in texts.keyed(edit).items()}
+    out: list[PlannedText | None] = [None] * min(edit.keys)
+    for start, end in pairwise([*edit.keys, steps]):
+        out.append(at_key[start])
+        if edit.interpolate == "step" or end not in at_key:
+            out += [at_key[start]] * (end - start - 1)
+            continue
+        both = at_key[start].prompts | at_key[end].prompts
+        path = interpolate([at_key[start].embedding, at_key[end].embedding], end - start + 1, edit.interpolate)
+        out += [PlannedText(embedding, both, passing=True) for embedding in path.embeddings[1:-1]]
+    return tuple(out)
+
+
+def _without_skipped(planned: list[PlannedEdit], notes: list[str]) -> list[PlannedEdit]:
+    """What reads a text in a block that does not run leaves the plan there."""
+    for skip in (edit for edit in planned if isinstance(edit.edit, Skip)):
+        whole = skip.parts == ("block",)
+        for i, other in enumerate(planned):
+            same = isinstance(other.edit, Skip) and (other is skip or other.parts == skip.parts or not whole)
+            if same or other.parts == ("hidden",):
+                continue
+            tables = dict(other.tables)
+            for branch, skipped_SL in skip.tables.items():
+                if branch in tables and (tables[branch] * skipped_SL).any():
+                    tables[branch] = np.where(skipped_SL != 0, 0.0, tables[branch])
+                    if not isinstance(other.edit, Prompts):  # a prompt is for the blocks that read one
+                        what = "the blocks" if whole else "the cross-attention"
+                        notes.append(
+                            f"edits.{other.index} does not act where edits.{skip.index} skips {what} it acts in"
+                        )
+            planned[i] = replace(other, tables=tables)
+    return planned
+
+
+def _real_rows(planned: Sequence[PlannedEdit], branch: Branch, main: PlannedText, length: int) -> int:
+    """The most real rows that any context of a branch has. RecipeError where appended tokens find no room."""
+    real = main.real
+    for edit in planned:
+        table = edit.tables.get(branch)
+        if table is None or not table.any() or "context" not in edit.parts:
+            continue
+        real = max([real, *(text.real for text in edit.keyed if text is not None)])
+        if branch not in edit.donor:
+            continue
+        donor = edit.donor[branch]
+        assert isinstance(edit.edit, Inject)
+        if edit.edit.mode != "append":
+            real = max(real, donor.real)
+            continue
+        if real + donor.real > length:
+            raise RecipeError(
+                f"edits.{edit.index}: the donor's {donor.real} tokens cannot be appended",
+                f"{real} of the {length} places are taken",
+                "mode: mix, or a shorter donor",
+            )
+        real += donor.real
+    return real
+
+
+def _check_words(plan: EditPlan) -> None:
+    """RecipeError where an edit would act on words that no text read at that place has."""
+    for edit in plan.edits:
+        if not edit.columns:
+            continue
+        for branch, table_SL in edit.tables.items():
+            for step in range(plan.passes.first, plan.passes.steps):
+                if not plan.passes.has(branch, step):
+                    continue
+                for block in np.flatnonzero(table_SL[step]):
+                    read = texts_read(plan, branch, step, int(block), before=edit)
+                    if not any(edit.columns_in(prompts) for prompts in read):
+                        words = getattr(edit.edit, "words", ())
+                        raise RecipeError(
+                            f"edits.{edit.index} would do nothing in block {block} at step {step} on {branch}",
+                            f"no text that is read there has {' or '.join(repr(word) for word in words)}",
+                            "branch: cond, other words, or other blocks or steps",
+                        )
+
+
+def texts_read(
+    plan: EditPlan, branch: Branch, step: int, block: int, before: PlannedEdit | None = None
+) -> list[frozenset[str]]:
+    """The prompts in each text that a block's cross-attention reads, after the edits that come before one."""
+    read = [plan.main[branch].prompts]
+    for edit in plan.edits:
+        if edit is before:
+            break
+        strength = edit.strength(branch, step, block)
+        if not strength or "context" not in edit.parts:
+            continue
+        text = edit.keyed[step] if edit.keyed else None
+        if text is not None:
+            read = [text.prompts]
+        elif isinstance(edit.edit, Inject):
+            read = _injected(edit.edit, edit.donor[branch].prompts, strength, read)
+    return read
+
+
+def _injected(
+    edit: Inject, prompts: frozenset[str], strength: float, read: list[frozenset[str]]
+) -> list[frozenset[str]]:
+    if edit.mode == "mix":
+        return [prompts] if strength == 1 else [*read, prompts]
+    if edit.words:
+        return read
+    if edit.mode == "append":
+        return [before | prompts for before in read]
+    whole = edit.operation == "replace" or (edit.operation == "blend" and strength == 1)
+    return [prompts] if whole else [before | prompts for before in read]

@@ -1,0 +1,71 @@
+"""Texts as a transformer's blocks read them: padded, projected once by each expert, kept for the run.
+
+The projection is made while the transformer itself runs, when group offload has its weights on the device.
+
+Shape suffixes: N text positions, L real tokens, D text dim before and model dim after projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wanscope.edit.amplify import boost
+from wanscope.edit.plan import PlannedText
+from wanscope.edit.rows import padded
+from wanscope.runtime.compose import Project
+
+
+class Projection:
+    """Contexts [1, N, D] of planned texts, by expert."""
+
+    def __init__(self, experts: Sequence[Any], length: int) -> None:
+        self._experts, self._length = tuple(experts), length
+        self._kept: dict[tuple[int, PlannedText], Tensor] = {}
+        self._passing: dict[int, tuple[PlannedText, Tensor]] = {}
+
+    def of(self, expert: int) -> Project:
+        """The projection of one expert."""
+        return lambda text: self._context(expert, text)
+
+    def clear(self) -> None:
+        self._kept.clear()
+        self._passing.clear()
+        self._experts = ()
+
+    def _context(self, expert: int, text: PlannedText) -> Tensor:
+        if text.passing:  # one of many, read at one step
+            if expert not in self._passing or self._passing[expert][0] is not text:
+                self._passing[expert] = (text, self._made(expert, text))
+            return self._passing[expert][1]
+        key = (expert, text)
+        if key not in self._kept:
+            self._kept[key] = self._made(expert, text)
+        return self._kept[key]
+
+    def _made(self, expert: int, text: PlannedText) -> Tensor:
+        own_1ND = self._projected(expert, text.embedding)
+        if text.boost is None:
+            return own_1ND
+        main_1ND = self._projected(expert, text.boost.main.embedding)
+        pad_D = self._projected(expert, text.embedding[:0])[0, 0]
+        boosted = boost(
+            main_1ND[0, : len(text.boost.main.embedding)],
+            own_1ND[0, : len(text.embedding)],
+            text.boost.factor,
+            keep_norm=text.boost.keep_norm,
+            pad_D=pad_D,
+        )
+        return padded(boosted.context, self._length, pad_D)[None]
+
+    def _projected(self, expert: int, embedding_LD: Tensor) -> Tensor:
+        """Exactly what the transformer does with the text that it is given."""
+        transformer = self._experts[expert]
+        text_embedder = transformer.condition_embedder.text_embedder
+        device = next(text_embedder.parameters()).device
+        raw_1ND = padded(embedding_LD, self._length)[None].to(device, transformer.dtype)
+        with torch.no_grad():
+            return text_embedder(raw_1ND)

@@ -1,0 +1,61 @@
+"""From a run's settings to the plan of its edits: which steps, evaluations and passes it will make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from wanscope.edit.donors import DonorTexts
+from wanscope.edit.edits import Edit, Steer
+from wanscope.edit.plan import EditPlan, Passes, make_plan
+from wanscope.recipe import SamplerSpec
+from wanscope.sample.guidance import Guidance
+from wanscope.sample.solvers import make_solver
+
+if TYPE_CHECKING:
+    from wanscope.edit.directions import Direction
+    from wanscope.wan.model import Size, WanModel
+
+
+def passes_of(model: WanModel, sampler: SamplerSpec) -> Passes:
+    """The model calls that `denoise` makes with a resolved sampler."""
+    solver = make_solver(sampler, model.scheduler_config, model.device)
+    guidance = Guidance(sampler)
+    steps = range(len(solver.evaluations))
+    guided = tuple(
+        frozenset(step for step in steps if guidance.scale(step, expert) is not None)
+        for expert in range(len(model.experts()))
+    )
+    return Passes(tuple(solver.sigmas[:-1]), tuple(solver.evaluations), guided, sampler.start_step)
+
+
+def grid_of(model: WanModel, video: Size) -> tuple[int, int, int]:
+    """Tokens of a video: frames, rows, columns."""
+    _, *sizes = model.latent_shape(video)
+    frames, rows, columns = (-(-size // patch) for size, patch in zip(sizes, model.variant.patch, strict=True))
+    return frames, rows, columns
+
+
+def edit_plan(model: WanModel, edits: Sequence[Edit], texts: DonorTexts, sampler: SamplerSpec, video: Size) -> EditPlan:
+    """The plan of a run's edits on a loaded model. RecipeError, naming the edit, for what cannot work."""
+    return make_plan(
+        edits,
+        texts,
+        passes_of(model, sampler),
+        blocks=model.blocks,
+        heads=model.variant.heads,
+        grid=grid_of(model, video),
+        directions=_directions(model, edits),
+    )
+
+
+def _directions(model: WanModel, edits: Sequence[Edit]) -> Mapping[str, Direction]:
+    found: dict[str, Direction] = {}
+    for i, edit in enumerate(edits):
+        if isinstance(edit, Steer):
+            from wanscope.edit.directions import read_direction
+
+            direction = read_direction(edit.direction)
+            direction.require_model(len(model.experts()), model.blocks, model.variant.dim, f"edits.{i}")
+            found[edit.sha256 or ""] = direction
+    return found
