@@ -240,7 +240,6 @@ def not_here(*args: Any, local_files_only: bool = False, **options: Any) -> str:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--edit", "{}"], "--edit"),
         (["--store-attention", "--template", "a red circle"], "a red (circle)"),
         (["--memory", "lots"], "auto"),
         (["--frames", "18"], "17 or 21"),

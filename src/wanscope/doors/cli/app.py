@@ -247,7 +247,10 @@ def takes(
 @app.command()
 def show(
     take: Annotated[str, typer.Argument(metavar="ID", help="The take's id, its beginning, its folder or its video.")],
-    verify: Annotated[bool, typer.Option("--verify", help="Compare every file with its checksum.")] = False,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify/--no-verify", help="Compare every file with its checksum, or only its size."),
+    ] = True,
     steps: Annotated[
         bool,
         typer.Option("--steps", help="Write a video of what each step took for the finished video; needs x0 latents."),
@@ -308,7 +311,7 @@ def compare(
 
 @app.command()
 def difference(
-    a: Annotated[str, typer.Argument(metavar="A", help="A prompt.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="A prompt: the one that is edited.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Another prompt: the donor, where one is injected.")],
     model: Annotated[
         str, typer.Option("--model", "-m", metavar="MODEL", help="Whose text encoder and projection are asked.")
