@@ -121,16 +121,43 @@ def test_show_refuses_what_fits_several_or_none(cli, space: Workspace) -> None:
     assert ran.status == 2 and "xyz" in ran.err and "2 takes" in ran.err
 
 
-def test_show_verify_reads_every_file(cli, space: Workspace, two) -> None:
+def flip(path: Path, at: int = -1) -> None:
+    """Change one bit and no size."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["poster.webp", "latents.zarr", "final.npy", "events.jsonl"])
+def test_show_reads_every_file(cli, space: Workspace, two, name: str) -> None:
     take = two[0]
-    assert "matches its checksum" in cli("show", take.id, "--verify", "-o", space.folder).out
-    poster = take.folder / "poster.webp"
-    data = bytearray(poster.read_bytes())
-    data[-1] ^= 1
-    poster.write_bytes(data)
-    assert cli("show", take.id, "-o", space.folder).status == 0
-    ran = cli("show", take.id, "--verify", "-o", space.folder)
-    assert ran.status == 1 and "poster.webp" in ran.err and ran.out == ""
+    assert "matches its checksum" in cli("show", take.id, "-o", space.folder).out
+    path = take.folder / name
+    if path.is_dir():  # a shard of the path's states
+        path = max((p for p in path.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    flip(path, path.stat().st_size // 2)
+    for options in ([], ["--json"]):
+        ran = cli("show", take.id, *options, "-o", space.folder)
+        assert ran.status == 1 and str(path) in ran.err and "checksum" in ran.err and ran.out == ""
+    unread = cli("show", take.id, "--no-verify", "-o", space.folder)
+    assert unread.status == 0 and "Checksums were not compared" in unread.out
+    listed = cli("takes", "-o", space.folder)  # a listing looks at sizes
+    assert listed.status == 0 and "DAMAGED" not in listed.out
+
+
+def test_what_show_advises_for_a_flipped_byte_mends_it(cli, space: Workspace, two) -> None:
+    flip(two[0].video)
+    error = cli("show", two[0].id, "-o", space.folder).err
+    assert f"Try: rm -r {two[0].folder}" in error
+
+
+def test_compare_reads_the_videos_it_shows(cli, space: Workspace, two) -> None:
+    flip(two[0].video)
+    ran = cli("compare", two[0].id, two[1].id, "-o", space.folder)
+    assert ran.status == 1 and str(two[0].video) in ran.err
+    make_study(space, two)
+    ran = cli("compare", "mine", "-o", space.folder)
+    assert ran.status == 0 and "left out of study mine: 1 missing or damaged" in ran.out
 
 
 def test_compare_takes(cli, space: Workspace, two, tmp_path: Path) -> None:

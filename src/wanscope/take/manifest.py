@@ -184,11 +184,13 @@ def check_content(folder: Path, files: Iterable[FileRecord]) -> None:
     check_sizes(folder, files)
     for record in files:
         if file_sha256(folder / record.path) != record.sha256:
-            raise _damage(folder / record.path, "its content does not match its checksum")
+            # A study looks at sizes and would pass this take by.
+            fix = f"rm -r {folder}, then run its study again"
+            raise _damage(folder / record.path, "its content does not match its checksum", fix)
 
 
-def _damage(path: Path, why: str) -> DamagedTake:
-    return DamagedTake(f"{path} is damaged", why, "run the take's study again: it makes damaged takes anew")
+def _damage(path: Path, why: str, fix: str = "run the take's study again: it makes damaged takes anew") -> DamagedTake:
+    return DamagedTake(f"{path} is damaged", why, fix)
 
 
 @cache

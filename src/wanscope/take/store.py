@@ -185,6 +185,10 @@ class Take:
         if latents_sha256(self.final) != self.manifest.latents_sha256:
             raise DamagedTake(f"{self.folder / FINAL} is damaged", "its values do not have their checksum")
 
+    def check_video(self) -> None:
+        """Compare video.mp4 with its checksum. DamagedTake where it is missing or differs."""
+        self._check(VIDEO)
+
     def complete(self, capture: CaptureSpec, marks: Iterable[MarkLike] | None = None) -> bool:
         """Whether all files are there, in their size, and with them the records that `capture` asks for.
 

@@ -52,13 +52,13 @@ def gather(workspace: Workspace, names: Sequence[str]) -> tuple[list[Take], list
     notes = []
     for name in names:
         if name not in study_names(workspace):
-            take = Take.open(workspace.find_take(name))
+            take = _checked(workspace.find_take(name))
             takes.setdefault(take.id, take)
             continue
         left_out = 0
         for row in study_rows(workspace, name):
             try:
-                takes.setdefault(row.take, Take.open(workspace.take_folder(row.take)))
+                takes.setdefault(row.take, _checked(workspace.take_folder(row.take)))
             except DamagedTake:
                 left_out += 1
         if left_out:
@@ -66,6 +66,13 @@ def gather(workspace: Workspace, names: Sequence[str]) -> tuple[list[Take], list
     if not takes:
         raise TakeNotFound(f"study {' '.join(names)} has no finished take", "there is nothing to compare yet")
     return list(takes.values()), notes
+
+
+def _checked(folder: Path) -> Take:
+    """A take whose video has its checksum."""
+    take = Take.open(folder)
+    take.check_video()
+    return take
 
 
 def default_path(workspace: Workspace, names: Sequence[str], takes: Sequence[Take]) -> Path:

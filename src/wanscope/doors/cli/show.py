@@ -12,7 +12,7 @@ from wanscope.edit.shorthand import shorthand
 from wanscope.recipe import Recipe
 from wanscope.take.disk import size_text
 from wanscope.take.manifest import Manifest, StoredAttention, check_sizes, read_manifest
-from wanscope.take.store import VIDEO
+from wanscope.take.store import VIDEO, Take
 from wanscope.workspace import Workspace
 
 
@@ -21,12 +21,10 @@ def run_show(take: str, verify: bool, output_dir: Path | None, json: bool) -> in
     manifest = read_manifest(folder)
     check_sizes(folder, manifest.files)
     if verify:
-        from wanscope.take.store import Take
-
         Take(folder, manifest).verify()
     if json:
         data = json_module.loads(manifest.dumped())
-        out.document({"folder": str(folder), **({"verified": True} if verify else {}), **data})
+        out.document({"folder": str(folder), "verified": verify, **data})
         return 0
     out.facts(_facts(folder, manifest))
     out.say("\nfiles")
@@ -36,8 +34,9 @@ def run_show(take: str, verify: bool, output_dir: Path | None, json: bool) -> in
     out.say("\nmade with")
     out.facts([(key, value) for key, value in manifest.environment.flat().items() if value], indent="  ")
     out.say(f"\nsigmas ({len(manifest.sigmas)}): {' '.join(f'{sigma:.4f}' for sigma in manifest.sigmas)}")
-    if verify:
-        out.say("\nEvery file matches its checksum.")
+    out.say(
+        "\nEvery file matches its checksum." if verify else "\nChecksums were not compared; every file has its size."
+    )
     return 0
 
 
