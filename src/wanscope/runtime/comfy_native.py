@@ -91,7 +91,10 @@ def _around_sampling(live: Live, executor: Any, noise: Tensor, latent: Any, samp
         out = executor(noise, latent, sampler, sigmas, *rest, **kwargs)
     finally:
         live.current = None
-    live.finish(run, run.sigma_at, len(guider.model_patcher.model.diffusion_model.blocks))
+    try:
+        live.finish(run, run.sigma_at, len(guider.model_patcher.model.diffusion_model.blocks))
+    finally:
+        live.tell(run)
     live.log("basic", summary(run, live))
     return out
 

@@ -67,6 +67,7 @@ class LiveEdit:
     the words in the prompt (bend, watch); groups of them for several words. pairs: raw embeddings (with, without) from
     which a direction is learned (steer). start, end: when, in shares of the whole sampling, 0 to 1. after_block: the
     donor's state after so many blocks, instead of its state at each block. provisional: replaced by a later injection.
+    keep_context: project the donor's text once a run, not once a call.
     """
 
     edit: Inject | Bend | Steer | Skip | Watch | Guide
@@ -79,7 +80,7 @@ class LiveEdit:
     end: float = 1.0
     after_block: int | None = None
     provisional: bool = False
-    note: str = ""
+    keep_context: bool = False
 
     def __post_init__(self) -> None:
         if self.edit.schedule is not None and parse_schedule(self.edit.schedule).over != "sigma":
@@ -142,6 +143,7 @@ class Run:
     notes: list[str] = field(default_factory=list)
     in_range: dict[int, bool] = field(default_factory=dict)
     maps: dict[int, list[Any]] = field(default_factory=dict)
+    contexts: dict[Any, Tensor] = field(default_factory=dict)
     sigma_at: Callable[[float], float] = field(default=lambda share: 1 - share)
     finished: bool = False
 
@@ -167,6 +169,7 @@ class Live:
         self.runs: deque[Run] = deque(maxlen=KEEP_RUNS)
         self.log = log or (lambda level, text: None)
         self.current: Run | None = None
+        self.listeners: dict[str, Callable[[Live, Run], None]] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Live:
         return self  # holds tensors, and its counts are read after the run
@@ -188,6 +191,11 @@ class Live:
                     edit = replace(edit, edit=given.model_copy(update=boost), donor_LD=donor)
         return Live((*kept, edit), self.log)
 
+    def tell(self, run: Run) -> None:
+        """Hands a run's counts to those who show them."""
+        for listener in list(self.listeners.values()):
+            listener(self, run)
+
     def check(self, blocks: int, heads: int) -> None:
         """RecipeError for what a model of so many blocks and heads cannot do."""
         for edit in self.edits:
@@ -197,6 +205,8 @@ class Live:
 
     def begin(self, sigmas: Sequence[float] = (), prompt: str | None = None) -> Run:
         """A new run. sigmas: the noise levels of this sampler's own steps, without the closing one, where known."""
+        for run in self.runs:
+            run.contexts.clear()
         self.current = Run(sigmas=tuple(sigmas), prompt=prompt)
         self.runs.append(self.current)
         return self.current
@@ -204,6 +214,7 @@ class Live:
     def finish(self, run: Run, sigma_at: Callable[[float], float], blocks: int) -> None:
         """The end of a run that was not interrupted. Raises EditNotApplied for an edit that was due and did not act."""
         run.finished = True
+        run.contexts.clear()
         self.current = None
         for i, edit in enumerate(self.edits):
             if not any(edit.strengths(blocks)):

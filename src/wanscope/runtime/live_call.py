@@ -266,9 +266,10 @@ class Call:
         if donor_LD is None:
             raise RecipeError(f"edit {e + 1} ({edit.name}) has no donor", "nothing is connected", "injection_embeds")
         key = (e, branch, -1)
-        if key not in self._contexts:
-            self._contexts[key] = self.project(donor_LD, len(donor_LD))
-        return self._contexts[key]
+        kept = self.run.contexts if edit.keep_context else self._contexts
+        if key not in kept:
+            kept[key] = self.project(donor_LD, len(donor_LD))
+        return kept[key]
 
     def _for_row(self, e: int, branch: Branch, context_BLC: Tensor, row: int) -> tuple[Tensor, int]:
         """The donor's context [1, l, C] for one row of the batch, boosted where that is asked, and its real tokens."""

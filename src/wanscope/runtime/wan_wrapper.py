@@ -98,8 +98,9 @@ class _Hook:
         self.transformer = weakref.ref(transformer)
         self.calls: list[_Hooked] = []
         # a transformer that is compiled whole runs them outside its graph
-        transformer.register_forward_pre_hook(torch.compiler.disable(self.before), with_kwargs=True)
-        transformer.register_forward_hook(torch.compiler.disable(self.after), with_kwargs=True, always_call=True)
+        disable: Callable[[Any], Any] = torch.compiler.disable
+        transformer.register_forward_pre_hook(disable(self.before), with_kwargs=True)
+        transformer.register_forward_hook(disable(self.after), with_kwargs=True, always_call=True)
 
     def before(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         while self.calls:  # left by an interruption that ran no hooks; calls are never inside one another
@@ -136,8 +137,6 @@ class _Hooked:
         last = next(reversed(run.steps), None) if run is not None else None
         # sigma falls along a run; one that rises is a new run
         if run is None or prompt_id() != run.prompt or (last is not None and sigma > last + 1e-6):
-            if run is not None:
-                self._close(run)
             run = live.begin((), prompt_id())
         self.run = run
         context: list[Tensor] = list(kwargs["context"])
@@ -156,9 +155,6 @@ class _Hooked:
         run.sigmas = (*run.sigmas, sigma) if sigma not in run.sigmas else run.sigmas
         if kwargs.get("vace_data") is not None:
             run.note("VACE's own blocks read the prompt unedited; the edits act in the model's blocks.")
-
-    def _close(self, run: Any) -> None:
-        run.finished = True
 
     def _branch(self, row_LD: Tensor) -> Branch:
         if self.kwargs.get("is_uncond"):
@@ -217,6 +213,8 @@ class _Hooked:
         for i, edit in enumerate(live.edits):
             if any(edit.strengths(self.call.depth)):
                 run.in_range[i] = run.in_range.get(i, False) or bool(edit.factor(self.call.sigma, run.sigma_at))
+        run.finished = True
+        live.tell(run)
 
     def guided(self, out: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         """The call's prediction moved toward a second prompt's, where an edit asks for it."""

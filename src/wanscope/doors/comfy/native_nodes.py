@@ -1,0 +1,409 @@
+"""Nodes for ComfyUI's own Wan models: MODEL in, a copy with the edit out."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from wanscope.doors.comfy import say
+from wanscope.doors.comfy.base import (
+    CONDITIONING,
+    DIRECTION,
+    MODEL,
+    STRENGTHS,
+    WORDS,
+    Inputs,
+    M,
+    Node,
+    choice,
+    number,
+    shown,
+    socket,
+    text,
+    unit,
+)
+from wanscope.doors.comfy.embeds import first_prompt
+from wanscope.doors.comfy.patterns import blocks_of, strengths_of
+from wanscope.edit.difference import measure_difference, render_difference
+from wanscope.edit.edits import Bend, Inject, Skip, Steer
+from wanscope.errors import EditNotApplied, RecipeError
+from wanscope.runtime import comfy_native, wan_wrapper
+from wanscope.runtime.live import CONNECTED, Live, LiveEdit
+
+START = unit(0.0, "From which share of the whole sampling on; the same in every stage of it.")
+END = unit(1.0, "Until which share of the whole sampling.")
+BLOCKS = text("all", "Which blocks: all, early, mid, late, 0-9,20, zeros and ones, or a pattern node's output.")
+BRANCH = choice(("cond", "uncond", "both"), "cond", "Which pass; on both, guidance cancels much of an edit.")
+
+
+def edited(model: Any, edit: LiveEdit, unique_id: str | None, said: str, level: str = "off") -> dict[str, Any]:
+    """A copy of the model with one more edit, and the node's text, which follows the runs."""
+    now = comfy_native.live_of(model)
+    live = Live(now.edits if now else (), say.logger(level)).with_edit(edit)
+    out = comfy_native.attach(model, live)
+    say.follow(live, unique_id, said)
+    return shown(said, out)
+
+
+class InjectPrompt(Node):
+    TITLE = "Inject Prompt into Blocks"
+    CATEGORY = "wanscope/native"
+    DESCRIPTION = (
+        "The chosen blocks read another prompt beside the main one. `context` changes what cross-attention reads, "
+        "`hidden` blends in the hidden states of the other prompt's own pass on the same latents. Three ways on the "
+        "context: `mix` the outputs of both cross-attentions, `append` the other prompt's tokens with a weight, or "
+        "blend `tokens` place by place. Strength 1 in all blocks with mix or tokens is the other prompt alone. Only "
+        "the positive pass is edited unless another branch is chosen. An edit that is due and does not act fails the run."
+    )
+    REQUIRED: ClassVar[Inputs] = {
+        "model": socket(MODEL, "A Wan model; the output is a copy with the edit."),
+        "donor": socket(CONDITIONING, "The prompt that is injected."),
+        "strength": unit(0.5, "From 0 (off) to 1 (the donor alone); block_strengths, if connected, multiply it."),
+        "blocks": BLOCKS,
+        "where": choice(("context", "hidden", "both"), "context", "What is injected into."),
+        "mode": choice(("mix", "append", "tokens"), "mix", "How, on the context."),
+        "start_percent": START,
+        "end_percent": END,
+        "branch": BRANCH,
+        "log_level": choice(say.LEVELS, "off", "What is written to the log."),
+    }
+    OPTIONAL: ClassVar[Inputs] = {
+        "block_strengths": socket(STRENGTHS, "A strength for each block."),
+        "donor_negative": socket(CONDITIONING, "With branch both: what the negative pass gets."),
+        "operation": choice(("blend", "replace", "add"), "blend", "Of tokens and hidden states."),
+        "boost": number(0.0, 0.0, 50.0, 0.5, "Multiply the difference after projection; 0 is off."),
+    }
+    HIDDEN: ClassVar[Inputs] = {"unique_id": "UNIQUE_ID"}
+    RETURN_TYPES = (MODEL,)
+    RETURN_NAMES = ("model",)
+
+    def run(
+        self,
+        model: Any,
+        donor: Any,
+        strength: float,
+        blocks: Any,
+        where: str,
+        mode: str,
+        start_percent: float,
+        end_percent: float,
+        branch: str,
+        log_level: str = "off",
+        block_strengths: Any = None,
+        donor_negative: Any = None,
+        operation: str = "blend",
+        boost: float = 0.0,
+        unique_id: str | None = None,
+    ) -> dict[str, Any]:
+        depth = comfy_native.depth(model)
+        chosen = blocks_of(blocks, depth)
+        values = [strength] * depth
+        if block_strengths is not None:
+            values = [strength * v for v in strengths_of(block_strengths, depth).values]
+        if where != "hidden" and mode != "tokens" and operation != "blend":
+            raise RecipeError(
+                f"operation {operation} with mode {mode}", "it works on tokens and hidden states", "mode: tokens"
+            )
+        edit = Inject(
+            donor=CONNECTED,
+            blocks=chosen.ranges,
+            strength=tuple(values),
+            on=where,
+            mode="mix" if where == "hidden" else mode,
+            operation=operation if where != "context" or mode == "tokens" else "blend",
+            branch=branch,
+            boost=boost or None,
+        )
+        donor_LD = first_prompt(donor, "donor")
+        negative = None if donor_negative is None else first_prompt(donor_negative, "donor_negative")
+        live_edit = LiveEdit(edit, donor_LD, negative, start=start_percent, end=end_percent)
+        acts = edit.strengths(depth)
+        return edited(model, live_edit, unique_id, f"{acts.blocks.picture}\n{acts.describe()}", log_level)
+
+
+class SkipBlocks(Node):
+    TITLE = "Skip Blocks"
+    CATEGORY = "wanscope/native"
+    DESCRIPTION = "Leaves blocks out, or only their cross-attention, in one branch and for a part of the sampling."
+    REQUIRED: ClassVar[Inputs] = {
+        "model": socket(MODEL, "A Wan model; the output is a copy with the edit."),
+        "blocks": text("9", "Which blocks are left out."),
+        "part": choice(("block", "cross_attention"), "block", "The whole block, or what it reads of the prompt."),
+        "start_percent": START,
+        "end_percent": END,
+        "branch": BRANCH,
+    }
+    HIDDEN: ClassVar[Inputs] = {"unique_id": "UNIQUE_ID"}
+    RETURN_TYPES = (MODEL,)
+    RETURN_NAMES = ("model",)
+
+    def run(
+        self,
+        model: Any,
+        blocks: Any,
+        part: str,
+        start_percent: float,
+        end_percent: float,
+        branch: str,
+        unique_id: str | None = None,
+    ) -> dict[str, Any]:
+        chosen = blocks_of(blocks, comfy_native.depth(model))
+        edit = LiveEdit(Skip(blocks=chosen.ranges, part=part, branch=branch), start=start_percent, end=end_percent)
+        return edited(model, edit, unique_id, f"{chosen.picture}\nskipped: {chosen.describe()}")
+
+
+class LearnDirection(Node):
+    TITLE = "Learn Concept Direction"
+    CATEGORY = "wanscope/native"
+    DESCRIPTION = (
+        "A direction in what blocks read: the mean difference between prompts with a concept and the same prompts "
+        "without it. Several pairs that share nothing but the concept make a cleaner direction."
+    )
+    REQUIRED: ClassVar[Inputs] = {
+        "with_1": socket(CONDITIONING, "A prompt with the concept."),
+        "without_1": socket(CONDITIONING, "The same prompt without it."),
+    }
+    OPTIONAL: ClassVar[Inputs] = {
+        f"{name}_{i}": socket(CONDITIONING, f"Pair {i}.") for i in (2, 3, 4) for name in ("with", "without")
+    }
+    RETURN_TYPES = (DIRECTION,)
+    RETURN_NAMES = ("direction",)
+
+    def run(self, **given: Any) -> dict[str, Any]:
+        pairs: list[tuple[Tensor, Tensor]] = []
+        for i in (1, 2, 3, 4):
+            both = [given.get(f"{name}_{i}") for name in ("with", "without")]
+            if (both[0] is None) != (both[1] is None):
+                raise RecipeError(f"pair {i} has one prompt", "a pair is a prompt with and one without", "connect both")
+            if both[0] is not None:
+                pairs.append((first_prompt(both[0]), first_prompt(both[1])))
+        return shown(f"{len(pairs)} pairs", tuple(pairs))
+
+
+class SteerModel(Node):
+    TITLE = "Steer along Direction"
+    CATEGORY = "wanscope/native"
+    DESCRIPTION = (
+        "Moves every token of the prompt along a learned direction, as the chosen blocks read it. `add`: strength "
+        "times the learned difference, also below 0. `ablate`: the prompt's part along the direction is taken out. "
+        "`rotate`: tokens turn toward it, their length kept."
+    )
+    REQUIRED: ClassVar[Inputs] = {
+        "model": socket(MODEL, "A Wan model; the output is a copy with the edit."),
+        "direction": socket(DIRECTION, "What Learn Concept Direction makes."),
+        "operation": choice(("add", "ablate", "rotate"), "add", "What is done along the direction."),
+        "strength": number(1.0, -10.0, 10.0, 0.05, "For add any number, for ablate and rotate from 0 to 1."),
+        "blocks": BLOCKS,
+        "start_percent": START,
+        "end_percent": END,
+        "branch": BRANCH,
+    }
+    HIDDEN: ClassVar[Inputs] = {"unique_id": "UNIQUE_ID"}
+    RETURN_TYPES = (MODEL,)
+    RETURN_NAMES = ("model",)
+
+    def run(
+        self,
+        model: Any,
+        direction: Any,
+        operation: str,
+        strength: float,
+        blocks: Any,
+        start_percent: float,
+        end_percent: float,
+        branch: str,
+        unique_id: str | None = None,
+    ) -> dict[str, Any]:
+        chosen = blocks_of(blocks, comfy_native.depth(model))
+        if operation != "add" and not 0 <= strength <= 1:
+            raise RecipeError(f"strength {strength:g} for {operation}", "it is a share, from 0 to 1", "strength: 1")
+        edit = Steer(direction=CONNECTED, operation=operation, strength=strength, blocks=chosen.ranges, branch=branch)
+        live_edit = LiveEdit(edit, pairs=tuple(direction), start=start_percent, end=end_percent)
+        return edited(model, live_edit, unique_id, f"{chosen.picture}\n{operation}: {chosen.describe()}")
+
+
+class BendAttention(Node):
+    TITLE = "Bend Attention"
+    CATEGORY = "wanscope/native"
+    DESCRIPTION = (
+        "Changes the attention maps of chosen words while sampling: amplify or suppress by a factor, scale, rotate, "
+        "translate, flip, blur, or keep only a box of the frame. The rest of the attention is renormalized."
+    )
+    REQUIRED: ClassVar[Inputs] = {
+        "model": socket(MODEL, "A Wan model; the output is a copy with the edit."),
+        "words": socket(WORDS, "What Words of a Prompt makes."),
+        "operation": choice(
+            ("amplify", "suppress", "scale", "rotate", "translate", "flip", "blur", "region"), "amplify", "The change."
+        ),
+        "strength": unit(1.0, "From the map as it is (0) to the changed one (1)."),
+        "blocks": BLOCKS,
+        "factor": number(2.0, 0.01, 100.0, 0.05, "Of amplify, suppress and scale."),
+        "angle": number(0.0, -360.0, 360.0, 1.0, "Of rotate, in degrees, counterclockwise."),
+        "x": number(0.0, -1.0, 1.0, 0.01, "Of translate, to the right, in widths; left edge of region."),
+        "y": number(0.0, -1.0, 1.0, 0.01, "Of translate, down, in heights; top edge of region."),
+        "right": unit(1.0, "Right edge of region."),
+        "bottom": unit(1.0, "Bottom edge of region."),
+        "axis": choice(("x", "y"), "x", "Of flip: x swaps left and right."),
+        "sigma": number(1.0, 0.0, 64.0, 0.1, "Of blur, in tokens (16 pixels; 32 on the 5B)."),
+        "start_percent": START,
+        "end_percent": END,
+        "branch": BRANCH,
+    }
+    HIDDEN: ClassVar[Inputs] = {"unique_id": "UNIQUE_ID"}
+    RETURN_TYPES = (MODEL,)
+    RETURN_NAMES = ("model",)
+
+    def run(
+        self,
+        model: Any,
+        words: Any,
+        operation: str,
+        strength: float,
+        blocks: Any,
+        start_percent: float,
+        end_percent: float,
+        branch: str,
+        unique_id: str | None = None,
+        **given: Any,
+    ) -> dict[str, Any]:
+        chosen = blocks_of(blocks, comfy_native.depth(model))
+        own: dict[str, Any] = {
+            "amplify": {"factor": given["factor"]},
+            "suppress": {"factor": given["factor"]},
+            "scale": {"factor": given["factor"]},
+            "rotate": {"angle": given["angle"]},
+            "translate": {"x": given["x"], "y": given["y"]},
+            "flip": {"axis": given["axis"]},
+            "blur": {"sigma": given["sigma"]},
+            "region": {"box": (given["x"], given["y"], given["right"], given["bottom"])},
+        }[operation]
+        edit = Bend(words.words, operation, strength=strength, blocks=chosen.ranges, branch=branch, **own)
+        live_edit = LiveEdit(edit, columns=words.columns, words=words.words, start=start_percent, end=end_percent)
+        said = f"{operation} {', '.join(words.words)}: {chosen.describe()}"
+        return edited(model, live_edit, unique_id, f"{chosen.picture}\n{said}")
+
+
+class PromptDifference(Node):
+    TITLE = "Difference of Prompts"
+    CATEGORY = "wanscope/native"
+    DESCRIPTION = (
+        "How far prompt B is from prompt A for the model: relative L2 and cosine distance over real tokens, raw and as "
+        "the blocks read them, which tokens and dimensions differ most, and a sentence of advice."
+    )
+    REQUIRED: ClassVar[Inputs] = {
+        "a": socket(CONDITIONING, "The prompt that is measured from."),
+        "b": socket(CONDITIONING, "The other prompt."),
+    }
+    OPTIONAL: ClassVar[Inputs] = {"model": socket(MODEL, "A Wan model, for the figures after its projection.")}
+    RETURN_TYPES = ("STRING", "FLOAT")
+    RETURN_NAMES = ("report", "relative_l2")
+    OUTPUT_NODE = True
+
+    def run(self, a: Any, b: Any, model: Any = None) -> dict[str, Any]:
+        projection = None
+        if model is not None:
+            inner = comfy_native.diffusion_model(model)
+            weight = next(inner.text_embedding.parameters())
+            dtype = weight.dtype if weight.dtype.itemsize > 1 else torch.float32
+            projection = lambda rows: inner.text_embedding(rows.to(weight.device, dtype))  # noqa: E731
+        with torch.no_grad():
+            found = measure_difference(first_prompt(a, "a").float(), first_prompt(b, "b").float(), projection)
+        report = render_difference(found)
+        return shown(report, report, float(found.raw.matrix.relative_l2 or 0.0))
+
+
+class CheckEdits(Node):
+    TITLE = "Check Edits"
+    CATEGORY = "wanscope"
+    DESCRIPTION = (
+        "Put it behind the last sampler: the latent passes through, and every edit on the models is checked. An edit "
+        "that was due in the range that was sampled and did not act fails the run here, with what was applied. With "
+        "two stages connect both models; an edit has to act in the stages whose range it is due in."
+    )
+    REQUIRED: ClassVar[Inputs] = {
+        "latent": socket("LATENT", "The sampler's output; handed on unchanged."),
+        "model": socket(f"{MODEL},{M}", "The model that was sampled, with its edits."),
+    }
+    OPTIONAL: ClassVar[Inputs] = {"model_2": socket(f"{MODEL},{M}", "The model of a second stage.")}
+    RETURN_TYPES = ("LATENT", "STRING")
+    RETURN_NAMES = ("latent", "report")
+    OUTPUT_NODE = True
+
+    @classmethod
+    def IS_CHANGED(cls, **given: Any) -> float:
+        return float("nan")  # the counts change beside the graph
+
+    def run(self, latent: Any, model: Any, model_2: Any = None) -> dict[str, Any]:
+        lines: list[str] = []
+        for stage, one in enumerate((model, model_2), 1):
+            if one is None:
+                continue
+            live = comfy_native.live_of(one) or wan_wrapper.live_of(one)
+            if live is None or not live.edits:
+                lines.append(f"model {stage}: no edit")
+                continue
+            prompt = live.runs[-1].prompt if live.runs else None
+            if not live.runs:
+                raise EditNotApplied(
+                    f"model {stage} has {len(live.edits)} edits and was not sampled",
+                    "the sampler was given another model",
+                    "connect the edited model to the sampler",
+                )
+            runs = [run for run in live.runs if run.prompt == prompt]
+            lines += [f"model {stage}", *(say.run_report(live, run) for run in runs)]
+            depth = len(getattr(one.model.diffusion_model, "blocks", ()))
+            for e, edit, applied, due in live.verdict(prompt):
+                if any(edit.strengths(depth)) and due and not applied:
+                    raise EditNotApplied(
+                        f"edit {e + 1} ({edit.name}) was due in the range sampled and did not act",
+                        "\n".join(lines),
+                    )
+        report = "\n".join(lines)
+        return shown(report, latent, report)
+
+
+class EditReport(Node):
+    TITLE = "Edit Report"
+    CATEGORY = "wanscope"
+    DESCRIPTION = "The edits on a model, and after every run what it applied, per edit, block, branch and step."
+    REQUIRED: ClassVar[Inputs] = {"model": socket(f"{MODEL},{M}", "A model with edits.")}
+    HIDDEN: ClassVar[Inputs] = {"unique_id": "UNIQUE_ID"}
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("report",)
+    OUTPUT_NODE = True
+
+    def run(self, model: Any, unique_id: str | None = None) -> dict[str, Any]:
+        live = comfy_native.live_of(model) or wan_wrapper.live_of(model)
+        say.follow(live, unique_id)
+        report = say.live_report(live)
+        return shown(report, report)
+
+
+class CompareVideos(Node):
+    TITLE = "Compare Videos"
+    CATEGORY = "wanscope"
+    DESCRIPTION = "Two videos side by side with a picture of where they differ, and how much they do."
+    REQUIRED: ClassVar[Inputs] = {
+        "baseline": socket("IMAGE", "The video without the edit."),
+        "edited": socket("IMAGE", "The video with it."),
+        "gain": number(4.0, 1.0, 50.0, 0.5, "What the difference is multiplied with to be seen."),
+    }
+    RETURN_TYPES = ("IMAGE", "STRING")
+    RETURN_NAMES = ("side_by_side", "report")
+
+    def run(self, baseline: Tensor, edited: Tensor, gain: float) -> dict[str, Any]:
+        if baseline.shape != edited.shape:
+            raise RecipeError(
+                f"the videos are {list(baseline.shape)} and {list(edited.shape)}",
+                "they are compared frame by frame",
+                "the same size and number of frames",
+            )
+        away = (edited - baseline).abs()
+        per_frame = away.mean(dim=(1, 2, 3))
+        report = (
+            f"mean absolute difference {float(away.mean()):.4f} of 1; by frame from {float(per_frame.min()):.4f} to "
+            f"{float(per_frame.max()):.4f}; largest {float(away.max()):.4f}"
+        )
+        return shown(report, torch.cat([baseline, edited, (gain * away).clamp(0, 1)], 2), report)

@@ -1,0 +1,594 @@
+"""The older ids that edit a WanVideoWrapper model, and `Apply Guidance`.
+
+Every one returns a copy of the model with its edit; the model given and the text embeds given stay as they are. An edit
+also rides in the text embeds that come out, so that a node of ours further down that has the model applies it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from wanscope.doors.comfy import catalogue, say
+from wanscope.doors.comfy.base import (
+    GUIDANCE,
+    LATENT_EMBEDS,
+    STRENGTHS,
+    E,
+    Inputs,
+    M,
+    Node,
+    choice,
+    number,
+    output_used,
+    shown,
+    socket,
+    switch,
+    text,
+    unit,
+    whole,
+)
+from wanscope.doors.comfy.embeds import (
+    at_most,
+    first_prompt,
+    negatives_of,
+    prompts_of,
+    same_prompt,
+    setting,
+    with_setting,
+)
+from wanscope.doors.comfy.embeds_nodes import difference_text
+from wanscope.doors.comfy.patterns import NONE, blocks_of, strengths_of
+from wanscope.edit.amplify import amplify, boost
+from wanscope.edit.blocks import Blocks
+from wanscope.edit.difference import measure_difference, render_difference
+from wanscope.edit.edits import Inject
+from wanscope.errors import RecipeError, RequestError
+from wanscope.runtime import wan_wrapper
+from wanscope.runtime.live import CONNECTED, Guide, Live, LiveEdit
+
+MODES = {"context": "context", "hidden_states": "hidden", "both": "both"}
+WATCHED: Inputs = {"unique_id": "UNIQUE_ID", "prompt": "PROMPT"}
+BLOCKS = text(NONE, "Which blocks: a pattern node's output, zeros and ones, or words such as late or 0-9,20.")
+
+
+def live_on(model: Any, text_embeds: Any = None, level: str = "off") -> Live:
+    """The edits on a model, with those that ride in the text embeds and are not on it yet."""
+    now = wan_wrapper.live_of(model)
+    live = Live(now.edits if now else (), say.logger(level))
+    for edit in setting(text_embeds, "edits") or ():
+        if edit not in live.edits:
+            live = live.with_edit(edit)
+    return live
+
+
+def placed(model: Any, live: Live, text_embeds: Any, unique_id: str | None, prompt: Any, said: str) -> dict[str, Any]:
+    """The outputs of an editor: the model with its edits, the embeds with them riding along, and what to show."""
+    if not output_used(prompt, unique_id, 0):
+        said += (
+            "\nThe model output is connected to nothing: this acts only through a node of ours further down that has "
+            "the model and these text embeds."
+        )
+    # with no edit left there may still be those of an earlier node to take off
+    untouched = not live.edits and wan_wrapper.live_of(model) is None
+    out = model if untouched else wan_wrapper.attach(model, live, negatives_of(text_embeds))
+    say.follow(live, unique_id, said)
+    return shown(said, out, with_setting(text_embeds, edits=live.edits))
+
+
+def injection(injection_embeds: Any, live: Live, node: str) -> Tensor:
+    """The donor's real tokens; RecipeError where nothing is connected and no booster waits with a donor."""
+    if injection_embeds is None:
+        waiting = [e.donor_LD for e in live.edits if e.provisional]
+        if waiting and waiting[-1] is not None:
+            return waiting[-1]
+        raise RecipeError(
+            f"{node} has no injection_embeds",
+            "blocks are chosen, and nothing is there to be injected into them",
+            "connect a second WanVideo TextEncode, or set enable_patching to false",
+        )
+    prompts = prompts_of(injection_embeds, "injection_embeds")
+    return at_most(prompts[0])[0]
+
+
+class ActivationEditor(Node):
+    TITLE = "Inject Embeds into Blocks"
+    CATEGORY = "wanscope/WanVideoWrapper"
+    DESCRIPTION = (
+        "Blocks that are chosen read the injected prompt beside the main one: the outputs of their two "
+        "cross-attentions are mixed, 1 is the injected prompt alone. `hidden_states` blends in the hidden states that "
+        "the injected prompt's own pass has, on the same latents. Only the positive pass is edited. Connect the model "
+        "output to the sampler; what was applied is shown here after the run, and an edit that did not fire stops it."
+    )
+    REQUIRED: ClassVar[Inputs] = {
+        "model": socket(M, "The model; it stays as it is, the output is a copy with the edit."),
+        "text_embeds": socket(E, "The main prompt."),
+        "injection_strength": unit(0.5, "From 0 (off) to 1 (the injected prompt alone)."),
+        "block_activations": BLOCKS,
+        "enable_patching": switch(True, "Off: nothing is edited."),
+        "log_level": choice(say.LEVELS, "off", "What is written to the log."),
+        "injection_mode": choice(MODES, "context", "What is injected into."),
+    }
+    OPTIONAL: ClassVar[Inputs] = {"injection_embeds": socket(E, "The prompt that is injected.")}
+    HIDDEN = WATCHED
+    RETURN_TYPES = (M, E)
+    RETURN_NAMES = ("model", "text_embeds")
+
+    def run(
+        self,
+        model: Any,
+        text_embeds: Any,
+        injection_strength: float,
+        block_activations: Any,
+        enable_patching: bool,
+        log_level: str = "off",
+        injection_mode: str = "context",
+        injection_embeds: Any = None,
+        unique_id: str | None = None,
+        prompt: Any = None,
+    ) -> dict[str, Any]:
+        return inject(
+            "Inject Embeds into Blocks", model, text_embeds, injection_embeds, enable_patching, unique_id, prompt,
+            blocks=block_activations, strength=injection_strength, on=MODES[injection_mode], level=log_level,
+        )  # fmt: skip
+
+
+def inject(
+    name: str,
+    model: Any,
+    text_embeds: Any,
+    injection_embeds: Any,
+    enabled: bool,
+    unique_id: str | None,
+    prompt: Any,
+    *,
+    blocks: Any,
+    strength: float | list[float],
+    on: str = "context",
+    level: str = "off",
+) -> dict[str, Any]:
+    """What both editors do: an injection on a copy of the model, or a model without one and why."""
+    depth = wan_wrapper.depth(model)
+    chosen = blocks_of(blocks, depth)
+    live = live_on(model, text_embeds, level)
+    strengths = [strength] * depth if isinstance(strength, float | int) else strength
+    acts = [i for i in chosen.indices if strengths[i]]
+    if not enabled or not acts:
+        why = "switched off" if not enabled else chosen.describe() if not chosen.chosen else "strength 0"
+        return placed(model, live, text_embeds, unique_id, prompt, f"Nothing is injected: {why}.")
+    donor_LD = injection(injection_embeds, live, name)
+    main_LD = first_prompt(text_embeds)
+    edit = Inject(donor=CONNECTED, blocks=chosen.ranges, strength=tuple(strengths), on=on)
+    live = live.with_edit(LiveEdit(edit, donor_LD))
+    live.log("verbose", f"inject: {chosen.picture} {difference_text(main_LD, donor_LD)}")
+    said = f"{chosen.picture}\n{chosen.describe()}\n{difference_text(main_LD, donor_LD)}"
+    return placed(model, live, text_embeds, unique_id, prompt, said)
+
+
+class AdvancedActivationEditor(Node):
+    TITLE = "Inject Embeds with Block Strengths"
+    CATEGORY = "wanscope/WanVideoWrapper"
+    DESCRIPTION = (
+        "As Inject Embeds into Blocks, with a strength of its own for each block. Without block_strengths the uniform "
+        "one holds. A block acts where the pattern chooses it and its strength is above 0; with block_strengths "
+        "connected and no block chosen, the strengths alone decide."
+    )
+    REQUIRED: ClassVar[Inputs] = {
+        "model": socket(M, "The model; the output is a copy with the edit."),
+        "text_embeds": socket(E, "The main prompt."),
+        "block_activations": BLOCKS,
+        "enable_patching": switch(True, "Off: nothing is edited."),
+    }
+    OPTIONAL: ClassVar[Inputs] = {
+        "injection_embeds": socket(E, "The prompt that is injected."),
+        "block_strengths": socket(STRENGTHS, "A strength for each block."),
+        "uniform_strength": unit(0.5, "The strength where block_strengths is not connected."),
+    }
+    HIDDEN = WATCHED
+    RETURN_TYPES = (M, E)
+    RETURN_NAMES = ("model", "text_embeds")
+
+    def run(
+        self,
+        model: Any,
+        text_embeds: Any,
+        block_activations: Any,
+        enable_patching: bool,
+        injection_embeds: Any = None,
+        block_strengths: Any = None,
+        uniform_strength: float = 0.5,
+        unique_id: str | None = None,
+        prompt: Any = None,
+    ) -> dict[str, Any]:
+        depth = wan_wrapper.depth(model)
+        strength: float | list[float] = uniform_strength
+        blocks = block_activations
+        if block_strengths is not None:
+            strength = list(strengths_of(block_strengths, depth).values)
+            if not blocks_of(blocks, depth).chosen:
+                blocks = "all"
+        return inject(
+            "Inject Embeds with Block Strengths", model, text_embeds, injection_embeds, enable_patching, unique_id,
+            prompt, blocks=blocks, strength=strength,
+        )  # fmt: skip
+
+
+class BlockActivationViewer(Node):
+    TITLE = "Show Edits"
+    CATEGORY = "wanscope/WanVideoWrapper"
+    DESCRIPTION = "The edits on a model, a pattern as a picture, and after a run what it applied."
+    REQUIRED: ClassVar[Inputs] = {
+        "model": socket(M, "A model with edits."),
+        "show_visual": switch(True, "Draw patterns as blocks."),
+    }
+    OPTIONAL: ClassVar[Inputs] = {
+        "block_activations": text(NONE, "A pattern to show."),
+        "text_embeds": socket(E, "Text embeds whose settings are shown."),
+    }
+    HIDDEN: ClassVar[Inputs] = {"unique_id": "UNIQUE_ID"}
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("visualization",)
+    OUTPUT_NODE = True
+
+    def run(
+        self,
+        model: Any,
+        show_visual: bool,
+        block_activations: Any = None,
+        text_embeds: Any = None,
+        unique_id: str | None = None,
+    ) -> dict[str, Any]:
+        depth = wan_wrapper.depth(model)
+        lines = [f"{depth} blocks"]
+        if block_activations not in (None, "", NONE):
+            chosen = blocks_of(block_activations, depth)
+            lines += [chosen.picture] * show_visual + [chosen.describe()]
+        live = wan_wrapper.live_of(model)
+        for i, edit in enumerate(live.edits if live else ()):
+            acts = Blocks(tuple(bool(s) for s in edit.strengths(depth)))
+            lines.append(f"{i + 1}. {edit.name}: {acts.picture if show_visual else ''} {acts.describe()}")
+        riding = [e for e in setting(text_embeds, "edits") or () if live is None or e not in live.edits]
+        if riding:
+            lines.append(f"{len(riding)} edits ride in the text embeds and are not on this model: they do not act.")
+        head = "\n".join(lines)
+        say.follow(live, unique_id, head)
+        report = f"{head}\n{say.live_report(live)}"
+        return shown(report, report)
+
+
+class InjectionTester(Node):
+    TITLE = "Test Injection"
+    CATEGORY = "wanscope/WanVideoWrapper"
+    DESCRIPTION = (
+        "How far the injected prompts are from the main one (raw and as the blocks read them, over real tokens), which "
+        "tokens and dimensions differ most, a sentence of advice, and after a run what was applied."
+    )
+    REQUIRED: ClassVar[Inputs] = {
+        "model": socket(M, "A model with edits."),
+        "text_embeds": socket(E, "The main prompt."),
+        "show_details": switch(True, "All figures, or the advice alone."),
+    }
+    HIDDEN: ClassVar[Inputs] = {"unique_id": "UNIQUE_ID"}
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("test_results",)
+    OUTPUT_NODE = True
+
+    def run(self, model: Any, text_embeds: Any, show_details: bool, unique_id: str | None = None) -> dict[str, Any]:
+        live = live_on(model, text_embeds)
+        on_model = wan_wrapper.live_of(model)
+        lines = []
+        for i, edit in enumerate(live.edits):
+            if edit.donor_LD is None:
+                continue
+            found = measure_difference(first_prompt(text_embeds), edit.donor_LD, projection_of(model))
+            missing = "" if on_model and edit in on_model.edits else " (not on this model: it does not act)"
+            lines.append(f"{i + 1}. {edit.name}{missing}")
+            lines.append(render_difference(found) if show_details else found.advice)
+        head = "\n".join(lines) or "No injection is on this model."
+        say.follow(on_model, unique_id, head)
+        report = f"{head}\n{say.live_report(on_model)}"
+        return shown(report, report)
+
+
+def projection_of(model: Any) -> Any:
+    """The model's text projection where its weights are in memory, else None: then only raw figures are shown."""
+    projection = wan_wrapper.transformer_of(model).text_embedding
+    weight = projection[0].weight
+    return None if weight.is_meta or weight.dtype.itemsize == 1 else projection
+
+
+class ProjectionBooster(Node):
+    TITLE = "Boost Projected Difference"
+    CATEGORY = "wanscope/WanVideoWrapper"
+    DESCRIPTION = (
+        "Multiplies the difference of the injected prompt from the main one after the model's text projection. By "
+        "itself it injects the boosted prompt into all blocks; an editor node after it takes its place and injects "
+        "the boosted prompt into the blocks and with the strength that it is set to."
+    )
+    REQUIRED: ClassVar[Inputs] = {
+        "model": socket(M, "The model; the output is a copy."),
+        "text_embeds": socket(E, "The main prompt."),
+        "injection_embeds": socket(E, "The prompt that is injected."),
+        "boost_factor": number(10.0, 1.0, 50.0, 1.0, "What the projected difference is multiplied with."),
+        "preserve_norm": switch(True, "Keep the length of every token as the main prompt has it."),
+    }
+    HIDDEN = WATCHED
+    RETURN_TYPES = (M, E, "STRING")
+    RETURN_NAMES = ("model", "text_embeds", "info")
+
+    def run(
+        self,
+        model: Any,
+        text_embeds: Any,
+        injection_embeds: Any,
+        boost_factor: float,
+        preserve_norm: bool,
+        unique_id: str | None = None,
+        prompt: Any = None,
+    ) -> dict[str, Any]:
+        donor_LD = injection(injection_embeds, Live(), self.TITLE)
+        edit = Inject(donor=CONNECTED, boost=boost_factor, keep_norm=preserve_norm)
+        live = live_on(model, text_embeds).with_edit(LiveEdit(edit, donor_LD, provisional=True))
+        info = self.figures(model, first_prompt(text_embeds), donor_LD, boost_factor, preserve_norm)
+        out = placed(model, live, text_embeds, unique_id, prompt, info)
+        return {**out, "result": (*out["result"], info)}
+
+    def figures(self, model: Any, main_LD: Tensor, donor_LD: Tensor, factor: float, keep_norm: bool) -> str:
+        projection = projection_of(model)
+        if projection is None:
+            return f"The projected difference is multiplied by {factor:g} while sampling."
+        from wanscope.edit.difference import project
+
+        main_LC, donor_LC = project(main_LD, projection).float(), project(donor_LD, projection).float()
+        pad_C = project(main_LD.new_zeros(1, main_LD.shape[1]), projection)[0].float()
+        return boost(main_LC, donor_LC, factor, keep_norm=keep_norm, pad_D=pad_C).describe()
+
+
+@dataclass(frozen=True, eq=False)
+class LatentEmbeds:
+    """LATENT_EMBEDS: a prompt, and after how many blocks its state is taken. Resolved while sampling."""
+
+    tokens_LD: Tensor
+    after_blocks: int
+    keep: bool
+
+
+class LatentEncoder(Node):
+    TITLE = "Latent Prompt"
+    CATEGORY = "wanscope/WanVideoWrapper"
+    DESCRIPTION = (
+        "Names a state inside the model: what this prompt's own pass has after so many blocks. It exists only while "
+        "sampling, on the latents of that moment, so this node computes nothing; Inject Latent Prompt takes the state "
+        "there. `use_cache` projects the prompt once a run instead of once a call; the result is the same."
+    )
+    REQUIRED: ClassVar[Inputs] = {
+        "model": socket(M, "The model that will be sampled."),
+        "text_embeds": socket(E, "The prompt."),
+        "capture_after_blocks": whole(3, 1, 10, "After how many blocks its state is taken."),
+        "use_cache": switch(True, "Project the prompt once a run."),
+    }
+    RETURN_TYPES = (LATENT_EMBEDS, "STRING")
+    RETURN_NAMES = ("latent_embeds", "info")
+
+    def run(self, model: Any, text_embeds: Any, capture_after_blocks: int, use_cache: bool) -> dict[str, Any]:
+        depth = wan_wrapper.depth(model)
+        if capture_after_blocks >= depth:
+            raise RecipeError(
+                f"the state after {capture_after_blocks} blocks is asked for",
+                f"this model has {depth}, and the state has to be injected before one of them",
+                f"capture_after_blocks: {min(3, depth - 1)}",
+            )
+        tokens_LD, cut = at_most(first_prompt(text_embeds))
+        info = f"{len(tokens_LD)} tokens; state after {capture_after_blocks} of {depth} blocks, while sampling. {cut}"
+        return shown(info, LatentEmbeds(tokens_LD, capture_after_blocks, use_cache), info)
+
+
+class LatentInjector(Node):
+    TITLE = "Inject Latent Prompt"
+    CATEGORY = "wanscope/WanVideoWrapper"
+    DESCRIPTION = (
+        "Blends the injected prompt's hidden state, taken after the number of blocks that its latent prompt names, "
+        "into the input of the chosen blocks from there on. The main latent is the prompt that is sampled: its state "
+        "is the running one. Chosen blocks that come before the state exists are left out, which the node says."
+    )
+    REQUIRED: ClassVar[Inputs] = {
+        "model": socket(M, "The model; the output is a copy with the edit."),
+        "main_latent": socket(LATENT_EMBEDS, "Of the prompt that is sampled."),
+        "injection_latent": socket(LATENT_EMBEDS, "Of the prompt that is injected."),
+        "injection_strength": unit(0.5, "From 0 (off) to 1 (the injected state alone)."),
+        "block_activations": BLOCKS,
+    }
+    HIDDEN = WATCHED
+    RETURN_TYPES = (M,)
+    RETURN_NAMES = ("model",)
+
+    def run(
+        self,
+        model: Any,
+        main_latent: LatentEmbeds,
+        injection_latent: LatentEmbeds,
+        injection_strength: float,
+        block_activations: Any,
+        unique_id: str | None = None,
+        prompt: Any = None,
+    ) -> dict[str, Any]:
+        for name, latent in (("main_latent", main_latent), ("injection_latent", injection_latent)):
+            if not isinstance(latent, LatentEmbeds):
+                raise RecipeError(f"{name} is no latent prompt", "it is what Latent Prompt makes", "Latent Prompt")
+        if main_latent.after_blocks != injection_latent.after_blocks:
+            raise RecipeError(
+                f"the main state is taken after {main_latent.after_blocks} blocks, the injected one after "
+                f"{injection_latent.after_blocks}",
+                "states are blended at one place",
+                "the same capture_after_blocks in both",
+            )
+        depth, after = wan_wrapper.depth(model), injection_latent.after_blocks
+        chosen = blocks_of(block_activations, depth)
+        said = chosen.describe()
+        live = live_on(model)
+        if chosen.chosen and injection_strength:
+            late = [i for i in chosen.indices if i >= after]
+            if not late:
+                raise RecipeError(
+                    f"the state after {after} blocks cannot be injected into {chosen.ranges}",
+                    f"it is there from block {after} on",
+                    f"block_activations with blocks from {after} on, such as mid_blocks",
+                )
+            if len(late) < chosen.chosen:
+                said += f"; blocks before {after} are left out"
+            edit = Inject(donor=CONNECTED, on="hidden", blocks=late, strength=injection_strength)
+            live = live.with_edit(
+                LiveEdit(edit, injection_latent.tokens_LD, after_block=after, keep_context=injection_latent.keep)
+            )
+        if same_prompt(main_latent.tokens_LD, injection_latent.tokens_LD):
+            said += "; both latents are the same prompt, so that nothing changes"
+        say.follow(live, unique_id, said)
+        return shown(said, wan_wrapper.attach(model, live))
+
+
+class DirectInjector(Node):
+    TITLE = "Inject at a Difference"
+    CATEGORY = "wanscope/WanVideoWrapper"
+    DESCRIPTION = (
+        "The chosen blocks read a prompt that is exactly so far from the main one (relative L2 over real tokens, in "
+        "percent). `blend`: on the straight line from the main prompt to the injected one. `additive`: the main prompt "
+        "plus a multiple of the injected one. `replace`: the injected prompt itself, moved further only where it is "
+        "nearer than the target. The prompt's text is looked up in the catalogue; connect injection_embeds instead "
+        "where it is not there."
+    )
+    REQUIRED: ClassVar[Inputs] = {
+        "model": socket(M, "The model; the output is a copy with the edit."),
+        "text_embeds": socket(E, "The main prompt."),
+        "injection_prompt": text("", "A prompt that is stored in the catalogue.", multiline=True),
+        "difference_target": number(50.0, 10.0, 90.0, 5.0, "The difference from the main prompt, in percent."),
+        "injection_mode": choice(("additive", "replace", "blend"), "blend", "How the difference is reached."),
+        "block_activations": BLOCKS,
+    }
+    OPTIONAL: ClassVar[Inputs] = {"injection_embeds": socket(E, "The prompt that is injected.")}
+    HIDDEN = WATCHED
+    RETURN_TYPES = (M, E)
+    RETURN_NAMES = ("model", "text_embeds")
+
+    def run(
+        self,
+        model: Any,
+        text_embeds: Any,
+        injection_prompt: str,
+        difference_target: float,
+        injection_mode: str,
+        block_activations: Any,
+        injection_embeds: Any = None,
+        unique_id: str | None = None,
+        prompt: Any = None,
+    ) -> dict[str, Any]:
+        chosen = blocks_of(block_activations, wan_wrapper.depth(model))
+        live = live_on(model, text_embeds)
+        if not chosen.chosen:
+            return placed(model, live, text_embeds, unique_id, prompt, f"Nothing is injected: {chosen.describe()}.")
+        main_LD = first_prompt(text_embeds)
+        donor_LD = self.donor(injection_embeds, injection_prompt).to(main_LD)
+        made, said = at_difference(main_LD, donor_LD, difference_target / 100, injection_mode)
+        made, cut = at_most(made)
+        live = live.with_edit(LiveEdit(Inject(donor=CONNECTED, blocks=chosen.ranges), made))
+        said = f"{chosen.picture}\n{chosen.describe()}\n{said} {cut}".strip()
+        return placed(model, live, text_embeds, unique_id, prompt, said)
+
+    def donor(self, injection_embeds: Any, injection_prompt: str) -> Tensor:
+        if injection_embeds is not None:
+            return injection(injection_embeds, Live(), self.TITLE)
+        name = injection_prompt.strip()
+        store = catalogue.catalog() if name else None
+        if store is None or not store.exists:
+            raise RecipeError(
+                f"{self.TITLE} has nothing to inject",
+                "injection_embeds is not connected, and the prompt is not in the catalogue",
+                "connect a second WanVideo TextEncode to injection_embeds",
+            )
+        try:
+            return store.get(name).tensor()
+        except RequestError as error:
+            raise RecipeError(
+                f"the prompt {name[:60]!r} is not in the catalogue",
+                error.why or "it was not stored",
+                "connect a second WanVideo TextEncode to injection_embeds",
+            ) from None
+
+
+def at_difference(main_LD: Tensor, donor_LD: Tensor, target: float, mode: str) -> tuple[Tensor, str]:
+    """The prompt at this difference from the main one, and a sentence on it. See `DirectInjector`."""
+    if mode == "additive":
+        # main + s donor is the line push_apart walks when the donor is seen from main as main + donor
+        from wanscope.edit.embeds import weighted_sum
+
+        moved = amplify(main_LD, weighted_sum([main_LD, donor_LD], [1.0, 1.0]).embedding, target)
+        return moved.embedding, f"additive: the injected prompt times {moved.scale:.4g}, difference {moved.after:.3f}."
+    if mode == "replace":
+        from wanscope.edit.difference import relative_l2
+
+        now = relative_l2(main_LD, donor_LD)
+        if now >= target:
+            return donor_LD, f"replace: the injected prompt itself, difference {now:.3f} (the target is {target:.2f})."
+    moved = amplify(main_LD, donor_LD, target)
+    return moved.embedding, moved.describe()
+
+
+class GuidanceController(Node):
+    TITLE = "Second Guidance"
+    CATEGORY = "wanscope/WanVideoWrapper"
+    DESCRIPTION = (
+        "Guidance toward a second prompt beside the first: from `blend_start` to `blend_end` the sampler's guided "
+        "prediction gains injection_scale times (the second prompt's prediction minus the first's). Connect it to "
+        "Apply Guidance, and set the sampler's cfg to cfg_scale. With injection_scale equal to cfg_scale the result "
+        "is that of the second prompt alone. It costs one more model call a step."
+    )
+    REQUIRED: ClassVar[Inputs] = {
+        "model": socket(M, "The model that will be sampled."),
+        "main_conditioning": socket(E, "The main prompt."),
+        "injection_conditioning": socket(E, "The second prompt."),
+        "cfg_scale": number(6.0, 0.0, 20.0, 0.1, "The sampler's cfg."),
+        "injection_scale": number(3.0, 0.0, 20.0, 0.1, "How strongly the second prompt guides."),
+        "blend_start": unit(0.0, "From which share of the sampling on."),
+        "blend_end": unit(1.0, "Until which share of the sampling."),
+    }
+    RETURN_TYPES = (GUIDANCE,)
+    RETURN_NAMES = ("guidance_config",)
+
+    def run(
+        self,
+        model: Any,
+        main_conditioning: Any,
+        injection_conditioning: Any,
+        cfg_scale: float,
+        injection_scale: float,
+        blend_start: float,
+        blend_end: float,
+    ) -> tuple[dict[str, Any]]:
+        wan_wrapper.transformer_of(model)
+        donor = at_most(first_prompt(injection_conditioning, "injection_conditioning"))[0]
+        if not cfg_scale:
+            raise RecipeError("cfg_scale is 0", "the second guidance is measured in it", "cfg_scale: 6")
+        edit = LiveEdit(Guide(injection_scale / cfg_scale), donor, start=blend_start, end=blend_end)
+        return ({"edit": edit, "cfg_scale": cfg_scale, "text_embeds": main_conditioning},)
+
+
+class ApplyGuidance(Node):
+    TITLE = "Apply Guidance"
+    CATEGORY = "wanscope/WanVideoWrapper"
+    DESCRIPTION = "Puts a second guidance on a copy of the model. Its cfg output is what the sampler's cfg has to be."
+    REQUIRED: ClassVar[Inputs] = {
+        "model": socket(M, "The model; the output is a copy with the guidance."),
+        "guidance_config": socket(GUIDANCE, "What Second Guidance makes."),
+    }
+    HIDDEN = WATCHED
+    RETURN_TYPES = (M, E, "FLOAT")
+    RETURN_NAMES = ("model", "text_embeds", "cfg")
+
+    def run(self, model: Any, guidance_config: Any, unique_id: str | None = None, prompt: Any = None) -> dict[str, Any]:
+        edit, embeds = guidance_config["edit"], guidance_config["text_embeds"]
+        live = live_on(model, embeds).with_edit(edit)
+        cfg = guidance_config["cfg_scale"]
+        said = f"second guidance, weight {edit.edit.weight:.3g}; set the sampler's cfg to {cfg:g}"
+        out = placed(model, live, embeds, unique_id, prompt, said)
+        return {**out, "result": (*out["result"], cfg)}
