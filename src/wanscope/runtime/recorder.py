@@ -40,10 +40,10 @@ class AttentionRecorder:
     """Records for one sink on one device. `record` runs inside the model, all else around its calls.
 
     `active` and `sample` say whether this call is recorded and which of the batch's rows it is; processors read them.
-    real: of the context's rows, where edits make them more than the prompt's tokens. dtype: the transformer's.
+    dtype: the transformer's.
     """
 
-    def __init__(self, sink: AttentionSink, device: torch.device, dtype: torch.dtype, real: int | None = None) -> None:
+    def __init__(self, sink: AttentionSink, device: torch.device, dtype: torch.dtype) -> None:
         plan = self.plan = sink.plan
         self.sink, self._dtype = sink, dtype
         self.active, self.sample = False, 0
@@ -51,11 +51,11 @@ class AttentionRecorder:
         self.averaged = plan.heads is None
         self.grid_TS = (plan.grid[0], plan.grid[1] * plan.grid[2])
         width = max(len(row.columns) for row in plan.rows)
-        pad = plan.real if real is None else real
-        own = [row.columns if row.kind != "pad" else (pad,) for row in plan.rows]
-        columns_Rw = torch.tensor([[*columns, *[-1] * (width - len(columns))] for columns in own])
-        self.index_Rw = columns_Rw.clamp_min(0).to(device)
+        columns_Rw = torch.tensor([[*row.columns, *[-1] * (width - len(row.columns))] for row in plan.rows])
         self.mask_Rw = (columns_Rw >= 0).float().to(device)
+        self.index_Rw = columns_Rw.clamp_min(0).to(device)
+        # Edits may give the context more real rows than the prompt has tokens: the padding is always its last row.
+        self.pad_R1 = torch.tensor([[row.kind == "pad"] for row in plan.rows], device=device)
         self.heads = torch.tensor(plan.heads or (), dtype=torch.int64, device=device)
         stored = torch.float32 if sink.exact else torch.float16
         shape = (len(plan.blocks), len(plan.heads or (0,)), len(plan.rows), *plan.grid)
@@ -115,7 +115,8 @@ class AttentionRecorder:
         at = slice(self.sample, self.sample + 1)
         q_BQHK, k_BLHK = q_BQHK[at], k_BLHK[at]
         self.spread.copy_(torch.maximum(self.spread, pad_spread(context_BLD[at], text.rows).to(self.spread.device)))
-        index_Rw, heads = self.index_Rw, None if self.averaged else self.heads
+        index_Rw = torch.where(self.pad_R1, text.rows.shape[0] - 1, self.index_Rw)
+        heads = None if self.averaged else self.heads
         probability = None
         if "probability" in self.measures or "gramcol" in self.measures:
             probability = row_probabilities(q_BQHK, k_BLHK, text, index_Rw, self.mask_Rw, heads)
