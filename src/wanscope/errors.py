@@ -120,6 +120,12 @@ class StorageError(WorkError):
     """The disk is full, read-only or otherwise refuses."""
 
 
+class StorageRefused(StorageError):
+    """The disk cannot take what is asked, found before any work."""
+
+    exit_status = 2
+
+
 class DamagedTake(WorkError):
     """A take whose files do not match their checksums."""
 

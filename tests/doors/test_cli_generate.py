@@ -13,7 +13,7 @@ import pytest
 from helpers.tiny import tiny_folder
 from wanscope import events
 from wanscope.doors.cli import generate, out, progress
-from wanscope.errors import NumericalError, StorageError
+from wanscope.errors import NumericalError, StorageRefused
 from wanscope.take.store import Take
 from wanscope.take.video import video_facts
 from wanscope.workspace import Workspace
@@ -179,7 +179,8 @@ def test_a_full_disk_is_a_sentence(make, monkeypatch, space: Workspace) -> None:
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     ran = make()
-    assert ran.status == StorageError.exit_status and "not enough space" in ran.err and "1.0 kB are free" in ran.err
+    assert ran.status == StorageRefused.exit_status == 2
+    assert "not enough space" in ran.err and "1.0 kB are free" in ran.err
 
 
 def test_dry_run_says_what_would_be_made_and_touches_nothing(make, space: Workspace, monkeypatch) -> None:

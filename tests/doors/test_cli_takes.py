@@ -188,7 +188,7 @@ def test_compare_refuses(cli, space: Workspace, two) -> None:
     assert cli("compare", two[0].id, "--out", "x.avi", "-o", space.folder).status == 2
     assert cli("compare", "zzz", "-o", space.folder).status == 2
     blocked = cli("compare", two[0].id, "--out", two[0].video / "x.mp4", "-o", space.folder)
-    assert blocked.status == 1 and "cannot be used" in blocked.err
+    assert blocked.status == 2 and "is not a folder" in blocked.err
     make_study(space, ())
     ran = cli("compare", "mine", "-o", space.folder)
     assert ran.status == 2 and "no finished take" in ran.err

@@ -306,7 +306,7 @@ def test_too_little_space_is_said_before_any_work(tmp_path: Path, monkeypatch: p
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="cannot be used"):
+    with pytest.raises(StorageError, match=r"cannot be made: .*file is not a folder"):
         made(tmp_path / "file" / "out")
 
 

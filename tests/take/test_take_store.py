@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from helpers.takes import path_of, recipe, write_take
-from wanscope.errors import DamagedTake, NotCaptured, StorageError, TakeNotFound
+from wanscope.errors import DamagedTake, NotCaptured, StorageError, StorageRefused, TakeNotFound
 from wanscope.recipe import CaptureSpec, LatentsCapture
 from wanscope.take import disk
 from wanscope.take.manifest import read_manifest
@@ -215,15 +216,34 @@ def test_a_programming_error_inside_a_guard_stays_one(tmp_path: Path) -> None:
 
 
 def test_too_little_space_names_both_sizes(tmp_path: Path) -> None:
-    disk.require_space(tmp_path / "not" / "yet", 1000, "2 takes")
+    disk.require_space(tmp_path / "not" / "yet", 1000, 2)
     with pytest.raises(StorageError, match=r"2 takes need about 1000000\.0 TB, and .* are free"):
-        disk.require_space(tmp_path, 10**18, "2 takes")
+        disk.require_space(tmp_path, 10**18, 2)
+    with pytest.raises(StorageRefused, match="1 take needs about"):
+        disk.require_space(tmp_path, 10**18, 1)
 
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be"):
         disk.require_writable(tmp_path / "file" / "takes")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no such place here")
+@pytest.mark.parametrize("name", ["/proc/x", "/proc/x/y", "/proc"])
+def test_a_place_that_is_no_disk_is_named_as_that(name: str) -> None:
+    for check in (disk.require_writable, lambda folder: disk.require_space(folder, 10, 1)):
+        with pytest.raises(StorageRefused, match="/proc is not on a disk") as raised:
+            check(Path(name))
+        assert raised.value.exit_status == 2 and "space" not in str(raised.value)
+
+
+def test_a_read_only_place_is_refused_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Root may write anywhere, so the system's answer is put in its place; a read-only disk gives the same one.
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(StorageRefused, match="read-only for you") as raised:
+        disk.require_writable(tmp_path / "new")
+    assert raised.value.exit_status == 2 and not (tmp_path / "new").exists()
 
 
 def test_an_atomic_write_keeps_the_old_text_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

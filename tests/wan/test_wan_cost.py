@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import AutoencoderKLWan
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.tiny import TEXT_LENGTH, tiny_model
 from wanscope.wan import cost
-from wanscope.wan.variants import VARIANTS
+from wanscope.wan.vae import decode_raw
+from wanscope.wan.variants import VARIANTS, latent_shape
 
 torch.set_num_threads(1)
 
@@ -52,6 +54,21 @@ def test_evaluations_and_time():
     assert cost.flops_per_video(v, 832, 480, 81, solver="unipc", steps=50) == 100 * one
     assert cost.flops_per_video(v, 832, 480, 81, solver="heun", steps=20, branches=1) == 39 * one
     assert cost.seconds(4e15, 200) == 20
+
+
+@pytest.mark.parametrize("name", ["wan2.1-t2v-14b", "wan2.2-ti2v-5b", "marbles"])
+@pytest.mark.parametrize("frames", [1, 9])
+def test_decoding_against_torchs_count(name: str, frames: int):
+    """On the meta device: nothing is computed. Frames that the causal cache repeats are all that may differ."""
+    v = VARIANTS[name]
+    width = height = 64
+    with torch.device("meta"):
+        vae = AutoencoderKLWan(**v.vae_config())
+        latents = torch.zeros(1, *latent_shape(v, width, height, frames))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        decode_raw(vae, latents, 1)
+    counted = counter.get_total_flops()
+    assert cost.decode_flops(v.vae_config(), width, height, frames) == pytest.approx(counted, rel=0.01)
 
 
 def test_latent_bytes():

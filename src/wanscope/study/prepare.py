@@ -130,7 +130,7 @@ def check(prepared: Prepared, model: WanModel | None, device: str, memory: str) 
         if standing is not None:
             with_records_of(standing.recipe, task.recipe)  # refuses what one take cannot hold
     if prepared.work:
-        require_space(prepared.space.takes, prepared.needed_bytes(), f"{len(prepared.work)} takes")
+        require_space(prepared.space.takes, prepared.needed_bytes(), len(prepared.work))
 
 
 def plan(source: Source, workspace: Workspace | str | None = None) -> Plan:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from wanscope.errors import StorageError
+from wanscope.errors import StorageError, StorageRefused
 
 # What a disk says when it cannot take more, or may not be written.
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
@@ -40,24 +40,46 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(_existing(folder)).free
 
 
-def require_space(folder: Path, needed: int, what: str) -> None:
-    """StorageError unless `needed` bytes fit beside what the disk of `folder` holds."""
+def require_space(folder: Path, needed: int, takes: int) -> None:
+    """StorageRefused unless the `needed` bytes of so many takes fit beside what the disk of `folder` holds."""
+    require_place(folder)
     free = free_bytes(folder)
     if needed > free:
-        raise StorageError(
+        said = "1 take needs" if takes == 1 else f"{takes} takes need"
+        raise StorageRefused(
             f"there is not enough space in {folder}",
-            f"{what} need about {size_text(needed)}, and {size_text(free)} are free",
+            f"{said} about {size_text(needed)}, and {size_text(free)} are free",
             "another --output-dir, fewer seeds, or capture without latents",
         )
 
 
+def require_place(folder: Path) -> None:
+    """StorageRefused where `folder` cannot be written, or cannot be made. Looks only; `require_writable` tries."""
+    there = _existing(folder)
+    kind = "file" if there == folder else "folder"
+    if not there.is_dir():
+        why = f"{there} is not a folder"
+    elif shutil.disk_usage(there).total == 0:  # /proc and its kin
+        why = f"{there} is not on a disk: the system keeps it, and no {kind} can be made there"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        why = f"{there} is read-only for you"
+    else:
+        return
+    what = f"{folder} cannot be {'written' if there == folder else 'made'}"
+    raise StorageRefused(what, why, "another folder (--output-dir, --out)")
+
+
 def require_writable(folder: Path) -> None:
-    """Make `folder`; StorageError unless a file can be written in it."""
-    with guarded(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".write-{os.getpid()}"
-        probe.write_bytes(b"x")
-        probe.unlink()
+    """Make `folder`; StorageRefused unless a file can be written in it. To be called before any work."""
+    require_place(folder)
+    try:
+        with guarded(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".write-{os.getpid()}"
+            probe.write_bytes(b"x")
+            probe.unlink()
+    except StorageError as error:
+        raise StorageRefused(error.what, error.why, error.fix) from error
 
 
 @contextlib.contextmanager

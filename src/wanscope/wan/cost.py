@@ -3,11 +3,15 @@
 FLOPs of one forward = L (12 N d^2 + 4 T d^2 + 4 N d f + 4 N^2 d + 4 N T d): L blocks, N video tokens, T text tokens,
 width d, feed-forward width f. A multiply-add counts as two. Embeddings and the head are below one percent and left
 out.
+
+FLOPs of decoding are those of the VAE's convolutions (2 k c_in c_out a value, k kernel cells) and of its one attention.
 """
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
+from typing import Any
 
 from wanscope import solvers
 from wanscope.wan.variant import Variant, latent_shape, token_grid
@@ -37,6 +41,34 @@ def flops_per_video(
 ) -> float:
     """FLOPs of all forwards of one video; branches is 1 where guidance is off. Encoding and decoding come on top."""
     return flops_per_forward(variant, width, height, frames) * evaluations(solver, steps) * branches
+
+
+def decode_flops(vae: dict[str, Any], width: int, height: int, frames: int) -> float:
+    """FLOPs of decoding one video with an AutoencoderKLWan of that config, sizes in pixels."""
+    base, mult, patch = vae["decoder_base_dim"] or vae["base_dim"], list(vae["dim_mult"]), vae["patch_size"] or 1
+    dims = [base * m for m in (mult[-1], *reversed(mult))]
+    shrunk = patch * 2 ** (len(mult) - 1)
+    later = list(reversed(vae["temperal_downsample"]))  # the config's own spelling
+    t, h, w = 1 + (frames - 1) // 2 ** sum(later), height // shrunk, width // shrunk
+
+    def res(c_in: int, c_out: int, cells: int) -> float:
+        return 2.0 * cells * (27 * c_in * c_out + 27 * c_out * c_out + (c_in * c_out if c_in != c_out else 0))
+
+    cells, top = t * h * w, dims[0]
+    total = 2.0 * cells * (vae["z_dim"] ** 2 + 27 * vae["z_dim"] * top) + 2 * res(top, top, cells)
+    total += cells * (8.0 * top * top + 4.0 * h * w * top)
+    for level, (c_in, c_out) in enumerate(pairwise(dims)):
+        if level > 0 and not vae["is_residual"]:
+            c_in //= 2  # the upsampling before has halved them
+        total += res(c_in, c_out, t * h * w) + vae["num_res_blocks"] * res(c_out, c_out, t * h * w)
+        if level == len(mult) - 1:
+            continue
+        if later[level]:
+            total += 2.0 * 3 * c_out * 2 * c_out * (t - 1) * h * w  # the first frame is not doubled
+            t = 2 * t - 1
+        h, w = 2 * h, 2 * w
+        total += 2.0 * 9 * c_out * (c_out if vae["is_residual"] else c_out // 2) * t * h * w
+    return total + 2.0 * 27 * dims[-1] * vae["out_channels"] * t * h * w
 
 
 def seconds(flops: float, tflops: float) -> float:

@@ -12,10 +12,10 @@ from wanscope.doors.cli.estimate import Estimate, estimate
 from wanscope.doors.cli.generate import prepare_process
 from wanscope.doors.cli.show import settings_text
 from wanscope.edit.shorthand import shorthand
-from wanscope.errors import MemoryPlanError, ModelError, StorageError
+from wanscope.errors import MemoryPlanError, ModelError
 from wanscope.events import Note
 from wanscope.recipe import Recipe
-from wanscope.take.disk import size_text
+from wanscope.take.disk import require_space, size_text
 from wanscope.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -61,12 +61,9 @@ def run_dry(source: Any, workspace: Workspace, notes: Sequence[Note], *, device:
         _print_takes(planned, takes)
     if isinstance(placing, MemoryPlanError):
         raise placing
-    if planned.needed_bytes > planned.free_bytes:
-        raise StorageError(
-            f"there is not enough space in {workspace.folder}",
-            f"{size_text(planned.needed_bytes)} are needed and {size_text(planned.free_bytes)} are free",
-            "another --output-dir, or fewer seeds",
-        )
+    count = planned.missing
+    if count:
+        require_space(workspace.takes, planned.needed_bytes, count)
     return 0
 
 

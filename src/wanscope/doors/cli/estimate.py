@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from wanscope.errors import DamagedTake
 from wanscope.recipe import Recipe, VideoSpec
 from wanscope.take.manifest import Manifest, environment, read_manifest
-from wanscope.wan.cost import flops_per_video
+from wanscope.wan.cost import decode_flops, flops_per_video
 from wanscope.wan.variant import Variant
 from wanscope.workspace import Workspace
 
@@ -26,6 +26,8 @@ NEAR = 2.0  # takes within this factor of the FLOPs are preferred to others
 # Wan's forward reaches about this share of what a large matrix product reaches: 14B at 480p ran at 365 TFLOP/s on an
 # H100 (diffusers 0.33, eager), a product of bf16 matrices at about 700.
 SHARE = 0.5
+# The VAE's convolutions reach less: of marbles' on two CPU cores a third of what its forwards do there.
+DECODE_SHARE = 0.17
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,15 @@ def estimate(workspace: Workspace, variant: Variant, recipe: Recipe, device: tor
         return from_takes(variant, recipe, mine)
     flops = flops_of(variant, recipe)
     speed = matmul_flops(device, recipe.dtype)
+    video = recipe.video
+    assert video.width and video.height and video.frames
+    decoding = decode_flops(variant.vae_config(), video.width, video.height, video.frames)
+    decode_speed = DECODE_SHARE * (speed if recipe.dtype == "fp32" else matmul_flops(device, "fp32"))
     return Estimate(
-        flops / (SHARE * speed),
+        flops / (SHARE * speed) + decoding / decode_speed,
         f"arithmetic, as there is no earlier take of this model on this machine: {flops_text(flops)} a take at "
-        f"{flops_text(SHARE * speed)}/s, {SHARE:.0%} of a matrix product timed just now; decoding and loading come on "
-        "top",
+        f"{flops_text(SHARE * speed)}/s ({SHARE:.0%} of a matrix product timed just now) and {flops_text(decoding)} to "
+        f"decode it at {flops_text(decode_speed)}/s ({DECODE_SHARE:.0%}); loading comes on top",
     )
 
 
