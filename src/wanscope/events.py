@@ -58,12 +58,20 @@ class StudyStarted(Event):
 
 @dataclass(frozen=True)
 class TakeStarted(Event):
+    """edit: what the study calls the take's edits, `baseline` among them; "" where it has none."""
+
     take: str
     index: int
     takes: int
     prompt: str
     seed: int
     steps: int
+    edit: str = ""
+
+    @property
+    def shown(self) -> str:
+        """`a red circle, late, seed 0`."""
+        return ", ".join(filter(None, (self.prompt, self.edit, f"seed {self.seed}")))
 
 
 @dataclass(frozen=True)

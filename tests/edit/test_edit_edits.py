@@ -64,7 +64,7 @@ def test_the_canonical_form_stands_still(edit: Any) -> None:
 
 
 def test_a_bare_on_in_yaml_is_the_key() -> None:
-    assert ADAPTER.validate_python({"kind": "inject", "donor": "x", True: "hidden"}).on == "hidden"
+    assert ADAPTER.validate_python({"kind": "inject", "donor": "x", True: "hidden"}) == Inject("x", on="hidden")
 
 
 SAID: list[tuple[dict[str, Any], str]] = [

@@ -156,7 +156,8 @@ def _denoised(
 ) -> Denoised:
     recipe = job.recipe
     steps = recipe.sampler.steps or 0
-    emit(events.TakeStarted(recipe.id, job.index, job.takes, recipe.prompt, recipe.seed, steps))
+    edit = recipe.labels.get("edit", "")
+    emit(events.TakeStarted(recipe.id, job.index, job.takes, recipe.prompt, recipe.seed, steps, edit))
 
     def on_step(state: StepState) -> None:
         used = meter.lap()

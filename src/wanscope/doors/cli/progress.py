@@ -83,7 +83,7 @@ class Lines(AbstractContextManager):
         self.clock(event)
         if isinstance(event, events.TakeStarted):
             self._said = self._now()
-            self._prompts[event.take] = f"{event.prompt}, seed {event.seed}"
+            self._prompts[event.take] = event.shown
         text = line_of(event, self._prompts)
         if isinstance(event, events.StepDone) and self._now() - self._said >= STEP_LINE_SECONDS:
             left = self.clock.seconds_left()
@@ -162,7 +162,7 @@ class Bars(AbstractContextManager):
         elif isinstance(event, events.StudyStarted):
             self._progress.update(self._takes, description="takes", total=event.takes)
         elif isinstance(event, events.TakeStarted):
-            shown = f"{event.prompt}, seed {event.seed}"
+            shown = event.shown
             self._prompts[event.take] = shown
             self._progress.update(self._takes, description="takes")
             self._progress.update(

@@ -153,6 +153,7 @@ def _takes_of_study(workspace: Workspace, study: str, json: bool) -> int:
                 "status": status,
                 "prompt": row.prompt,
                 "slots": dict(row.slots),
+                "edit": row.edit or None,
                 "seed": row.seed,
                 "seconds": row.seconds,
                 "folder": str(workspace.take_folder(row.take)),
