@@ -132,4 +132,6 @@ def test_wider_groups_have_the_larger_spread() -> None:
     gram = x @ x.T
     wide, narrow = (groups.to_centroid(gram, np.arange(i, i + 10)).mean() for i in (0, 10))
     assert wide > 1.7 * narrow
-    assert groups.to_centroid(gram, np.arange(10)) == pytest.approx(np.linalg.norm(x[:10] - x[:10].mean(axis=0), axis=1))
+    assert groups.to_centroid(gram, np.arange(10)) == pytest.approx(
+        np.linalg.norm(x[:10] - x[:10].mean(axis=0), axis=1)
+    )

@@ -69,7 +69,7 @@ def test_definitions_of_how_many_pairs_are_needed() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_corrections_are_those_of_statsmodels(p: list[float]) -> None:
     assert stats.holm(np.array(p)) == pytest.approx(multipletests(p, method="holm")[1])
     assert stats.benjamini_hochberg(np.array(p)) == pytest.approx(multipletests(p, method="fdr_bh")[1])
@@ -90,6 +90,17 @@ def test_effect_interval_inverts_the_noncentral_t() -> None:
         low, high = (end[i] / factor * 3 for end in (effect.low, effect.high))
         assert scipy.stats.nct.sf(3 * z[i], 8, low) == pytest.approx(0.025, abs=1e-4)
         assert scipy.stats.nct.cdf(3 * z[i], 8, high) == pytest.approx(0.025, abs=1e-4)
+
+
+def test_the_interval_goes_on_smoothly_where_t_is_very_large() -> None:
+    base = np.array([-1.2, -0.4, 0.1, 0.5, 1.0])
+    t_of = np.sqrt(5) / base.std(ddof=1)
+    near, far = (stats.paired_effect(base[:, None] + (t + 0.0) / t_of) for t in (29.99, 30.01))
+    assert (near.low[0], near.high[0]) == pytest.approx((far.low[0], far.high[0]), rel=0.02)
+    huge = stats.paired_effect(np.array([[1000.0], [1000.1], [999.9], [1000.05]]))
+    assert huge.low[0] < huge.size[0] < huge.high[0]
+    negative = stats.paired_effect(-np.array([[1000.0], [1000.1], [999.9], [1000.05]]))
+    assert (negative.low[0], negative.high[0]) == pytest.approx((-huge.high[0], -huge.low[0]))
 
 
 def test_effect_interval_covers_the_true_size() -> None:

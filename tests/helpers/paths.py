@@ -10,6 +10,7 @@ import numpy as np
 
 from helpers import takes as plain
 from wanscope.recipe import Recipe
+from wanscope.study.expand import slug
 from wanscope.study.folder import Row, StudyFolder
 from wanscope.take.store import Take
 from wanscope.workspace import Workspace
@@ -46,7 +47,7 @@ def write_study(
             finally:
                 plain.path_of = original
             made.append(take)
-            readable = f"{'-'.join(values) or 'only'}_seed{seed:02d}"
+            readable = f"{slug('-'.join(values)) or 'only'}_seed{seed:02d}"
             rows.append(Row(readable, take.id, number, seed, "complete", recipe.prompt, labels))
     StudyFolder(space, name).record(rows)
     return made

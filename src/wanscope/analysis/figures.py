@@ -118,8 +118,13 @@ def _drawn(chart: Chart) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, max(2.6, chart.height / 100)), layout="constrained")
+    width, height = 6.4, max(2.6, chart.height / 100)
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
+    # Margins in inches; names on the y axis take about 0.065 a letter. (A layout engine would draw everything twice.)
+    names = max((len(y) for series in chart.series for y in series.y if isinstance(y, str)), default=0)
+    left = max(0.75, 0.15 + 0.065 * names)
+    figure.subplots_adjust(left / width, 0.5 / height, 1 - 0.15 / width, 1 - 0.35 / height)
     axes = figure.add_subplot()
     for series in chart.series:
         _draw(axes, series)

@@ -50,7 +50,7 @@ def write_report(analysis: Analysis, folder: Path, on_event: events.Listener = e
     """Write report.html and figures/ into `folder`; the page's path."""
     drawn = charts(analysis)
     on_event(events.Note(f"drawing {len(drawn)} figures"))
-    custom = _custom(analysis)
+    custom = custom_figures(analysis)
     with guarded(folder):
         write_static(drawn, folder / FIGURES)
         on_event(events.Note(f"making small copies of {len(analysis.members)} videos"))
@@ -60,7 +60,7 @@ def write_report(analysis: Analysis, folder: Path, on_event: events.Listener = e
     return path
 
 
-def _custom(analysis: Analysis) -> list[tuple[Metric, dict[str, Any]]]:
+def custom_figures(analysis: Analysis) -> list[tuple[Metric, dict[str, Any]]]:
     """The figures that metrics draw themselves, as Plotly JSON."""
     return [
         (metric, json.loads(metric.figure(analysis.table.of(metric.name)).to_json()))

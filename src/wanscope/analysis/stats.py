@@ -24,6 +24,7 @@ EXACT_PAIRS = 14  # up to here all 2^n patterns are counted
 DRAWS = 9_999
 ALPHA = 0.05
 POWER = 0.8
+LARGE_T = 30.0
 TIES = 1e-9  # relative: sums of the same numbers in another order count as equal
 
 
@@ -144,12 +145,26 @@ def _hedges(df: np.ndarray) -> np.ndarray:
 
 
 def _noncentrality(t_M: np.ndarray, df_M: np.ndarray, probability: float) -> np.ndarray:
-    """delta with P(T(df, delta) <= t) = probability, by bisection; the probability falls as delta rises."""
+    """delta with P(T(df, delta) <= t) = probability, by bisection; the probability falls as delta rises.
+
+    For a very large t the spread of the denominator is all that counts, and the distribution function is out of reach
+    of its series: there delta = t sqrt(chi2 / df).
+    """
+    from scipy.stats import chi2
+
+    share = np.where(t_M > 0, 1 - probability, probability)
+    far_M = t_M * np.sqrt(chi2.ppf(share, df_M) / df_M)
+    near_M = np.where(np.abs(t_M) > LARGE_T, 0.0, t_M)
+    return np.where(
+        np.abs(t_M) > LARGE_T, far_M, _bisected(near_M, np.where(np.abs(t_M) > LARGE_T, 0.0, far_M), df_M, probability)
+    )
+
+
+def _bisected(t_M: np.ndarray, about_M: np.ndarray, df_M: np.ndarray, probability: float) -> np.ndarray:
     from scipy.stats import nct
 
-    reach_M = np.abs(t_M) * 0.5 + 10 * np.sqrt(1 + t_M**2 / (2 * df_M))
-    low_M, high_M = t_M - reach_M, t_M + reach_M
-    for _ in range(60):
+    low_M, high_M = about_M - 8.0, about_M + 8.0  # the numerator's own spread is 1
+    for _ in range(48):
         middle_M = (low_M + high_M) / 2
         above_M = nct.cdf(t_M, df_M, middle_M) > probability
         low_M, high_M = np.where(above_M, middle_M, low_M), np.where(above_M, high_M, middle_M)

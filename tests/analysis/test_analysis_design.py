@@ -1,0 +1,197 @@
+"""What is compared: factors, contrasts, pairs, units, hypotheses; requests that cannot be met."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wanscope.analysis import design
+from wanscope.analysis.design import Contrast, compare, pairs_of
+from wanscope.analysis.source import Collection, Member
+from wanscope.errors import RecipeError
+from wanscope.recipe import Study
+
+
+def members(slots: dict[str, tuple[str, ...]], seeds: int = 3, skip: tuple[tuple[str, int], ...] = ()) -> list[Member]:
+    out = []
+    for values in product(*slots.values()):
+        for seed in range(seeds):
+            labels = dict(zip(slots, values, strict=True))
+            name = f"{'-'.join(values)}_{seed}"
+            if (values[0], seed) not in skip:
+                recipe = SimpleNamespace(seed=seed, prompt=" ".join(values), labels=labels)
+                out.append(Member(name, SimpleNamespace(recipe=recipe, id=name), labels))  # type: ignore[arg-type]
+    return out
+
+
+def collection(found: list[Member], study: dict[str, Any] | None = None, written: tuple[bool, ...] = ()) -> Collection:
+    made = None if study is None else Study.model_validate({"prompt": "a", **study})
+    return Collection("made", tuple(found), study=made, written=written)
+
+
+WHO = {"who": ("men", "women", "people"), "where": ("home", "beach")}
+
+
+def test_without_a_word_every_slot_is_compared() -> None:
+    found = compare(collection(members(WHO)))
+    assert [(c.factor, c.a, c.b) for c in found.contrasts] == [
+        ("who", "men", "women"),
+        ("who", "men", "people"),
+        ("who", "women", "people"),
+        ("where", "home", "beach"),
+    ]
+    assert found.unit == "seed"
+
+
+def test_pairs_share_all_but_the_factor() -> None:
+    people = members(WHO)
+    pairs = pairs_of(people, Contrast("who", "men", "people"))
+    assert len(pairs.cells) == 6 and pairs.seeds == [0, 1, 2] and pairs.scenes == ["beach", "home"]
+    for a, b in zip(pairs.a, pairs.b, strict=True):
+        assert people[a].seed == people[b].seed
+        assert people[a].labels["where"] == people[b].labels["where"]
+        assert (people[a].labels["who"], people[b].labels["who"]) == ("men", "people")
+
+
+def test_a_take_that_is_missing_takes_its_pair_along() -> None:
+    pairs = pairs_of(members(WHO, skip=(("men", 1),)), Contrast("who", "men", "people"))
+    assert pairs.seeds == [0, 2]
+
+
+def test_differences_are_means_of_units() -> None:
+    people = members(WHO, seeds=2)
+    values = np.arange(len(people), dtype=float)[:, None] ** 2
+    pairs = pairs_of(people, Contrast("who", "men", "women"))
+
+    def value(who: str, where: str, seed: int) -> float:
+        return next(values[i, 0] for i, m in enumerate(people) if m.name == f"{who}-{where}_{seed}")
+
+    by_seed = [np.mean([value("men", w, s) - value("women", w, s) for w in WHO["where"]]) for s in (0, 1)]
+    by_scene = [np.mean([value("men", w, s) - value("women", w, s) for s in (0, 1)]) for w in WHO["where"]]
+    assert pairs.differences(values, "seed")[:, 0] == pytest.approx(by_seed)
+    assert pairs.differences(values, "scene")[:, 0] == pytest.approx(by_scene)
+
+
+def test_contrast_and_baseline() -> None:
+    people = collection(members(WHO))
+    asked = compare(people, by="who", contrast=("men", "women"), baseline="people")
+    assert [c.text for c in asked.contrasts] == ["men - women", "men - people", "women - people"]
+    assert [c.text for c in compare(people, baseline="people").contrasts] == ["men - people", "women - people"]
+    assert [c.factor for c in compare(people, contrast=("beach", "home")).contrasts] == ["where"]
+
+
+def test_a_factor_of_many_values_is_compared_with_its_first() -> None:
+    found = compare(collection(members({"n": tuple("abcdefgh")})))
+    assert [c.b for c in found.contrasts] == ["a"] * 7
+    assert "8 values" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("request_", "says"),
+    [
+        ({"by": "whom"}, "did you mean 'who'"),
+        ({"by": "seed"}, "seeds repeat"),
+        ({"by": "who", "contrast": ("men", "woman")}, "did you mean 'women'"),
+        ({"contrast": ("men", "beach")}, "no single"),
+        ({"contrast": ("men", "cats")}, "no slot takes the value 'cats'"),
+        ({"contrast": ("men", "men")}, "compared with itself"),
+        ({"unit": "scene"}, "names no slots that are scenes"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(request_: dict[str, Any], says: str) -> None:
+    with pytest.raises(RecipeError) as refused:
+        compare(collection(members(WHO)), **request_)
+    assert says in str(refused.value)
+
+
+def test_a_slot_that_does_not_vary_is_refused() -> None:
+    with pytest.raises(RecipeError, match="all takes have the same"):
+        compare(collection(members({"who": ("men",), "where": ("a", "b")})), by="who")
+
+
+def test_the_design_says_what_is_compared_and_what_repeats() -> None:
+    scenes = {"who": ("men", "women"), "where": ("home", "beach", "park", "street", "shop")}
+    study = {"prompt": "x", "design": {"factor": "who", "blocks": ["seed", "where"]}}
+    wide = compare(collection(members(scenes), study))
+    assert {c.factor for c in wide.contrasts} == {"who"}
+    assert wide.unit == "scene" and wide.scenes == ("where",)
+    few = compare(collection(members({**scenes, "where": ("home", "beach")}), study))
+    assert few.unit == "seed" and "2 scenes" in few.notes[0] and "these prompts" in few.notes[0]
+    assert compare(collection(members(scenes), study), unit="seed").unit == "seed"
+    assert len(pairs_of(members(scenes), wide.contrasts[0], wide.scenes).scenes) == 5
+
+
+def test_edits_are_compared_as_a_whole_and_against_their_baseline() -> None:
+    swept = [("baseline", {}), ("late, 0.2", {"edits.0.strength": "0.2"}), ("late, 0.4", {"edits.0.strength": "0.4"})]
+    out = []
+    for label, values in swept:
+        for seed in range(2):
+            labels = {"edit": label, **values}
+            recipe = SimpleNamespace(seed=seed, prompt="a ball", labels=labels)
+            out.append(Member(f"{label}_{seed}", SimpleNamespace(recipe=recipe, id=""), labels))  # type: ignore[arg-type]
+    found = compare(collection(out))
+    assert [c.text for c in found.contrasts] == ["late, 0.2 - baseline", "late, 0.4 - baseline"]
+    assert len(pairs_of(out, found.contrasts[0]).cells) == 2
+    by_strength = compare(collection(out), by="edits.0.strength")
+    assert len(pairs_of(out, by_strength.contrasts[0]).cells) == 2
+
+
+def test_a_slot_inside_another_goes_along_with_it() -> None:
+    out = []
+    for first, inner in (("a red ball", "red"), ("a blue ball", "blue")):
+        for seed in range(2):
+            labels = {"1": first, "2": inner}
+            recipe = SimpleNamespace(seed=seed, prompt=first, labels=labels)
+            out.append(Member(f"{inner}_{seed}", SimpleNamespace(recipe=recipe, id=""), labels))  # type: ignore[arg-type]
+    assert len(pairs_of(out, Contrast("1", "a red ball", "a blue ball")).cells) == 2
+
+
+def test_prompts_are_the_factor_where_no_slot_is() -> None:
+    out = []
+    for prompt in ("a cat", "a dog"):
+        for seed in range(2):
+            recipe = SimpleNamespace(seed=seed, prompt=prompt, labels={})
+            out.append(Member(f"{prompt}_{seed}", SimpleNamespace(recipe=recipe, id=""), {}))  # type: ignore[arg-type]
+    found = compare(collection(out))
+    assert [c.text for c in found.contrasts] == ["a cat - a dog"]
+    assert len(pairs_of(out, found.contrasts[0]).cells) == 2
+
+
+def test_one_variation_has_nothing_to_compare() -> None:
+    assert compare(collection(members({"who": ("men",)}))).contrasts == ()
+
+
+def test_a_hypothesis_confirms_only_what_it_names_and_only_if_it_came_first() -> None:
+    study = {
+        "prompt": "x",
+        "design": {"factor": "who", "hypotheses": [{"text": "t", "metric": "linearity", "contrast": ["men", "women"]}]},
+    }
+    made = collection(members(WHO), study, (True,))
+    assert made.design is not None
+    hypotheses = made.design.hypotheses
+    contrast = Contrast("who", "women", "men")
+    assert design.confirms(hypotheses, (True,), contrast, "linearity")
+    assert not design.confirms(hypotheses, (True,), contrast, "turning")
+    assert not design.confirms(hypotheses, (True,), Contrast("who", "men", "people"), "linearity")
+    assert not design.confirms(hypotheses, (False,), contrast, "linearity")
+
+
+def test_a_hypothesis_that_was_added_later_is_known(tmp_path: Path) -> None:
+    import os
+
+    from helpers.paths import write_study
+    from wanscope.analysis.source import collect
+
+    hypothesis = "{text: t, metric: linearity, contrast: [red, blue]}"
+    text = f"prompt: 'a [@color: red|blue] circle'\ndesign:\n  factor: color\n  hypotheses: [{hypothesis}]\n"
+    write_study(tmp_path, {"color": ("red", "blue")}, 2)
+    path = tmp_path / "studies" / "made" / "study.yaml"
+    path.write_text(text)
+    assert collect("made", tmp_path).written == (False,)  # takes of the helper were made in January 2025
+    os.utime(path, (1_700_000_000, 1_700_000_000))
+    assert collect("made", tmp_path).written == (True,)

@@ -1,0 +1,261 @@
+"""A whole analysis on made takes: tables, tests, summary, page, damage, metrics of other packages."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import wanscope as ws
+from helpers.paths import write_study
+from wanscope.analysis.analyze import Analysis, analyze
+from wanscope.analysis.charts import charts
+from wanscope.analysis.preview import Preview, previews
+from wanscope.analysis.report import custom_figures, rendered
+from wanscope.capture.gram import increments
+from wanscope.errors import NotCaptured, RequestError, TakeNotFound
+from wanscope.take.store import LATENTS, Take
+
+COLORS = {"color": ("red", "blue")}
+
+
+def larger_blue(labels: Mapping[str, str], states: np.ndarray) -> np.ndarray:
+    out = states.copy()
+    if labels["color"] == "blue":
+        out[1:] = out[:1] + 1.3 * (out[1:] - out[:1])
+    return out
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("analyze")
+    write_study(folder, COLORS, 12, larger_blue)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(place: Path) -> Analysis:
+    return analyze("made", workspace=place)
+
+
+def test_the_table_is_tidy_and_equals_direct_computation(place: Path, found: Analysis) -> None:
+    assert found.folder is not None
+    rows = pq.read_table(found.folder / "metrics.parquet").to_pylist()
+    assert {"take", "name", "group", "seed", "slot:color", "metric", "unit", "state", "sigma", "part", "value"} <= set(
+        rows[0]
+    )
+    for member in found.members[:3] + found.members[-2:]:
+        take = Take.open(member.take.folder)
+        x = take.latents[:].astype(np.float64)
+        v = increments(x)[1:]
+        direct = np.linalg.norm(v, axis=1) / np.sqrt(v.shape[1])
+        mine = [r for r in rows if r["take"] == member.id and r["metric"] == "velocity"]
+        assert [r["state"] for r in mine] == [1, 2, 3, 4]
+        assert [r["value"] for r in mine] == pytest.approx(direct, rel=1e-6)
+        assert [r["sigma"] for r in mine] == pytest.approx(take.sigmas[1:])
+        (length,) = [r for r in rows if r["take"] == member.id and r["metric"] == "path_length"]
+        assert length["value"] == pytest.approx(direct.sum(), rel=1e-6)
+        assert length["state"] is None and length["slot:color"] == member.labels["color"]
+        variances = [r["value"] for r in rows if r["take"] == member.id and r["metric"] == "variance"]
+        assert variances == pytest.approx([state.var() for state in x], rel=1e-6)
+
+
+def test_csv_and_parquet_say_the_same(found: Analysis) -> None:
+    assert found.folder is not None
+    for name in ("metrics", "tests", "groups"):
+        table = pq.read_table(found.folder / f"{name}.parquet").to_pylist()
+        with (found.folder / f"{name}.csv").open(newline="") as file:
+            lines = list(csv.DictReader(file))
+        assert len(lines) == len(table) > 0
+        for line, row in zip(lines[:200], table[:200], strict=True):
+            assert list(line) == list(row)
+            for key, value in row.items():
+                if isinstance(value, float):
+                    assert float(line[key]) == value or np.isnan(value)
+                else:
+                    assert line[key] == ("" if value is None else str(value))
+
+
+def test_a_true_difference_is_found_and_said(found: Analysis) -> None:
+    tests = {test.metric: test for test in found.tests.tests}
+    length = tests["path_length"]
+    assert length.found and length.units == 12 and (length.a, length.b) == ("red", "blue")
+    assert length.difference is not None and length.difference < 0
+    assert length.p == length.smallest_p == 2 / 4096
+    assert length.p_holm == pytest.approx(length.p * found.tests.size)
+    assert length.interval == "BCa" and length.coverage is not None
+    assert not tests["linearity"].found  # scaling a path leaves it as straight as it was
+    assert "Path length is lower for red than for blue" in found.summary
+    assert "these prompts" in found.summary
+    assert "Exploratory" in found.summary
+
+
+def test_p_values_are_those_of_direct_enumeration(found: Analysis) -> None:
+    by_take = {value.member: value.row.value for value in found.table.of("turning").values}
+    members = found.members
+    d = []
+    for seed in range(12):
+        pair = {m.labels["color"]: by_take[i] for i, m in enumerate(members) if m.seed == seed}
+        d.append(pair["red"] - pair["blue"])
+    bits = (np.arange(4096)[:, None] >> np.arange(12)) & 1
+    sums = np.abs((1 - 2 * bits) @ np.array(d))
+    mine = next(test for test in found.tests.tests if test.metric == "turning")
+    expected = (sums >= abs(sum(d)) * (1 - 1e-9)).mean()
+    # Scaling changes no angle: what is left is rounding, and counts as none.
+    assert mine.p in (pytest.approx(expected), 1.0)
+
+
+def test_the_page_opens_without_a_network(found: Analysis) -> None:
+    assert found.report is not None
+    page = found.report.read_text(encoding="utf-8")
+    ours = page.split("<script>", 1)[0]
+    assert "default-src 'none'" in ours
+    assert not re.findall(r"(?:src|href)=[\"']?(?!data:|#)[^\"'\s>]+", ours)
+    assert page.count("data:video/mp4;base64,") == 24
+    charts = json.loads(re.search(r'id="charts">(.*?)</script>', page, re.S).group(1))  # type: ignore[union-attr]
+    drawn = set(re.findall(r'data-chart="([^"]+)"', page))
+    assert drawn == set(charts) and len(drawn) > 20
+    assert all(chart["data"] for chart in charts.values())
+    assert found.summary.split("\n")[0] in page
+    assert len(page) < 40e6
+    assert found.folder is not None
+    for key in drawn:
+        assert (found.folder / "figures" / f"{key}.png").stat().st_size > 1000
+        assert (found.folder / "figures" / f"{key}.svg").read_text().startswith("<?xml")
+
+
+def test_prompts_are_no_html(tmp_path: Path) -> None:
+    write_study(tmp_path, {"x": ("<b>&", "</script>")}, 2)
+    found = analyze("made", workspace=tmp_path, report=False)
+    text = rendered(found, charts(found), previews([member.take for member in found.members]))
+    body = text.split("<script>", 1)[0]
+    assert "<b>" not in body and "&lt;b&gt;&amp;" in body
+    assert text.count("</script>") == 3
+
+
+def test_facts_and_what_is_written(found: Analysis) -> None:
+    assert found.folder is not None
+    facts = json.loads((found.folder / "analysis.json").read_text())
+    assert facts["study"] == "made" and len(facts["takes"]) == 24 and facts["tests"] == found.tests.size
+    assert (found.folder / "summary.txt").read_text().strip() == found.summary
+
+
+def test_a_damaged_take_is_named_and_left_out(tmp_path: Path) -> None:
+    takes = write_study(tmp_path, COLORS, 3)
+    shard = max((takes[1].folder / LATENTS).rglob("c.*"), key=lambda path: path.stat().st_size)
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1
+    shard.write_bytes(data)
+    (takes[5].folder / "take.json").unlink()
+    found = analyze("made", workspace=tmp_path, report=False)
+    assert [left.name for left in found.left_out] == ["red_seed01", "blue_seed02"]
+    assert "checksum" in found.left_out[0].why
+    assert len(found.members) == 4
+    assert "red_seed01" in found.summary
+    assert {test.units for test in found.tests.tests} == {1}  # only seed 0 has both
+
+
+def test_one_seed_still_analyzes_and_says_what_it_cannot(tmp_path: Path) -> None:
+    write_study(tmp_path, COLORS, 1)
+    found = analyze("made", workspace=tmp_path)
+    assert found.tests.size == 0 and all(test.p is None for test in found.tests.tests)
+    assert "nothing can be tested" in found.summary
+    assert found.report is not None and found.report.is_file()
+
+
+def test_one_take_is_described(tmp_path: Path) -> None:
+    write_study(tmp_path, {"color": ("red",)}, 1)
+    found = analyze("made", workspace=tmp_path, report=False)
+    assert "nothing to compare" in found.summary
+    assert found.table.of("linearity").values
+
+
+def test_four_seeds_say_that_no_test_can_reach_it(tmp_path: Path) -> None:
+    write_study(tmp_path, COLORS, 4)
+    assert "no test can reach 5%" in analyze("made", workspace=tmp_path, report=False).summary
+
+
+def test_without_a_record_of_paths_it_says_what_to_do(tmp_path: Path) -> None:
+    write_study(tmp_path, COLORS, 2, latents=False)
+    with pytest.raises(NotCaptured, match="--store-latents"):
+        analyze("made", workspace=tmp_path)
+
+
+def test_every_way_to_name_a_study(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = place / "studies" / "made"
+    for source in (study, str(study), study / "study.yaml", place, [Take.open(f) for f in (place / "takes").iterdir()]):
+        if str(source).endswith("yaml"):
+            (study / "study.yaml").write_text("prompt: 'a [@color: red|blue] circle'\n")
+        assert len(analyze(source, write=False).members) == 24
+    monkeypatch.chdir(place)
+    with pytest.raises(TakeNotFound, match="did you mean 'made'"):
+        analyze("mode", workspace=place)
+    with pytest.raises(RequestError, match="nothing to analyze"):
+        analyze([], workspace=place)
+
+
+def test_out_and_the_public_name(place: Path, tmp_path: Path) -> None:
+    found = ws.analyze("made", workspace=place, out=tmp_path / "x", report=False, by="color")
+    assert found.folder == tmp_path / "x"
+    assert (tmp_path / "x" / "tests.csv").is_file() and not (tmp_path / "x" / "report.html").exists()
+
+
+def test_takes_of_two_sizes_are_not_compared_value_by_value(tmp_path: Path) -> None:
+    from wanscope.recipe import VideoSpec
+
+    write_study(tmp_path, COLORS, 2)
+    extra = write_study(
+        tmp_path, {"color": ("green",)}, 1, name="other", video=VideoSpec(width=32, height=32, frames=9, fps=8)
+    )
+    takes = [Take.open(folder) for folder in (tmp_path / "takes").iterdir()]
+    found = analyze(takes, write=False)
+    assert len(found.compared) == 4
+    assert any(extra[0].recipe.labels["color"] in note for note in found.notes)
+
+
+# ---- metrics of other packages
+
+
+def test_a_third_party_metric_is_everywhere(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wanscope.analysis import metric
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "helpers" / "example_metric"))
+    monkeypatch.setattr(metric, "REGISTRY", metric.REGISTRY)
+    before = dict(metric.REGISTRY.metrics)
+    try:
+        found = analyze("made", workspace=place, out=tmp_path, report=False)
+    finally:
+        metric.REGISTRY.metrics.clear()
+        metric.REGISTRY.metrics.update(before)
+    values = found.table.of("example_last_step").values
+    assert len(values) == 24
+    first = found.members[0].take.latents[:].astype(np.float64)
+    share = np.linalg.norm(first[-1] - first[-2]) / sum(np.linalg.norm(np.diff(first, axis=0).reshape(4, -1), axis=1))
+    assert values[0].row.value == pytest.approx(share, rel=1e-6)
+    assert any(test.metric == "example_last_step" for test in found.tests.tests)
+    clips = [Preview("", b"", 0, 0, "none")] * 24
+    page = rendered(found, charts(found), clips, custom_figures(found))
+    assert "custom-example_last_step" in page and "Share of the last step" in page
+
+
+def test_metrics_that_cannot_be_used_say_whose_they_are() -> None:
+    from wanscope.analysis.metric import Metric, Registry, Row, one
+
+    def rows(subject: Any) -> list[Row]:
+        return [1.0]  # type: ignore[list-item]
+
+    bad = Metric("bad", "Bad", "1", "", ("path",), rows)
+    with pytest.raises(RequestError, match="returned float instead of rows"):
+        bad.of(None)  # type: ignore[arg-type]
+    registry = Registry()
+    registry.add(bad)
+    other = Metric("bad", "Bad", "1", "", ("path",), one)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="two metrics are called 'bad'"):
+        registry.add(other)
