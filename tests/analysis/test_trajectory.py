@@ -37,6 +37,8 @@ SERIES: dict[str, Callable[[tr.Path], np.ndarray]] = {
     "sigma_speed": tr.sigma_speed,
     "acceleration": tr.acceleration,
     "drift": tr.drift,
+    "remaining": tr.remaining,
+    "alignment": tr.alignment,
     "turning_angles": tr.turning_angles,
     "curvature": tr.curvature,
     "spectrum": lambda path: path.spectrum,
@@ -71,6 +73,8 @@ def direct(x: np.ndarray, sigmas: np.ndarray) -> dict[str, np.ndarray]:
         "sigma_speed": length / root / np.abs(np.diff(sigmas)),
         "acceleration": np.linalg.norm(np.diff(x, 2, axis=0), axis=1) / root,
         "drift": np.linalg.norm(x - x[0], axis=1) / root,
+        "remaining": np.linalg.norm(x[-1] - x, axis=1) / root,
+        "alignment": unit @ (x[-1] - x[0]) / np.linalg.norm(x[-1] - x[0]),
         "turning_angles": np.degrees(np.arccos((unit[1:] * unit[:-1]).sum(axis=1))),
         "curvature": 4 * area / np.prod(sides, axis=0) * root,
         "spectrum": values,
@@ -108,6 +112,7 @@ def test_a_straight_line() -> None:
     assert tr.velocity(path) == pytest.approx(np.full(8, step))
     assert tr.acceleration(path) == pytest.approx(np.zeros(7), abs=1e-6)
     assert tr.linearity(path) == pytest.approx(1)
+    assert tr.alignment(path) == pytest.approx(np.ones(8))
     assert tr.turning_angles(path) == pytest.approx(np.zeros(7), abs=1e-4)
     assert tr.participation_ratio(path.spectrum) == pytest.approx(1)
     assert path.rank == 1

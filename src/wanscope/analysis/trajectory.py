@@ -133,6 +133,20 @@ def drift(path: Path) -> np.ndarray:
     return np.sqrt(np.diag(path.from_start).clip(min=0) / path.dimension)
 
 
+def remaining(path: Path) -> np.ndarray:
+    """|x_S - x_k| / sqrt(D), [K]: how far the result still is."""
+    inner = path.from_start
+    squared = inner[-1, -1] - 2 * inner[-1] + np.diag(inner)
+    return np.sqrt(squared.clip(min=0) / path.dimension)
+
+
+def alignment(path: Path) -> np.ndarray:
+    """Cosine between each step and the straight way from x_0 to x_S, [S]; NaN for a step or a way of no length."""
+    toward = path.increments.sum(axis=1)
+    sizes = np.sqrt(np.diag(path.increments).clip(min=0) * max(path.increments.sum(), 0.0))
+    return np.divide(toward, sizes, out=np.full(len(sizes), np.nan), where=sizes > 0).clip(-1, 1)
+
+
 def linearity(path: Path) -> float:
     """Displacement over path length: 1 on a straight line, 0 for a path that comes back. NaN for one that rests."""
     length = path_length(path)

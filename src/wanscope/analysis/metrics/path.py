@@ -173,6 +173,21 @@ def drift(subject: Subject) -> list[Row]:
     return per_state(tr.drift(subject.path), subject.path.states)
 
 
+@metric("remaining", title="Distance to the result", unit="rms", about="Distance of a state from the last one.")
+def remaining(subject: Subject) -> list[Row]:
+    return per_state(tr.remaining(subject.path), subject.path.states)
+
+
+@metric(
+    "alignment",
+    title="Alignment with the straight way",
+    unit="1",
+    about="Cosine between the step that ends at a state and the straight way from the noise to the result.",
+)
+def alignment(subject: Subject) -> list[Row]:
+    return per_state(tr.alignment(subject.path), subject.path.states[1:])
+
+
 @metric(
     "explained",
     title="Share of the path's variance by axis",
