@@ -27,7 +27,8 @@ from torch import Tensor
 from wanscope.edit.rows import real_tokens
 from wanscope.errors import ModelError
 from wanscope.runtime.live import Branch, Live, Run
-from wanscope.runtime.live_call import AttentionChange, Call
+from wanscope.runtime.live_attention import AttentionChange
+from wanscope.runtime.live_call import Call
 
 KEY = "wanscope"
 BRANCHES: dict[int, Branch] = {0: "cond", 1: "uncond"}
@@ -144,11 +145,11 @@ def _around_call(
         run,
         sigma,
         _branches(options.get("cond_or_uncond"), x.shape[0]),
-        [real_tokens(row) for row in context],
+        [row[: real_tokens(row)] for row in context],
         len(inner.blocks),
         int(inner.num_heads),
         _grid(x, time_dim_concat, inner.patch_size),
-        lambda raw_LD, rows: _project(inner, raw_LD, context),
+        lambda raw_LD: _project(inner, raw_LD, context),
         run.sigma_at,
     )
     needed = call.blocks

@@ -33,7 +33,8 @@ from wanscope.edit.rows import real_tokens
 from wanscope.errors import ModelError
 from wanscope.runtime.comfy_native import prompt_id
 from wanscope.runtime.live import Branch, Guide, Live
-from wanscope.runtime.live_call import AttentionChange, Call
+from wanscope.runtime.live_attention import AttentionChange
+from wanscope.runtime.live_call import Call
 
 KEY = "wanscope"
 NEGATIVE = "wanscope_negative"
@@ -98,7 +99,7 @@ class _Hook:
         self.transformer = weakref.ref(transformer)
         self.calls: list[_Hooked] = []
         # a transformer that is compiled whole runs them outside its graph
-        disable: Callable[[Any], Any] = torch.compiler.disable
+        disable: Any = torch.compiler.disable
         transformer.register_forward_pre_hook(disable(self.before), with_kwargs=True)
         transformer.register_forward_hook(disable(self.after), with_kwargs=True, always_call=True)
 
@@ -145,11 +146,11 @@ class _Hooked:
             run,
             sigma,
             tuple(self._branch(row_LD) for row_LD in context),
-            [real_tokens(row_LD) for row_LD in context],
+            [row_LD[: real_tokens(row_LD)] for row_LD in context],
             len(module.blocks),
             int(module.num_heads),
             (0, 0, 0),
-            lambda raw_LD, rows: self._project(raw_LD),
+            self._project,
             run.sigma_at,
         )
         run.sigmas = (*run.sigmas, sigma) if sigma not in run.sigmas else run.sigmas
@@ -219,7 +220,7 @@ class _Hooked:
     def guided(self, out: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         """The call's prediction moved toward a second prompt's, where an edit asks for it."""
         for e, edit in enumerate(self.live.edits):
-            spec, weight = edit.edit, self.call.table[e][0]
+            spec, weight = edit.edit, float(self.call.tables[e][0])
             if not isinstance(spec, Guide) or not weight:
                 continue
             rows = self.call.rows(edit)
@@ -232,7 +233,7 @@ class _Hooked:
             moved = [x + weight * (y - x) for x, y in zip(a, b, strict=True)]
             out = (moved, *out[1:])
             self.call.count(self.call.applied, e, 0, rows)
-            self.call._visited.add(0)
+            self.call.visited.add(0)
         return out
 
 
@@ -259,7 +260,7 @@ class _BlockHook:
 
         def run(x_BNC: Tensor, context_BLC: Tensor, change: AttentionChange | None, rows: list[int] | None) -> Tensor:
             # the block writes into x in place; a donor's stream must not write into the batch's own
-            with _cross_attention(self.block.cross_attn, change):
+            with _cross_attention(self.block.cross_attn, change, call.shared):
                 out = plain(x_BNC.clone(), *args, **{**kwargs, "context": context_BLC})
             if rows is None and isinstance(out, tuple):
                 rest[:] = out[1:]
@@ -274,7 +275,7 @@ class _BlockHook:
 
 
 @contextmanager
-def _cross_attention(attention: Any, change: AttentionChange | None) -> Iterator[None]:
+def _cross_attention(attention: Any, change: AttentionChange | None, shared: bool) -> Iterator[None]:
     """Hooks a block's cross-attention for one run of the block."""
     if change is None:
         yield
@@ -286,8 +287,8 @@ def _cross_attention(attention: Any, change: AttentionChange | None) -> Iterator
         nonlocal segments
         x_BNC, context_BLC = args[0], args[1] if len(args) > 1 else kwargs["context"]
         part = change
-        if change.call.shared:  # one segment of the video after the other, each with its own prompt
-            part = change.segment(segments % len(change.call.branches))
+        if shared:  # one segment of the video after the other, each with its own prompt
+            part = change.segment(segments % len(change.rows))
             segments += 1
         return _changed(module, part, x_BNC, context_BLC, out)
 

@@ -162,7 +162,7 @@ def attach_to_server(module: ModuleType | None = None) -> None:
         return {**data, "prompt": with_aliases(data["prompt"])} if isinstance(data.get("prompt"), dict) else data
 
     async def facts(request: object) -> object:
-        return web.json_response({"aliases": ALIASES, "owners": owners()})
+        return web.json_response({"ids": sorted(NODES), "aliases": ALIASES, "owners": owners()})
 
     server.add_on_prompt_handler(renamed)  # type: ignore[attr-defined]
     server.routes.get("/wanscope/facts")(facts)  # type: ignore[attr-defined]

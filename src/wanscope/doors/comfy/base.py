@@ -59,9 +59,10 @@ def socket(kind: str, tip: str) -> tuple[str, Inputs]:
     return kind, {"tooltip": tip}
 
 
-def shown(report: str, *results: Any) -> dict[str, Any]:
-    """Results, with a text that the page shows in the node."""
-    return {"ui": {"text": [report]}, "result": results}
+def shown(report: str, *results: Any, blocks: int | None = None) -> dict[str, Any]:
+    """Results, with a text that the page shows in the node. blocks: of its model, which bars upstream then follow."""
+    depth = {} if blocks is None else {"wanscope_blocks": [blocks]}
+    return {"ui": {"text": [report], **depth}, "result": results}
 
 
 def output_used(prompt: Mapping[str, Any] | None, node: str | None, index: int) -> bool:

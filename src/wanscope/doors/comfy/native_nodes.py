@@ -44,7 +44,7 @@ def edited(model: Any, edit: LiveEdit, unique_id: str | None, said: str, level: 
     live = Live(now.edits if now else (), say.logger(level)).with_edit(edit)
     out = comfy_native.attach(model, live)
     say.follow(live, unique_id, said)
-    return shown(said, out)
+    return shown(said, out, blocks=comfy_native.depth(model))
 
 
 class InjectPrompt(Node):
@@ -55,7 +55,8 @@ class InjectPrompt(Node):
         "`hidden` blends in the hidden states of the other prompt's own pass on the same latents. Three ways on the "
         "context: `mix` the outputs of both cross-attentions, `append` the other prompt's tokens with a weight, or "
         "blend `tokens` place by place. Strength 1 in all blocks with mix or tokens is the other prompt alone. Only "
-        "the positive pass is edited unless another branch is chosen. An edit that is due and does not act fails the run."
+        "the positive pass is edited unless another branch is chosen. An edit that is due and does not act fails the "
+        "run."
     )
     REQUIRED: ClassVar[Inputs] = {
         "model": socket(MODEL, "A Wan model; the output is a copy with the edit."),

@@ -75,7 +75,8 @@ def placed(model: Any, live: Live, text_embeds: Any, unique_id: str | None, prom
     untouched = not live.edits and wan_wrapper.live_of(model) is None
     out = model if untouched else wan_wrapper.attach(model, live, negatives_of(text_embeds))
     say.follow(live, unique_id, said)
-    return shown(said, out, with_setting(text_embeds, edits=live.edits))
+    embeds = with_setting(text_embeds, edits=live.edits)
+    return shown(said, out, embeds, blocks=wan_wrapper.depth(model))
 
 
 def injection(injection_embeds: Any, live: Live, node: str) -> Tensor:
