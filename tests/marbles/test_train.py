@@ -1,9 +1,14 @@
 """The training's pieces against closed forms and against themselves interrupted."""
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from transformers import UMT5Config, UMT5EncoderModel
 
 from wanscope.marbles import world
 from wanscope.marbles.train import denoiser, optim, text, vae
@@ -136,3 +141,67 @@ def test_training_interrupted_and_resumed_gives_the_same_vae(tmp_path, monkeypat
     vae.train(tmp_path / "parts", 4, 2, save_every=2)
     a, b = (AutoencoderKLWan.from_pretrained(tmp_path / name / "vae").state_dict() for name in ("whole", "parts"))
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def denoiser_folder(folder: Path) -> Path:
+    """A training folder with random latents and a tiny encoder: what `train` reads, made in no time."""
+    folder.mkdir()
+    text.make_tokenizer().save_pretrained(folder / "tokenizer")
+    sizes = {"d_model": 128, "d_ff": 16, "d_kv": 8, "num_heads": 1, "num_layers": 1}
+    UMT5EncoderModel(UMT5Config(vocab_size=len(text.make_tokenizer()), **sizes)).save_pretrained(
+        folder / "text_encoder"
+    )
+    latents = folder / "latents"
+    latents.mkdir()
+    rng = np.random.default_rng(0)
+    np.save(latents / "000000.npy", rng.normal(size=(12, 16, 5, 16, 16)).astype(np.float16))
+    (latents / "statistics.json").write_text(json.dumps({"mean": [0.0] * 16, "std": [1.0] * 16}))
+    return folder
+
+
+def test_a_mixed_stage_takes_its_kinds_in_turn_and_resumes_in_the_midst(tmp_path, monkeypatch):
+    kinds = (
+        denoiser.Kind(frames=2, window=16, batch=1, pairs=True),
+        denoiser.Kind(frames=1, window=8, batch=3, pairs=False),
+        denoiser.Kind(frames=3, window=10, batch=2, pairs=False),
+    )
+    monkeypatch.setattr(denoiser, "CONFIG", TINY)
+    monkeypatch.setattr(denoiser, "STAGES", (denoiser.Stage(2, kinds[:1], 0.02), denoiser.Stage(4, kinds, 0.004)))
+    seen: list[tuple[int, ...]] = []
+    real = denoiser.draw
+
+    def drawn(*arguments):
+        x0, texts = real(*arguments)
+        seen.append(tuple(x0.shape))
+        return x0, texts
+
+    monkeypatch.setattr(denoiser, "draw", drawn)
+    whole, parts = denoiser_folder(tmp_path / "whole"), denoiser_folder(tmp_path / "parts")
+    shutil.copytree(whole, parts, dirs_exist_ok=True)  # the same encoder
+    torch.manual_seed(0)
+    denoiser.train(whole, 6, 2)
+    full, wide, small = (1, 16, 2, 16, 16), (3, 16, 1, 8, 8), (2, 16, 3, 10, 10)
+    assert seen == [full, full, small, full, wide, small]
+
+    def stopped(*arguments):
+        if len(seen) == 6 + 4:
+            raise KeyboardInterrupt
+        return drawn(*arguments)
+
+    monkeypatch.setattr(denoiser, "draw", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        denoiser.train(parts, 6, 2, save_every=3)
+    monkeypatch.setattr(denoiser, "draw", drawn)
+    denoiser.train(parts, 6, 2, save_every=3)
+    assert seen[6:] == [full, full, small, full, full, wide, small]  # step 3 was not saved and is made again
+    a, b = (WanTransformer3DModel.from_pretrained(f / "transformer").state_dict() for f in (whole, parts))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_the_packaged_schedule_ends_on_mixed_kinds():
+    steps = np.cumsum([stage.steps for stage in denoiser.STAGES])
+    assert denoiser.stage_of(int(steps[-1]) + 10_000) is denoiser.STAGES[-1]  # a lengthened run goes on with the last
+    assert [denoiser.stage_of(int(step)) for step in steps[:-1]] == list(denoiser.STAGES[1:])
+    assert len(denoiser.STAGES[-1].kinds) > 1
+    cells = {kind.frames * kind.window**2 * kind.batch for kind in denoiser.STAGES[-1].kinds}
+    assert max(cells) <= 1.1 * min(cells)  # steps of a stage take about the same time

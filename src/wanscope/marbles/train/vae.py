@@ -9,7 +9,6 @@ Shape suffixes: see wan/vae.py.
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 
 from wanscope.marbles import world
+from wanscope.marbles.train.checkpoint import Checkpoint
 from wanscope.marbles.train.optim import Average, Muon, set_lr
 from wanscope.wan.vae import decode_raw, encode_moments
 
@@ -122,16 +122,8 @@ def train(
     _channels_last(vae)
     average = Average(vae, 0.998)
     optimiser = Muon(vae, lr)
-    checkpoint = folder / "vae.pt"
-    start, elapsed = 0, 0.0
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        vae.load_state_dict(saved["vae"])
-        average.model.load_state_dict(saved["average"])
-        average.count, start, elapsed = saved["count"], saved["step"], saved["seconds"]
-        optimiser.load_state_dict(saved["optimiser"])
-    began, log = time.monotonic() - elapsed, folder / "vae.jsonl"
-    for step in range(start, steps):
+    checkpoint, log = Checkpoint(folder / "vae.pt", vae, average, optimiser, part="vae"), folder / "vae.jsonl"
+    for step in range(checkpoint.resume(device), steps):
         name, frames, crop, size = stage_of(step, steps)
         video, cover = batch(seed, step, frames, crop, size)
         torch.manual_seed(seed * 1_000_003 + step)
@@ -144,20 +136,9 @@ def train(
         optimiser.step()
         average.update(vae)
         if step % 20 == 0 or step == steps - 1:
-            row = {"step": step, "stage": name, "seconds": round(time.monotonic() - began, 1), **figures}
+            row = {"step": step, "stage": name, "seconds": round(checkpoint.seconds, 1), **figures}
             with log.open("a") as out:
                 out.write(json.dumps(row) + "\n")
-        if (step + 1) % save_every == 0 or step == steps - 1:
-            torch.save(
-                {
-                    "vae": vae.state_dict(),
-                    "average": average.model.state_dict(),
-                    "count": average.count,
-                    "optimiser": optimiser.state_dict(),
-                    "step": step + 1,
-                    "seconds": time.monotonic() - began,
-                },
-                checkpoint.with_suffix(".tmp"),
-            )
-            checkpoint.with_suffix(".tmp").replace(checkpoint)
+        if checkpoint.due(step, steps, save_every):
+            checkpoint.save(step)
             average.model.save_pretrained(folder / "vae")
