@@ -16,10 +16,12 @@ from wanscope.capture.arrays import open_array
 from wanscope.capture.attention import FOLDERS, AttentionPlan, AttentionSink, ModelFacts, Seen, plan_attention
 from wanscope.capture.base import Moment
 from wanscope.capture_spec import AttentionCapture
+from wanscope.edit.plan import EditPlan, PlannedText
 from wanscope.errors import NumericalError, WorkError
 from wanscope.recipe import SamplerSpec, VideoSpec
+from wanscope.runtime.diffusers import attach
 from wanscope.runtime.recorder import AttentionRecorder
-from wanscope.runtime.watch import watching
+from wanscope.sample.edited import passes_of
 from wanscope.sample.loop import Conditioning, denoise, initial_noise
 from wanscope.wan.model import WanModel
 from wanscope.wan.text import encode
@@ -30,10 +32,17 @@ SAMPLER = SamplerSpec(solver="unipc", steps=STEPS, shift=5.0, guidance=5.0)
 
 
 @contextmanager
-def recording(model: WanModel, recorder: AttentionRecorder) -> Iterator[Any]:
-    """What the loop's calls run in."""
-    with watching(model, recorder):
-        yield recorder.around_call
+def recording(
+    model: WanModel, recorder: AttentionRecorder, sampler: SamplerSpec = SAMPLER, longer: int = 0
+) -> Iterator[Any]:
+    """What the loop's calls run in: a session without edits, whose longest text has `longer` tokens more."""
+    plan = recorder.plan
+    text = PlannedText(torch.zeros(plan.real, 32), frozenset())
+    main: dict[Any, PlannedText] = {"cond": text, "uncond": text}
+    passes = passes_of(model, sampler)
+    empty = EditPlan((), passes, model.blocks, model.text_length, plan.grid, main, plan.real + longer)
+    with attach(model, empty, recorder) as session:
+        yield session.around_call
 
 
 def planned(model: WanModel, kind: str = "2.1", **spec: Any) -> AttentionPlan:
@@ -53,15 +62,17 @@ def sampled(model: WanModel, kind: str = "2.1", sampler: SamplerSpec = SAMPLER, 
     return denoise(model, conditioning(model), sampler, noise, around_call=around_call).latents
 
 
-def captured(model: WanModel, folder: Path, kind: str = "2.1", sampler: SamplerSpec = SAMPLER, **spec: Any):
+def captured(
+    model: WanModel, folder: Path, kind: str = "2.1", sampler: SamplerSpec = SAMPLER, longer: int = 0, **spec: Any
+):
     """(latents, {measure: maps}, everything that a reduce function saw), of a whole run."""
     seen: list[Seen] = []
     sink = AttentionSink(planned(model, kind, **spec), folder, lambda s: seen.append(_copied(s)))
     recorder = AttentionRecorder(sink, model.device, model.dtype)
-    with recording(model, recorder) as around_call:
+    with recording(model, recorder, sampler, longer) as around_call:
         latents = sampled(model, kind, sampler, around_call)
     sink.finish()
-    maps = {m: open_array(folder / name) for m, name in FOLDERS.items() if (folder / name).exists()}
+    maps: dict[str, Any] = {m: open_array(folder / n) for m, n in FOLDERS.items() if (folder / n).exists()}
     return latents, maps, seen
 
 
@@ -197,6 +208,15 @@ def test_heads_measures_and_branches(tmp_path: Path) -> None:
     names = [row.name for row in planned(model, tokens="all", branch="uncond").rows]
     assert names == ["a", "cat", "</s>", "pad"]
     assert np.abs(maps["probability"][0, 0].reshape(4, -1)[:3] - other[:, :3].T.numpy()).max() <= 5e-4
+
+
+def test_padding_is_counted_whole_beside_a_longer_text(tmp_path: Path) -> None:
+    model = tiny_model("2.1")
+    measures = ["probability", "contribution"]
+    _, maps, _ = captured(model, tmp_path / "own", measures=measures)
+    _, beside, _ = captured(model, tmp_path / "beside", longer=5, measures=measures)
+    for measure in measures:
+        assert np.abs(maps[measure][:].astype(float) - beside[measure][:]).max() <= 1e-3
 
 
 def test_gramcol_is_a_column_of_each_frame_s_gram_matrix(tmp_path: Path) -> None:

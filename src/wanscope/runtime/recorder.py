@@ -50,12 +50,12 @@ class AttentionRecorder:
         self.measures = plan.spec.measures
         self.averaged = plan.heads is None
         self.grid_TS = (plan.grid[0], plan.grid[1] * plan.grid[2])
-        width = max(len(row.columns) for row in plan.rows)
-        columns_Rw = torch.tensor([[*row.columns, *[-1] * (width - len(row.columns))] for row in plan.rows])
+        words = [row.columns for row in plan.rows if row.kind != "pad"]
+        self.has_pad = len(words) < len(plan.rows)  # its row is the last one
+        width = max((len(columns) for columns in words), default=1)
+        columns_Rw = torch.tensor([[*columns, *[-1] * (width - len(columns))] for columns in words]).view(-1, width)
         self.mask_Rw = (columns_Rw >= 0).float().to(device)
         self.index_Rw = columns_Rw.clamp_min(0).to(device)
-        # Edits may give the context more real rows than the prompt has tokens: the padding is always its last row.
-        self.pad_R1 = torch.tensor([[row.kind == "pad"] for row in plan.rows], device=device)
         self.heads = torch.tensor(plan.heads or (), dtype=torch.int64, device=device)
         stored = torch.float32 if sink.exact else torch.float16
         shape = (len(plan.blocks), len(plan.heads or (0,)), len(plan.rows), *plan.grid)
@@ -115,17 +115,17 @@ class AttentionRecorder:
         at = slice(self.sample, self.sample + 1)
         q_BQHK, k_BLHK = q_BQHK[at], k_BLHK[at]
         self.spread.copy_(torch.maximum(self.spread, pad_spread(context_BLD[at], text.rows).to(self.spread.device)))
-        index_Rw = torch.where(self.pad_R1, text.rows.shape[0] - 1, self.index_Rw)
         heads = None if self.averaged else self.heads
+        pad_m = _pad_rows(context_BLD[self.sample], text, self.plan.real) if self.has_pad else None
         probability = None
         if "probability" in self.measures or "gramcol" in self.measures:
-            probability = row_probabilities(q_BQHK, k_BLHK, text, index_Rw, self.mask_Rw, heads)
+            probability = row_probabilities(q_BQHK, k_BLHK, text, self.index_Rw, self.mask_Rw, pad_m, heads)
         for measure in self.measures:
             if measure == "probability":
                 maps = probability
             elif measure == "contribution":
-                gram = value_gram(attn, v_BLHK[at], text, index_Rw, self.mask_Rw)
-                maps = row_contributions(q_BQHK, k_BLHK, text, index_Rw, self.mask_Rw, gram, heads)
+                grams = value_grams(attn, v_BLHK[at], text, self.index_Rw, self.mask_Rw)
+                maps = row_contributions(q_BQHK, k_BLHK, text, self.index_Rw, grams, pad_m, heads)
             else:
                 assert probability is not None
                 maps = gram_columns(hidden_BQD[self.sample], probability[0], self.grid_TS)[None]
@@ -153,13 +153,32 @@ class AttentionRecorder:
         return buffer.numpy().reshape(self.plan.map_shape)
 
 
+def _pad_rows(context_LD: Tensor, text: TextRows, real: int) -> Tensor:
+    """Which of the rows behind the prompt's own `real` tokens are padding, float32 [m]: 1 where they equal the last.
+
+    Only one is, but for a context that is longer than this prompt: of another branch, or with a donor's tokens in it.
+    """
+    rows_mD = context_LD.index_select(0, text.rows)
+    off_m = (rows_mD - rows_mD[-1:]).abs().amax(-1)
+    equal_m = off_m <= pad_tolerance(context_LD.dtype) * context_LD.abs().amax()
+    return (equal_m & (torch.arange(rows_mD.shape[0], device=rows_mD.device) >= real)).float()
+
+
 def row_probabilities(
-    q_BQHK: Tensor, k_BLHK: Tensor, text: TextRows, index_Rw: Tensor, mask_Rw: Tensor, heads: Tensor | None
+    q_BQHK: Tensor,
+    k_BLHK: Tensor,
+    text: TextRows,
+    index_Rw: Tensor,
+    mask_Rw: Tensor,
+    pad_m: Tensor | None,
+    heads: Tensor | None,
 ) -> Tensor:
-    """Sums of probabilities over each row's positions, float32 [1, R, Q] averaged over all heads, or [H, R, Q] of
-    `heads`. Batch 1; `index_Rw` counts in `text`, `mask_Rw` is 1 where it holds."""
+    """Sums of probabilities over each row's positions, and last over the padding's: float32 [1, R, Q] averaged over all
+    heads, or [H, R, Q] of `heads`. Batch 1; `index_Rw` counts in `text` where `mask_Rw` is 1."""
     share_mR = torch.zeros(text.rows.shape[0], index_Rw.shape[0], device=q_BQHK.device)
-    share_mR.scatter_add_(0, index_Rw.T, mask_Rw.T)
+    share_mR = share_mR.scatter_add(0, index_Rw.T, mask_Rw.T)
+    if pad_m is not None:
+        share_mR = torch.cat([share_mR, pad_m[:, None]], 1)
     return torch.ops.wanscope.row_probabilities(q_BQHK, k_BLHK, text.rows, text.bias, share_mR, heads)
 
 
@@ -182,21 +201,23 @@ def _row_probabilities_like(
     return q_BQHK.new_empty((count, share_mR.shape[1], q_BQHK.shape[1]), dtype=torch.float32)
 
 
-def value_gram(attn: Any, v_BLHK: Tensor, text: TextRows, index_Rw: Tensor, mask_Rw: Tensor) -> Tensor:
-    """Inner products of V_h(t) W_O,h within each row, float32 [R, H * w, H * w]; 0 where the mask is.
+def value_grams(attn: Any, v_BLHK: Tensor, text: TextRows, index_Rw: Tensor, mask_Rw: Tensor) -> tuple[Tensor, Tensor]:
+    """Inner products of V_h(t) W_O,h within each row, float32 [R, H * w, H * w] (0 where the mask is), and of the last
+    row of `text`, the padding's, [H, H].
 
     The output projection is called, not read, so that LoRA, casting and quantized weights are seen as they act.
     """
     H, K = v_BLHK.shape[2], v_BLHK.shape[3]
     R, w = index_Rw.shape
-    v_nHK = v_BLHK[0].index_select(0, text.rows.index_select(0, index_Rw.reshape(-1)))
+    places_n = torch.cat([text.rows.index_select(0, index_Rw.reshape(-1)), text.rows[-1:]])
+    v_nHK = v_BLHK[0].index_select(0, places_n)
     alone_nHHK = torch.eye(H, dtype=v_nHK.dtype, device=v_nHK.device)[None, :, :, None] * v_nHK[:, None]
     project = attn.to_out[0]
     none_D = project(torch.zeros(1, H * K, dtype=v_nHK.dtype, device=v_nHK.device))
-    u_nHD = (project(alone_nHHK.reshape(-1, H * K)) - none_D).float().view(R, w, H, -1)
-    u_RwHD = u_nHD * mask_Rw[:, :, None, None]
+    u_nHD = (project(alone_nHHK.reshape(-1, H * K)) - none_D).float().view(R * w + 1, H, -1)
+    u_RwHD = u_nHD[:-1].view(R, w, H, -1) * mask_Rw[:, :, None, None]
     u_RnD = u_RwHD.transpose(1, 2).reshape(R, H * w, -1)
-    return u_RnD @ u_RnD.transpose(1, 2)
+    return u_RnD @ u_RnD.transpose(1, 2), u_nHD[-1] @ u_nHD[-1].T
 
 
 def row_contributions(
@@ -204,12 +225,15 @@ def row_contributions(
     k_BLHK: Tensor,
     text: TextRows,
     index_Rw: Tensor,
-    mask_Rw: Tensor,
-    gram_Rnn: Tensor,
+    grams: tuple[Tensor, Tensor],
+    pad_m: Tensor | None,
     heads: Tensor | None,
 ) -> Tensor:
-    """Lengths of each row's contribution, float32 [1, R, Q] of all heads together, or [H, R, Q] of single `heads`."""
-    return torch.ops.wanscope.row_contributions(q_BQHK, k_BLHK, text.rows, text.bias, index_Rw, gram_Rnn, heads)
+    """Lengths of each row's contribution, the padding's last: float32 [1, R, Q] of all heads together, or [H, R, Q] of
+    single `heads`. Batch 1; grams: of `value_grams`."""
+    return torch.ops.wanscope.row_contributions(
+        q_BQHK, k_BLHK, text.rows, text.bias, index_Rw, grams[0], grams[1], pad_m, heads
+    )
 
 
 @torch.library.custom_op("wanscope::row_contributions", mutates_args=())
@@ -220,23 +244,32 @@ def _row_contributions(
     bias_m: Tensor,
     index_Rw: Tensor,
     gram_Rnn: Tensor,
+    pad_gram_HH: Tensor,
+    pad_m: Tensor | None,
     heads: Tensor | None,
 ) -> Tensor:
-    result_HRQ = _row_contributions_like(q_BQHK, k_BLHK, rows_m, bias_m, index_Rw, gram_Rnn, heads)
-    R, w = index_Rw.shape
-    H = q_BQHK.shape[2]
+    result_HRQ = _row_contributions_like(q_BQHK, k_BLHK, rows_m, bias_m, index_Rw, gram_Rnn, pad_gram_HH, pad_m, heads)
     for start, stop, p_BHqm in query_slices(q_BQHK, k_BLHK, rows_m, bias_m):
-        for row in range(R):
-            p_Hqw = p_BHqm[0].index_select(-1, index_Rw[row]).float()
-            if heads is None:
-                p_qn = p_Hqw.transpose(0, 1).reshape(stop - start, H * w)
-                squared = ((p_qn @ gram_Rnn[row]) * p_qn).sum(-1)
-            else:
-                own_Hww = gram_Rnn[row].view(H, w, H, w).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-                p_Hqw, own_Hww = p_Hqw.index_select(0, heads), own_Hww.index_select(0, heads)
-                squared = ((p_Hqw @ own_Hww) * p_Hqw).sum(-1)
-            result_HRQ[:, row, start:stop] = squared.clamp_min(0).sqrt()
+        p_Hqm = p_BHqm[0].float()
+        shares = [(p_Hqm.index_select(-1, index_w), gram) for index_w, gram in zip(index_Rw, gram_Rnn, strict=True)]
+        if pad_m is not None:
+            shares.append(((p_Hqm * pad_m).sum(-1, keepdim=True), pad_gram_HH))
+        for row, (p_Hqw, gram_nn) in enumerate(shares):
+            result_HRQ[:, row, start:stop] = _lengths(p_Hqw, gram_nn, heads)
     return result_HRQ
+
+
+def _lengths(p_Hqw: Tensor, gram_nn: Tensor, heads: Tensor | None) -> Tensor:
+    """| sum p u | where gram_nn has the inner products of u, n = (H, w): [q] over all heads, [H, q] of single ones."""
+    H, count, w = p_Hqw.shape
+    if heads is None:
+        p_qn = p_Hqw.transpose(0, 1).reshape(count, H * w)
+        squared = ((p_qn @ gram_nn) * p_qn).sum(-1)
+    else:
+        own_Hww = gram_nn.view(H, w, H, w).diagonal(dim1=0, dim2=2).permute(2, 0, 1).index_select(0, heads)
+        own_Hqw = p_Hqw.index_select(0, heads)
+        squared = ((own_Hqw @ own_Hww) * own_Hqw).sum(-1)
+    return squared.clamp_min(0).sqrt()
 
 
 @_row_contributions.register_fake
@@ -247,10 +280,13 @@ def _row_contributions_like(
     bias_m: Tensor,
     index_Rw: Tensor,
     gram_Rnn: Tensor,
+    pad_gram_HH: Tensor,
+    pad_m: Tensor | None,
     heads: Tensor | None,
 ) -> Tensor:
     count = 1 if heads is None else heads.shape[0]
-    return q_BQHK.new_empty((count, index_Rw.shape[0], q_BQHK.shape[1]), dtype=torch.float32)
+    rows = index_Rw.shape[0] + (pad_m is not None)
+    return q_BQHK.new_empty((count, rows, q_BQHK.shape[1]), dtype=torch.float32)
 
 
 def gram_columns(hidden_QD: Tensor, probability_RQ: Tensor, grid_TS: tuple[int, int]) -> Tensor:

@@ -14,7 +14,6 @@ from wanscope.edit.plan import EditPlan
 from wanscope.recipe import Recipe
 from wanscope.runtime.diffusers import attach
 from wanscope.runtime.recorder import AttentionRecorder
-from wanscope.runtime.watch import watching
 from wanscope.study.watch import attention_plan
 from wanscope.take.applied import Counts, applied_edits
 from wanscope.take.manifest import StoredAttention, StoredLatents
@@ -54,21 +53,16 @@ class Records:
 
         Raises EditNotApplied at the end of a run in which an edit did not act as planned.
         """
-        edited = plan is not None and not plan.empty
         recorder = None
         if self.sink is not None:
-            real = plan.real if edited else None
-            recorder = AttentionRecorder(self.sink, self.model.device, self.model.dtype, real)
-        if edited:
-            with attach(self.model, plan, recorder) as session:
-                yield session.around_call
-            session.verify()
-            self.applied = session.planned(), session.counts()
-        elif recorder is not None:
-            with watching(self.model, recorder):
-                yield recorder.around_call
-        else:
+            recorder = AttentionRecorder(self.sink, self.model.device, self.model.dtype)
+        if plan is None or (plan.empty and recorder is None):
             yield None
+            return
+        with attach(self.model, plan, recorder) as session:
+            yield session.around_call
+        session.verify()
+        self.applied = session.planned(), session.counts()
 
     def finish(self) -> dict[str, Any]:
         """What take.json says of the records."""

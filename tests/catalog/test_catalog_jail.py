@@ -1,0 +1,134 @@
+"""`sql` reads the tables, and nothing can be made to happen with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wanscope.catalog.catalog import Catalog
+from wanscope.errors import SqlRefused
+
+secret_rows = [1, 2, 3]  # a Python variable that a replacement scan would find
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Catalog:
+    catalog = Catalog(tmp_path / "space")
+    catalog.put(np.ones((2, 3), np.float32), prompt="a red circle")
+    (tmp_path / "secret.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "secret.txt").write_text("secret")
+    return catalog
+
+
+ALLOWED = [
+    "SELECT prompt, tokens FROM embeddings",
+    "select count(*) from takes;",
+    "WITH a AS (SELECT key FROM embeddings) SELECT * FROM a",
+    "FROM embeddings SELECT dim",
+    "SELECT e.prompt, array_distance(v.vector, v.vector) FROM embeddings e JOIN search_vectors v USING (key)",
+    "DESCRIBE embeddings",
+    "SELECT 1 UNION ALL SELECT 2 -- a comment; with a semicolon",
+    "SELECT ';'",
+]
+FILES = [
+    "SELECT * FROM '{folder}/secret.csv'",
+    "SELECT * FROM read_csv('{folder}/secret.csv')",
+    "SELECT * FROM read_text('{folder}/secret.txt')",
+    "SELECT * FROM read_blob('{folder}/space/catalog.duckdb')",
+    "SELECT * FROM read_parquet('{folder}/*.parquet')",
+    "SELECT * FROM read_json_auto('{folder}/secret.txt')",
+    "SELECT * FROM glob('{folder}/*')",
+    "SELECT * FROM sniff_csv('{folder}/secret.csv')",
+    "SELECT * FROM parquet_metadata('{folder}/x.parquet')",
+    "SELECT * FROM query('SELECT * FROM read_text(''{folder}/secret.txt'')')",
+    "SELECT * FROM read_csv('https://example.org/x.csv')",
+    "SELECT * FROM secret_rows",
+    "SELECT * FROM np",
+]
+STATEMENTS = [
+    "COPY embeddings TO '{folder}/out.csv'",
+    "COPY (SELECT 1) TO '{folder}/out.csv'",
+    "COPY embeddings FROM '{folder}/secret.csv'",
+    "EXPORT DATABASE '{folder}/out'",
+    "IMPORT DATABASE '{folder}/out'",
+    "ATTACH '{folder}/other.duckdb' AS other",
+    "DETACH catalog",
+    "INSTALL vss",
+    "LOAD vss",
+    "FORCE INSTALL httpfs",
+    "PRAGMA version",
+    "PRAGMA database_list",
+    "PRAGMA enable_profiling",
+    "SET enable_external_access = true",
+    "RESET lock_configuration",
+    "USE other",
+    "CREATE TABLE x (a INT)",
+    "CREATE TEMP TABLE x AS SELECT 1",
+    "CREATE VIEW v AS SELECT 1",
+    "CREATE MACRO m(a) AS a",
+    "CREATE SECRET s (TYPE s3)",
+    "INSERT INTO embedding_tags VALUES ('a', 'b')",
+    "UPDATE embeddings SET prompt = ''",
+    "DELETE FROM embeddings",
+    "DROP TABLE embeddings",
+    "ALTER TABLE embeddings ADD COLUMN x INT",
+    "TRUNCATE embeddings",
+    "CHECKPOINT",
+    "VACUUM",
+    "BEGIN",
+    "CALL pragma_version()",
+    "EXPLAIN ANALYZE SELECT 1",
+    "PREPARE p AS SELECT 1",
+    "EXECUTE p",
+    "SELECT 1; SELECT 2",
+    "SELECT 1; DROP TABLE embeddings",
+    "WITH gone AS (DELETE FROM embeddings RETURNING *) SELECT * FROM gone",
+    "WITH new AS (INSERT INTO embedding_tags VALUES ('a', 'b') RETURNING *) SELECT * FROM new",
+    "",
+    "   -- nothing",
+]
+
+
+@pytest.mark.parametrize("query", ALLOWED)
+def test_a_select_is_answered(catalog: Catalog, query: str) -> None:
+    assert catalog.sql(query).num_rows >= 1
+
+
+def test_everything_else_is_refused_and_changes_nothing(catalog: Catalog, tmp_path: Path) -> None:
+    before = sorted(p.name for p in tmp_path.rglob("*") if not p.name.endswith(".lock"))
+    allowed, refused = [], []
+    for query in [*FILES, *STATEMENTS]:
+        try:
+            allowed.append((query, catalog.sql(query.format(folder=tmp_path)).to_pylist()))
+        except SqlRefused as error:
+            refused.append(error)
+    assert allowed == []
+    assert {error.exit_status for error in refused} == {2}
+    assert all("wanscope db sql" in error.fix for error in refused)
+    assert sorted(p.name for p in tmp_path.rglob("*") if not p.name.endswith(".lock")) == before
+    assert catalog.sql("SELECT prompt FROM embeddings").to_pylist() == [{"prompt": "a red circle"}]
+
+
+def test_the_environment_cannot_be_read(catalog: Catalog) -> None:
+    with pytest.raises(SqlRefused):
+        catalog.sql("SELECT getenv('HOME')")
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("SELECT", "cannot be read"),
+        ("SELECT FROM WHERE", "cannot be read"),
+        ("SELECT promt FROM embeddings", "promt"),
+        ("SELECT * FROM embedings", "embedings"),
+        ("SELECT CAST('x' AS INT)", "cannot be answered"),
+        ("SELECT nope(1)", "nope"),
+        ("DROP TABLE takes", "DROP is not allowed"),
+        ("PRAGMA version", "PRAGMA is not allowed"),
+    ],
+)
+def test_mistakes_are_clear(catalog: Catalog, query: str, said: str) -> None:
+    with pytest.raises(SqlRefused, match=said):
+        catalog.sql(query)
