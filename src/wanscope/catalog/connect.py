@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 WAIT_SECONDS = 30.0
-POLL_SECONDS = 0.01
+POLL_SECONDS = 0.005
 LOG_BYTES = 4 << 20  # a longer write-ahead log makes every opening slow
 NAME = "catalog.duckdb"
 
@@ -81,17 +81,19 @@ class Database:
             "autoload_known_extensions": "false",
             "autoinstall_known_extensions": "false",
             "python_enable_replacements": "false",
-            "lock_configuration": "true",
         }
+        # The first alone still lets a query read the catalogue's own file; it is open by now and needs no file system.
+        walls = ("SET disabled_filesystems = 'LocalFileSystem'", "SET lock_configuration = true")
         with self._turn(writing=False) as deadline:
-            if not self.path.exists():
-                with self._said(), _closing(self._memory()) as con:
-                    for name, value in config.items():
-                        con.execute(f"SET {name} = {value}")
-                    yield con
-                return
-            self._up_to_date(deadline)
-            with self._said(), _closing(self._open(deadline, read_only=True, config=config)) as con:
+            there = self.path.exists()
+            if there:
+                self._up_to_date(deadline)
+            with (
+                self._said(),
+                _closing(self._open(deadline, read_only=True, config=config) if there else self._memory(config)) as con,
+            ):
+                for wall in walls:
+                    con.execute(wall)
                 yield con
 
     @contextlib.contextmanager
@@ -146,12 +148,7 @@ class Database:
         if getattr(self._mine, "turn", False):
             raise AssertionError("a turn inside a turn would wait for itself")
         deadline = time.monotonic() + self.wait_seconds
-        lock = self._lock(writing)
-        if lock is not None:
-            try:
-                lock.acquire(timeout=self.wait_seconds, poll_interval=POLL_SECONDS * random.uniform(0.5, 1.5))  # type: ignore[call-arg]
-            except Timeout:
-                raise self._busy("another wanscope program") from None
+        lock = self._waited_for(deadline, writing)
         self._mine.turn = True
         try:
             yield deadline
@@ -160,14 +157,25 @@ class Database:
             if lock is not None:
                 lock.release()
 
-    def _lock(self, writing: bool) -> FileLock | None:
+    def _waited_for(self, deadline: float, writing: bool) -> FileLock | None:
+        """The file's lock. Who comes waits at a second one first, where only the next in line stands: so nobody who
+        has just had a turn takes another before those that wait."""
         folder = self.path.parent
         if writing:
             with guarded(folder):
                 folder.mkdir(parents=True, exist_ok=True)
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             return None  # nobody can write here, and DuckDB lets many read
-        return FileLock(folder / f".{self.path.name}.lock")
+        line, lock = (FileLock(folder / f".{self.path.name}.{name}") for name in ("line", "lock"))
+        try:
+            for one in (line, lock):
+                left = max(0.0, deadline - time.monotonic())
+                one.acquire(timeout=left, poll_interval=POLL_SECONDS * random.uniform(0.5, 1.5))
+        except Timeout:
+            raise self._busy("another wanscope program") from None
+        finally:
+            line.release()
+        return lock
 
     def _open(
         self, deadline: float, *, read_only: bool = False, config: dict[str, Any] | None = None
@@ -184,15 +192,15 @@ class Database:
                 if time.monotonic() >= deadline:
                     pid = re.search(r"\(PID (\d+)\)", str(error))
                     raise self._busy(f"another program (PID {pid[1]})" if pid else "another program") from None
-            time.sleep(POLL_SECONDS * random.uniform(1, 4))
+            time.sleep(POLL_SECONDS * random.uniform(2, 8))
         if not read_only:
             con.execute("PRAGMA disable_checkpoint_on_shutdown")
         return con
 
-    def _memory(self) -> DuckDBPyConnection:
+    def _memory(self, config: dict[str, Any] | None = None) -> DuckDBPyConnection:
         import duckdb
 
-        con = duckdb.connect(":memory:")
+        con = duckdb.connect(":memory:", config=config or {})
         migrations.create(con)
         return con
 

@@ -288,7 +288,9 @@ def _absorb(
             notes.append("values are fp16: prompts do not stand for them, and operations were left out")
         known = [take for (take,) in con.execute("SELECT id FROM takes").fetchall()]
         for name, table in tables.items():
-            rows[name] = insert(con, name, _fitting(con, name, table, origin, known))
+            had = count(con, name)
+            insert(con, name, _fitting(con, name, table, origin, known))
+            rows[name] = count(con, name) - had
     there = {"embeddings": offered - rows["embeddings"]}
     there |= {name: table.num_rows - rows[name] for name, table in tables.items()}
     return Exchanged(place, rows, {name: n for name, n in there.items() if n}, tuple(notes))

@@ -6,7 +6,7 @@ embeddings/3f/3fa9....emb
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from wanscope.take.disk import guarded, sync_file, sync_folder
 
 SUFFIX = ".emb"
 HEAD_BYTES = 12 + 1024  # of a header with a usual prompt; what is longer is read again
-SYNC_THREADS = 8
+SYNC_THREADS = 16
 
 
 class EmbeddingFiles:
@@ -51,16 +51,14 @@ class EmbeddingFiles:
                     part = place.with_name(f".{key}.{os.getpid()}.new")
                     beside[part] = place
                     part.write_bytes(data)
-                with ThreadPoolExecutor(SYNC_THREADS) as pool:
-                    list(pool.map(sync_file, beside))
+                _all_at_once(sync_file, beside)
                 for part, place in beside.items():
                     os.replace(part, place)
             except BaseException:
                 for part in beside:
                     part.unlink(missing_ok=True)
                 raise
-            for folder in {place.parent for place in beside.values()}:
-                sync_folder(folder)
+            _all_at_once(sync_folder, {place.parent for place in beside.values()})
 
     def read(self, key: str) -> tuple[Tokens, Header]:
         """Values and header, checked against the key. CatalogDamaged when the file is missing or not as written."""
@@ -111,6 +109,16 @@ class EmbeddingFiles:
     def unfinished(self) -> list[Path]:
         """What killed writers left beside its place."""
         return sorted(self.folder.glob("*/.*.new")) if self.folder.is_dir() else []
+
+
+def _all_at_once(sync: Callable[[Path], None], paths: Collection[Path]) -> None:
+    """The disk joins syncs that come together; for one or two a pool is not worth it."""
+    if len(paths) < 3:
+        for path in paths:
+            sync(path)
+        return
+    with ThreadPoolExecutor(SYNC_THREADS) as pool:
+        list(pool.map(sync, paths))
 
 
 def _whole(data: bytes) -> bool:

@@ -30,28 +30,30 @@ def select(con: DuckDBPyConnection, sql: str, parameters: Sequence[Any] = ()) ->
     return con.sql(sql, params=list(parameters)).to_arrow_table()
 
 
+_schemas: dict[str, Any] = {}  # the columns of each table as Arrow has them; the same in every file of this version
+
+
 def insert(
     con: DuckDBPyConnection, table: str, rows: Iterable[Mapping[str, Any]] | pa.Table, *, new: bool = True
-) -> int:
-    """Add rows; where a key is there already the older row stays (`new`), or is replaced. How many came in anew."""
+) -> None:
+    """Add rows; where a key is there already the older row stays (`new`), or is replaced."""
     import pyarrow as pa
 
     incoming: Any = rows
     if not isinstance(rows, pa.Table):
         listed = [dict(row) for row in rows]
         if not listed:
-            return 0
-        incoming = pa.Table.from_pylist(listed, schema=select(con, f"SELECT * FROM {table} LIMIT 0").schema)
+            return
+        if table not in _schemas:
+            _schemas[table] = select(con, f"SELECT * FROM {table} LIMIT 0").schema
+        incoming = pa.Table.from_pylist(listed, schema=_schemas[table])
     if not incoming.num_rows:
-        return 0
-    before = count(con, table)
+        return
     con.register("incoming_rows", incoming)
     try:
-        how = "IGNORE" if new else "REPLACE"
-        con.execute(f"INSERT OR {how} INTO {table} BY NAME SELECT * FROM incoming_rows")
+        con.execute(f"INSERT OR {'IGNORE' if new else 'REPLACE'} INTO {table} BY NAME SELECT * FROM incoming_rows")
     finally:
         con.unregister("incoming_rows")
-    return count(con, table) - before
 
 
 def count(con: DuckDBPyConnection, table: str, where: str = "true", parameters: Sequence[Any] = ()) -> int:
