@@ -8,7 +8,6 @@ come from their own stream of seeds, so none is a training clip.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import statistics
@@ -16,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -296,9 +294,3 @@ def as_markdown(report: dict) -> str:
         lines += ["", "## Read wrong", "", "| part | prompt | seed | read |", "|---|---|---|---|"]
         lines += [f"| {w['part']} | {w['prompt']} | {w['seed']} | {w['read']} |" for w in report["wrong"]]
     return "\n".join(lines) + "\n"
-
-
-def write(report: dict, path: Path) -> None:
-    """`path` (JSON), and the page beside it."""
-    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(as_markdown(report), encoding="utf-8")

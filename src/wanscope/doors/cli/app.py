@@ -341,21 +341,29 @@ def doctor(output_dir: OutputDir = None, json: Json = False) -> int:
 
 @app.command()
 def validate(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="What to validate: marbles.")],
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="What to validate: marbles or edits.")],
     pairs: Annotated[
-        int,
-        typer.Option("--pairs", metavar="N", min=1, help="How many one-object videos; half as many of two objects."),
-    ] = 200,
+        int | None,
+        typer.Option("--pairs", metavar="N", min=2, help="How many videos a figure rests on (200; 60 for edits)."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help="Write the report there as JSON, and as a page beside it."),
     ] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option("--work", metavar="DIR", help="Where rows are kept while they are made; the next run goes on."),
+    ] = None,
+    share: Annotated[
+        str,
+        typer.Option("--share", metavar="I/N", help="Make only every N-th video; N processes share the work."),
+    ] = "1/1",
     json: Json = False,
 ) -> int:
-    """Score the tiny world and its model against known truth.
+    """Score the tiny world and its model, or what edits do in it, against known truth.
 
     Exit status 1 where a bound is not met.
     """
     from wanscope.doors.cli.validate import run_validate
 
-    return run_validate(what, pairs, out, json)
+    return run_validate(what, pairs, out, work, share, json)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from json import dumps
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,18 @@ from wanscope.doors.cli import out
 from wanscope.errors import RequestError, nearest
 from wanscope.take.disk import guarded, require_writable
 
-KNOWN = ("marbles",)
+KNOWN = ("marbles", "edits")
+DEFAULT_PAIRS = {"marbles": 200, "edits": 60}
 
 
-def run_validate(what: str, pairs: int, path: Path | None, json: bool) -> int:
+def run_validate(what: str, pairs: int | None, path: Path | None, work: Path | None, share: str, json: bool) -> int:
     if what not in KNOWN:
-        raise RequestError(f"there is nothing to validate named {what!r}", nearest(what, KNOWN), "validate marbles")
+        raise RequestError(
+            f"there is nothing to validate named {what!r}", nearest(what, KNOWN), "wanscope validate marbles"
+        )
+    shares = _share(share)
+    if what == "marbles" and (work is not None or shares != (0, 1)):
+        raise RequestError("--work and --share are for longer validations", f"{what} is made in one go", "")
     if path is not None:
         if path.suffix.lower() != ".json":
             raise RequestError(
@@ -24,19 +32,63 @@ def run_validate(what: str, pairs: int, path: Path | None, json: bool) -> int:
     from wanscope.wan.environment import prepare
 
     prepare()
+    tell = (lambda _: None) if json else out.say
+    pairs = pairs or DEFAULT_PAIRS[what]
+    if what == "edits":
+        return _edits(pairs, path, work or Path("wanscope-validation") / what, shares, json, tell)
     from wanscope.marbles import validate
 
-    report = validate.validate(pairs, tell=(lambda _: None) if json else out.say)
-    if path is not None:
-        with guarded(path.parent):
-            validate.write(report, path)
+    report = validate.validate(pairs, tell=tell)
+    _write(report, validate.as_markdown(report), path)
     if json:
         out.document(report)
     else:
         _print(report)
-        if path is not None:
-            out.say(f"The report: {out.shown_path(path)} and {out.shown_path(path.with_suffix('.md'))}")
+        _say_where(path)
     return 0 if report["passed"] else 1
+
+
+def _share(text: str) -> tuple[int, int]:
+    """`2/3` as (1, 3)."""
+    first, _, last = text.partition("/")
+    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+        raise RequestError(f"--share {text} is not a share", "it is I/N, from 1/N to N/N", "--share 1/2")
+    return int(first) - 1, int(last)
+
+
+def _edits(
+    pairs: int, path: Path | None, work: Path, share: tuple[int, int], json: bool, tell: Callable[[str], None]
+) -> int:
+    from wanscope.marbles import edit_tables, validate_edits
+
+    require_writable(work)
+    with guarded(work):
+        report = validate_edits.validate(validate_edits.Settings(pairs=pairs, share=share), folder=work, tell=tell)
+    if report is None:
+        out.say(f"The rows of this share are in {out.shown_path(work)}; run it once more without --share at the end.")
+        return 0
+    page = edit_tables.as_markdown(report)
+    _write(report, page, path)
+    if json:
+        out.document(report)
+    else:
+        out.say(page)
+        _say_where(path)
+    return 0
+
+
+def _write(report: dict[str, Any], page: str, path: Path | None) -> None:
+    """`path` (JSON), and the page beside it."""
+    if path is None:
+        return
+    with guarded(path.parent):
+        path.write_text(dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.with_suffix(".md").write_text(page, encoding="utf-8")
+
+
+def _say_where(path: Path | None) -> None:
+    if path is not None:
+        out.say(f"The report: {out.shown_path(path)} and {out.shown_path(path.with_suffix('.md'))}")
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -1,0 +1,229 @@
+"""The questions that `wanscope validate edits` asks, as cases: one video each, with what it should show.
+
+A case is a scene's caption, edits, a seed, and what to look for. Its key covers all that determines its video, so that
+a case which two questions share is made once, and a run that was stopped goes on where it was.
+
+The donor of an injection is the same scene with one attribute changed, said in the same phrasing, so that the two texts
+differ in one word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from wanscope.edit.edits import Bend, Edit, Inject, Steer
+from wanscope.marbles import world
+
+_STREAM = 2_000_003  # of its own, so that no scene is a training or another validation's scene
+BLOCKS = ("all", "early", "mid", "late")
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+MODES = ("mix", "append", "tokens")
+CHANGED = ("color", "shape", "motion")
+VALUES: dict[str, Sequence[str]] = {
+    "color": tuple(world.COLORS),
+    "shape": world.SHAPES,
+    "motion": tuple(world.MOTIONS),
+    "size": tuple(world.SIZES),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One video of a question.
+
+    question, condition: what is asked and under which setting. number: of the pair; the same number is the same scene
+    and seed in every condition of a question. scene: what the prompt says; wanted: attributes and the values that the
+    edit should give. measured: figures known before the video is made.
+    """
+
+    question: str
+    condition: dict[str, Any]
+    number: int
+    scene: world.Scene
+    prompt: str
+    seed: int
+    edits: tuple[Edit, ...] = ()
+    wanted: dict[str, str] = field(default_factory=dict)
+    measured: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """What determines its video."""
+        edits = [edit.model_dump(mode="json", exclude_defaults=True) | {"kind": edit.kind} for edit in self.edits]
+        for edit in edits:
+            if "sha256" in edit:
+                edit.pop("direction", None)  # the file's place is not what it holds
+        text = json.dumps([self.prompt, self.seed, edits], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A scene and the same one with `attribute` changed to `value`, each with its caption, in one phrasing."""
+
+    number: int
+    attribute: str
+    value: str
+    scene: world.Scene
+    prompt: str
+    donor: str
+
+
+def pairs(attribute: str, count: int, still: bool = False) -> Iterator[Pair]:
+    """`count` pairs that differ in one attribute of a single object; neither of them is a held-out combination."""
+    for number in range(count):
+        rng = np.random.default_rng([_STREAM, sum(map(ord, attribute)), number])
+        while True:
+            scene = world.sample_scene(rng, 1, held_out=False)
+            thing = scene.things[0]
+            if still != (thing.motion == "still") and (still or attribute != "motion"):
+                continue
+            other = [value for value in VALUES[attribute] if value != getattr(thing, attribute)]
+            value = str(rng.choice(other))
+            if not replace(thing, **{attribute: value}).held_out:
+                break
+        phrasing = int(rng.integers(1 << 30))
+        yield Pair(
+            number, attribute, value, scene, _said(scene, phrasing), _said(_with(scene, attribute, value), phrasing)
+        )
+
+
+def _with(scene: world.Scene, attribute: str, value: str) -> world.Scene:
+    return replace(scene, things=(replace(scene.things[0], **{attribute: value}),))
+
+
+def _said(scene: world.Scene, phrasing: int) -> str:
+    return world.caption(scene, np.random.default_rng(phrasing), full=True)
+
+
+def _case(question: str, pair: Pair, condition: dict[str, Any], edits: Sequence[Edit], **more: Any) -> Case:
+    wanted = more.pop("wanted", {pair.attribute: pair.value})
+    return Case(question, condition, pair.number, pair.scene, pair.prompt, pair.number, tuple(edits), wanted, **more)
+
+
+def injections(count: int) -> Iterator[Case]:
+    """How often a donor that differs in one attribute turns it, by blocks and strength."""
+    for attribute in CHANGED:
+        for pair in pairs(attribute, count):
+            base = {"attribute": attribute}
+            yield _case("inject", pair, {**base, "blocks": "none", "strength": 0.0}, ())
+            donor = replace(pair, prompt=pair.donor)
+            yield _case("inject", donor, {**base, "blocks": "donor as prompt", "strength": 1.0}, ())
+            for blocks in BLOCKS:
+                for strength in STRENGTHS:
+                    edit = Inject(pair.donor, blocks=blocks, strength=strength)
+                    yield _case("inject", pair, {**base, "blocks": blocks, "strength": strength}, [edit])
+
+
+def hidden(count: int) -> Iterator[Case]:
+    """The same for hidden states of the donor's own pass, replaced at one depth or blended along it."""
+    for pair in pairs("color", count):
+        for blocks in ("early", "mid", "late"):
+            edit = Inject(pair.donor, on="hidden", blocks=blocks, strength=1.0)
+            yield _case("hidden", pair, {"blocks": blocks, "strength": 1.0}, [edit])
+
+
+def modes(count: int) -> Iterator[Case]:
+    """The three ways on the context, with a donor that is a whole sentence and with one that is a single word."""
+    for pair in pairs("color", count):
+        for donor, text in (("sentence", pair.donor), ("one word", pair.value)):
+            for mode in MODES:
+                for strength in STRENGTHS:
+                    edit = Inject(text, mode=mode, strength=strength)
+                    yield _case("modes", pair, {"donor": donor, "mode": mode, "strength": strength}, [edit])
+
+
+def bends(count: int) -> Iterator[Case]:
+    """Moving the map of a still object's shape word to the left."""
+    for pair in pairs("shape", count, still=True):
+        shape = pair.scene.things[0].shape
+        yield _case("bend", pair, {"blocks": "none"}, (), wanted={})
+        for blocks in BLOCKS:
+            edit = Bend((shape,), "translate", x=-0.25, blocks=blocks)
+            yield _case("bend", pair, {"blocks": blocks}, [edit], wanted={})
+
+
+def amplifications(count: int, natural: Callable[[str, str], float]) -> Iterator[Case]:
+    """A donor moved away from the prompt first, at equal strength. natural(prompt, donor): their raw difference."""
+    for pair in pairs("color", count):
+        own = natural(pair.prompt, pair.donor)
+        for strength in (0.25, 0.5):
+            yield _case("amplify", pair, {"times": 1.0, "strength": strength}, [Inject(pair.donor, strength=strength)])
+            for times in (1.5, 2.0):
+                edit = Inject(pair.donor, strength=strength, difference=own * times, amplify="maximize_diff")
+                measured = {"asked": own * times, "natural": own}
+                yield _case("amplify", pair, {"times": times, "strength": strength}, [edit], measured=measured)
+
+
+def distances(count: int, figures: Callable[[str, str], dict[str, float]]) -> Iterator[Case]:
+    """Donors at many distances: one to four attributes changed, in the same words or other ones, at half strength."""
+    for number in range(2 * count):
+        rng = np.random.default_rng([_STREAM, 7, number])
+        changed = list(rng.choice(list(VALUES), size=int(rng.integers(1, 5)), replace=False))
+        while True:
+            scene = world.sample_scene(rng, 1, held_out=False)
+            wanted = {a: str(rng.choice([v for v in VALUES[a] if v != getattr(scene.things[0], a)])) for a in changed}
+            other = scene
+            for attribute, value in wanted.items():
+                other = _with(other, attribute, value)
+            if not other.things[0].held_out:
+                break
+        phrasing, same = int(rng.integers(1 << 30)), bool(rng.random() < 0.5)
+        prompt = _said(scene, phrasing)
+        donor = _said(other, phrasing if same else int(rng.integers(1 << 30)))
+        condition = {"changed": len(changed), "same words": same}
+        edit = Inject(donor, strength=0.5)
+        yield Case("distance", condition, number, scene, prompt, number, (edit,), wanted, figures(prompt, donor))
+
+
+def ablations(count: int, directions: dict[str, Steer]) -> Iterator[Case]:
+    """A color's learned direction taken out of prompts that name it; and added to those that name another one.
+
+    directions: by color, the edit that ablates it (its file and hash).
+    """
+    for pair in pairs("color", count):
+        own = pair.scene.things[0].color
+        yield _case("ablate", pair, {"strength": 0.0}, (), wanted={"not color": own})
+        for strength in (0.5, 1.0):
+            edit = directions[own].model_copy(update={"strength": strength, "operation": "ablate"})
+            yield _case("ablate", pair, {"strength": strength}, [edit], wanted={"not color": own})
+        for strength in (1.0, 2.0):
+            edit = directions[pair.value].model_copy(update={"strength": strength, "operation": "add"})
+            yield _case("add", pair, {"strength": strength}, [edit])
+
+
+def direction_pairs(color: str, count: int) -> list[tuple[str, str]]:
+    """Pairs of captions that differ in the color alone: with `color`, and with another one."""
+    out = []
+    for number in range(count):
+        rng = np.random.default_rng([_STREAM, 9, list(world.COLORS).index(color), number])
+        while True:
+            scene = _with(world.sample_scene(rng, 1), "color", color)
+            other = str(rng.choice([c for c in world.COLORS if c != color]))
+            if not scene.held_out and not _with(scene, "color", other).held_out:
+                break
+        phrasing = int(rng.integers(1 << 30))
+        out.append((_said(scene, phrasing), _said(_with(scene, "color", other), phrasing)))
+    return out
+
+
+def difference_pairs(count: int) -> list[tuple[str, str]]:
+    """Prompt pairs at many distances, for the two differences: single objects and pairs of objects, any change."""
+    out = []
+    for number in range(count):
+        rng = np.random.default_rng([_STREAM, 8, number])
+        objects = 1 + number % 2
+        a, b = (world.sample_scene(rng, objects) for _ in range(2))
+        if number % 4 < 2:  # half of them differ in one attribute of the first object
+            attribute = str(rng.choice(list(VALUES)))
+            value = str(rng.choice([v for v in VALUES[attribute] if v != getattr(a.things[0], attribute)]))
+            b = replace(a, things=(replace(a.things[0], **{attribute: value}), *a.things[1:]))
+        phrasing = int(rng.integers(1 << 30))
+        out.append((_said(a, phrasing), _said(b, phrasing)))
+    return out

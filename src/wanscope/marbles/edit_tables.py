@@ -1,0 +1,240 @@
+"""The tables of `wanscope validate edits`: shares with Wilson intervals, displacements, paired comparisons, and what
+an edit's success has to do with how far its donor is from the prompt.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wanscope.edit.difference import Projection, measure_difference
+from wanscope.marbles import readers
+from wanscope.marbles.edit_cases import Case
+from wanscope.marbles.validate import wilson
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Seen = dict[str, Any]
+Found = Iterable[tuple[Case, Seen]]
+Table = dict[str, Any]
+
+TITLES = {
+    "inject": "A donor that differs in one attribute, injected into the context (mix)",
+    "modes": "Three ways on the context, all blocks, the color",
+    "hidden": "Hidden states of the donor's own pass, strength 1, the color",
+    "bend": "The map of a still object's shape word moved left by a quarter of the frame",
+    "ablate": "A color's learned direction taken out of prompts that name it (turned: another color is read)",
+    "add": "Another color's learned direction added",
+    "amplify": "The donor moved away from the prompt first, all blocks, the color",
+    "distance": "Success at half strength in all blocks, by how far the donor is from the prompt",
+}
+OTHERS = (*readers.ATTRIBUTES, "background")
+_STILL_PX = 8.0  # what the readers call a motion
+
+
+def outcome(case: Case, seen: Seen) -> dict[str, float]:
+    """turned: share of the wanted values that were read. Each other attribute: whether it is what the prompt says."""
+    wanted = dict(case.wanted)
+    away = wanted.pop("not color", None)
+    thing = case.scene.things[0]
+    out: dict[str, float] = {}
+    if away is not None:
+        out["turned"] = float(seen["color"] is not None and seen["color"] != away)
+    elif wanted:
+        out["turned"] = float(np.mean([seen[name] == value for name, value in wanted.items()]))
+    changed = {*wanted, *(("color",) if away is not None else ())}
+    truth = {name: getattr(thing, name) for name in readers.ATTRIBUTES} | {"background": case.scene.background}
+    return out | {name: float(seen[name] == value) for name, value in truth.items() if name not in changed}
+
+
+def grouped(found: Found) -> dict[str, dict[str, list[tuple[Case, Seen]]]]:
+    """Cases by question, then by condition (as JSON), in their order."""
+    out: dict[str, dict[str, list[tuple[Case, Seen]]]] = {}
+    for case, seen in found:
+        out.setdefault(case.question, {}).setdefault(json.dumps(case.condition), []).append((case, seen))
+    return out
+
+
+def tables(found: Found) -> list[Table]:
+    """One table a question: title, columns, rows, and notes in plain words."""
+    out = []
+    for question, conditions in grouped(found).items():
+        if question == "bend":
+            table = bend_table(conditions)
+        elif question == "distance":
+            table = distance_table([pair for rows in conditions.values() for pair in rows])
+        else:
+            table = share_table(conditions)
+            if question == "amplify":
+                table["notes"] = amplify_notes(conditions)
+        out.append({"question": question, "title": TITLES[question], **table})
+    return out
+
+
+def share_table(conditions: dict[str, list[tuple[Case, Seen]]]) -> Table:
+    """Per condition the share turned, with its 95% Wilson interval, and the shares that stayed as the prompt says."""
+    settings = [json.loads(condition) for condition in conditions]
+    names = list(dict.fromkeys(name for setting in settings for name in setting))
+    rows = []
+    for setting, pairs in zip(settings, conditions.values(), strict=True):
+        scores = [outcome(case, seen) for case, seen in pairs]
+        turned = float(np.mean([score["turned"] for score in scores]))
+        low, high = wilson(turned, len(scores))
+        row = {name: setting.get(name, "") for name in names}
+        row |= {"turned": round(turned, 3), "95% interval": f"{low:.2f} to {high:.2f}"}
+        for name in OTHERS:
+            kept = [score[name] for score in scores if name in score]
+            row[f"{name} kept"] = round(float(np.mean(kept)), 3) if kept else ""
+        rows.append(row | {"n": len(scores)})
+    return {"columns": list(rows[0]), "rows": rows}
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean with its 95% t interval."""
+    from scipy import stats
+
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    reach = float(stats.t.ppf(0.975, len(values) - 1)) * error
+    return mean, mean - reach, mean + reach
+
+
+def bend_table(conditions: dict[str, list[tuple[Case, Seen]]]) -> Table:
+    """How far the object's center went against the same seed without the edit, in pixels; negative is to the left."""
+    base = {case.number: seen for case, seen in conditions[json.dumps({"blocks": "none"})]}
+    rows = []
+    for condition, pairs in conditions.items():
+        setting = json.loads(condition)
+        if setting["blocks"] == "none":
+            continue
+        moved = [
+            (seen["center"][0] - base[case.number]["center"][0], seen["center"][1] - base[case.number]["center"][1])
+            for case, seen in pairs
+            if "center" in seen and "center" in base[case.number]
+        ]
+        x, low, high = mean_interval([dx for dx, _ in moved])
+        y = mean_interval([dy for _, dy in moved])[0]
+        left = float(np.mean([dx < -_STILL_PX for dx, _ in moved]))
+        shape = float(np.mean([seen["shape"] == case.scene.things[0].shape for case, seen in pairs]))
+        rows.append(
+            {
+                "blocks": setting["blocks"],
+                "moved in x, px": round(x, 1),
+                "95% interval": f"{low:.1f} to {high:.1f}",
+                "moved in y, px": round(y, 1),
+                f"left by over {_STILL_PX:g} px": round(left, 3),
+                "shape kept": round(shape, 3),
+                "n": len(moved),
+            }
+        )
+    return {"columns": list(rows[0]), "rows": rows}
+
+
+def amplify_notes(conditions: dict[str, list[tuple[Case, Seen]]]) -> list[str]:
+    """Amplified against plain donors at equal strength: pairs in which only one of the two turned (exact McNemar)."""
+    from scipy import stats
+
+    by = {
+        (setting["times"], setting["strength"]): {case.number: outcome(case, seen)["turned"] for case, seen in pairs}
+        for setting, pairs in ((json.loads(condition), pairs) for condition, pairs in conditions.items())
+    }
+    notes = []
+    for (times, strength), turned in by.items():
+        if times == 1.0:
+            continue
+        plain = by[1.0, strength]
+        better = sum(turned[n] > plain[n] for n in turned)
+        worse = sum(turned[n] < plain[n] for n in turned)
+        p = float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
+        notes.append(
+            f"Strength {strength:g}, {times:g} times the difference: turned in {better} pairs in which the plain donor "
+            f"did not, failed in {worse} in which it did (exact McNemar p = {p:.3g})."
+        )
+    return notes
+
+
+def distance_table(pairs: list[tuple[Case, Seen]]) -> Table:
+    """Share of wanted values that were read, by thirds of the projected and of the raw difference."""
+    from scipy import stats
+
+    turned = np.array([outcome(case, seen)["turned"] for case, seen in pairs])
+    rows, notes = [], []
+    for space in ("projected", "raw"):
+        values = np.array([case.measured[space] for case, _ in pairs])
+        edges = np.quantile(values, [0, 1 / 3, 2 / 3, 1])
+        for i in range(3):
+            inside = (values >= edges[i]) & ((values < edges[i + 1]) if i < 2 else (values <= edges[3]))
+            mean, low, high = mean_interval(turned[inside].tolist())
+            rows.append(
+                {
+                    "difference": space,
+                    "from": round(float(edges[i]), 3),
+                    "to": round(float(edges[i + 1]), 3),
+                    "turned": round(mean, 3),
+                    "95% interval": f"{low:.2f} to {high:.2f}",
+                    "n": int(inside.sum()),
+                }
+            )
+        found = stats.spearmanr(values, turned)
+        notes.append(
+            f"Rank correlation of {space} difference and success: {found.statistic:.2f} (p = {found.pvalue:.2g})."
+        )
+    return {"columns": list(rows[0]), "rows": rows, "notes": notes}
+
+
+def difference_figures(
+    pairs: list[tuple[str, str]], encoded: Callable[[str], Tensor], projection: Projection
+) -> dict[str, Any]:
+    """Does the projection destroy difference? Quantiles (5, 50, 95%) of both differences over prompt pairs."""
+    from scipy import stats
+
+    columns: dict[str, list[float]] = {}
+    for a, b in pairs:
+        found = measure_difference(encoded(a), encoded(b), projection)
+        assert found.projected is not None
+        for name, space in (("raw", found.raw), ("projected", found.projected)):
+            columns.setdefault(f"{name} relative L2", []).append(space.matrix.relative_l2 or 0.0)
+            columns.setdefault(f"{name} cosine distance", []).append(space.matrix.cosine or 0.0)
+            columns.setdefault(f"{name} percent changed (legacy)", []).append(space.legacy.percent_changed)
+    raw, projected = (np.array(columns[f"{name} relative L2"]) for name in ("raw", "projected"))
+    there = raw > 0
+    ratio = projected[there] / raw[there]
+    columns["projected / raw relative L2"] = ratio.tolist()
+    return {
+        "pairs": len(pairs),
+        "quantiles": {
+            name: [round(float(q), 4) for q in np.quantile(values, [0.05, 0.5, 0.95])]
+            for name, values in columns.items()
+        },
+        "rank correlation": round(float(stats.spearmanr(raw, projected).statistic), 3),
+    }
+
+
+def as_markdown(report: dict[str, Any]) -> str:
+    """The report as a page."""
+    own = report["settings"]
+    lines = [
+        "# Edits, validated in marbles",
+        "",
+        f"`wanscope validate edits`: {report['videos']:,} videos of {own['frames']} frames in {own['steps']} steps, "
+        f"{own['pairs']} pairs a condition, read back from their pixels. Shares have 95% Wilson intervals. `kept` is "
+        "the share in which an attribute is what the prompt says; the rows without an edit show what the model itself "
+        "gets right.",
+        "",
+        f"The machine: {report['machine']}.",
+    ]
+    for table in report["tables"]:
+        lines += ["", f"## {table['title']}", "", f"| {' | '.join(table['columns'])} |"]
+        lines.append(f"|{'---|' * len(table['columns'])}")
+        lines += [f"| {' | '.join(str(row[column]) for column in table['columns'])} |" for row in table["rows"]]
+        lines += ["", *table["notes"]] if table.get("notes") else []
+    figures = report["difference"]
+    lines += ["", "## Does the projection destroy difference?", "", f"{figures['pairs']} prompt pairs.", ""]
+    lines += ["| figure | 5% | median | 95% |", "|---|---|---|---|"]
+    lines += [f"| {name} | {' | '.join(map(str, values))} |" for name, values in figures["quantiles"].items()]
+    lines += ["", f"Rank correlation of raw and projected relative L2: {figures['rank correlation']}."]
+    return "\n".join(lines) + "\n"

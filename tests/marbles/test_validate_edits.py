@@ -1,0 +1,205 @@
+"""The validation of edits: its cases, that it goes on where it was, its tables' arithmetic, and its real path."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from wanscope.edit.edits import Inject, Steer
+from wanscope.marbles import edit_cases, edit_tables, validate_edits, world
+from wanscope.marbles.edit_cases import Case
+from wanscope.marbles.validate_edits import Maker, Settings, make_rows
+from wanscope.wan.load import load
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load("marbles", device="cpu")
+
+
+def test_a_pair_differs_in_one_word_and_never_shows_a_held_out_combination():
+    for attribute in ("color", "shape"):
+        for pair in edit_cases.pairs(attribute, 40):
+            thing = pair.scene.things[0]
+            words = Counter(pair.prompt.split()) - Counter(pair.donor.split())
+            assert words == Counter({getattr(thing, attribute): 1})
+            assert pair.donor == pair.prompt.replace(getattr(thing, attribute), pair.value)
+            assert not thing.held_out and not replace(thing, **{attribute: pair.value}).held_out
+    assert all(pair.scene.things[0].motion == "still" for pair in edit_cases.pairs("shape", 10, still=True))
+    for yes, no in edit_cases.direction_pairs("blue", 20):
+        assert "blue" in yes and "blue" not in no and len(yes.split()) == len(no.split())
+
+
+def test_a_question_keeps_its_scenes_and_seeds_in_every_condition():
+    seen: dict[int, set] = {}
+    for case in edit_cases.modes(4):
+        seen.setdefault(case.number, set()).add((case.prompt, case.seed))
+    assert set(seen) == set(range(4)) and all(len(found) == 1 for found in seen.values())
+
+
+def test_a_key_covers_what_makes_the_video_and_nothing_else():
+    case = next(edit_cases.bends(1))
+    assert case.key == replace(case, question="other", condition={"x": 1}, measured={"raw": 1.0}).key
+    for other in (
+        replace(case, seed=case.seed + 1),
+        replace(case, prompt="a red circle"),
+        replace(case, edits=(Inject("a red circle"),)),
+        replace(case, edits=(Inject("a red circle", strength=0.5),)),
+        replace(case, edits=(Inject("a red circle", blocks="late"),)),
+    ):
+        assert other.key != case.key
+    steered = [replace(case, edits=(Steer(path, sha256="ab" * 32),)) for path in ("x.safetensors", "y.safetensors")]
+    assert steered[0].key == steered[1].key
+
+
+def _few(monkeypatch, stop_after=None):
+    made = []
+
+    def read(self, case):
+        if stop_after is not None and len(made) == stop_after:
+            raise KeyboardInterrupt
+        made.append(case.key)
+        return {"shape": "circle", "color": "red", "size": "small", "motion": "up", "background": "gray"}
+
+    monkeypatch.setattr(validate_edits, "cases", lambda maker, settings, folder: edit_cases.bends(settings.pairs))
+    monkeypatch.setattr(Maker, "read", read)
+    return made
+
+
+def test_a_stopped_run_goes_on_and_makes_nothing_twice(monkeypatch, tmp_path, model):
+    settings = Settings(pairs=4)
+    first = _few(monkeypatch, stop_after=7)
+    with pytest.raises(KeyboardInterrupt):
+        make_rows(model, settings, tmp_path)
+    (rows,) = tmp_path.glob("rows-*.jsonl")
+    rows.write_text(rows.read_text() + '{"stamp": {"wei')  # killed while it wrote a line
+    second = _few(monkeypatch)
+    found, missing = make_rows(model, settings, tmp_path)
+    assert len(first) == 7 and not set(first) & set(second)
+    assert missing == 0 and len(found) == 20 and {case.key for case, _ in found} == {*first, *second}
+    third = _few(monkeypatch)
+    assert make_rows(model, settings, tmp_path)[1] == 0 and not third
+    fourth = _few(monkeypatch)  # other settings make other videos
+    make_rows(model, replace(settings, steps=3), tmp_path)
+    assert len(fourth) == 20
+
+
+def test_shares_part_the_work(monkeypatch, tmp_path, model):
+    one = _few(monkeypatch)
+    _, missing = make_rows(model, Settings(pairs=4, share=(0, 2)), tmp_path)
+    assert missing == 10 and len(one) == 10
+    two = _few(monkeypatch)
+    found, missing = make_rows(model, Settings(pairs=4, share=(1, 2)), tmp_path)
+    assert missing == 0 and len(two) == 10 and not set(one) & set(two) and len(found) == 20
+
+
+def test_full_injection_makes_the_donors_own_video(model):
+    """The whole real path: at strength 1 in all blocks the bits are those of the donor as the prompt."""
+    pair = next(edit_cases.pairs("color", 1))
+    maker = Maker(model, Settings(frames=5, steps=2))
+    case = Case("inject", {}, 0, pair.scene, pair.prompt, 3, (Inject(pair.donor),), {"color": pair.value})
+    plain = replace(case, edits=())
+    donor = replace(plain, prompt=pair.donor)
+    edited = maker.pixels(case)
+    assert edited.shape == (5, 128, 128, 3) and edited.dtype == np.uint8
+    assert np.array_equal(edited, maker.pixels(donor)) and not np.array_equal(edited, maker.pixels(plain))
+    assert set(maker.read(case)) >= {"shape", "color", "size", "motion", "background"}
+
+
+# tables
+
+
+def _case(number=0, question="inject", condition=None, wanted=None, measured=None):
+    thing = world.Thing("circle", "red", "small", "still", radius=12.0, x0=60.0, y0=60.0)
+    scene = world.Scene((thing,), "gray")
+    return Case(question, condition or {}, number, scene, "p", number, (), wanted or {}, measured or {})
+
+
+SEEN = {"shape": "circle", "color": "blue", "size": "small", "motion": "still", "background": "gray"}
+
+
+def test_outcomes():
+    assert edit_tables.outcome(_case(wanted={"color": "blue"}), SEEN) == {
+        "turned": 1.0,
+        "shape": 1.0,
+        "size": 1.0,
+        "motion": 1.0,
+        "background": 1.0,
+    }
+    half = edit_tables.outcome(_case(wanted={"color": "blue", "shape": "square"}), SEEN)
+    assert half["turned"] == 0.5 and "shape" not in half
+    assert edit_tables.outcome(_case(wanted={"not color": "blue"}), SEEN)["turned"] == 0.0
+    assert edit_tables.outcome(_case(wanted={"not color": "red"}), SEEN)["turned"] == 1.0
+    nothing = dict.fromkeys(SEEN)
+    assert set(edit_tables.outcome(_case(wanted={"not color": "red"}), nothing).values()) == {0.0}
+
+
+def test_shares_with_their_interval():
+    found = [
+        (_case(n, condition={"strength": 1.0}, wanted={"color": "blue"}), {**SEEN, "color": "blue" if n < 3 else "red"})
+        for n in range(10)
+    ]
+    (table,) = edit_tables.tables(found)
+    (row,) = table["rows"]
+    low, high = stats.binomtest(3, 10).proportion_ci(method="wilson")
+    assert row["turned"] == 0.3 and row["95% interval"] == f"{low:.2f} to {high:.2f}" and row["n"] == 10
+    assert row["color kept"] == "" and row["shape kept"] == 1.0
+
+
+def test_displacement_is_against_the_same_seed_without_the_edit():
+    rng = np.random.default_rng(0)
+    dx = rng.normal(-12, 3, 20)
+    found = []
+    for n in range(20):
+        found.append((_case(n, "bend", {"blocks": "none"}), {**SEEN, "center": [50.0 + n, 40.0]}))
+        found.append((_case(n, "bend", {"blocks": "all"}), {**SEEN, "center": [50.0 + n + dx[n], 42.0]}))
+    (table,) = edit_tables.tables(found)
+    (row,) = table["rows"]
+    low, high = stats.t.interval(0.95, 19, loc=dx.mean(), scale=stats.sem(dx))
+    assert row["moved in x, px"] == round(dx.mean(), 1) and row["moved in y, px"] == 2.0
+    assert row["95% interval"] == f"{low:.1f} to {high:.1f}"
+
+
+def test_amplified_and_plain_are_compared_in_pairs():
+    found = []
+    for n in range(12):
+        for times, right in ((1.0, n < 4), (2.0, n < 10)):
+            condition = {"times": times, "strength": 0.5}
+            case = _case(n, "amplify", condition, {"color": "blue"})
+            found.append((case, {**SEEN, "color": "blue" if right else "red"}))
+    (table,) = edit_tables.tables(found)
+    (note,) = table["notes"]
+    p = stats.binomtest(6, 6).pvalue
+    assert "turned in 6 pairs" in note and "failed in 0" in note and f"p = {p:.3g}" in note
+
+
+def test_success_by_distance():
+    found = []
+    for n in range(30):
+        case = _case(n, "distance", {"changed": 1}, {"color": "blue"}, {"projected": n / 30, "raw": 1 - n / 30})
+        found.append((case, {**SEEN, "color": "blue" if n >= 15 else "red"}))
+    (table,) = edit_tables.tables(found)
+    turned = [row["turned"] for row in table["rows"] if row["difference"] == "projected"]
+    assert turned == [0.0, 0.5, 1.0] and sum(row["n"] for row in table["rows"]) == 60
+    assert "projected difference and success: 0.87" in table["notes"][0]
+
+
+def test_the_page_says_every_figure(model):
+    maker = Maker(model, Settings())
+    projection = model.transformer.condition_embedder.text_embedder
+    figures = edit_tables.difference_figures(edit_cases.difference_pairs(6), maker.encoded, projection)
+    found = [(_case(n, wanted={"color": "blue"}, condition={"strength": 1.0}), SEEN) for n in range(3)]
+    report = {
+        "tables": edit_tables.tables(found),
+        "difference": figures,
+        "settings": {"pairs": 3, "frames": 9, "steps": 10},
+        "videos": 3,
+        "machine": "an abacus",
+    }
+    page = edit_tables.as_markdown(json.loads(json.dumps(report)))
+    assert "an abacus" in page and "| 1.0 | 1.0 |" in page and "projected / raw relative L2" in page
+    low, middle, high = figures["quantiles"]["raw relative L2"]
+    assert 0 < low <= middle <= high and -1 <= figures["rank correlation"] <= 1
