@@ -102,3 +102,37 @@ def _cells(test: Test) -> tuple[str, ...]:
         "" if test.decisive_p is None else f"{test.decisive_p:.3g}",
         str(test.units),
     )
+
+
+def run_export(
+    study: str,
+    bundle: bool,
+    path: Path | None,
+    by: str | None,
+    contrast: tuple[str, str] | None,
+    baseline: str | None,
+    output_dir: Path | None,
+    json: bool,
+) -> int:
+    if not bundle:
+        raise RequestError(
+            "export does not say what", "a bundle is what there is to export", f"wanscope export {study} --bundle"
+        )
+    from wanscope.analysis.bundle import export_bundle
+    from wanscope.take.disk import bytes_below, files_below
+
+    folder = export_bundle(
+        study,
+        workspace=output_dir,
+        out=path,
+        by=by,
+        contrast=contrast,
+        baseline=baseline,
+        on_event=events.ignore if json else _tell,
+    )
+    files, size = len(files_below(folder)), bytes_below(folder)
+    if json:
+        out.document({"folder": str(folder), "files": files, "bytes": size})
+    else:
+        out.say(f"{files} files, {size_text(size)}: {out.shown_path(folder)}")
+    return 0

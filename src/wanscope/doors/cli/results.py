@@ -59,3 +59,34 @@ def analyze(
 
     options = AnalyzeOptions(study, batch_dir, by, contrast, baseline, unit, out, report)
     return run_analyze(options, output_dir, json)
+
+
+@app.command()
+def export(
+    study: Annotated[
+        str, typer.Argument(metavar="STUDY", help="The study's name, its folder, or the workspace that holds it.")
+    ],
+    bundle: Annotated[
+        bool, typer.Option("--bundle", help="Recipes, tables, figures, report, versions, checksums and methods.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="The folder to write. [default: exports/STUDY in the workspace]",
+            show_default=False,
+        ),
+    ] = None,
+    by: Annotated[str | None, typer.Option("--by", metavar="SLOT", help="As for `analyze`.")] = None,
+    contrast: Annotated[
+        tuple[str, str] | None, typer.Option("--contrast", metavar="A B", help="As for `analyze`.")
+    ] = None,
+    baseline: Annotated[str | None, typer.Option("--baseline", metavar="C", help="As for `analyze`.")] = None,
+    output_dir: OutputDir = None,
+    json: Json = False,
+) -> int:
+    """Put what a study found and how into one folder that can be published."""
+    from wanscope.doors.cli.analyze import run_export
+
+    return run_export(study, bundle, out, by, contrast, baseline, output_dir, json)

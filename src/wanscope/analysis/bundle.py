@@ -1,0 +1,217 @@
+"""`wanscope export STUDY --bundle`: what a study found and how, in one folder that can be published.
+
+    README.md         what is here
+    METHODS.md        a paragraph for a paper, with this study's numbers
+    study.yaml        the study, to be run again
+    recipes/          one JSON a take: everything that determines its video
+    takes.csv         name, take, seed, prompt, slots, checksums of latents and video
+    metrics, tests, groups (.parquet, .csv), figures/, report.html, summary.txt, analysis.json
+    versions.json     of the programs that made the takes and of those that analyzed them
+    SHA256SUMS        of every file; `sha256sum -c SHA256SUMS` checks them
+
+Latents stay in the takes: their recipes make them again.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import shutil
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from wanscope import __version__, events
+from wanscope.analysis import stats
+from wanscope.analysis.analyze import FACTS, Analysis, analyze, write_analysis
+from wanscope.analysis.design import Unit
+from wanscope.analysis.intervals import BCA_PAIRS
+from wanscope.errors import RequestError
+from wanscope.take.disk import file_sha256, files_below, guarded, require_writable
+from wanscope.take.store import VIDEO
+from wanscope.workspace import Workspace
+
+SUMS = "SHA256SUMS"
+PACKAGES = ("numpy", "scipy", "pyarrow", "plotly", "matplotlib", "zarr")
+
+
+def export_bundle(
+    source: Any,
+    *,
+    workspace: Workspace | Path | str | None = None,
+    out: Path | str | None = None,
+    by: str | None = None,
+    contrast: Sequence[str] | None = None,
+    baseline: str | None = None,
+    unit: Unit | None = None,
+    on_event: events.Listener = events.ignore,
+) -> Path:
+    """Analyze a study into a folder for publication; its path. The other arguments are those of `analyze`.
+
+    out: the folder, else `exports/<name>` in the workspace. One that holds an earlier bundle is replaced whole; one
+    that holds anything else is refused with a RequestError.
+    """
+    analysis = analyze(
+        source,
+        workspace=workspace,
+        by=by,
+        contrast=contrast,
+        baseline=baseline,
+        unit=unit,
+        write=False,
+        on_event=on_event,
+    )
+    place = Path(out).expanduser().absolute() if out is not None else _default(analysis, workspace)
+    if place.is_dir() and any(place.iterdir()) and not (place / SUMS).is_file():
+        raise RequestError(f"{place} holds other files", "a bundle is a folder of its own", f"--out {place}-bundle")
+    if place.exists() and not place.is_dir():
+        raise RequestError(f"{place} is a file", "a bundle is a folder", f"--out {place}-bundle")
+    require_writable(place.parent)
+    beside = place.with_name(f".{place.name}.{os.getpid()}.partial")
+    with guarded(place.parent):
+        try:
+            _write(analysis, beside, on_event)
+            shutil.rmtree(place, ignore_errors=True)
+            os.rename(beside, place)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    return place
+
+
+def _default(analysis: Analysis, workspace: Any) -> Path:
+    folder = analysis.collection.folder
+    space = folder.parent.parent if folder is not None else Workspace.find(workspace).folder
+    return space / "exports" / analysis.name
+
+
+def _write(analysis: Analysis, folder: Path, on_event: events.Listener) -> None:
+    written = write_analysis(analysis, folder, on_event=on_event)
+    facts = {key: value for key, value in written.facts().items() if key not in ("folder", "report")}
+    _json(folder / FACTS, facts)
+    collection = analysis.collection
+    if collection.folder is not None:
+        for path in sorted(collection.folder.glob("study*.yaml")):
+            shutil.copyfile(path, folder / path.name)
+    (folder / "recipes").mkdir()
+    for member in analysis.members:
+        _json(folder / "recipes" / f"{member.name}.json", member.take.recipe.model_dump(mode="json"))
+    _takes(analysis, folder / "takes.csv")
+    _json(folder / "versions.json", _versions(analysis))
+    (folder / "METHODS.md").write_text(f"# Methods\n\n{methods(analysis)}\n", encoding="utf-8")
+    (folder / "README.md").write_text(_readme(analysis), encoding="utf-8")
+    lines = [f"{file_sha256(folder / path)}  {path.as_posix()}" for path in files_below(folder)]
+    (folder / SUMS).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _takes(analysis: Analysis, path: Path) -> None:
+    slots = list(dict.fromkeys(slot for member in analysis.members for slot in member.labels))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(
+            [
+                "name",
+                "take",
+                "seed",
+                "prompt",
+                "tokens",
+                *(f"slot:{s}" for s in slots),
+                "latents_sha256",
+                "video_sha256",
+            ]
+        )
+        for member in analysis.members:
+            manifest = member.take.manifest
+            video = next((record.sha256 for record in manifest.files if record.path == VIDEO), "")
+            bound = [member.labels.get(slot, "") for slot in slots]
+            tokens = "" if manifest.prompt_tokens is None else manifest.prompt_tokens
+            prompt = manifest.recipe.prompt
+            writer.writerow(
+                [member.name, member.id, member.seed, prompt, tokens, *bound, manifest.latents_sha256, video]
+            )
+
+
+def _versions(analysis: Analysis) -> dict[str, Any]:
+    made = list(
+        {m.take.manifest.environment.model_dump_json(): m.take.manifest.environment for m in analysis.members}.values()
+    )
+    return {
+        "takes_made_with": [environment.model_dump(mode="json") for environment in made],
+        "analyzed_with": {
+            "wanscope": __version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in PACKAGES},
+        },
+    }
+
+
+def methods(analysis: Analysis) -> str:
+    """A paragraph for a paper."""
+    members, family = analysis.members, analysis.tests
+    recipe = members[0].take.recipe
+    video, sampler = recipe.video, recipe.sampler
+    seeds = sorted({member.seed for member in members})
+    variations = len({member.group for member in members})
+    guidance = sampler.guidance if isinstance(sampler.guidance, float | int) else "scheduled"
+    parts = [
+        f"Videos were generated with {recipe.model.name} ({recipe.model.variant}, {recipe.dtype}) by wanscope "
+        f"{members[0].take.manifest.environment.wanscope}: {variations} prompt variations by {len(seeds)} seeds, "
+        f"{len(members)} videos of {video.width} x {video.height} pixels and {video.frames} frames, {sampler.steps} "
+        f"steps of {sampler.solver} with shift {sampler.shift:g} and guidance {guidance}."
+    ]
+    if analysis.left_out:
+        parts.append(f"{len(analysis.left_out)} further videos were left out as missing or damaged.")
+    parts.append(
+        "Path metrics were computed from the Gram matrix of the start and the increments of each denoising path, "
+        "summed in float64 from the sampler's own latents; lengths are root mean squares per latent value."
+    )
+    if analysis.rank:
+        parts.append(
+            f"Log-volumes were taken over the largest {analysis.rank} eigenvalues of the centered path, the number "
+            "that stands at least 100 times clear of rounding in every take."
+        )
+    if family.size:
+        units = f"{family.units} {family.unit}s"
+        exact = family.units <= stats.EXACT_PAIRS
+        drawn = "all sign patterns were counted" if exact else f"{stats.DRAWS} random sign patterns were drawn"
+        interval = "bias-corrected and accelerated bootstrap" if family.units >= BCA_PAIRS else "paired t"
+        contrasts = "; ".join(f"{c.a} against {c.b}" for c in analysis.comparison.contrasts)
+        parts.append(
+            f"Variations were compared in pairs of equal seeds ({contrasts}), with {units} as units: two-sided "
+            f"sign-flip permutation tests of the mean difference ({drawn}), 95% {interval} intervals, and standardized "
+            "mean differences with intervals from the noncentral t distribution. Final latents were compared by "
+            f"PERMANOVA and energy distance with labels swapped within units. All {family.size} p values were corrected "
+            "together by Holm's method."
+        )
+        confirmed = sum(test.confirmatory for test in family.tests)
+        parts.append(
+            f"{confirmed} of the tests answer hypotheses written before the first video was made; the others are "
+            "exploratory."
+            if confirmed
+            else "No hypothesis was written before the run: all tests are exploratory."
+        )
+    return " ".join(parts)
+
+
+def _readme(analysis: Analysis) -> str:
+    return f"""# {analysis.name}
+
+{analysis.summary}
+
+## What is here
+
+- `report.html`: videos, tests and figures on one page; it opens without a network
+- `METHODS.md`: a paragraph for a paper
+- `study.yaml`: `wanscope generate study.yaml` makes the takes again
+- `recipes/`, `takes.csv`: what determines each video, and checksums of its latents and its file
+- `metrics`, `tests`, `groups`: tables, as Parquet and CSV
+- `figures/`: PNG and SVG
+- `versions.json`: programs and machine
+- `SHA256SUMS`: `sha256sum -c SHA256SUMS`
+"""
