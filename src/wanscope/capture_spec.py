@@ -122,36 +122,47 @@ class AttentionCapture(Spec):
             (self.everything or not asked.everything)
             and (self.marked or not asked.marked)
             and set(asked.words) <= set(self.words)
-            and self.heads in ("all", asked.heads)
-            and (self.heads == asked.heads or asked.measures == ("probability",))
+            and (self.heads == asked.heads or (self.heads == "all" and asked._heads_can_be_picked))
             and self.blocks in ("all", asked.blocks)
             and self.steps in ("all", asked.steps)
-            and (self.steps == asked.steps or asked.keep != "mean")
             and self.branch == asked.branch
             and self.evaluations in ("all", asked.evaluations)
             and set(asked.measures) <= set(self.measures)
-            and (asked.keep == "nothing" or self.keep in ("maps", asked.keep))
+            # a mean is of certain steps; of maps any mean can be taken
+            and (asked.keep == "nothing" or self.keep == "maps" or (self.keep == asked.keep and self._over(asked)))
         )
 
     def union(self, asked: AttentionCapture) -> AttentionCapture:
-        """Records that hold both. ValueError where one store cannot: maps of both branches."""
+        """Records that hold both. ValueError where one store cannot: two branches, or heads both single and together."""
         if self.branch != asked.branch:
             raise ValueError("a take holds the maps of one branch, and those of the other are there")
-        same_heads = self.heads == asked.heads
         measures: tuple[Measure, ...] = tuple(m for m in MEASURES if m in (*self.measures, *asked.measures))
-        if not same_heads and "gramcol" in measures:
-            raise ValueError("gramcol belongs to no head, and single heads are asked for beside it")
-        keeps = (self.keep, asked.keep)
+        heads = self.heads if self.heads == asked.heads else "all"
+        if heads != self.heads or heads != asked.heads:
+            mixed = "mean" in (self.heads, asked.heads)
+            if "gramcol" in measures or (mixed and measures != ("probability",)):
+                raise ValueError(f"{measures[-1]} of all heads together is not made of those of single heads")
+        keeps = {self.keep, asked.keep}
+        means = "mean" in keeps and "maps" not in keeps and self._over(asked)
         return AttentionCapture(
             tokens=_tokens_of_both(self, asked),
-            heads=self.heads if same_heads else "all",
+            heads=heads,
             blocks=self.blocks if self.blocks == asked.blocks else "all",
             steps=self.steps if self.steps == asked.steps else "all",
             branch=self.branch,
             evaluations=self.evaluations if self.evaluations == asked.evaluations else "all",
             measures=measures,
-            keep="maps" if "maps" in keeps else "mean" if "mean" in keeps else "nothing",
+            keep="nothing" if keeps == {"nothing"} else "mean" if means else "maps",
         )
+
+    def _over(self, other: AttentionCapture) -> bool:
+        """Whether means are taken over the same evaluations."""
+        return self.steps == other.steps and self.evaluations == other.evaluations
+
+    @property
+    def _heads_can_be_picked(self) -> bool:
+        """Whether what is asked for can be had from maps of every head: single ones, or the mean of probabilities."""
+        return self.heads != "mean" or self.measures == ("probability",)
 
 
 def _tokens_of_both(a: AttentionCapture, b: AttentionCapture) -> Any:

@@ -58,7 +58,7 @@ def vae_of(take: Take, device: torch.device, on_event: events.Listener = events.
             f"the VAE of {take.recipe.model.name} is not the one that take {take.id} was made with",
             f"its weights are {str(have)[:12]}, and the take's were {wanted[:12]}",
         )
-    return load_vae(source).to(device)
+    return load_vae(source).to(device)  # type: ignore[arg-type]
 
 
 def _frames(take: Take, clean_KCThw, vae: AutoencoderKLWan, fps: float) -> Iterator[np.ndarray]:

@@ -1,0 +1,119 @@
+"""Numbers of attention maps against closed forms, and overlays against what they are made of."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers.takes import recipe, write_take
+from wanscope.analysis import attention as maps_of
+from wanscope.analysis.overlay import OPACITY, latent_frame, overlaid, overlay_video, panels
+from wanscope.capture.arrays import create_array, open_array
+from wanscope.errors import NotCaptured, RequestError
+from wanscope.take.attention import Attention
+from wanscope.take.video import read_frames
+
+GRID = (3, 6, 8)
+ROWS = [("circle", "word"), ("red", "word"), ("pad", "pad")]
+
+
+def attention(folder: Path, values: np.ndarray, heads: list[int] | None = None, **about) -> Attention:
+    array = create_array(folder, values.shape, (*[1] * (values.ndim - 4), *GRID), "fp16", {})
+    array[:] = values.astype(np.float16)
+    array.attrs.update(
+        {
+            "measure": "probability",
+            "keep": "maps",
+            "branch": "cond",
+            "rows": [{"name": n, "kind": k, "columns": [i]} for i, (n, k) in enumerate(ROWS)],
+            "blocks": list(range(values.shape[1])),
+            "heads": heads,
+            "real_tokens": 2,
+            "evaluations": [[step, 0] for step in range(values.shape[0])],
+            "sigmas": [1.0] * values.shape[0],
+            "experts": [0] * values.shape[0],
+            **about,
+        }
+    )
+    return Attention(open_array(folder))
+
+
+def point(frame_xy: list[tuple[int, int]]) -> np.ndarray:
+    out = np.zeros(GRID)
+    for frame, (x, y) in enumerate(frame_xy):
+        out[frame, y, x] = 1
+    return out
+
+
+def test_closed_forms() -> None:
+    flat, spot = np.ones(GRID), point([(0, 0), (2, 0), (2, 3)])
+    assert maps_of.concentration(flat) == pytest.approx(0, abs=1e-12)
+    assert maps_of.concentration(spot) == pytest.approx(1 - math.log(3) / math.log(np.prod(GRID)))
+    single = np.zeros(GRID)
+    single[1, 2, 3] = 0.2
+    assert maps_of.concentration(single) == pytest.approx(1)
+    assert np.isnan(maps_of.concentration(np.zeros(GRID)))
+    assert np.allclose(maps_of.centers(flat), 0.5)
+    assert np.allclose(maps_of.centers(spot), [[0.5 / 8, 0.5 / 6], [2.5 / 8, 0.5 / 6], [2.5 / 8, 3.5 / 6]])
+    assert maps_of.travel(spot) == pytest.approx(2 / 8 + 3 / 6)
+    assert maps_of.overlap(flat, 5 * flat) == pytest.approx(1)
+    assert maps_of.overlap(spot, point([(1, 1)] * 3)) == 0
+    assert maps_of.overlap(spot, flat) == pytest.approx(3 / np.prod(GRID))
+
+
+def test_a_profile_reads_every_map(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random((4, 2, 3, *GRID))
+    values[1, 1] = np.nan  # a skipped block
+    found = attention(tmp_path / "a", values)
+    profile = maps_of.profile(found)
+    half = values.astype(np.float16).astype(np.float64)
+    assert np.allclose(profile.mass, half.mean((3, 4, 5)), equal_nan=True, atol=1e-6)
+    assert np.allclose(profile.concentration[2, 0, 1], maps_of.concentration(half[2, 0, 1]))
+    assert profile.center.shape == (4, 2, 3, 3, 2)
+    assert np.allclose(profile.by_step("mass")[1], profile.mass[1, 0]) and np.isnan(profile.mass[1, 1]).all()
+    rows = list(profile.rows())
+    assert len(rows) == 4 * 2 * 3 * 3 and rows[0]["measure"] == "mass" and rows[0]["word"] == "circle"
+    assert np.allclose(maps_of.pad_mass(found)[0], half[0, :, 2].mean((1, 2, 3)))
+    shared = maps_of.overlaps(found)
+    assert np.allclose(np.diag(shared), 1) and np.allclose(shared, shared.T)
+
+
+def test_heads_are_averaged_and_means_leave_out_what_did_not_run(tmp_path: Path) -> None:
+    values = np.random.default_rng(1).random((2, 3, 4, 3, *GRID))
+    values[0, 2] = np.nan
+    found = attention(tmp_path / "a", values, heads=[0, 1, 2, 5])
+    half = values.astype(np.float16).astype(np.float64)
+    assert found.dims[2] == "head" and maps_of.profile(found).mass.shape == (2, 3, 3)
+    assert np.allclose(found.mean("red"), np.nanmean(half[:, :, :, 1], (0, 1, 2)), atol=1e-6)
+    assert np.allclose(found.mean("red", blocks=[1], steps=[1]), half[1, 1, :, 1].mean(0), atol=1e-6)
+    with pytest.raises(NotCaptured, match="no map"):
+        found.mean("red", blocks=[2], steps=[0])
+    with pytest.raises(NotCaptured, match="did you mean 'circle'"):
+        found.word("cirle")
+
+
+def test_overlays_show_the_map_where_it_is(tmp_path: Path) -> None:
+    take = write_take(tmp_path / "takes", recipe())
+    values = np.zeros((2, 2, 3, *GRID))
+    values[:, :, 0, :, :3, :4] = 0.5  # the top left quarter
+    found = attention(tmp_path / "a", values)
+    by_block = panels(found, ["circle"], "block")
+    assert [p.label for p in by_block] == ["circle, block 0: 12%", "circle, block 1: 12%"]
+    assert [p.label.split(":")[0] for p in panels(found)] == ["circle", "red"]
+    assert len(panels(found, ["red"], "step", steps=[1])) == 1
+    with pytest.raises(RequestError, match="of one word"):
+        panels(found, (), "block")
+    out = tmp_path / "maps.mp4"
+    assert overlay_video(take, by_block, out) == (1, 2)
+    assert len(read_frames(out)) == len(take.frames)
+
+    frame = take.frames[0]
+    picture = overlaid(frame, values[0, 0, 0, 0], 0.5)
+    assert picture.shape == frame.shape
+    bright = np.array([250, 250, 150]) * OPACITY + frame[5, 5] * (1 - OPACITY)
+    assert np.abs(picture[5, 5] - bright).max() <= 1
+    assert np.abs(picture[-3, -3] - 0.6 * frame[-3, -3]).max() <= 1
+    assert [latent_frame(f) for f in (0, 1, 4, 5, 8, 9)] == [0, 1, 1, 2, 2, 3]

@@ -1,0 +1,195 @@
+"""What a capture of attention means on a recipe, what it refuses, and what its sink keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers.tiny import TEXT_LENGTH, tiny_tokenizer
+from wanscope.capture.arrays import open_array
+from wanscope.capture.attention import AttentionPlan, AttentionSink, ModelFacts, Seen, plan_attention
+from wanscope.capture.base import Moment
+from wanscope.capture_spec import ALL, MARKED, AttentionCapture, CaptureSpec
+from wanscope.errors import NumericalError, RecipeError, StorageError, WorkError
+from wanscope.recipe import MarkSpec
+
+FACTS = ModelFacts(blocks=8, heads=4, steps=6, start_step=0, grid=(2, 3, 4), text_length=TEXT_LENGTH)
+PROMPT = "a red circle moves qz red"
+
+
+def marks(*words: str, prompt: str = PROMPT) -> tuple[MarkSpec, ...]:
+    return tuple(MarkSpec(text=w, start=prompt.index(w), end=prompt.index(w) + len(w)) for w in words)
+
+
+def plan(marked: tuple[str, ...] = (), facts: ModelFacts = FACTS, **spec: Any) -> AttentionPlan:
+    return plan_attention(AttentionCapture(**spec), tiny_tokenizer(), PROMPT, "a cat", marks(*marked), facts)
+
+
+def shown(found: AttentionPlan) -> list[tuple[str, tuple[int, ...]]]:
+    return [(row.name, row.columns) for row in found.rows]
+
+
+def test_rows_are_words_then_their_tokens_then_the_padding() -> None:
+    assert shown(plan(("circle",))) == [("circle", (2,)), ("pad", (9,))]
+    # a mark is one span, a word all of its occurrences; "qz" is spelled by the tokenizer
+    assert shown(plan(("red",), tokens=["@marked", "red", "qz"])) == [
+        ("red", (1,)),
+        ("red (2)", (1, 7)),
+        ("qz", (5, 6)),
+        ("red (3)", (1,)),
+        ("red (4)", (7,)),
+        ("q", (5,)),
+        ("z", (6,)),
+        ("pad", (9,)),
+    ]
+    assert [name for name, _ in shown(plan(("red",), tokens=["@marked", "qz"], keep="mean"))] == ["red", "qz", "pad"]
+    every = shown(plan(("circle",), tokens="all"))
+    assert every[0] == ("circle", (2,)) and [c for _, c in every[1:]] == [(i,) for i in range(10)]
+    assert shown(plan(tokens="all", branch="uncond")) == [("a", (0,)), ("cat", (1,)), ("</s>", (2,)), ("pad", (3,))]
+
+
+def test_places_and_sizes() -> None:
+    found = plan(("circle",), blocks="late", steps=[0, 5], heads=[3, 1])
+    assert (found.blocks, found.steps, found.heads) == ((6, 7), (0, 5), (1, 3))
+    assert found.map_shape == (2, 2, 2, 2, 3, 4) and found.bytes == 2 * 2 * np.prod(found.map_shape)
+    assert plan(("circle",)).map_shape == (8, 2, 2, 3, 4)
+    assert plan(("circle",), keep="mean").bytes * 6 == plan(("circle",)).bytes
+    assert plan(("circle",), keep="nothing").bytes == 0
+    later = ModelFacts(8, 4, 6, 4, (2, 3, 4), TEXT_LENGTH)
+    assert plan(("circle",), later).steps == (4, 5)
+    full = ModelFacts(8, 4, 6, 0, (2, 3, 4), 9)
+    assert "pad" not in [name for name, _ in shown(plan(("circle",), full))]  # nine tokens fill nine places
+
+
+@pytest.mark.parametrize(
+    ("marked", "spec", "said"),
+    [
+        ((), {}, "(circle)"),
+        ((), {"tokens": ["@marked", "red"]}, "marks none"),
+        ((), {"tokens": ["blue"]}, "'blue' is not in the prompt"),
+        (("red",), {"blocks": "8"}, "there is no block 8"),
+        (("red",), {"blocks": "none"}, "names none of 8 blocks"),
+        (("red",), {"steps": "6"}, "there is no step 6"),
+        (("red",), {"steps": "lat"}, "late"),
+        (("red",), {"heads": [4]}, "heads are 0 to 3"),
+        (("red",), {"branch": "uncond"}, "tokens: all"),
+        ((), {"branch": "uncond", "tokens": ["dog"]}, "'dog' is not in the prompt"),
+    ],
+)
+def test_what_cannot_be_recorded_is_refused_with_a_fix(marked: tuple[str, ...], spec: dict, said: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        plan(marked, **spec)
+    assert said in str(caught.value)
+
+
+def test_without_guidance_there_is_no_uncond_and_steps_that_are_skipped_are_not_kept() -> None:
+    with pytest.raises(RecipeError, match="guidance is 1"):
+        plan(facts=ModelFacts(8, 4, 6, 0, (2, 3, 4), TEXT_LENGTH, guided=False), tokens="all", branch="uncond")
+    with pytest.raises(RecipeError, match="begins at step 4"):
+        plan(("red",), ModelFacts(8, 4, 6, 4, (2, 3, 4), TEXT_LENGTH), steps=[0, 1])
+
+
+captures = st.builds(
+    AttentionCapture,
+    tokens=st.sampled_from(["marked", "all", ("red",), ("red", "blue"), (MARKED, "red"), (ALL, "blue")]),
+    heads=st.sampled_from(["mean", "all", (0, 2)]),
+    blocks=st.sampled_from(["all", "late", "3"]),
+    steps=st.sampled_from(["all", "0-2"]),
+    evaluations=st.sampled_from(["first", "all"]),
+    measures=st.sampled_from([("probability",), ("contribution",), ("probability", "contribution")]),
+    keep=st.sampled_from(["maps", "mean", "nothing"]),
+)
+
+
+@given(captures, captures)
+def test_a_union_covers_both(a: AttentionCapture, b: AttentionCapture) -> None:
+    assert a.covers(a)
+    try:
+        both = a.union(b)
+    except ValueError:
+        # of all heads together, and of single ones
+        assert a.heads != b.heads and "mean" in (a.heads, b.heads) and "contribution" in (*a.measures, *b.measures)
+        return
+    # else a take would be made again and again
+    assert both.covers(a) and both.covers(b)
+    assert AttentionCapture.model_validate(both.model_dump(mode="json")) == both
+
+
+@given(captures, captures, captures)
+def test_covering_is_transitive(a: AttentionCapture, b: AttentionCapture, c: AttentionCapture) -> None:
+    assert not (a.covers(b) and b.covers(c)) or a.covers(c)
+
+
+def test_maps_of_two_branches_do_not_fit_one_take() -> None:
+    with pytest.raises(ValueError, match="one branch"):
+        AttentionCapture(tokens="all").union(AttentionCapture(tokens="all", branch="uncond"))
+
+
+def test_specs_read_as_people_write_them() -> None:
+    assert CaptureSpec(attention=True).attention == CaptureSpec(attention="marked").attention == AttentionCapture()
+    assert CaptureSpec(attention=False).attention is None
+    assert CaptureSpec.model_validate({"attention": ["red", "red "]}).attention == AttentionCapture(tokens=("red",))
+    assert AttentionCapture(blocks=[0, 3], steps=2, heads=3) == AttentionCapture(blocks="0,3", steps="2", heads=(3,))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="none are captured"):
+        CaptureSpec(reduce=print)
+    assert "reduce" not in CaptureSpec(attention=True, reduce=print).model_dump()
+
+
+# the sink
+
+
+def moment(step: int, evaluation: int = 0, branches: Any = ("cond",)) -> Moment:
+    return Moment(step, 6, evaluation, branches, 0, 1 - step / 6)
+
+
+def drawn(found: AttentionPlan, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).random(found.map_shape).astype(np.float32)
+
+
+def test_the_sink_stores_each_step_and_shows_it_to_the_function(tmp_path: Path) -> None:
+    found = plan(("circle",), steps="1-3", blocks="0,5")
+    seen: list[Seen] = []
+    sink = AttentionSink(found, tmp_path, seen.append)
+    given = {step: drawn(found, step) for step in (1, 2, 3)}
+    buffer = np.empty(found.map_shape, np.float32)
+    for step in range(6):
+        if sink.wanted(moment(step)):
+            buffer[:] = given[step]
+            sink.put(moment(step), {"probability": buffer})
+            buffer[:] = -1  # it is the recorder's to use again
+        assert not sink.wanted(moment(step, 1)) and not sink.wanted(moment(step, branches=("uncond",)))
+    kept = sink.finish()
+    assert kept.evaluations == ((1, 0), (2, 0), (3, 0))
+    array = open_array(tmp_path / "attention.zarr")
+    assert array.dtype == np.float16 and array.chunks == (1, 1, 1, 2, 3, 4) and array.shards == (1, *found.map_shape)
+    assert np.array_equal(array[:], np.stack([given[s] for s in (1, 2, 3)]).astype(np.float16))
+    assert [(s.step, s.block) for s in seen] == [(1, 0), (1, 5), (2, 0), (2, 5), (3, 0), (3, 5)]
+    assert array.attrs["rows"][0] == {"name": "circle", "kind": "word", "columns": [2]}
+
+
+def test_a_step_that_never_came_is_an_error(tmp_path: Path) -> None:
+    sink = AttentionSink(plan(("circle",)), tmp_path)
+    sink.put(moment(0), {"probability": drawn(sink.plan, 0)})
+    with pytest.raises(WorkError, match="not recorded at step 1"):
+        sink.finish()
+    sink.close()
+
+
+def test_what_fp16_cannot_hold_and_a_disk_that_refuses_are_errors(tmp_path: Path, monkeypatch) -> None:
+    sink = AttentionSink(plan(("circle",), measures=["contribution"]), tmp_path)
+    with pytest.raises(NumericalError, match="do not fit fp16"):
+        sink.put(moment(0), {"contribution": drawn(sink.plan, 0) * 1e6})
+
+    def full(*args: Any, **options: Any) -> None:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr("wanscope.capture.attention.create_array", full)
+    sink.put(moment(0), {"contribution": drawn(sink.plan, 0)})
+    with pytest.raises(StorageError, match="full"):  # of the writing thread, heard at the next step
+        sink.put(moment(1), {"contribution": drawn(sink.plan, 1)})
+    sink.close()
