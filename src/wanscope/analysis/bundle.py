@@ -186,8 +186,8 @@ def methods(analysis: Analysis) -> str:
             f"Variations were compared in pairs of equal seeds ({contrasts}), with {units} as units: two-sided "
             f"sign-flip permutation tests of the mean difference ({drawn}), 95% {interval} intervals, and standardized "
             "mean differences with intervals from the noncentral t distribution. Final latents were compared by "
-            f"PERMANOVA and energy distance with labels swapped within units. All {family.size} p values were corrected "
-            "together by Holm's method."
+            f"PERMANOVA and energy distance with labels swapped within units. All {family.size} p values were "
+            "corrected together by Holm's method."
         )
         confirmed = sum(test.confirmatory for test in family.tests)
         parts.append(

@@ -111,7 +111,7 @@ class Accumulator:
         self._pixels += exact_Cn.shape[1]
         exact_Cn -= (sum_C / exact_Cn.shape[1])[:, None]
         self._compare(exact_Cn)
-        spectrum = rfft2(exact_Cn.astype(np.float32).reshape(frame_Chw.shape))
+        spectrum: Any = rfft2(exact_Cn.astype(np.float32).reshape(frame_Chw.shape))
         power = (spectrum.real**2 + spectrum.imag**2).sum(axis=0, dtype=np.float64)
         self._per_pixel = self._per_pixel + power.ravel() / exact_Cn.shape[1]
         self._frames += 1

@@ -173,11 +173,10 @@ def _tests(analysis: Analysis) -> str:
         f"<p>{family.size} tests in one family; the smallest p that a test of so many pairs can give is "
         f"{family.smallest_p:.3g}. {_e(family.power)} Exact sign flips of paired differences up to 14 "
         "pairs, drawn ones above; corrected by Holm (p) and by Benjamini and Hochberg (q). Bold: clear of correction. "
-        "Confirmatory: the hypothesis was written before the first take, and is corrected among its like.</p>"
+        "With a star: confirmatory, the hypothesis was written before the first take, and is corrected among its like.</p>"
     )
     columns = ["what", "compared", "difference", "95% interval", "effect", "its interval", "p", "p Holm", "q BH"]
-    columns += [f"{family.unit}s"]
-    columns += ["kind", "tokens a, b", "note"]
+    columns += [f"{family.unit}s", "tokens", "note"]
     rows = "".join(_row(test) for test in tests)
     return f'{head}<div class="scroll"><table><tr>{"".join(f"<th>{c}</th>" for c in columns)}</tr>{rows}</table></div>'
 
@@ -194,8 +193,10 @@ def _row(test: Test) -> str:
         interval += f" ({test.interval}" + (f", covers {test.coverage:.0%}" if test.coverage is not None else "") + ")"
     tokens = "" if test.tokens_a is None or test.tokens_b is None else f"{test.tokens_a:g}, {test.tokens_b:g}"
     unit = "" if test.measure == "1" else f" {test.measure}"
-    kind = "confirmatory" if test.confirmatory else "exploratory"
-    texts = [test.title + (f" ({test.part})" if test.part else ""), f"{test.a} less {test.b}"]
+    texts = [
+        test.title + (f" ({test.part})" if test.part else "") + (" *" if test.confirmatory else ""),
+        f"{test.a} less {test.b}",
+    ]
     numbers = [
         n(test.difference, "+.3g") + (unit if test.difference is not None else ""),
         interval,
@@ -207,7 +208,7 @@ def _row(test: Test) -> str:
         f"{test.units}",
     ]
     cells = [*(f"<td>{_e(t)}</td>" for t in texts), *(f'<td class="n">{_e(t)}</td>' for t in numbers)]
-    cells += [f"<td>{_e(kind)}</td>", f"<td>{_e(tokens)}</td>", f"<td class=note>{_e(test.note)}</td>"]
+    cells += [f"<td>{_e(tokens)}</td>", f"<td class=note>{_e(test.note)}</td>"]
     return f"<tr{' class=found' if test.found else ''}>{''.join(cells)}</tr>"
 
 
