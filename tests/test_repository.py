@@ -79,11 +79,11 @@ def test_workflows_run_what_ci_runs() -> None:
 def known_commands() -> dict[str, set[str]]:
     from wanscope.doors.cli.app import command
 
-    return {
-        name: {option for parameter in one.params for option in (*parameter.opts, *parameter.secondary_opts)}
-        | {"--help", "-h"}
-        for name, one in command().commands.items()
-    }
+    def options(one: Any) -> set[str]:
+        own = {option for parameter in one.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        return own.union({"--help", "-h"}, *(options(below) for below in getattr(one, "commands", {}).values()))
+
+    return {name: options(one) for name, one in command().commands.items()}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)

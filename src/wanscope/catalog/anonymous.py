@@ -12,7 +12,15 @@ if TYPE_CHECKING:
 # What a table keeps empty, and the tables that are words only.
 EMPTIED: dict[str, dict[str, Any]] = {
     "embeddings": {"prompt": None, "label": None, "model": None, "origin": ""},
-    "takes": {"prompt": None, "negative": None, "recipe": None, "damage": "", "model": None, "origin": ""},
+    "takes": {
+        "prompt": None,
+        "negative": None,
+        "recipe": None,
+        "damage": "",
+        "model": None,
+        "variant": None,
+        "origin": "",
+    },
     "edits": {"edit": "{}"},
     "vector_operations": {"note": ""},
 }
@@ -34,7 +42,8 @@ def _emptied(name: str, table: pa.Table) -> pa.Table:
     for column, value in EMPTIED.get(name, {}).items():
         place = table.schema.get_field_index(column)
         kind = table.schema.field(place)
-        if column == "model":
+        if column in ("model", "variant"):
+            # Of an embedding it is a part of the key.
             values = [_known_model(model) if name == "takes" else model for model in table[column].to_pylist()]
         else:
             values = [value] * table.num_rows

@@ -190,21 +190,13 @@ class Catalog:
             place=None if any_encoder else place,
             without=own,
         )
-        with self.db.reading() as con:
-            keys = [row["key"] for row in rows]
-            said = select(
-                con,
-                "SELECT key, prompt, label, tokens, dim, model FROM embeddings WHERE key IN (SELECT unnest(?))",
-                [keys],
-            )
-        about = {row["key"]: row for row in said.to_pylist()}
         schema = pa.schema(
             [("key", pa.string()), ("cosine", pa.float64()), ("l2", pa.float64())]
             + ([("token_cosine", pa.float64()), ("token_l2", pa.float64())] if tokens else [])
             + [("prompt", pa.string()), ("label", pa.string()), ("tokens", pa.int32()), ("dim", pa.int32())]
             + [("model", pa.string())]
         )
-        return pa.Table.from_pylist([{**row, **about[row["key"]]} for row in rows if row["key"] in about], schema)
+        return pa.Table.from_pylist(rows, schema)
 
     def _query(self, query: Any) -> tuple[Tokens, tuple[str, str] | None, str | None]:
         """Values, (encoder, space), and the query's own key."""

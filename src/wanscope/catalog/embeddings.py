@@ -229,6 +229,7 @@ def annotate(db: Database, name: str, label: str | None, add: Sequence[str] = ()
             con.execute("UPDATE embeddings SET label = ? WHERE key = ?", [label or None, key])
         insert(con, "embedding_tags", [{"key": key, "tag": tag} for tag in added])
         con.execute("DELETE FROM embedding_tags WHERE key = ? AND tag IN (SELECT unnest(?))", [key, list(remove)])
+        changed(con)
     return key
 
 

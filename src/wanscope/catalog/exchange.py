@@ -179,7 +179,8 @@ def _readme(card: dict[str, Any], folder: Path) -> str:
         lines += [
             "",
             "Prompts, labels, tags, names and recipes were left out. Embeddings themselves still carry the meaning of "
-            "their prompts: who has the encoder can test a guess, and inversion recovers text approximately.",
+            "their prompts: who has the encoder can test a guess, and inversion recovers text approximately. The names "
+            "of models that embeddings were stored under are part of their keys and stay.",
         ]
     how = (
         "`values` are fp16 numbers, token by token: reshape them to `tokens` x `dim`."

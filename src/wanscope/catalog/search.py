@@ -21,7 +21,7 @@ from wanscope.catalog.embeddings import LISTED, tagged
 from wanscope.catalog.files import EmbeddingFiles
 from wanscope.catalog.rows import insert, one, select
 from wanscope.catalog.vectors import COMPONENTS, Basis, bases, due, padding_basis, refit
-from wanscope.errors import RecipeError, nearest
+from wanscope.errors import CatalogDamaged, RecipeError, nearest
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,6 +60,8 @@ class Index:
     generation: int = -1
     places: list[tuple[str, str]] = field(default_factory=list)
     groups: dict[int, _Group] = field(default_factory=dict)
+    about: Any = None  # Arrow table of what is shown of each embedding
+    rows: dict[str, int] = field(default_factory=dict)  # where in it, by key
 
     def refresh(self) -> None:
         """Load again if embeddings came or went; fit a basis that is due."""
@@ -83,7 +85,8 @@ class Index:
     def _load(self, con: DuckDBPyConnection) -> None:
         found = select(
             con,
-            "SELECT e.key, e.dim, e.norm, e.encoder, e.space, v.vector, v.rest FROM embeddings e "
+            "SELECT e.key, e.dim, e.norm, e.encoder, e.space, e.prompt, e.label, e.tokens, e.model, v.vector, v.rest "
+            "FROM embeddings e "
             "LEFT JOIN search_vectors v ON e.key = v.key WHERE e.tokens > 0 ORDER BY e.dim, v.key IS NULL, e.key",
         )
         names = list(zip(found["encoder"].to_pylist(), found["space"].to_pylist(), strict=True))
@@ -91,6 +94,8 @@ class Index:
         self.places = list(numbers)
         place_N = np.array([numbers[name] for name in names], np.int32)
         keys = np.array(found["key"].to_pylist(), dtype=object)
+        self.about = found.select(["prompt", "label", "tokens", "dim", "model"])
+        self.rows = {key: i for i, key in enumerate(keys.tolist())}
         dims = found["dim"].to_numpy()
         norm_N = found["norm"].to_numpy().astype(np.float64)
         known = bases(con)
@@ -117,6 +122,10 @@ class Index:
                 keys[rows[count:]],
                 place_N[rows[count:]],
             )
+
+    def shown(self, key: str) -> dict[str, Any]:
+        """Prompt, label and the like of an embedding."""
+        return self.about.slice(self.rows[key], 1).to_pylist()[0]
 
     def nearest(
         self, unit_D: np.ndarray, norm: float, metric: Metric, count: int, place: tuple[str, str] | None
@@ -217,7 +226,13 @@ def similar(
     index.refresh()
     unit_D, norm = query.pooled
     wide = max(TOKEN_CANDIDATES, 2 * count) if tokens else count
-    found = index.nearest(unit_D, norm, chosen, wide + 1, place)
+    try:
+        found = index.nearest(unit_D, norm, chosen, wide + 1, place)
+    except CatalogDamaged:
+        if index.db.stamp() == index.stamp:
+            raise
+        index.refresh()  # someone cleaned up since we looked
+        found = index.nearest(unit_D, norm, chosen, wide + 1, place)
     rows: list[dict[str, Any]] = [
         {"key": key, "cosine": cosine, "l2": l2} for key, cosine, l2 in found if key != without
     ][:wide]
@@ -225,7 +240,7 @@ def similar(
         for row in rows:
             row["token_cosine"], row["token_l2"] = token_distance(query, index.files.read(row["key"])[0])
         rows.sort(key=lambda row: -row["token_cosine"] if chosen == "cosine" else row["token_l2"])
-    return rows[:count]
+    return [{**row, **index.shown(row["key"])} for row in rows[:count]]
 
 
 def by_words(con: DuckDBPyConnection, text: str, tags: Sequence[str] = (), limit: int = 50) -> pa.Table:

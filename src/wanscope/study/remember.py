@@ -19,6 +19,7 @@ from wanscope import events
 from wanscope.catalog.catalog import Catalog, New
 from wanscope.errors import WanscopeError
 from wanscope.recipe import Recipe
+from wanscope.wan.variants import VARIANTS
 from wanscope.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from wanscope.wan.model import WanModel
 
 WAIT_SECONDS = 30.0
+CUSTOM = "custom"  # models that are no known variant: a folder's name would tell of a person in an export
 
 
 class Memory:
@@ -50,7 +52,7 @@ class Memory:
         if not encoded:
             return
         about = {
-            "model": recipe.model.name if Path(recipe.model.name).name == recipe.model.name else recipe.model.variant,
+            "model": next((n for n in (recipe.model.name, recipe.model.variant) if n in VARIANTS), CUSTOM),
             "encoder": encoder_of(recipe, model),
             "environment": environment(str(model.device), str(next(model.encoder().parameters()).device)),
             "source": "generate",

@@ -1,4 +1,4 @@
-"""`wanscope db` and `wanscope index`: the commands and their options. What they do is in db_show.py and db_change.py."""
+"""`wanscope db` and `wanscope index`: the commands and their options. The work is in db_show.py and db_change.py."""
 
 from __future__ import annotations
 

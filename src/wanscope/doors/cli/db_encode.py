@@ -10,6 +10,7 @@ from wanscope.catalog.catalog import Catalog
 from wanscope.catalog.content import Tokens
 from wanscope.catalog.embeddings import Embedding
 from wanscope.errors import EmbeddingNotFound
+from wanscope.study.remember import CUSTOM
 
 
 def encoded(catalog: Catalog, text: str, model: str | None) -> tuple[Embedding, str]:
@@ -25,7 +26,7 @@ def encoded(catalog: Catalog, text: str, model: str | None) -> tuple[Embedding, 
         ).to_pylist()
     ]
     if model is None:
-        named = Counter(row for row in made if row[0])
+        named = Counter(row for row in made if row[0] and row[0] != CUSTOM)
         if not named:
             raise EmbeddingNotFound(
                 f"{text!r} is not stored", "and no stored embedding says which model could encode it", "--model marbles"
