@@ -133,7 +133,7 @@ class AttentionCapture(Spec):
         )
 
     def union(self, asked: AttentionCapture) -> AttentionCapture:
-        """Records that hold both. ValueError where one store cannot: two branches, or heads both single and together."""
+        """Records that hold both. ValueError where one store cannot: two branches, or heads single and together."""
         if self.branch != asked.branch:
             raise ValueError("a take holds the maps of one branch, and those of the other are there")
         measures: tuple[Measure, ...] = tuple(m for m in MEASURES if m in (*self.measures, *asked.measures))

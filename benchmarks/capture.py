@@ -1,0 +1,241 @@
+"""What recording attention costs: time a step and peak memory with it, over those without, in one run.
+
+    python benchmarks/capture.py                                   marbles, on the CPU
+    python benchmarks/capture.py --model 1.3b --device cuda        random weights, 832 x 480 x 81, bf16
+    python benchmarks/capture.py --model 14b --device cuda
+
+Claims: 8 words in all blocks, heads averaged, every step, written to disk: at most 1.03 of the time without at full
+size, and at most 2% more memory than the step's peak above its weights. `naive` is the processor that most tools use,
+softmax(q k^T) v with the whole map of a block in memory, which is also what the comparison of memory is with; where it
+does not fit, that is printed.
+
+Each way runs the same guided steps (cond and uncond) on the same inputs. One round runs all ways one after the other;
+printed are medians over the rounds, so that a machine that others use disturbs all ways alike. Memory is the device's
+peak above its weights on a GPU. On the CPU it is not measured: a process's peak says little of one step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wanscope.capture.attention import AttentionPlan, AttentionSink, Row
+from wanscope.capture.base import Branch, Moment
+from wanscope.capture_spec import MEASURES, AttentionCapture
+from wanscope.edit.plan import EditPlan, Passes, PlannedText
+from wanscope.runtime.diffusers import attach
+from wanscope.runtime.recorder import AttentionRecorder
+from wanscope.wan.load import load
+from wanscope.wan.model import WanModel
+from wanscope.wan.variants import VARIANTS
+
+NAMES = {"marbles": "marbles", "1.3b": "wan2.1-t2v-1.3b", "14b": "wan2.1-t2v-14b"}
+WORDS = 8
+
+
+class RandomModel:
+    """A transformer of a variant's full size with random weights, as far as a session asks for a model."""
+
+    def __init__(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
+        from diffusers import WanTransformer3DModel
+
+        self.variant = VARIANTS[name]
+        with torch.device("meta"):
+            transformer = WanTransformer3DModel(**self.variant.transformer_config())
+        self.transformer = transformer.to_empty(device=device).to(dtype).eval().requires_grad_(False)
+        generator = torch.Generator(device).manual_seed(0)
+        with torch.no_grad():
+            for name_, parameter in self.transformer.named_parameters():
+                if parameter.dim() > 1:
+                    parameter.normal_(0, 0.02, generator=generator)
+                else:
+                    parameter.fill_(1.0 if "norm" in name_ and name_.endswith("weight") else 0.0)
+        # RoPE's tables are buffers, made anew: `to_empty` left them as they were in memory.
+        config = self.transformer.config
+        self.transformer.rope = type(self.transformer.rope)(
+            config.attention_head_dim, config.patch_size, config.rope_max_seq_len
+        ).to(device)
+        self.device, self.dtype, self.text_length = device, dtype, 512
+        self.blocks = len(self.transformer.blocks)
+
+    def experts(self) -> tuple[Any, ...]:
+        return (self.transformer,)
+
+
+class NaiveProcessor:
+    """Cross-attention with its whole map in memory, as tools without fused attention have it."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __init__(self, keep: Callable[[Tensor], None]) -> None:
+        self.keep = keep
+
+    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, *rest: Any, **more: Any):
+        q = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
+        k = attn.norm_k(attn.to_k(encoder_hidden_states)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
+        v = attn.to_v(encoder_hidden_states).unflatten(2, (attn.heads, -1)).transpose(1, 2)
+        p = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+        self.keep(p[..., :WORDS].mean(1))
+        return attn.to_out[0]((p @ v).transpose(1, 2).flatten(2))
+
+
+class Run:
+    """One model's guided step, done in several ways."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.device = torch.device(args.device)
+        self.model: WanModel | RandomModel
+        if args.model == "marbles":
+            self.model = load("marbles", device=args.device)
+            frames, height, width = 5, 16, 16
+        else:
+            self.model = RandomModel(NAMES[args.model], self.device, torch.bfloat16)
+            frames, height, width = (args.frames - 1) // 4 + 1, args.height // 8, args.width // 8
+        if args.compile:
+            self.model.transformer.compile_repeated_blocks(fullgraph=True)
+        self.grid = (frames, height // 2, width // 2)
+        generator = torch.Generator().manual_seed(1)
+        shape = (1, self.model.variant.in_channels, frames, height, width)
+        self.x = torch.randn(shape, generator=generator).to(self.device, self.model.dtype)
+        self.texts: dict[Branch, Tensor] = {}
+        for branch, tokens in (("cond", args.tokens), ("uncond", max(1, args.tokens // 2))):
+            text = torch.zeros(1, self.model.text_length, self.model.variant.text_dim)
+            text[:, :tokens] = torch.randn(1, tokens, text.shape[-1], generator=generator)
+            self.texts[branch] = text.to(self.device, self.model.dtype)  # type: ignore[index]
+        self.tokens, self.measures = args.tokens, tuple(args.measures)
+
+    @torch.no_grad()
+    def step(self, number: int, around_call: Callable[[Moment], Any]) -> None:
+        """Both passes of a step."""
+        for branch, text in self.texts.items():
+            with around_call(Moment(number, 10**6, 0, (branch,), 0, 0.5)):
+                timestep = torch.full((1,), 500.0, device=self.device)
+                self.model.transformer(self.x, timestep, text, return_dict=False)
+
+    def plan(self) -> AttentionPlan:
+        rows = [Row(f"word {i}", "word", (i,)) for i in range(min(WORDS, self.tokens))]
+        rows.append(Row("pad", "pad", (self.tokens,)))
+        spec = AttentionCapture(tokens="all", measures=self.measures)
+        blocks, steps = tuple(range(self.model.blocks)), tuple(range(10**4))
+        return AttentionPlan(spec, tuple(rows), self.tokens, blocks, None, steps, self.grid)
+
+    @contextlib.contextmanager
+    def capturing(self) -> Iterator[Callable[[Moment], Any]]:
+        text = PlannedText(torch.zeros(self.tokens, 1), frozenset())
+        passes = Passes((0.5,), (1,), (frozenset({0}),))
+        main: dict[Branch, PlannedText] = {"cond": text, "uncond": text}
+        empty = EditPlan((), passes, self.model.blocks, self.model.text_length, self.grid, main, self.tokens)
+        with tempfile.TemporaryDirectory() as folder:
+            sink = AttentionSink(self.plan(), Path(folder))
+            recorder = AttentionRecorder(sink, self.device, self.model.dtype)
+            with attach(self.model, empty, recorder) as session:  # type: ignore[arg-type]
+                yield session.around_call
+            sink.close()
+
+    @contextlib.contextmanager
+    def naive(self) -> Iterator[Callable[[Moment], Any]]:
+        kept: list[Tensor] = []
+        before = [block.attn2.processor for block in self.model.transformer.blocks]
+        for block in self.model.transformer.blocks:
+            block.attn2.processor = NaiveProcessor(lambda maps: kept.append(maps.half().cpu()))
+
+        @contextlib.contextmanager
+        def around(moment: Moment) -> Iterator[None]:
+            kept.clear()
+            yield
+
+        try:
+            yield around
+        finally:
+            for block, own in zip(self.model.transformer.blocks, before, strict=True):
+                block.attn2.processor = own
+
+    @contextlib.contextmanager
+    def plain(self) -> Iterator[Callable[[Moment], Any]]:
+        yield lambda moment: contextlib.nullcontext()
+
+    def measured(self, way: str, steps: int) -> dict[str, float | None]:
+        """Seconds of the median step, and bytes of the peak above what is allocated before."""
+        cuda = self.device.type == "cuda"
+        try:
+            with getattr(self, way)() as around_call:
+                self.step(0, around_call)  # warm: buffers, compiled code, the array on disk
+                if cuda:
+                    torch.cuda.synchronize()
+                    torch.cuda.reset_peak_memory_stats()
+                    held = torch.cuda.memory_allocated()
+                seconds = []
+                for number in range(1, steps + 1):
+                    began = time.perf_counter()
+                    self.step(number, around_call)
+                    if cuda:
+                        torch.cuda.synchronize()
+                    seconds.append(time.perf_counter() - began)
+                peak = torch.cuda.max_memory_allocated() - held if cuda else None
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            return {"seconds": None, "peak": None}
+        return {"seconds": statistics.median(seconds), "peak": peak}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=NAMES, default="marbles")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=3, help="in each round, the median of them counts")
+    parser.add_argument("--tokens", type=int, default=16, help="real tokens of the prompt")
+    parser.add_argument("--measures", nargs="+", choices=MEASURES, default=["probability"])
+    parser.add_argument("--width", type=int, default=832)
+    parser.add_argument("--height", type=int, default=480)
+    parser.add_argument("--frames", type=int, default=81)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    run = Run(args)
+    ways = ("plain", "capturing", "naive")
+    found: dict[str, list[dict[str, float | None]]] = {way: [] for way in ways}
+    for _ in range(args.rounds):
+        for way in ways:
+            found[way].append(run.measured(way, args.steps))
+    result: dict[str, Any] = {"model": args.model, "device": args.device, "words": min(WORDS, args.tokens)}
+    result |= {"measures": list(run.measures), "compiled": args.compile, "rounds": args.rounds}
+    for way in ways:
+        seconds = [one["seconds"] for one in found[way] if one["seconds"] is not None]
+        peaks = [one["peak"] for one in found[way] if one["peak"] is not None]
+        result[way] = {"seconds": statistics.median(seconds) if seconds else None, "peak": max(peaks, default=None)}
+        # a ratio within each round: what else the machine did in it, it did to both
+        ratios = [
+            one["seconds"] / base["seconds"]
+            for one, base in zip(found[way], found["plain"], strict=True)
+            if one["seconds"] is not None and base["seconds"] is not None
+        ]
+        result[way]["ratio"] = statistics.median(ratios) if ratios else None
+        if ratios and len(ratios) > 3:
+            result[way]["ratio_quartiles"] = statistics.quantiles(ratios, n=4)[::2]
+    for way in ways:
+        one = result[way]
+        if one["seconds"] is None:
+            print(f"{way:10} does not fit")
+            continue
+        quartiles = one.get("ratio_quartiles")
+        spread = f" (quartiles {quartiles[0]:.3f} to {quartiles[1]:.3f})" if quartiles else ""
+        memory = "" if one["peak"] is None else f"   peak above weights {one['peak'] / 1e6:.0f} MB"
+        print(f"{way:10} {one['seconds']:.4f} s a step   {one['ratio']:.3f} of plain{spread}{memory}")
+    if args.json is not None:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
