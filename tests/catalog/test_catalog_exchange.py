@@ -25,8 +25,12 @@ def matrix(seed: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 def catalog(tmp_path: Path) -> Catalog:
     space = tmp_path / "mine"
     write_take(space / "takes", recipe(1, prompt="a secret circle"))
+    (space / "studies" / "secret study").mkdir(parents=True)
+    header = "name,take,variation,seed,status,current,seconds,prompt,error,slot:who"
+    line = f"secret_seed01,{recipe(1, prompt='a secret circle').id},0,1,complete,yes,1.0,a secret circle,,secret"
+    (space / "studies" / "secret study" / "index.csv").write_text(f"{header}\n{line}\n")
     catalog = Catalog(space)
-    catalog.index()
+    assert catalog.index().studies == 1
     about = {"encoder": "e", "environment": "cpu", "model": "marbles"}
     catalog.put_many(
         New(matrix(i), prompt=f"secret {name}", label=name, tags=("secret tag",), **about)
@@ -72,6 +76,7 @@ def test_an_import_into_an_empty_workspace_has_everything(catalog: Catalog, tmp_
     assert all(same for _, same in theirs.recompute("secret mix"))
     assert torch.equal(theirs.stored(["secret beach"], "e", ["cpu"])["secret beach"].tensor(), matrix(0))
     assert theirs.sql("SELECT DISTINCT origin FROM takes").to_pylist() == [{"origin": "a friend"}]
+    assert set(catalog.merge(theirs).rows.values()) == {0}  # one's own rows, come back
     again = theirs.import_(tmp_path / "out")
     assert set(again.rows.values()) == {0} and again.there == {k: n for k, n in done.rows.items() if n}
     assert theirs.index(rebuild=True).takes == 0 and theirs.count("takes") == 1  # it has no folder here

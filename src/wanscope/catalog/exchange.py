@@ -320,7 +320,9 @@ def _fitting(con: Any, name: str, table: pa.Table, origin: str, known: Sequence[
         if name in ("takes", "variations"):
             columns = "* REPLACE (CASE origin WHEN '' THEN ? ELSE origin END AS origin)"
             parameters.append(origin)
-        if name in ("takes", "edits"):
+        if name == "variations":  # the same line of the same study is one, whoever it came from
+            where = "(study, name, take) NOT IN (SELECT (study, name, take) FROM variations)"
+        elif name in ("takes", "edits"):
             where = f"{'id' if name == 'takes' else 'take'} NOT IN (SELECT unnest(?))"
             parameters.append(list(known))
         elif "key" in table.column_names and name != "operation_inputs":

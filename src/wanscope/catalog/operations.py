@@ -181,6 +181,8 @@ def compute(
     keys = _keys(db, files, [value for _, value in named])
     found = {key: files.read(key) for key in dict.fromkeys(keys)}
     headers = [found[key][1] for key in keys]
+    from wanscope.edit import amplify, embeds, evaluate  # noqa: F401 - loading torch is no part of the operation's time
+
     began = time.perf_counter()
     value_LD, note = _call(operation, [(n, found[k][0]) for (n, _), k in zip(named, keys, strict=True)], parameters)
     seconds = time.perf_counter() - began

@@ -175,7 +175,8 @@ def run_index(rebuild: bool, output_dir: Path | None, json: bool) -> int:
     if found.set_aside:
         out.say(f"the catalogue could not be opened and was set aside as {found.set_aside}")
         out.say("labels, tags and operations were only there; takes and embeddings were read from their own files")
-    out.say(f"{found.takes} takes ({found.added} new, {found.removed} gone), {found.studies} studies")
+    studies = f"{found.studies} {'study' if found.studies == 1 else 'studies'}"
+    out.say(f"{found.takes} takes ({found.added} new, {found.removed} gone), {studies}")
     if found.adopted:
         out.say(f"{found.adopted} embeddings were read from their files")
     for take, damage in found.damaged.items():
