@@ -341,10 +341,12 @@ def doctor(output_dir: OutputDir = None, json: Json = False) -> int:
 
 @app.command()
 def validate(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="What to validate: marbles or edits.")],
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="What to validate: marbles, edits or attention.")],
     pairs: Annotated[
         int | None,
-        typer.Option("--pairs", metavar="N", min=2, help="How many videos a figure rests on (200; 60 for edits)."),
+        typer.Option(
+            "--pairs", metavar="N", min=2, help="How many videos a figure rests on (200 for marbles, else 60)."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -360,7 +362,7 @@ def validate(
     ] = "1/1",
     json: Json = False,
 ) -> int:
-    """Score the tiny world and its model, or what edits do in it, against known truth.
+    """Score the tiny world and its model, what edits do in it, or attention maps, against known truth.
 
     Exit status 1 where a bound is not met.
     """

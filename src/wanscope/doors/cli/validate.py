@@ -11,8 +11,9 @@ from wanscope.doors.cli import out
 from wanscope.errors import RequestError, nearest
 from wanscope.take.disk import guarded, require_writable
 
-KNOWN = ("marbles", "edits")
-DEFAULT_PAIRS = {"marbles": 200, "edits": 60}
+Tell = Callable[[str], None]
+KNOWN = ("marbles", "edits", "attention")
+DEFAULT_PAIRS = {"marbles": 200, "edits": 60, "attention": 60}
 
 
 def run_validate(what: str, pairs: int | None, path: Path | None, work: Path | None, share: str, json: bool) -> int:
@@ -21,8 +22,10 @@ def run_validate(what: str, pairs: int | None, path: Path | None, work: Path | N
             f"there is nothing to validate named {what!r}", nearest(what, KNOWN), "wanscope validate marbles"
         )
     shares = _share(share)
-    if what == "marbles" and (work is not None or shares != (0, 1)):
-        raise RequestError("--work and --share are for longer validations", f"{what} is made in one go", "")
+    if what == "marbles" and work is not None:
+        raise RequestError("--work is for longer validations", f"{what} is made in one go", "")
+    if what != "edits" and shares != (0, 1):
+        raise RequestError("--share is for the validation of edits", f"{what} is made by one process", "")
     if path is not None:
         if path.suffix.lower() != ".json":
             raise RequestError(
@@ -34,8 +37,23 @@ def run_validate(what: str, pairs: int | None, path: Path | None, work: Path | N
     prepare()
     tell = (lambda _: None) if json else out.say
     pairs = pairs or DEFAULT_PAIRS[what]
-    if what == "edits":
-        return _edits(pairs, path, work or Path("wanscope-validation") / what, shares, json, tell)
+    if what != "marbles":
+        work = work or Path("wanscope-validation") / what
+        require_writable(work)
+        with guarded(work):
+            found = _edits(pairs, work, shares, tell) if what == "edits" else _attention(pairs, work, tell)
+        if found is None:
+            out.say(
+                f"The rows of this share are in {out.shown_path(work)}; run it once more without --share at the end."
+            )
+            return 0
+        _write(*found, path)
+        if json:
+            out.document(found[0])
+        else:
+            out.say(found[1])
+            _say_where(path)
+        return 0
     from wanscope.marbles import validate
 
     report = validate.validate(pairs, tell=tell)
@@ -56,25 +74,18 @@ def _share(text: str) -> tuple[int, int]:
     return int(first) - 1, int(last)
 
 
-def _edits(
-    pairs: int, path: Path | None, work: Path, share: tuple[int, int], json: bool, tell: Callable[[str], None]
-) -> int:
+def _edits(pairs: int, work: Path, share: tuple[int, int], tell: Tell) -> tuple[dict[str, Any], str] | None:
     from wanscope.marbles import edit_tables, validate_edits
 
-    require_writable(work)
-    with guarded(work):
-        report = validate_edits.validate(validate_edits.Settings(pairs=pairs, share=share), folder=work, tell=tell)
-    if report is None:
-        out.say(f"The rows of this share are in {out.shown_path(work)}; run it once more without --share at the end.")
-        return 0
-    page = edit_tables.as_markdown(report)
-    _write(report, page, path)
-    if json:
-        out.document(report)
-    else:
-        out.say(page)
-        _say_where(path)
-    return 0
+    report = validate_edits.validate(validate_edits.Settings(pairs=pairs, share=share), folder=work, tell=tell)
+    return None if report is None else (report, edit_tables.as_markdown(report))
+
+
+def _attention(clips: int, work: Path, tell: Tell) -> tuple[dict[str, Any], str]:
+    from wanscope.marbles import validate_attention
+
+    report = validate_attention.validate(validate_attention.Settings(clips=clips), folder=work, tell=tell)
+    return report, validate_attention.as_markdown(report)
 
 
 def _write(report: dict[str, Any], page: str, path: Path | None) -> None:
