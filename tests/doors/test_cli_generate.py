@@ -280,7 +280,12 @@ def test_demo_makes_a_grid_and_says_what_next(cli, tiny: Path, tmp_path: Path, m
     assert facts["frames"] == 5 and facts["height"] > 1.5 * facts["width"]  # four variations by two seeds
     ran = cli("demo", "--json", "--output-dir", tmp_path / "out")
     video = str(tmp_path / "out" / "studies" / "demo" / "side-by-side.mp4")
-    assert event_lines(ran)[-1] == {"event": "GridWritten", "video": video, "rows": 4, "columns": 2}
+    assert event_lines(ran)[-2] == {"event": "GridWritten", "video": video, "rows": 4, "columns": 2}
+    report = tmp_path / "out" / "studies" / "demo" / "analysis" / "report.html"
+    assert event_lines(ran)[-1] == {"event": "ReportWritten", "report": str(report)}
+    page = report.read_text(encoding="utf-8")
+    # Eight takes, and the maps of one of each variation.
+    assert page.count("data:video/mp4;base64,") == 8 + 4 and "no test can reach 5%" in page
 
 
 def test_a_terminal_gets_bars_and_its_cursor_back(make, monkeypatch) -> None:

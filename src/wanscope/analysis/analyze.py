@@ -11,6 +11,7 @@ What is written, by default into `studies/<name>/analysis/`:
     metrics.parquet, .csv    take, name, group, seed, slots, metric, state, sigma, part, value
     tests.parquet, .csv      a row for each contrast and metric
     groups.parquet, .csv     dispersion, distances, separability of groups at each step
+    attention.parquet, .csv  where takes have maps: mass, concentration, travel of words by step and block
     figures/                 PNG and SVG of every figure
     analysis.json            what was analyzed, how, with which versions
 """
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from wanscope import __version__, events
-from wanscope.analysis import gram
+from wanscope.analysis import attention_section, gram
 from wanscope.analysis.design import Comparison, Unit, compare
 from wanscope.analysis.groups import GroupResult, analyze_groups
 from wanscope.analysis.metric import Metric, Subject, all_metrics
@@ -251,6 +252,9 @@ def write_analysis(
         write_rows(result.table.records(), folder / "metrics")
         write_rows([test.record() for test in result.tests.tests], folder / "tests", columns=list(Test.__annotations__))
         write_rows(result.groups.records(), folder / "groups", columns=GroupResult.COLUMNS)
+        attention = attention_section.rows(result)
+        if attention:
+            write_rows(attention, folder / "attention")
         write_atomic(folder / SUMMARY, result.summary + "\n")
         if report:
             from wanscope.analysis.report import write_report

@@ -157,7 +157,14 @@ def _courses(analysis: Analysis, groups: Groups) -> Iterator[Chart]:
 
 
 def _label(metric: Metric) -> str:
-    return metric.title if metric.unit == "1" else f"{metric.title} ({metric.unit})"
+    return _axis(metric.title, metric.unit)
+
+
+def _axis(title: str, unit: str) -> str:
+    """Short enough to stand upright beside a small figure, whose heading has the whole title."""
+    if len(title) > 26:
+        return "" if unit == "1" else unit
+    return title if unit == "1" else f"{title} ({unit})"
 
 
 def _thin(takes: dict[int, dict[int, float]], groups: Groups, analysis: Analysis) -> Iterator[Series]:
@@ -205,8 +212,9 @@ def _joint(analysis: Analysis, groups: Groups) -> Iterator[Chart]:
             "joint-paths",
             "Pictures",
             "All paths on their joint principal axes",
-            f"Axes from {how}; they hold {shares} of the squared distances, and what they leave out is not seen. Paths "
-            "of any content have this bent shape: compare pairs of one seed, and take differences from the tests.",
+            f"Axes from {how}; they hold {shares} of the squared distances, and what they leave out is not seen. The "
+            "first axes mostly tell seeds apart, and paths of any content look alike: compare pairs of one seed, and "
+            "take differences from the tests.",
             "first axis (rms)",
             "second axis (rms)",
             tuple(series),
@@ -312,8 +320,7 @@ def _between(analysis: Analysis) -> Iterator[Chart]:
         for number, (factor, group) in enumerate(names):
             states, values = analysis.groups.course(factor, group, quantity)
             series.append(Series(group, states, [_known(v) for v in values], "line", number))
-        unit = rows[0].unit if rows else "1"
-        label = title if unit == "1" else f"{title} ({unit})"
+        label = _axis(title, rows[0].unit if rows else "1")
         yield Chart(quantity, "Groups over the steps", title, about, "step", label, tuple(series))
 
 

@@ -51,7 +51,7 @@ def previews(takes: Sequence[Take], budget_bytes: int = BUDGET_BYTES) -> list[Pr
     return out
 
 
-def _scaled(width: int, height: int, side: int) -> tuple[int, int]:
+def scaled(width: int, height: int, side: int) -> tuple[int, int]:
     """Even sizes with the longer side at most `side`; small videos stay as they are."""
     factor = min(1.0, side / max(width, height))
     return max(2, round(width * factor / 2) * 2), max(2, round(height * factor / 2) * 2)
@@ -59,7 +59,7 @@ def _scaled(width: int, height: int, side: int) -> tuple[int, int]:
 
 def _video(take: Take, side: int, rate: int) -> Preview:
     video = take.recipe.video
-    width, height = _scaled(video.width or SIDE, video.height or SIDE, side)
+    width, height = scaled(video.width or SIDE, video.height or SIDE, side)
     options = {"crf": str(rate), "preset": "medium"}
     try:
         with TemporaryDirectory(prefix="wanscope-preview-") as folder:
@@ -84,7 +84,7 @@ def _still(take: Take, side: int) -> Preview:
     from PIL import Image
 
     with Image.open(take.poster) as poster:
-        width, height = _scaled(*poster.size, side)
+        width, height = scaled(*poster.size, side)
         buffer = BytesIO()
         poster.resize((width, height), Image.Resampling.LANCZOS).save(buffer, "WEBP", quality=70)
     return Preview("image/webp", buffer.getvalue(), width, height, "a still: the videos together were too large")

@@ -9,14 +9,14 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
 from wanscope import __version__, events
+from wanscope.analysis.attention_section import section as attention_section
 from wanscope.analysis.charts import Chart, charts
 from wanscope.analysis.figures import plotly_figure, write_static
 from wanscope.analysis.metric import Metric
@@ -31,19 +31,6 @@ if TYPE_CHECKING:
 REPORT, FIGURES = "report.html", "figures"
 SHOWN_SIDE = 176  # pixels; smaller videos are enlarged on the page
 VALUES = "Values"  # a section of many small figures, folded
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page: what another module of the house adds, as finished HTML."""
-
-    title: str
-    html: str
-
-
-# Each takes the analysis and gives sections for the end of the page: attention maps add theirs here.
-Extra = Callable[[Any], Sequence[Section]]
-EXTRAS: list[Extra] = []
 
 
 def write_report(analysis: Analysis, folder: Path, on_event: events.Listener = events.ignore) -> Path:
@@ -85,7 +72,7 @@ def rendered(
         ("Videos", _videos(analysis, clips)),
         ("Tests", _tests(analysis)),
         *_figures(drawn, custom),
-        *((section.title, section.html) for extra in EXTRAS for section in extra(analysis)),
+        *([("Attention", attention)] if (attention := attention_section(analysis)) else ()),
         ("How to repeat this", _recipe(analysis)),
         ("Definitions", _definitions(analysis.table.metrics)),
     ]
@@ -173,7 +160,7 @@ def _tests(analysis: Analysis) -> str:
         f"<p>{family.size} tests in one family; the smallest p that a test of so many pairs can give is "
         f"{family.smallest_p:.3g}. {_e(family.power)} Exact sign flips of paired differences up to 14 "
         "pairs, drawn ones above; corrected by Holm (p) and by Benjamini and Hochberg (q). Bold: clear of correction. "
-        "With a star: confirmatory, the hypothesis was written before the first take, and is corrected among its like.</p>"
+        "With a star: confirmatory, the hypothesis was written before the first take, and corrected among its like.</p>"
     )
     columns = ["what", "compared", "difference", "95% interval", "effect", "its interval", "p", "p Holm", "q BH"]
     columns += [f"{family.unit}s", "tokens", "note"]

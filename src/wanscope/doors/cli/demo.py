@@ -1,9 +1,10 @@
-"""`wanscope demo`: the built-in study, a grid of its videos, and what to do next."""
+"""`wanscope demo`: the built-in study, a grid of its videos, its analysis, and what to do next."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from wanscope.capture_spec import AttentionCapture
 from wanscope.doors.cli import out
 from wanscope.doors.cli.compare import SIDE_BY_SIDE
 from wanscope.recipe import CaptureSpec, LatentsCapture, Study
@@ -11,14 +12,17 @@ from wanscope.workspace import Workspace
 
 TEMPLATE = "a [red|blue] (circle) moves [left|right] on a black background"
 NEXT = """
-Look at the grid: each row is a variation of the template, each column a seed.
+Look at the grid: each row is a variation of the template, each column a seed. The report opens in any browser: what
+the paths to the videos did, where the word circle was read, and why two seeds can prove nothing yet.
 Next: give it a template of your own, for example
   wanscope generate --template "a [red|green|blue] [circle|square] moves [left|up]" --videos-per-variation 2
 The tiny model knows shapes, colors and motions only; `wanscope models` lists those that know the world."""
-STUDY = Study(name="demo", prompt=TEMPLATE, seeds=(0, 1), capture=CaptureSpec(latents=LatentsCapture()))
+CAPTURE = CaptureSpec(latents=LatentsCapture(), attention=AttentionCapture())
+STUDY = Study(name="demo", prompt=TEMPLATE, seeds=(0, 1), capture=CAPTURE)
 
 
 def run_demo(output_dir: Path | None, device: str, json: bool) -> int:
+    from wanscope.analysis.analyze import analyze
     from wanscope.doors.cli.generate import complain_of_failures, run_study
     from wanscope.take.compare import side_by_side
 
@@ -30,13 +34,19 @@ def run_demo(output_dir: Path | None, device: str, json: bool) -> int:
     grid = side_by_side(result.takes, result.folder / SIDE_BY_SIDE)
     if json:
         out.json_line({"event": "GridWritten", "video": str(grid.path), "rows": grid.rows, "columns": grid.columns})
+    else:
+        out.say("analyzing what the latents and the attention did")
+    analysis = analyze(result)
+    if json:
+        out.json_line({"event": "ReportWritten", "report": str(analysis.report)})
         return 0
     out.say(f"\n{len(result.takes)} videos of: {TEMPLATE}")
     out.facts(
         [
             ("grid", out.shown_path(grid.path)),
+            ("report", out.shown_path(analysis.report) if analysis.report is not None else ""),
             ("videos", out.shown_path(result.folder)),
-            ("records", f"{out.shown_path(workspace.takes)} (recipe, latents, timings of each)"),
+            ("records", f"{out.shown_path(workspace.takes)} (recipe, latents, maps, timings of each)"),
         ]
     )
     out.say(NEXT)

@@ -1,0 +1,114 @@
+"""What a study's attention maps add to its analysis: a tidy table, and overlay videos on the report's page.
+
+The table has, for every take with maps, each word's mass, concentration and travel at every step and block, as
+attention.py defines them. The page shows one take of each variation; `wanscope show ID --maps` shows any other.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wanscope.analysis.attention import profile
+from wanscope.analysis.overlay import overlay_video, panels
+from wanscope.analysis.preview import scaled
+from wanscope.analysis.source import Member
+from wanscope.analysis.table import SLOT
+from wanscope.errors import DamagedTake, NotCaptured
+from wanscope.take.video import iter_frames, video_facts, write_video
+
+if TYPE_CHECKING:
+    from wanscope.analysis.analyze import Analysis
+
+COLUMNS = ("take", "name", "group", "seed", "step", "block", "word", "measure", "value")
+SHOWN = 8  # variations on the page
+WORDS = 6  # panels of a video
+SIDE = 640  # pixels
+RATE = 28  # constant rate factor
+
+
+def with_maps(analysis: Analysis) -> list[Member]:
+    """The takes that hold maps of attention probabilities."""
+    kept = [(member, member.take.manifest.attention) for member in analysis.members]
+    return [member for member, stored in kept if stored is not None and "probability" in stored.measures]
+
+
+def rows(analysis: Analysis) -> list[dict[str, Any]]:
+    """Tidy rows of all takes with maps. A take whose maps are damaged is left out; `damaged` names it."""
+    out = []
+    for member in with_maps(analysis):
+        try:
+            found = list(profile(member.take.attention).rows())
+        except (DamagedTake, NotCaptured):
+            continue
+        slots = {SLOT + slot: value for slot, value in member.labels.items()}
+        who = {"take": member.id, "name": member.name, "group": member.group, "seed": member.seed, **slots}
+        out += [{**who, **row} for row in found]
+    return out
+
+
+def damaged(analysis: Analysis) -> list[str]:
+    """Why maps of takes cannot be used, a sentence each."""
+    out = []
+    for member in with_maps(analysis):
+        try:
+            _ = member.take.attention
+        except DamagedTake as error:
+            out.append(f"the attention maps of {member.name} are left out: {str(error).splitlines()[0]}")
+    return out
+
+
+def section(analysis: Analysis) -> str:
+    """HTML of the page's part, "" where no take has maps."""
+    chosen: dict[str, Member] = {}
+    for member in with_maps(analysis):
+        chosen.setdefault(member.group, member)
+    if not chosen:
+        return ""
+    notes = "".join(f"<p>{html.escape(note)}</p>" for note in damaged(analysis))
+    figures = "".join(_figures(list(chosen.values())[:SHOWN]))
+    more = len(chosen) - SHOWN
+    rest = f"<p class=soft>and {more} more variations in their takes</p>" if more > 0 else ""
+    return (
+        "<p>Cross-attention of words, mean over steps, blocks and heads, over the video; labels give a word's share of "
+        "all attention. Panels are compared by shape, not by brightness. Maps say where a word is read, not what it "
+        f"causes.</p>{notes}<div class=figures>{figures}</div>{rest}"
+    )
+
+
+def _figures(members: list[Member]) -> Iterator[str]:
+    for member in members:
+        try:
+            attention = member.take.attention
+            shown = panels(attention, list(attention.words)[:WORDS])
+            data, width = _clip(member, shown)
+        except (DamagedTake, NotCaptured):
+            continue
+        title = html.escape(f"{member.group}, seed {member.seed}")
+        source = f"data:video/mp4;base64,{base64.b64encode(data).decode()}"
+        video = (
+            f'<video width="{width}" src="{source}" aria-label="{title}" tabindex="0" muted loop playsinline></video>'
+        )
+        yield f"<figure><h3>{title}</h3>{video}</figure>"
+
+
+def _clip(member: Member, shown: Any) -> tuple[bytes, int]:
+    """A small overlay video: its bytes and width."""
+    from PIL import Image
+
+    with TemporaryDirectory(prefix="wanscope-maps-") as folder:
+        whole, small = Path(folder) / "whole.mp4", Path(folder) / "small.mp4"
+        overlay_video(member.take, shown, whole)
+        facts = video_facts(whole)
+        size = scaled(int(facts["width"]), int(facts["height"]), SIDE)
+        frames = (
+            np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in iter_frames(whole)
+        )
+        write_video(small, frames, facts["fps"] or 8, options={"crf": str(RATE), "preset": "medium"})
+        return small.read_bytes(), size[0]
