@@ -17,7 +17,7 @@ Shape suffixes: B batch (branches), Q video positions, N text positions, D model
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -40,17 +40,23 @@ if TYPE_CHECKING:
     from wanscope.runtime.recorder import AttentionRecorder
     from wanscope.wan.model import WanModel
 
+# (which call, block, state [B, Q, D])
+OnState = Callable[[Moment, int, Tensor], None]
+
 
 @contextmanager
-def attach(model: WanModel, plan: EditPlan, capture: AttentionRecorder | None = None) -> Iterator[DiffusersSession]:
+def attach(
+    model: WanModel, plan: EditPlan, capture: AttentionRecorder | None = None, on_state: OnState | None = None
+) -> Iterator[DiffusersSession]:
     """The model with `plan`'s edits, and `capture` recording, for the duration of a `with`.
 
+    on_state: told the state [B, Q, D] that each block gets, before anything is edited in it; it may not be changed.
     Raises ModelError for a model that edits cannot be attached to (step caches, foreign attention processors, compiled
     as a whole).
     """
     for transformer in model.experts():
         diffusers_guard.check(transformer)
-    session = DiffusersSession(model, plan, capture)
+    session = DiffusersSession(model, plan, capture, on_state)
     blocks = [list(transformer.blocks) for transformer in model.experts()]
     try:
         for expert, transformer in enumerate(model.experts()):
@@ -121,8 +127,10 @@ class _Stream:
 class DiffusersSession:
     """An attached plan; see base.Session."""
 
-    def __init__(self, model: WanModel, plan: EditPlan, capture: AttentionRecorder | None) -> None:
-        self.plan, self.capture = plan, capture
+    def __init__(
+        self, model: WanModel, plan: EditPlan, capture: AttentionRecorder | None, on_state: OnState | None
+    ) -> None:
+        self.plan, self.capture, self.on_state = plan, capture, on_state
         self.ledger = Ledger(plan)
         self._experts = model.experts()
         self._blocks = [list(transformer.blocks) for transformer in self._experts]
@@ -209,6 +217,8 @@ class DiffusersSession:
                 f"the call has a batch of {x_BQD.shape[0]} where the branches are {', '.join(moment.branches)}",
                 "edits act on one video at a time",
             )
+        if self.on_state is not None:
+            self.on_state(moment, block, x_BQD)
         if block == 0:
             self._open_streams(call, expert, x_BQD, inputs)
         x_BQD = self._hidden(call, expert, block, x_BQD)

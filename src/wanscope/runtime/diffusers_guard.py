@@ -78,8 +78,6 @@ def fingerprint(transformer: nn.Module) -> tuple[Any, ...]:
     """Which modules, parameters, dtypes, hooks and compiled calls there are. Equal while nothing of it changes."""
     parts: list[Any] = []
     for module in transformer.modules():
-        if type(module).__name__ == "EditedBlock":
-            continue
         registry = module.__dict__.get("_diffusers_hook")
         hooks = () if registry is None else tuple(name for name in registry.hooks if name not in PASSING_HOOKS)
         parts.append(
