@@ -302,15 +302,26 @@ def test_compiled_blocks_record_the_same_and_are_compiled_once(tmp_path: Path) -
     assert compiled - before <= 2 and len(graphs) == compiled  # recorded calls, and the others
 
 
-def test_offloaded_blocks_record_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["offloaded", "fp8"])
+def test_offloaded_and_cast_blocks_record_the_same(how: str, tmp_path: Path) -> None:
     model = tiny_model("2.1")
-    latents, there, _ = captured(model, tmp_path / "there")
-    model.transformer.enable_group_offload(
-        onload_device=torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1, use_stream=False
-    )
-    recorded, maps, _ = captured(model, tmp_path / "offloaded")
+    measures = ["probability", "contribution", "gramcol"]
+    if how == "offloaded":
+        _, there, _ = captured(model, tmp_path / "there", measures=measures)
+        model.transformer.enable_group_offload(
+            onload_device=torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1, use_stream=False
+        )
+    else:
+        model.transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+        there = None
+    latents, calls = own_calls(model, "2.1")
+    recorded, maps, seen = captured(model, tmp_path / "there too", measures=measures)
     assert torch.equal(recorded, latents)
-    assert np.array_equal(maps["probability"][:], there["probability"][:])
+    if there is not None:
+        for measure in measures:
+            assert np.array_equal(maps[measure][:], there[measure][:])
+    truth = expected(calls[0], planned(model)).mean(0).numpy()
+    assert np.abs(seen[0].maps.reshape(truth.shape) - truth).max() <= 5e-6
 
 
 def test_after_it_the_model_is_what_it_was_also_after_an_error(tmp_path: Path) -> None:

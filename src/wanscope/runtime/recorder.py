@@ -47,6 +47,7 @@ class AttentionRecorder:
         plan = self.plan = sink.plan
         self.sink, self._dtype = sink, dtype
         self.active, self.sample = False, 0
+        self.real = torch.tensor(plan.real, device=device)
         self.measures = plan.spec.measures
         self.averaged = plan.heads is None
         self.grid_TS = (plan.grid[0], plan.grid[1] * plan.grid[2])
@@ -116,7 +117,7 @@ class AttentionRecorder:
         q_BQHK, k_BLHK = q_BQHK[at], k_BLHK[at]
         self.spread.copy_(torch.maximum(self.spread, pad_spread(context_BLD[at], text.rows).to(self.spread.device)))
         heads = None if self.averaged else self.heads
-        pad_m = _pad_rows(context_BLD[self.sample], text, self.plan.real) if self.has_pad else None
+        pad_m = _pad_rows(context_BLD[self.sample], text, self.real) if self.has_pad else None
         probability = None
         if "probability" in self.measures or "gramcol" in self.measures:
             probability = row_probabilities(q_BQHK, k_BLHK, text, self.index_Rw, self.mask_Rw, pad_m, heads)
@@ -153,7 +154,7 @@ class AttentionRecorder:
         return buffer.numpy().reshape(self.plan.map_shape)
 
 
-def _pad_rows(context_LD: Tensor, text: TextRows, real: int) -> Tensor:
+def _pad_rows(context_LD: Tensor, text: TextRows, real: Tensor) -> Tensor:
     """Which of the rows behind the prompt's own `real` tokens are padding, float32 [m]: 1 where they equal the last.
 
     Only one is, but for a context that is longer than this prompt: of another branch, or with a donor's tokens in it.
