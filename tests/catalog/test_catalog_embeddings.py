@@ -57,7 +57,7 @@ def test_a_matrix_comes_back_to_the_bit_without_the_zeros_at_its_end(values: tor
     )
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(matrices())
 def test_the_catalogue_gives_back_what_was_put_in(tmp_path: Path, values: torch.Tensor) -> None:
     catalog = Catalog(tmp_path)

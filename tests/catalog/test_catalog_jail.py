@@ -13,8 +13,14 @@ from wanscope.errors import SqlRefused
 secret_rows = [1, 2, 3]  # a Python variable that a replacement scan would find
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("jail")
+
+
+@pytest.fixture(scope="module")
 def catalog(tmp_path: Path) -> Catalog:
+    """One for all: nothing here may change it."""
     catalog = Catalog(tmp_path / "space")
     catalog.put(np.ones((2, 3), np.float32), prompt="a red circle")
     (tmp_path / "secret.csv").write_text("a,b\n1,2\n")

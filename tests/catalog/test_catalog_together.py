@@ -25,7 +25,7 @@ def ran(*arguments: object) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("each", "batch"),
-    [(60, 10), pytest.param(500, 10, marks=pytest.mark.slow), pytest.param(500, 1, marks=pytest.mark.slow)],
+    [(30, 10), pytest.param(500, 10, marks=pytest.mark.slow), pytest.param(500, 1, marks=pytest.mark.slow)],
 )
 def test_four_write_while_two_read(tmp_path: Path, each: int, batch: int) -> None:
     found = ran("together", tmp_path, 4, each, batch, 2)
@@ -36,7 +36,7 @@ def test_four_write_while_two_read(tmp_path: Path, each: int, batch: int) -> Non
     assert found["problems"] == [] and not found["fell"] and found["reads"] > 0
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_writers_lose_nothing_that_was_committed(tmp_path: Path, kills: int) -> None:
     found = ran("killed", tmp_path, kills, kills)
     assert found["opened"] == kills

@@ -25,19 +25,20 @@ def encoded(catalog: Catalog, text: str, model: str | None) -> tuple[Embedding, 
             "WHERE encoder <> '' AND space = 'text' AND source <> 'operation'"
         ).to_pylist()
     ]
+    chosen = model or ""
     if model is None:
         named = Counter(row for row in made if row[0] and row[0] != CUSTOM)
         if not named:
             raise EmbeddingNotFound(
                 f"{text!r} is not stored", "and no stored embedding says which model could encode it", "--model marbles"
             )
-        model = named.most_common(1)[0][0][0]
-    dtypes = Counter(dtype for name, _, dtype in made if name == model)
-    dtype = dtypes.most_common(1)[0][0] if dtypes else "float32" if model == "marbles" else "bfloat16"
-    values, encoder = _encode(text, model, dtype)
+        chosen = named.most_common(1)[0][0][0]
+    dtypes = Counter(dtype for name, _, dtype in made if name == chosen)
+    dtype = dtypes.most_common(1)[0][0] if dtypes else "float32" if chosen == "marbles" else "bfloat16"
+    values, encoder = _encode(text, chosen, dtype)
     tokens = Tokens.of(values)
-    key = tokens.key(model, encoder)
-    return Embedding(key, tokens, {"encoder": encoder, "space": "text"}), f"{model}'s text encoder"
+    key = tokens.key(chosen, encoder)
+    return Embedding(key, tokens, {"encoder": encoder, "space": "text"}), f"{chosen}'s text encoder"
 
 
 def _encode(text: str, model: str, dtype: str) -> tuple[Any, str]:
