@@ -218,7 +218,7 @@ def _resolved(
     table_SL = _table(edit, passes, blocks, where)
     tables = dict.fromkeys(branches, table_SL)
     if table_SL.any() and not any(
-        passes.has(branch, step) for branch in branches for step in np.flatnonzero(table_SL.any(1))
+        passes.has(branch, int(step)) for branch in branches for step in np.flatnonzero(table_SL.any(1))
     ):
         notes.append(f"{where} acts on no pass: {edit.branch} is not run where it would (guidance is 1 there)")
     columns = texts.places.get(index, {})

@@ -103,17 +103,16 @@ def _hidden(
 ) -> Tensor:
     """Mean over positions and calls of what each block gets while `prompt` is sampled, [E, L, D]."""
     experts = len(model.experts())
-    sums: Tensor | None = None
+    sums: list[Tensor] = []  # one, once the model's width is seen
     calls_EL1 = torch.zeros(experts, model.blocks, 1, dtype=torch.float64)
 
     def on_state(moment: Moment, block: int, x_BQD: Tensor) -> None:
-        nonlocal sums
         if "cond" not in moment.branches:
             return
-        if sums is None:
-            sums = torch.zeros(experts, model.blocks, x_BQD.shape[-1], dtype=torch.float64)
+        if not sums:
+            sums.append(torch.zeros(experts, model.blocks, x_BQD.shape[-1], dtype=torch.float64))
         mean_D = x_BQD[moment.branches.index("cond")].float().mean(0)
-        sums[moment.expert, block] += mean_D.double().cpu()
+        sums[0][moment.expert, block] += mean_D.double().cpu()
         calls_EL1[moment.expert, block] += 1
 
     texts = DonorTexts(prompt, negative, raw[prompt], raw[negative], raw, model.text_length)
@@ -122,10 +121,9 @@ def _hidden(
     with attach(model, plan, on_state=on_state) as session:
         conditioning = Conditioning(raw[prompt], raw[negative])
         denoise(model, conditioning, sampler, noise, around_call=session.around_call)
-    assert sums is not None
     if not bool((calls_EL1 > 0).all()):
         expert = int((calls_EL1[:, 0, 0] == 0).nonzero()[0])
         raise RecipeError(
             f"expert {expert} made no call in {sampler.steps} steps", "nothing can be learned of it", "steps: 20"
         )
-    return sums / calls_EL1
+    return sums[0] / calls_EL1

@@ -1,0 +1,196 @@
+"""The golden identities of edits, bit for bit (DEFINITIONS, "Identity"), on tiny models of each kind and on marbles."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+
+from helpers.edited import DONOR, TINY, Scene, apart, edited, encoded, prompted, unedited
+from helpers.tiny import tiny_model
+from wanscope.edit.edits import Bend, Edit, Inject, Prompts, Skip
+from wanscope.wan.load import load
+from wanscope.wan.model import WanModel
+
+MARBLES = Scene(
+    "a red circle moves left on a black background",
+    "",
+    "a large blue square moves right on a white background",
+    {"width": 64, "height": 64, "frames": 9},
+)
+KINDS = ("2.1", "2.2", "5b", "marbles")
+
+
+@functools.cache
+def subject(kind: str) -> tuple[WanModel, Scene, dict[str, Any]]:
+    if kind == "marbles":
+        return load("marbles", device="cpu"), MARBLES, {"steps": 2, "guidance": 4.0}
+    return tiny_model(kind, seed=3), TINY, {}
+
+
+@functools.cache
+def base(kind: str) -> torch.Tensor:
+    model, scene, settings = subject(kind)
+    return unedited(model, scene, **settings)
+
+
+@functools.cache
+def by_donor(kind: str) -> torch.Tensor:
+    model, scene, settings = subject(kind)
+    return prompted(model, scene.donor, scene, **settings)
+
+
+def run(kind: str, *edits: Edit) -> torch.Tensor:
+    model, scene, settings = subject(kind)
+    return edited(model, edits, scene, **settings).latents
+
+
+def inject(kind: str, **fields: Any) -> Inject:
+    return Inject(subject(kind)[1].donor, **fields)
+
+
+def test_the_identities_would_show_a_difference():
+    for kind in KINDS:
+        assert apart(base(kind), by_donor(kind)) > 0.05, kind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_edit_is_the_run_itself(kind: str):
+    assert torch.equal(run(kind), base(kind))
+
+
+def nothing(kind: str) -> list[Edit]:
+    """Edits of every kind that change nothing: strength 0, no block, factor 1, angle 0."""
+    return [
+        inject(kind, strength=0.0),
+        inject(kind, blocks="none"),
+        inject(kind, on="both", strength=0.0),
+        inject(kind, mode="tokens", schedule=0.0),
+        inject(kind, mode="append", strength=0.0),
+        Bend(["circle"], "amplify", factor=1.0),
+        Bend(["circle"], "rotate", angle=360.0),
+        Bend(["circle"], "flip", axis="x", strength=0.0),
+        Skip("none"),
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_edits_of_no_strength_leave_the_plan_and_every_bit(kind: str):
+    model, scene, settings = subject(kind)
+    found = edited(model, nothing(kind), scene, **settings)
+    assert found.plan.empty and not found.plan.planned() and not found.session.counts()
+    assert torch.equal(found.latents, base(kind))
+
+
+@pytest.mark.parametrize("mode", ["mix", "tokens"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_context_at_strength_1_in_all_blocks_is_prompting_with_the_donor(kind: str, mode: str):
+    assert torch.equal(run(kind, inject(kind, mode=mode)), by_donor(kind))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_boost_0_is_the_prompt_and_1_the_donor(kind: str):
+    for factor, expected in ((0.0, base(kind)), (1.0, by_donor(kind))):
+        assert apart(run(kind, inject(kind, boost=factor, keep_norm=False)), expected) <= 1e-4
+    assert apart(run(kind, inject(kind, boost=2.0)), by_donor(kind)) > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_last_of_two_such_edits_wins(kind: str):
+    gray = Inject("gray", mode="mix", strength=0.7)
+    assert torch.equal(run(kind, gray, inject(kind)), by_donor(kind))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prompts_from_step_0_are_prompting_with_them(kind: str):
+    assert torch.equal(run(kind, Prompts({0: subject(kind)[1].donor})), by_donor(kind))
+
+
+@pytest.mark.parametrize("kind", ["2.1", "2.2", "5b"])
+def test_prompts_come_first_wherever_they_stand(kind: str):
+    later = [inject(kind, strength=0.4), Prompts({2: "night"})]
+    assert torch.equal(run(kind, *later), run(kind, *reversed(later)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_after_an_edited_one_is_the_run_before_it(kind: str):
+    model, scene, settings = subject(kind)
+    words = [Bend(["circle"], "translate", x=0.25), inject(kind, strength=0.4), inject(kind, on="hidden", blocks=[1])]
+    first = run(kind, *words)
+    assert apart(first, base(kind)) > 1e-3
+    assert torch.equal(unedited(model, scene, **settings), base(kind))
+    assert torch.equal(run(kind, *words), first)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hidden_replaced_at_block_k_is_context_replaced_before_it(kind: str):
+    for k in {1, subject(kind)[0].blocks - 1}:
+        hidden = run(kind, inject(kind, on="hidden", operation="replace", blocks=[k]))
+        assert torch.equal(hidden, run(kind, inject(kind, blocks=list(range(k))))), k
+        assert apart(hidden, base(kind)) > 1e-6  # the first block of marbles hardly reads its text
+
+
+@pytest.mark.parametrize("operation", ["replace", "blend"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_from_block_k_on_is_prompting_with_the_donor(kind: str, operation: str):
+    model = subject(kind)[0]
+    both = inject(kind, on="both", operation=operation, blocks=f"2-{model.blocks - 1}")
+    assert torch.equal(run(kind, both), by_donor(kind))
+
+
+@pytest.mark.parametrize("kind", ["2.1", "2.2", "5b"])
+def test_a_latent_donor_after_k_blocks_is_the_donors_state_at_block_k(kind: str):
+    latent = Inject({"prompt": DONOR, "after_block": 2}, on="hidden", operation="replace", blocks=[2])
+    own = inject(kind, on="hidden", operation="replace", blocks=[2])
+    assert torch.equal(run(kind, latent), run(kind, own))
+    early = Inject({"prompt": DONOR, "after_block": 2}, on="hidden", operation="replace", blocks=[1])
+    assert apart(run(kind, early), run(kind, own)) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["2.1", "2.2", "5b"])
+def test_the_uncond_pass_takes_its_own_donor(kind: str):
+    """Both branches, with their own donors, are prompting with both."""
+    both = Inject(DONOR, donor_negative="black night", branch="both")
+    other = Scene(DONOR, "black night", DONOR, TINY.size)
+    assert torch.equal(run(kind, both), unedited(subject(kind)[0], other))
+    assert torch.equal(
+        run(kind, Inject("black night", branch="uncond")), unedited(subject(kind)[0], Scene(negative="black night"))
+    )
+
+
+@pytest.mark.parametrize("kind", ["2.1", "2.2", "5b"])
+def test_with_batched_guidance_to_rounding(kind: str):
+    model = subject(kind)[0]
+    edits = [
+        Inject(DONOR, strength=0.4, blocks="1-3"),
+        Bend(["circle"], "amplify", factor=3.0),
+        Inject(DONOR, on="hidden", strength=0.5, blocks=[2]),
+        Skip([0], part="cross_attention"),
+        Skip([3], branch="uncond"),
+        Inject("night", mode="append", strength=0.5, branch="both"),
+    ]
+    batched = edited(model, edits, cfg_batched=True)
+    assert apart(batched.latents, edited(model, edits).latents) <= 2e-5
+    assert batched.session.counts() == edited(model, edits).session.counts() == batched.plan.planned()
+    assert apart(batched.latents, base(kind)) > 1e-2
+
+
+@pytest.mark.parametrize("solver", ["heun", "euler", "dpm++", "res_2s"])
+def test_with_other_solvers_every_evaluation_is_counted(solver: str):
+    model = subject("2.2")[0]
+    found = edited(model, [Inject(DONOR)], solver=solver)
+    assert torch.equal(found.latents, prompted(model, DONOR, solver=solver))
+    assert found.session.counts() == found.plan.planned()
+    assert max(found.plan.planned().values()) == (2 if solver in ("heun", "res_2s") else 1)
+
+
+def test_uncond_is_planned_only_where_it_is_run():
+    model = subject("2.2")[0]
+    found = edited(model, [Inject(DONOR, branch="both")], guidance=1.0, guidance_2=5.0, steps=5)
+    branches = {site[2] for site in found.session.counts()}
+    assert branches == {"cond", "uncond"}
+    steps = {site[3] for site in found.session.counts() if site[2] == "uncond"}
+    assert steps and steps < set(range(5))
+    assert len(encoded(model, []).main)  # the texts are trimmed
