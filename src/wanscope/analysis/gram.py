@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from wanscope.analysis.landmarks import JointAxes, JointPlaces, choose
+from wanscope.analysis.landmarks import KEPT, JointAxes, JointPlaces, choose
 from wanscope.analysis.latent_statistics import Accumulator, LatentStatistics
 from wanscope.analysis.trajectory import Path
 from wanscope.capture.gram import increments
@@ -123,10 +123,12 @@ class _Pass:
         self.size = (height, width)
         self.takes = len(arrays)
         # A value is float64 for all takes of a block, and as stored and as fp32 for one; two blocks unless one is all.
-        self.block = int(np.clip(budget // (self.frame_values * 8), 1, self.takes))
+        self.block = int(np.clip(budget // (self.frame_values * 16), 1, self.takes))
         if self.block < self.takes:
             self.block = max(1, self.block // 2)
-        self.group = _group(self.frames, budget, (self.block * 8 + 24) * self.frame_values)
+        # The joint axes are there as fp32 and float64, and a block a second time, less their mean.
+        projected = (KEPT + 1) * 12 + self.block * 8 if axes else 0
+        self.group = _group(self.frames, budget, (self.block * 8 + 24 + projected) * self.frame_values)
         self.bytes_read = 0
         self.joint: JointAxes | None = None
         if axes:

@@ -79,7 +79,8 @@ class JointAxes:
         """Two readings of the landmarks: their Gram, then their axes and their mean, written to `file` as fp32."""
         _, channels, frames, height, width = shape
         values = channels * height * width
-        group = int(np.clip(budget_bytes // (len(picks) * values * 16), 1, frames))
+        # A landmark is read as fp32, and there as float64 twice while they are put together; then the axes' rows.
+        group = int(np.clip(budget_bytes // ((len(picks) * 20 + (KEPT + 1) * 20) * values), 1, frames))
         parts = [slice(start, min(start + group, frames)) for start in range(0, frames, group)]
 
         def slice_Ln(part: slice) -> np.ndarray:
