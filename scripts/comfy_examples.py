@@ -311,16 +311,20 @@ def draw(url: str, prompts: dict[str, Prompt], browser: str) -> None:
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
         page = chromium.new_page(viewport={"width": 1600, "height": 900})
+        page.request.post(f"{url}/settings", data={"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False})
         page.goto(url)
         page.wait_for_function("window.app?.graph && Object.keys(LiteGraph.registered_node_types).length > 100")
         page.wait_for_timeout(3000)
         for name, prompt in prompts.items():
-            graph = page.evaluate(_LOAD, [name, prompt])
-            page.wait_for_timeout(1500)
+            page.evaluate(_LOAD, [name, prompt])
+            page.wait_for_timeout(1000)
+            for _ in range(3):  # dialogs on templates and on missing models
+                page.keyboard.press("Escape")
+                page.wait_for_timeout(300)
             graph = page.evaluate("() => app.graph.serialize()")
             graph.get("extra", {}).pop("frontendVersion", None)
             (FOLDER / f"{name}.json").write_text(json.dumps(graph, indent=1) + "\n")
-            page.screenshot(path=FOLDER / f"{name}.jpg", type="jpeg", quality=70)
+            page.locator("canvas#graph-canvas").screenshot(path=FOLDER / f"{name}.jpg", type="jpeg", quality=70)
         chromium.close()
 
 
@@ -357,7 +361,7 @@ _LOAD = """async ([name, prompt]) => {
   app.canvas.setDirty(true, true);
   const right = Math.max(...nodes.map((n) => n.pos[0] + n.size[0]));
   const bottom = Math.max(...nodes.map((n) => n.pos[1] + n.size[1]));
-  const scale = Math.min(1560 / (right + 60), 820 / (bottom + 60), 1);
+  const scale = Math.min(1450 / (right + 60), 780 / (bottom + 60), 1);
   app.canvas.ds.scale = scale;
   app.canvas.ds.offset = [60 / scale - 20, 40 / scale - 20];
   return true;

@@ -2,6 +2,7 @@
 // them, the active count in the title, text reports in the node, and the older names of inputs.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { renamed } from "./aliases.js";
 import { active, preset, presetName, shape, written } from "./patterns.js";
 
 const OURS = (name) => name.startsWith("Wanscope") || FACTS.ids.has(name);
@@ -225,8 +226,10 @@ function valuesNode(node) {
     shown();
   };
   for (const widget of [chooser, base, blocks]) onChange(widget, reshape);
-  onChange(text, () => {
-    chooser.value = "custom";
+  onChange(text, (given) => {
+    const drawn = shape(chooser.value, blocks.value, base.value)?.map(written).join(",");
+    if (!String(given).trim()) reshape();
+    else if (given !== drawn) chooser.value = "custom";
     shown();
   });
   bars(node, "wanscope_bars", {
@@ -250,22 +253,6 @@ const EDITORS = {
   WanVideoBlockStrengthBuilder: strengthNode,
   WanscopeBlockStrengths: valuesNode,
 };
-
-/** A saved graph with the older names of inputs and types replaced, in place. */
-export function renamed(graph, aliases) {
-  for (const node of graph?.nodes ?? []) {
-    const names = aliases[node.type];
-    for (const input of node.inputs ?? []) {
-      const target = names?.[input.name];
-      if (target && !node.inputs.some((other) => other.name === target)) input.name = target;
-      if (input.type === "WAN_ACTIVATION") input.type = "STRING";
-      if (input.widget && names?.[input.widget.name]) input.widget.name = names[input.widget.name];
-    }
-    for (const output of node.outputs ?? []) if (output.type === "WAN_ACTIVATION") output.type = "STRING";
-  }
-  for (const link of graph?.links ?? []) if (Array.isArray(link) && link[5] === "WAN_ACTIVATION") link[5] = "STRING";
-  return graph;
-}
 
 app.registerExtension({
   name: "wanscope",
