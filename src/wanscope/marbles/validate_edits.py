@@ -141,14 +141,20 @@ def cases(maker: Maker, settings: Settings, folder: Path) -> Iterator[Case]:
 
 def _directions(maker: Maker, folder: Path) -> dict[str, Steer]:
     """For each color the direction of its context, learned here if it is not there yet."""
-    from wanscope.runtime.learn import learn_direction
+    from wanscope.sample.directions import learn_direction
     from wanscope.wan.identity import file_hash
 
     out = {}
     for color in world.COLORS:
         path = folder / f"direction_{color}.safetensors"
         if not path.exists():
-            learn_direction(maker.model, edit_cases.direction_pairs(color, DIRECTION_PAIRS), on="context").save(path)
+            learn_direction(
+                maker.model,
+                edit_cases.direction_pairs(color, DIRECTION_PAIRS),
+                maker.sampler,
+                maker.video,
+                on="context",
+            ).save(path)
         out[color] = Steer(str(path), sha256=file_hash(path))
     return out
 
