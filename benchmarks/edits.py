@@ -9,8 +9,8 @@ context, at most 1.05 for bending 8 words. A `mix` runs a second cross-attention
 of a guided 14B step; at strength 1 it runs none. `hidden` runs the donor's own pass up to the last block it acts in.
 
 Each way runs the same guided steps (cond and uncond) on the same inputs. One round runs all ways one after the other;
-ratios are within a round and printed are their medians, so that a machine that others use disturbs all ways alike.
-Memory is the device's peak above what is allocated before, on a GPU; on the CPU it is not measured.
+ratios are within a round and printed are their medians, so that a machine that others use disturbs all ways alike. On
+the CPU time is the process's own, not the wall's: run it with OMP_NUM_THREADS=1. Memory is the device's peak above what is allocated before, on a GPU; on the CPU it is not measured.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import json
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,18 @@ class EditRun(Run):
         with attach(self.model, plan) as session:  # type: ignore[arg-type]
             yield session.around_call
         session.verify()  # what is timed is an edit that acted
+
+    def measured(self, way: str, steps: int) -> dict[str, float | None]:
+        if self.device.type == "cuda":
+            return super().measured(way, steps)
+        with getattr(self, way)() as around_call:
+            self.step(0, around_call)  # warm: contexts, keys, compiled code
+            seconds = []
+            for number in range(1, steps + 1):
+                began = time.process_time()
+                self.step(number, around_call)
+                seconds.append(time.process_time() - began)
+        return {"seconds": statistics.median(seconds), "peak": None}
 
 
 def main() -> None:

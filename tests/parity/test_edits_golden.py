@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.edited import DONOR, TINY, Scene, apart, edited, encoded, prompted, unedited
+from helpers.edited import DONOR, TINY, Scene, apart, edited, encoded, planned, prompted, sampler_of, unedited
 from helpers.tiny import tiny_model
 from wanscope.edit.edits import Bend, Edit, Inject, Prompts, Skip
 from wanscope.wan.load import load
@@ -194,3 +194,24 @@ def test_uncond_is_planned_only_where_it_is_run():
     steps = {site[3] for site in found.session.counts() if site[2] == "uncond"}
     assert steps and steps < set(range(5))
     assert len(encoded(model, []).main)  # the texts are trimmed
+
+
+def test_a_run_that_begins_later_is_planned_from_there():
+    from wanscope.recipe import VideoSpec
+    from wanscope.runtime.diffusers import attach
+    from wanscope.sample import Conditioning, denoise, initial_noise
+
+    model, edits = subject("2.1")[0], [Inject(DONOR)]
+    texts, sampler = encoded(model, edits), sampler_of(model, start_step=2)
+    plan = planned(model, edits, start_step=2)
+    shape = model.latent_shape(VideoSpec(**TINY.size))
+    noise, init = initial_noise(shape, 1), initial_noise(shape, 2)
+    with attach(model, plan) as session:
+        found = denoise(
+            model, Conditioning(texts.main, texts.uncond), sampler, noise, init_latents=init,
+            around_call=session.around_call,
+        )  # fmt: skip
+    session.verify()
+    donor = Conditioning(texts.raw[DONOR], texts.uncond)
+    assert torch.equal(found.latents, denoise(model, donor, sampler, noise, init_latents=init).latents)
+    assert {site[3] for site in session.counts()} == {2, 3}

@@ -21,27 +21,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from wanscope.edit.donors import DonorTexts, check_edits
 from wanscope.edit.edits import Bend, Edit, Inject, Prompts, Skip, Steer
+from wanscope.edit.planned_texts import Boost, Branch, PlannedText, donors_of, keyed_texts
 from wanscope.edit.spec import EditInBlocks, EditWithStrength
 from wanscope.errors import RecipeError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from wanscope.edit.directions import Direction
 
-Branch = Literal["cond", "uncond"]
+__all__ = ["Boost", "Branch", "EditPlan", "Part", "Passes", "PlannedEdit", "PlannedText", "Site", "make_plan"]
+
 Part = Literal["context", "attention", "hidden", "block"]
 # (edit's place in the list, block, branch, step)
 Site = tuple[int, int, str, int]
-
-SHORT_DONOR = 0.5
 
 
 @dataclass(frozen=True)
@@ -67,32 +64,6 @@ class Passes:
             return step >= self.first
         experts = self.guided if expert is None else (self.guided[expert],)
         return any(step in steps for steps in experts)
-
-
-@dataclass(frozen=True, eq=False)
-class PlannedText:
-    """A text that is read: raw embedding [L, D] of the real tokens, and the prompts whose words stand in it.
-
-    boost: how its context's difference from another text's is multiplied, after projection. passing: one of many, each
-    read at one step, so that keeping it would be in vain.
-    """
-
-    embedding: Tensor
-    prompts: frozenset[str]
-    boost: Boost | None = None
-    passing: bool = False
-
-    @property
-    def real(self) -> int:
-        """Tokens that are no padding."""
-        return max(len(self.embedding), len(self.boost.main.embedding) if self.boost else 0)
-
-
-@dataclass(frozen=True, eq=False)
-class Boost:
-    main: PlannedText
-    factor: float
-    keep_norm: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,7 +194,7 @@ def _resolved(
         notes.append(f"{where} acts on no pass: {edit.branch} is not run where it would (guidance is 1 there)")
     columns = texts.places.get(index, {})
     if isinstance(edit, Inject):
-        donor = _donors(edit, texts, main, where, notes)
+        donor = donors_of(edit, texts, main, where, notes)
         parts: tuple[Part, ...] = {"context": ("context",), "hidden": ("hidden",), "both": ("hidden", "context")}[
             edit.on
         ]
@@ -238,7 +209,7 @@ def _resolved(
         return PlannedEdit(index, edit, ("context" if edit.on == "context" else "hidden",), tables, direction=found)
     if isinstance(edit, Skip):
         return PlannedEdit(index, edit, ("block" if edit.part == "block" else "attention",), tables)
-    keyed = _keyed(edit, texts, passes.steps)
+    keyed = keyed_texts(edit, texts, passes.steps)
     return PlannedEdit(index, edit, ("context",), tables, keyed=keyed)
 
 
@@ -264,54 +235,6 @@ def _table(edit: Edit, passes: Passes, blocks: int, where: str) -> np.ndarray:
                 "a schedule with values from 0 to 1",
             )
     return table_SL
-
-
-def _donors(
-    edit: Inject, texts: DonorTexts, main: Mapping[Branch, PlannedText], where: str, notes: list[str]
-) -> dict[Branch, PlannedText]:
-    try:
-        found = texts.donor(edit)
-    except RecipeError as error:
-        raise RecipeError(f"{where}: {error.what}", error.why, error.fix) from None
-    if found.note:
-        notes.append(f"{where}: {found.note}")
-    own = frozenset((edit.donor.prompt,)) if edit.donor.prompt is not None else frozenset()
-    out: dict[Branch, PlannedText] = {}
-    negative_LD = texts.negative_donor(edit)
-    for branch in ("cond", "uncond"):
-        if branch == "uncond" and negative_LD is not None:
-            embedding_LD, prompts = negative_LD, frozenset((edit.donor_negative or "",))
-        else:
-            embedding_LD, prompts = found.embedding, own
-        boost = None
-        if edit.boost is not None:
-            boost = Boost(main[branch], edit.boost, True if edit.keep_norm is None else edit.keep_norm)
-        out[branch] = PlannedText(embedding_LD, prompts, boost)
-    if edit.mode == "tokens" and edit.on != "hidden":
-        tokens, own_tokens = len(out["cond"].embedding), len(main["cond"].embedding)
-        if edit.branch != "uncond" and tokens < SHORT_DONOR * own_tokens:
-            notes.append(
-                f"{where}: the donor has {tokens} tokens and the prompt {own_tokens}, so most of the prompt is blended "
-                "with padding; mode: mix blends what the texts do instead of their tokens"
-            )
-    return out
-
-
-def _keyed(edit: Prompts, texts: DonorTexts, steps: int) -> tuple[PlannedText | None, ...]:
-    """The text of each step: that of the last key, or between it and the next one. None before the first key."""
-    from wanscope.edit.embeds import interpolate
-
-    at_key = {step: PlannedText(found, frozenset((edit.keys[step],))) for step, found in texts.keyed(edit).items()}
-    out: list[PlannedText | None] = [None] * min(edit.keys)
-    for start, end in pairwise([*edit.keys, steps]):
-        out.append(at_key[start])
-        if edit.interpolate == "step" or end not in at_key:
-            out += [at_key[start]] * (end - start - 1)
-            continue
-        both = at_key[start].prompts | at_key[end].prompts
-        path = interpolate([at_key[start].embedding, at_key[end].embedding], end - start + 1, edit.interpolate)
-        out += [PlannedText(embedding, both, passing=True) for embedding in path.embeddings[1:-1]]
-    return tuple(out)
 
 
 def _without_skipped(planned: list[PlannedEdit], notes: list[str]) -> list[PlannedEdit]:

@@ -138,6 +138,7 @@ class DiffusersSession:
         self._arming = Arming(plan, self._blocks, capture, model.device)
         self._call: _Call | None = None
         self._seals: list[Any] = []
+        self._checked: tuple[int, int] | None = None
 
     def seal(self) -> None:
         """Remember the model as it is now; `around_call` refuses to go on with another."""
@@ -193,6 +194,10 @@ class DiffusersSession:
             )
 
     def _check_seal(self, moment: Moment) -> None:
+        """Once a step for each expert: that is when a listener of the run may have changed something."""
+        if self._checked == (moment.step, moment.expert):
+            return
+        self._checked = (moment.step, moment.expert)
         if diffusers_guard.fingerprint(self._experts[moment.expert]) != self._seals[moment.expert]:
             raise EditNotApplied(
                 "the model was changed while edits were attached",
@@ -243,13 +248,13 @@ class DiffusersSession:
         moment, inner = call.moment, self._blocks[expert][block]
         length = self.plan.text_length
         text_BND = inputs.context_BND[:, inputs.context_BND.shape[1] - length :]
+        own = [text_BND[i : i + 1] for i in range(len(moment.branches))]
+        project = self._projection.of(expert)
         rows = [
-            compose(self.plan, branch, moment.step, block, expert, text_BND[i : i + 1], self._projection.of(expert))
-            for i, branch in enumerate(moment.branches)
+            compose(self.plan, branch, moment.step, block, expert, text_1ND, project)
+            for branch, text_1ND in zip(moment.branches, own, strict=True)
         ]
-        changed = any(
-            row.reads[0].context_1ND.data_ptr() != text_BND[i : i + 1].data_ptr() for i, row in enumerate(rows)
-        )
+        changed = any(row.reads[0].context_1ND is not text_1ND for row, text_1ND in zip(rows, own, strict=True))
         if changed:
             first = [row.reads[0].context_1ND for row in rows]
             inputs = inputs.with_text(torch.cat(first) if len(first) > 1 else first[0])

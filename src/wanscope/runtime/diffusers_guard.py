@@ -40,7 +40,8 @@ def check(transformer: Any) -> None:
             "it leaves out blocks at some steps, and with them the edits and captures in them",
             "transformer.disable_cache()",
         )
-    for i, block in enumerate(transformer.blocks):
+    blocks: Any = transformer.blocks
+    for i, block in enumerate(blocks):
         inner = getattr(block, "_orig_mod", block)
         if inner is not block:
             raise ModelError(f"block {i} is compiled by hand", "edits know blocks compiled in place", FIX_COMPILE)
