@@ -10,7 +10,8 @@ of a guided 14B step; at strength 1 it runs none. `hidden` runs the donor's own 
 
 Each way runs the same guided steps (cond and uncond) on the same inputs. One round runs all ways one after the other;
 ratios are within a round and printed are their medians, so that a machine that others use disturbs all ways alike. On
-the CPU time is the process's own, not the wall's: run it with OMP_NUM_THREADS=1. Memory is the device's peak above what is allocated before, on a GPU; on the CPU it is not measured.
+the CPU time is the process's own, not the wall's: run it with OMP_NUM_THREADS=1.
+Memory is the device's peak above what is allocated before, on a GPU; on the CPU it is not measured.
 """
 
 from __future__ import annotations
