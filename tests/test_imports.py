@@ -155,7 +155,8 @@ def test_modules_that_promise_it_load_no_torch() -> None:
     doors = [
         ".".join(("wanscope", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
         for path in files()
-        if package_of(path) == "doors"
+        # ComfyUI's door is opened inside ComfyUI, where torch is loaded already
+        if package_of(path) == "doors" and "comfy" not in path.parts
     ]
     code = """
 import importlib, sys

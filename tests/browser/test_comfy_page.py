@@ -30,7 +30,7 @@ def page(tmp_path_factory):
         found.on("pageerror", lambda error: found.errors.append(str(error)))
         found.request.post(f"{server.url}/settings", data={"Comfy.TutorialCompleted": True})
         found.goto(server.url)
-        ready = "window.app?.graph && window.LiteGraph?.registered_node_types?.WanscopeBlockStrengths"
+        ready = "() => Boolean(window.app?.graph && window.LiteGraph?.registered_node_types?.WanscopeBlockStrengths)"
         found.wait_for_function(ready, timeout=300_000)
         yield found
         chromium.close()

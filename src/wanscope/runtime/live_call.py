@@ -19,10 +19,11 @@ from torch import Tensor
 
 from wanscope.edit.amplify import boost
 from wanscope.edit.edits import Inject, Skip, Steer
-from wanscope.edit.plan import Boost, EditPlan, Part, Passes, PlannedEdit, PlannedText
+from wanscope.edit.plan import EditPlan, Part, Passes, PlannedEdit
+from wanscope.edit.planned_texts import Boost, PlannedText
 from wanscope.edit.rows import padded
 from wanscope.errors import RecipeError
-from wanscope.runtime.compose import Composed, combined, compose
+from wanscope.runtime.compose import Composed, Read, combined, compose
 from wanscope.runtime.live import CONNECTED, Branch, Guide, Live, LiveEdit, Run, Site, Watch
 from wanscope.runtime.live_attention import AttentionChange
 
@@ -323,9 +324,7 @@ class Call:
         return sorted(rows)
 
 
-def _own(context_1ND: Tensor, real: int):
-    from wanscope.runtime.compose import Read
-
+def _own(context_1ND: Tensor, real: int) -> Read:
     return Read(context_1ND, 1.0, real, ())
 
 

@@ -9,7 +9,16 @@ from __future__ import annotations
 import sys
 from types import ModuleType
 
-from wanscope.doors.comfy import blocks_nodes, embeds_nodes, native_nodes, prompt_nodes, say, wrapper_nodes
+from wanscope.doors.comfy import (
+    blocks_nodes,
+    embeds_nodes,
+    native_nodes,
+    prompt_nodes,
+    report_nodes,
+    say,
+    wrapper_nodes,
+    wrapper_sources,
+)
 from wanscope.doors.comfy.base import Node
 
 OLDER: dict[str, type[Node]] = {
@@ -37,6 +46,11 @@ OLDER: dict[str, type[Node]] = {
                 "BlockActivationViewer",
                 "InjectionTester",
                 "ProjectionBooster",
+            ),
+        ),
+        (
+            wrapper_sources,
+            (
                 "LatentEncoder",
                 "LatentInjector",
                 "DirectInjector",
@@ -47,7 +61,7 @@ OLDER: dict[str, type[Node]] = {
     for name in names
 }
 NEWER: dict[str, type[Node]] = {
-    "WanVideoApplyGuidance": wrapper_nodes.ApplyGuidance,
+    "WanVideoApplyGuidance": wrapper_sources.ApplyGuidance,
     **{
         f"Wanscope{name}": getattr(module, name)
         for module, names in (
@@ -61,11 +75,9 @@ NEWER: dict[str, type[Node]] = {
                     "SteerModel",
                     "BendAttention",
                     "PromptDifference",
-                    "CheckEdits",
-                    "EditReport",
-                    "CompareVideos",
                 ),
             ),
+            (report_nodes, ("CheckEdits", "EditReport", "CompareVideos")),
             (
                 prompt_nodes,
                 (

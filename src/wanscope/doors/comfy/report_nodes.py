@@ -1,0 +1,108 @@
+"""Nodes that say what edits did: the verdict behind the samplers, a report, two videos side by side."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from wanscope.doors.comfy import say
+from wanscope.doors.comfy.base import MODEL, Inputs, M, Node, number, shown, socket
+from wanscope.errors import EditNotApplied, RecipeError
+from wanscope.runtime import comfy_native, wan_wrapper
+
+
+class CheckEdits(Node):
+    TITLE = "Check Edits"
+    CATEGORY = "wanscope"
+    DESCRIPTION = (
+        "Put it behind the last sampler: the latent passes through, and every edit on the models is checked. An edit "
+        "that was due in the range that was sampled and did not act fails the run here, with what was applied. With "
+        "two stages connect both models; an edit has to act in the stages whose range it is due in."
+    )
+    REQUIRED: ClassVar[Inputs] = {
+        "latent": socket("LATENT", "The sampler's output; handed on unchanged."),
+        "model": socket(f"{MODEL},{M}", "The model that was sampled, with its edits."),
+    }
+    OPTIONAL: ClassVar[Inputs] = {"model_2": socket(f"{MODEL},{M}", "The model of a second stage.")}
+    RETURN_TYPES = ("LATENT", "STRING")
+    RETURN_NAMES = ("latent", "report")
+    OUTPUT_NODE = True
+
+    @classmethod
+    def IS_CHANGED(cls, **given: Any) -> float:
+        return float("nan")  # the counts change beside the graph
+
+    def run(self, latent: Any, model: Any, model_2: Any = None) -> dict[str, Any]:
+        lines: list[str] = []
+        for stage, one in enumerate((model, model_2), 1):
+            if one is None:
+                continue
+            live = comfy_native.live_of(one) or wan_wrapper.live_of(one)
+            if live is None or not live.edits:
+                lines.append(f"model {stage}: no edit")
+                continue
+            prompt = live.runs[-1].prompt if live.runs else None
+            if not live.runs:
+                raise EditNotApplied(
+                    f"model {stage} has {len(live.edits)} edits and was not sampled",
+                    "the sampler was given another model",
+                    "connect the edited model to the sampler",
+                )
+            runs = [run for run in live.runs if run.prompt == prompt]
+            lines += [f"model {stage}", *(say.run_report(live, run) for run in runs)]
+            depth = len(getattr(one.model.diffusion_model, "blocks", ()))
+            for e, edit, applied, due in live.verdict(prompt):
+                if any(edit.strengths(depth)) and due and not applied:
+                    raise EditNotApplied(
+                        f"edit {e + 1} ({edit.name}) was due in the range sampled and did not act",
+                        "\n".join(lines),
+                    )
+        report = "\n".join(lines)
+        return shown(report, latent, report)
+
+
+class EditReport(Node):
+    TITLE = "Edit Report"
+    CATEGORY = "wanscope"
+    DESCRIPTION = "The edits on a model, and after every run what it applied, per edit, block, branch and step."
+    REQUIRED: ClassVar[Inputs] = {"model": socket(f"{MODEL},{M}", "A model with edits.")}
+    HIDDEN: ClassVar[Inputs] = {"unique_id": "UNIQUE_ID"}
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("report",)
+    OUTPUT_NODE = True
+
+    def run(self, model: Any, unique_id: str | None = None) -> dict[str, Any]:
+        live = comfy_native.live_of(model) or wan_wrapper.live_of(model)
+        say.follow(live, unique_id)
+        report = say.live_report(live)
+        return shown(report, report)
+
+
+class CompareVideos(Node):
+    TITLE = "Compare Videos"
+    CATEGORY = "wanscope"
+    DESCRIPTION = "Two videos side by side with a picture of where they differ, and how much they do."
+    REQUIRED: ClassVar[Inputs] = {
+        "baseline": socket("IMAGE", "The video without the edit."),
+        "edited": socket("IMAGE", "The video with it."),
+        "gain": number(4.0, 1.0, 50.0, 0.5, "What the difference is multiplied with to be seen."),
+    }
+    RETURN_TYPES = ("IMAGE", "STRING")
+    RETURN_NAMES = ("side_by_side", "report")
+
+    def run(self, baseline: Tensor, edited: Tensor, gain: float) -> dict[str, Any]:
+        if baseline.shape != edited.shape:
+            raise RecipeError(
+                f"the videos are {list(baseline.shape)} and {list(edited.shape)}",
+                "they are compared frame by frame",
+                "the same size and number of frames",
+            )
+        away = (edited - baseline).abs()
+        per_frame = away.mean(dim=(1, 2, 3))
+        report = (
+            f"mean absolute difference {float(away.mean()):.4f} of 1; by frame from {float(per_frame.min()):.4f} to "
+            f"{float(per_frame.max()):.4f}; largest {float(away.max()):.4f}"
+        )
+        return shown(report, torch.cat([baseline, edited, (gain * away).clamp(0, 1)], 2), report)
