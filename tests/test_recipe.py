@@ -82,6 +82,11 @@ SAID = [
     ({"sampler": {"guidance": {"a": 3}}}, r"sampler\.guidance: 'a' is not a step number; write keyframes as"),
     ({"sampler": {"guidance": {0: "x"}}}, r"sampler\.guidance is 'x': it should be a number"),
     ({"sampler": {"guidance": {0: 500}}}, "guidance 500 at step 0 should be from 0 to 100"),
+    ({"sampler": {"guidance": {1.5: 5, "over": "sigma"}}}, r"no noise level 1\.5; sigma falls from 1 to 0"),
+    ({"sampler": {"guidance": {"high": 5, "over": "sigma"}}}, "'high' is not a noise level; write keyframes as"),
+    ({"sampler": {"guidance": {0.9: 5, "0.90": 6, "over": "sigma"}}}, "two keyframes name the same noise level"),
+    ({"sampler": {"guidance": {0.9: 500, "over": "sigma"}}}, r"guidance 500 at sigma 0\.9 should be from 0 to 100"),
+    ({"sampler": {"guidance": {0: 5, "over": "time"}}}, "should be 'steps' or 'sigma'"),
     ({"sampler": {"guidance": {0: 5, "interpolate": "linera"}}}, "should be 'linear', 'step' or 'cosine'"),
     ({"sampler": {"guidance": {0: 5, "0": 6}}}, "two keyframes name the same step"),
     ({"sampler": {"denoise": 0.5, "start_step": 3}}, "start_step and denoise are the same control"),
@@ -186,6 +191,20 @@ def test_keyframes_hold_before_the_first_and_after_the_last(step: int, interpola
     share = min(max((step - 10) / 10, 0), 1)
     eased = {"linear": share, "cosine": (1 - math.cos(math.pi * share)) / 2, "step": float(share >= 1)}[interpolate]
     assert frames.at(step) == pytest.approx(6 - 4 * eased)
+
+
+@given(st.floats(0, 1), st.sampled_from(["linear", "step", "cosine"]))
+def test_keyframes_over_sigma_follow_the_noise_level(sigma: float, interpolate: str) -> None:
+    frames = validated(Keyframes, {0.5: 2.0, 0.75: 6.0, "interpolate": interpolate, "over": "sigma"})
+    assert frames.keys == ((0.75, 6.0), (0.5, 2.0))  # in the order of the run, in which sigma falls
+    share = min(max((0.75 - sigma) / 0.25, 0), 1)
+    eased = {"linear": share, "cosine": (1 - math.cos(math.pi * share)) / 2, "step": float(share >= 1)}[interpolate]
+    assert frames.at(3, sigma) == pytest.approx(6 - 4 * eased)
+    dumped = json.loads(frames.model_dump_json())
+    assert dumped == {"0.75": 6.0, "0.5": 2.0, "interpolate": interpolate, "over": "sigma"}
+    assert validated(Keyframes, dumped) == frames
+    with pytest.raises(ValueError, match="need the step's sigma"):
+        frames.at(3)
 
 
 def test_keyframes_are_ordered_and_round_trip() -> None:
@@ -313,7 +332,9 @@ def test_where_a_file_lies_is_not_part_of_the_id() -> None:
 @given(
     prompt=st.text(st.characters(codec="utf-8"), min_size=1, max_size=30),
     seed=st.integers(0, 2**63 - 1),
-    guidance=st.floats(0, 100) | st.just(Keyframes(keys=((0, 6.5), (10, 3.5)), interpolate="cosine")),
+    guidance=st.floats(0, 100)
+    | st.just(Keyframes(keys=((0, 6.5), (10, 3.5)), interpolate="cosine"))
+    | st.just(Keyframes(keys=((1.0, 8.0), (0.9, 2.0)), interpolate="step", over="sigma")),
     sigmas=st.none() | st.lists(st.floats(0.001, 1), min_size=1, max_size=6, unique=True),
 )
 def test_a_recipe_survives_json_with_its_id(prompt: str, seed: int, guidance: Any, sigmas: list[float] | None) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -36,11 +37,14 @@ class Spec(BaseModel):
 class Keyframes(Spec):
     """A number over steps: `{0: 6.5, 10: 3.5, interpolate: linear}`, constant before the first and after the last.
 
-    `step` holds a value until the next key; `cosine` eases in and out between two keys.
+    `step` holds a value until the next key; `cosine` eases in and out between two keys. over: `steps`, or `sigma`, the
+    noise level, which falls from 1 to 0 and means the same in a run of any length: `{1.0: 8, 0.9: 2, over: sigma}`.
+    keys: in the order of the run.
     """
 
-    keys: tuple[tuple[Annotated[int, Field(ge=0)], Finite], ...] = Field(min_length=1)
+    keys: tuple[tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], Finite], ...] = Field(min_length=1)
     interpolate: Literal["linear", "step", "cosine"] = "linear"
+    over: Literal["steps", "sigma"] = "steps"
 
     @model_validator(mode="before")
     @classmethod
@@ -48,39 +52,61 @@ class Keyframes(Spec):
         if not isinstance(value, Mapping) or "keys" in value:
             return value
         rest = dict(value)
-        out: dict[str, Any] = {"interpolate": rest.pop("interpolate")} if "interpolate" in rest else {}
+        out: dict[str, Any] = {name: rest.pop(name) for name in ("interpolate", "over") if name in rest}
+        sigma = out.get("over") == "sigma"
         keys = []
         for key, number in rest.items():
             try:
-                keys.append((int(key), number))
+                keys.append((float(key) if sigma else int(key), number))
             except (TypeError, ValueError):
-                raise ValueError(f"{key!r} is not a step number; write keyframes as {{0: 6.5, 10: 3.5}}") from None
+                what = "a noise level; write keyframes as {1.0: 8, 0.9: 2, over: sigma}"
+                what = what if sigma else "a step number; write keyframes as {0: 6.5, 10: 3.5}"
+                raise ValueError(f"{key!r} is not {what}") from None
         return {**out, "keys": keys}
 
-    @field_validator("keys")
-    @classmethod
-    def _ordered(cls, keys: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
-        ordered = tuple(sorted(keys))
-        if len({step for step, _ in ordered}) != len(ordered):
-            raise ValueError("two keyframes name the same step")
-        return ordered
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        places = [place for place, _ in self.keys]
+        if self.over == "sigma" and max(places) > 1:
+            raise ValueError(f"there is no noise level {max(places):g}; sigma falls from 1 to 0")
+        if self.over == "steps" and any(place != int(place) for place in places):
+            raise ValueError("a step is a whole number; for noise levels add over: sigma")
+        if len(set(places)) != len(places):
+            raise ValueError(f"two keyframes name the same {'noise level' if self.over == 'sigma' else 'step'}")
+        ordered = tuple(sorted(self.keys, key=lambda key: self._forward(key[0])))
+        if ordered != self.keys:
+            object.__setattr__(self, "keys", ordered)
+        return self
 
     @model_serializer
     def _as_mapping(self) -> dict[str, Any]:
-        return {**{str(step): number for step, number in self.keys}, "interpolate": self.interpolate}
+        keys = {f"{place:g}" if self.over == "sigma" else str(int(place)): number for place, number in self.keys}
+        return {**keys, "interpolate": self.interpolate, **({"over": "sigma"} if self.over == "sigma" else {})}
 
-    def at(self, step: int) -> float:
-        if step <= self.keys[0][0]:
-            return self.keys[0][1]
-        for (start, a), (end, b) in zip(self.keys, self.keys[1:], strict=False):
-            if step < end:
-                share = (step - start) / (end - start)
+    def _forward(self, place: float) -> float:
+        """A place as it grows along the run."""
+        return 1 - place if self.over == "sigma" else place
+
+    def at(self, step: int, sigma: float | None = None) -> float:
+        """The number at a step that begins at noise level `sigma`, which is read only where keys are over sigma."""
+        if self.over == "sigma":
+            if sigma is None:
+                raise ValueError("keyframes over sigma need the step's sigma")
+            here = 1 - sigma
+        else:
+            here = float(step)
+        keys = [(self._forward(place), number) for place, number in self.keys]
+        if here <= keys[0][0]:
+            return keys[0][1]
+        for (start, a), (end, b) in pairwise(keys):
+            if here < end:
+                share = (here - start) / (end - start)
                 if self.interpolate == "step":
                     return a
                 if self.interpolate == "cosine":
                     share = (1 - math.cos(math.pi * share)) / 2
                 return a + (b - a) * share
-        return self.keys[-1][1]
+        return keys[-1][1]
 
 
 Guidance = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | Keyframes
@@ -114,9 +140,10 @@ class SamplerSpec(Spec):
     @classmethod
     def _guidance_range(cls, value: float | Keyframes | None) -> float | Keyframes | None:
         if isinstance(value, Keyframes):
-            for step, number in value.keys:
+            for place, number in value.keys:
                 if not 0 <= number <= 100:
-                    raise ValueError(f"guidance {number:g} at step {step} should be from 0 to 100")
+                    unit = "sigma" if value.over == "sigma" else "step"
+                    raise ValueError(f"guidance {number:g} at {unit} {place:g} should be from 0 to 100")
         return value
 
     @field_validator("solver", mode="before")

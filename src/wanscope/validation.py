@@ -60,9 +60,10 @@ def _distinct(error: ValidationError) -> list[Any]:
     for problem in error.errors():
         branches = [str(part) for part in problem["loc"] if _is_branch(part)]
         value = problem["input"]
-        if "Keyframes" in branches and problem["type"] in _SHAPE and not isinstance(value, Mapping):
+        keyframes = any("Keyframes" in branch for branch in branches)
+        if keyframes and problem["type"] in _SHAPE and not isinstance(value, Mapping):
             continue  # the branch of a plain number says it better
-        if branches and "Keyframes" not in branches and isinstance(value, Mapping):
+        if branches and not keyframes and isinstance(value, Mapping):
             continue
         out.setdefault(tuple(_path(problem)), problem)
     return list(out.values()) or error.errors()
@@ -85,7 +86,7 @@ def _is_tag(loc: Sequence[str | int], place: int) -> bool:
 def _path(problem: Any) -> list[str]:
     """The keys as they are written in the file."""
     parts = list(problem["loc"])
-    if "Keyframes" in parts and "keys" in parts:
+    if "keys" in parts and any("Keyframes" in str(part) for part in parts):
         parts = parts[: parts.index("keys")]  # {0: 6.5} has no such key of its own
     return [str(part) for i, part in enumerate(parts) if not _is_branch(part) and not _is_tag(parts, i)]
 

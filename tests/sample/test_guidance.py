@@ -55,6 +55,16 @@ def test_decided_once_does_not_lose_keyframes_that_begin_at_one():
     assert (per_step.scale(0, 0), per_step.scale(10, 0)) == (None, 6.0)
 
 
+def test_keyframes_over_sigma_mean_the_same_in_a_run_of_any_length():
+    spec = SamplerSpec(guidance={1.0: 8, 0.9: 1, "interpolate": "step", "over": "sigma"})
+    for steps in (5, 20):
+        defaults = {"solver": "euler", "steps": steps, "shift": 5.0, "guidance": 5.0}
+        sigmas = [5 * u / (1 + 4 * u) for u in (1 - i / steps for i in range(steps))]
+        made = Guidance(spec.resolved(defaults), sigmas)
+        assert [made.scale(i, 0) for i in range(steps)] == [8.0 if sigma > 0.9 else None for sigma in sigmas]
+        assert made.needs_uncond(1)
+
+
 @pytest.mark.parametrize(
     ("interpolate", "expected"),
     [("linear", 6.5 - 3 * 0.25), ("step", 6.5), ("cosine", 6.5 - 3 * (1 - math.cos(math.pi * 0.25)) / 2)],

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def passes_of(model: WanModel, sampler: SamplerSpec) -> Passes:
     """The model calls that `denoise` makes with a resolved sampler."""
     solver = make_solver(sampler, model.scheduler_config, model.device)
-    guidance = Guidance(sampler)
+    guidance = Guidance(sampler, solver.sigmas)
     steps = range(len(solver.evaluations))
     guided = tuple(
         frozenset(step for step in steps if guidance.scale(step, expert) is not None)

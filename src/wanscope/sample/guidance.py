@@ -5,6 +5,7 @@ Velocities v and latents x are [B, C, T, h, w]; a predicted clean latent is D = 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +19,10 @@ ZERO_INIT_SHARE = 0.04
 
 @dataclass(frozen=True)
 class Guidance:
-    """The guidance of a resolved sampler, for each step and expert."""
+    """The guidance of a resolved sampler, for each step and expert. sigmas: where each of its steps begins."""
 
     sampler: SamplerSpec
+    sigmas: Sequence[float] = ()
 
     def scale(self, step: int, expert: int) -> float | None:
         """The scale w, or None where guidance is off and the second pass is not made.
@@ -28,7 +30,7 @@ class Guidance:
         Off at exactly 1, for each expert and step by itself. With `cfg_per_expert` off it is decided once, as
         WanPipeline does: on for all where the first expert's guidance exceeds 1 (anywhere, if it has keyframes).
         """
-        value = _at(self._of(expert), step)
+        value = _at(self._of(expert), step, self.sigmas[step] if self.sigmas else None)
         if self.sampler.cfg_per_expert:
             return None if value == 1 else value
         return value if _largest(self._of(0)) > 1 else None
@@ -59,12 +61,12 @@ class Guidance:
         return second if expert and second is not None else self.sampler.guidance
 
 
-def _at(value: float | Keyframes | None, step: int) -> float:
-    return value.at(step) if isinstance(value, Keyframes) else 1.0 if value is None else value
+def _at(value: float | Keyframes | None, step: int, sigma: float | None) -> float:
+    return value.at(step, sigma) if isinstance(value, Keyframes) else 1.0 if value is None else value
 
 
 def _largest(value: float | Keyframes | None) -> float:
-    return max(number for _, number in value.keys) if isinstance(value, Keyframes) else _at(value, 0)
+    return max(number for _, number in value.keys) if isinstance(value, Keyframes) else _at(value, 0, None)
 
 
 def optimized_scale(cond: Tensor, uncond: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def denoise(
     for expert in model.experts():
         expert._reset_stateful_cache()  # a step cache, where one is on, must not carry over from an earlier run
     solver = make_solver(sampler, model.scheduler_config, model.device)
-    velocity = GuidedVelocity(model, conditioning, Guidance(sampler), solver, around_call)
+    velocity = GuidedVelocity(model, conditioning, Guidance(sampler, solver.sigmas), solver, around_call)
     first, steps = sampler.start_step, len(solver.evaluations)
     x = starting_latents(noise.to(model.device), init_latents, solver.sigmas[first], first)
     solver.begin(first)

@@ -345,9 +345,9 @@ def _values(slot: Slot) -> tuple[str, ...] | None:
 def _check_keyframes(sampler: SamplerSpec) -> None:
     for key in ("guidance", "guidance_2"):
         value = getattr(sampler, key)
-        if isinstance(value, Keyframes) and value.keys[-1][0] >= (sampler.steps or 0):
+        if isinstance(value, Keyframes) and value.over == "steps" and value.keys[-1][0] >= (sampler.steps or 0):
             raise RecipeError(
-                f"sampler.{key} has a keyframe at step {value.keys[-1][0]}",
+                f"sampler.{key} has a keyframe at step {value.keys[-1][0]:g}",
                 f"the last step is {(sampler.steps or 0) - 1}",
             )
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
+from wanscope.specs import Keyframes
 from wanscope.wan.variant import Encoder, Variant
 from wanscope.wan.variants import VARIANTS
 
@@ -32,7 +33,7 @@ class ModelRow:
     fps: int
     steps: int
     shift: float
-    guidance: tuple[float, ...]
+    guidance: tuple[float | dict[str, Any], ...]
     makes_from_text: bool
     note: str
 
@@ -113,7 +114,7 @@ def models() -> list[ModelRow]:
                 fps=d.fps,
                 steps=d.steps,
                 shift=d.shift,
-                guidance=d.guidance,
+                guidance=tuple(g.model_dump() if isinstance(g, Keyframes) else g for g in d.guidance),
                 makes_from_text=not v.image_conditioned,
                 note=v.note,
             )

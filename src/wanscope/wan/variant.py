@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from wanscope.errors import RecipeError
+from wanscope.specs import Keyframes
 from wanscope.wan.constants import NEGATIVE, VAE_2_1
 
 MAX_PIXELS_A_SIDE = 8192
@@ -18,8 +19,8 @@ ROPE_POSITIONS = 1024
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a video of a variant is made with unless told otherwise. guidance: one number per expert, high noise
-    first."""
+    """What a video of a variant is made with unless told otherwise. guidance: one number, or keyframes, per expert,
+    high noise first."""
 
     width: int
     height: int
@@ -28,7 +29,7 @@ class Defaults:
     steps: int
     solver: str = "unipc"
     shift: float = 5.0
-    guidance: tuple[float, ...] = (5.0,)
+    guidance: tuple[float | Keyframes, ...] = (5.0,)
     negative_prompt: str = NEGATIVE
 
     def values(self) -> dict[str, Any]:
