@@ -85,10 +85,10 @@ def test_a_dragged_bar_sets_the_value_that_is_sent(page):
     assert page.evaluate(WIDGETS)["values"] == "0,0.17,0.33,0.5"
     assert "(3 of 4 active)" in page.evaluate(TITLE)
     left, top, width = page.evaluate(PLACE, "wanscope_bars")
-    step = (width - 24) / 4
-    page.mouse.move(left + 12 + 0.5 * step, top + 45)
+    step = (width - 48) / 4
+    page.mouse.move(left + 24 + 0.5 * step, top + 45)
     page.mouse.down()
-    page.mouse.move(left + 12 + 1.5 * step, top + 45, steps=4)
+    page.mouse.move(left + 24 + 1.5 * step, top + 45, steps=4)
     page.mouse.up()
     found = page.evaluate(WIDGETS)
     values = [float(v) for v in found["values"].split(",")]
@@ -105,12 +105,12 @@ def test_presets_and_toggles_stay_in_step(page):
     assert [found[f"block_{i}"] for i in (0, 29, 30, 39)] == [False, False, True, True]
     assert "(10 of 40 active)" in page.evaluate(TITLE)
     left, top, width = page.evaluate(PLACE, "wanscope_toggles")
-    step = (width - 24) / 40
-    page.mouse.click(left + 12 + 0.5 * step, top + 13)
+    step = (width - 48) / 40
+    page.mouse.click(left + 24 + 0.5 * step, top + 13)
     found = page.evaluate(WIDGETS)
     assert found["block_0"] is True and found["preset"] == "custom"
     assert "(11 of 40 active)" in page.evaluate(TITLE)
-    page.mouse.click(left + 12 + 0.5 * step, top + 13)
+    page.mouse.click(left + 24 + 0.5 * step, top + 13)
     assert page.evaluate(WIDGETS)["preset"] == "late_blocks"
 
 

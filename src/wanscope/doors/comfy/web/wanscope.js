@@ -9,6 +9,7 @@ const OURS = (name) => name.startsWith("Wanscope") || FACTS.ids.has(name);
 const FACTS = { ids: new Set(), aliases: {}, owners: {} };
 const BAR_HEIGHT = 90;
 const TOGGLE_HEIGHT = 26;
+const INSET = 24; // nearer to a node's edge a click is its sockets'
 
 async function facts() {
   const answer = await api.fetchApi("/wanscope/facts");
@@ -109,7 +110,7 @@ function bars(node, name, { toggles, read, write }) {
     draw(ctx, drawn, width, y) {
       this.last_y = y;
       const values = read();
-      const left = 12;
+      const left = INSET;
       const step = (width - 2 * left) / values.length;
       ctx.save();
       ctx.fillStyle = "#1b1b1f";
@@ -130,7 +131,7 @@ function bars(node, name, { toggles, read, write }) {
       const down = type === "pointerdown" || type === "mousedown";
       if (!down && painting === null) return false;
       const values = [...read()];
-      const left = 12;
+      const left = INSET;
       const i = Math.floor(((x - left) / (drawn.size[0] - 2 * left)) * values.length);
       if (i < 0 || i >= values.length) return false;
       const level = written(1 - (y - this.last_y) / height);
