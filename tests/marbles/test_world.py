@@ -119,3 +119,24 @@ def test_the_same_seed_gives_the_same_scene_and_caption():
 def test_unknown_attributes_are_refused():
     with pytest.raises(ValueError, match="'blob' is not one of circle"):
         thing(shape="blob")
+
+
+def test_color_weights_make_a_color_rarer_and_leave_draws_without_them_as_they_were():
+    weights = {"red": 0.1}
+    chances = world.color_chances(weights)
+    assert chances == pytest.approx([0.1 / 5.1] + [1 / 5.1] * 5)
+    drawn = [world.sample_scene(np.random.default_rng(seed), 1, colors=weights).things[0].color for seed in range(2000)]
+    assert 0.4 * 2000 * chances[0] < drawn.count("red") < 1.8 * 2000 * chances[0]
+    assert min(drawn.count(color) for color in world.COLORS if color != "red") > 320
+
+    def plain(seed):  # as sample_thing drew before it knew weights
+        rng = np.random.default_rng(seed)
+        rng.choice(list(world.SIZES)), rng.choice(list(world.MOTIONS))
+        return str(rng.choice(world.SHAPES)), str(rng.choice(list(world.COLORS)))
+
+    for seed in range(50):
+        thing = world.sample_thing(np.random.default_rng(seed))
+        assert (thing.shape, thing.color) == plain(seed)
+    for wrong in ({"pink": 1.0}, {"red": -1.0}, dict.fromkeys(world.COLORS, 0.0)):
+        with pytest.raises(ValueError, match="weights are of red"):
+            world.sample_scene(np.random.default_rng(0), colors=wrong)

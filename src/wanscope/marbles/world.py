@@ -11,6 +11,7 @@ Units: lengths are pixels of the 128 x 128 frame, speeds pixels a frame, y grows
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -206,12 +207,26 @@ def _relation(a: Thing, b: Thing, frames: int) -> str | None:
     return None
 
 
-def sample_thing(rng: np.random.Generator, speed: tuple[float, float] = _SPEED_SINGLE) -> Thing:
-    """An object with uniformly drawn attributes, not yet placed."""
+def color_chances(weights: Mapping[str, float]) -> list[float]:
+    """The chance of each color, in the order of `COLORS`; a color without a weight has weight 1."""
+    unknown = [name for name in weights if name not in COLORS]
+    found = [float(weights.get(name, 1.0)) for name in COLORS]
+    if unknown or min(found) < 0 or sum(found) <= 0:
+        raise ValueError(f"weights are of {', '.join(COLORS)}, at least 0 and not all 0: {dict(weights)}")
+    return [weight / sum(found) for weight in found]
+
+
+def sample_thing(
+    rng: np.random.Generator,
+    speed: tuple[float, float] = _SPEED_SINGLE,
+    colors: Mapping[str, float] | None = None,
+) -> Thing:
+    """An object with uniformly drawn attributes, not yet placed. colors: weights, where they are not all alike."""
     size, motion = str(rng.choice(list(SIZES))), str(rng.choice(list(MOTIONS)))
     return Thing(
         shape=str(rng.choice(SHAPES)),
-        color=str(rng.choice(list(COLORS))),
+        # Without weights the draw stays what it was: chances, even equal ones, would take other numbers of `rng`.
+        color=str(rng.choice(list(COLORS)) if colors is None else rng.choice(list(COLORS), p=color_chances(colors))),
         size=size,
         motion=motion,
         radius=SIZES[size] * float(rng.uniform(1 - _SIZE_JITTER, 1 + _SIZE_JITTER)),
@@ -220,18 +235,25 @@ def sample_thing(rng: np.random.Generator, speed: tuple[float, float] = _SPEED_S
 
 
 def sample_scene(
-    rng: np.random.Generator, objects: int = 1, held_out: bool | None = None, frames: int = FRAMES
+    rng: np.random.Generator,
+    objects: int = 1,
+    held_out: bool | None = None,
+    frames: int = FRAMES,
+    colors: Mapping[str, float] | None = None,
 ) -> Scene:
     """A scene drawn uniformly over the attributes, kept inside the frame for all of its `frames`.
 
-    `held_out` None draws from all combinations, False never shows a held-out one, True always does.
+    `held_out` None draws from all combinations, False never shows a held-out one, True always does. `colors` are
+    weights of the colors, before scenes are turned away for being held out.
     Two objects never touch, and their relation holds in every frame.
     """
     if objects not in (1, 2):
         raise ValueError(f"a scene has 1 or 2 objects, not {objects}")
     while True:
         background = str(rng.choice(list(BACKGROUNDS)))
-        things = tuple(sample_thing(rng, _SPEED_SINGLE if objects == 1 else _SPEED_PAIR) for _ in range(objects))
+        things = tuple(
+            sample_thing(rng, _SPEED_SINGLE if objects == 1 else _SPEED_PAIR, colors) for _ in range(objects)
+        )
         if objects == 2 and (things[0].color, things[0].shape) == (things[1].color, things[1].shape):
             continue  # "a red circle above a red circle" could not be told apart by its reader
         if held_out is not None and any(thing.held_out for thing in things) != held_out:

@@ -341,11 +341,16 @@ def doctor(output_dir: OutputDir = None, json: Json = False) -> int:
 
 @app.command()
 def validate(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="What to validate: marbles, edits or attention.")],
+    what: Annotated[
+        str, typer.Argument(metavar="WHAT", help="What to validate: marbles, edits, attention or trajectories.")
+    ],
     pairs: Annotated[
         int | None,
         typer.Option(
-            "--pairs", metavar="N", min=2, help="How many videos a figure rests on (200 for marbles, else 60)."
+            "--pairs",
+            metavar="N",
+            min=2,
+            help="How many videos a figure rests on (200 for marbles, 24 for trajectories, else 60).",
         ),
     ] = None,
     out: Annotated[
@@ -362,7 +367,7 @@ def validate(
     ] = "1/1",
     json: Json = False,
 ) -> int:
-    """Score the tiny world and its model, what edits do in it, or attention maps, against known truth.
+    """Score the tiny world and its model, what edits do in it, attention maps or trajectories, against known truth.
 
     Exit status 1 where a bound is not met.
     """

@@ -12,8 +12,8 @@ from wanscope.errors import RequestError, nearest
 from wanscope.take.disk import guarded, require_writable
 
 Tell = Callable[[str], None]
-KNOWN = ("marbles", "edits", "attention")
-DEFAULT_PAIRS = {"marbles": 200, "edits": 60, "attention": 60}
+KNOWN = ("marbles", "edits", "attention", "trajectories")
+DEFAULT_PAIRS = {"marbles": 200, "edits": 60, "attention": 60, "trajectories": 24}
 
 
 def run_validate(what: str, pairs: int | None, path: Path | None, work: Path | None, share: str, json: bool) -> int:
@@ -41,7 +41,10 @@ def run_validate(what: str, pairs: int | None, path: Path | None, work: Path | N
         work = work or Path("wanscope-validation") / what
         require_writable(work)
         with guarded(work):
-            found = _edits(pairs, work, shares, tell) if what == "edits" else _attention(pairs, work, tell)
+            if what == "edits":
+                found = _edits(pairs, work, shares, tell)
+            else:
+                found = (_attention if what == "attention" else _trajectories)(pairs, work, tell)
         if found is None:
             out.say(
                 f"The rows of this share are in {out.shown_path(work)}; run it once more without --share at the end."
@@ -86,6 +89,13 @@ def _attention(clips: int, work: Path, tell: Tell) -> tuple[dict[str, Any], str]
 
     report = validate_attention.validate(validate_attention.Settings(clips=clips), folder=work, tell=tell)
     return report, validate_attention.as_markdown(report)
+
+
+def _trajectories(pairs: int, work: Path, tell: Tell) -> tuple[dict[str, Any], str]:
+    from wanscope.marbles import trajectory_page, validate_trajectories
+
+    report = validate_trajectories.validate(validate_trajectories.Settings(pairs=pairs), folder=work, tell=tell)
+    return report, trajectory_page.as_markdown(report)
 
 
 def _write(report: dict[str, Any], page: str, path: Path | None) -> None:
