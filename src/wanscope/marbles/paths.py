@@ -23,6 +23,7 @@ from wanscope.analysis.trajectory import Path
 from wanscope.capture.base import Observer, StepState
 from wanscope.capture.gram import PathGram
 from wanscope.recipe import SamplerSpec, VideoSpec
+from wanscope.wan.variants import resolve
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,12 +60,12 @@ class Walk:
     @classmethod
     def read(cls, file: FilePath) -> Walk:
         with np.load(file) as stored:
-            columns = {name: stored[f"statistics_{name}"] for name in _STATISTICS}
-            statistics = tuple(
-                LatentStatistics(**{n: v[k] if v.ndim > 1 else float(v[k]) for n, v in columns.items()})
-                for k in range(len(stored["sigmas"]))
-            )
-            return cls(stored["gram"], stored["sigmas"], stored["final"], statistics, int(stored["tokens"]))
+            columns: dict[str, Any] = {name: stored[f"statistics_{name}"] for name in _STATISTICS}
+            statistics = []
+            for k in range(len(stored["sigmas"])):
+                own: dict[str, Any] = {n: v[k] if v.ndim > 1 else float(v[k]) for n, v in columns.items()}
+                statistics.append(LatentStatistics(**own))
+            return cls(stored["gram"], stored["sigmas"], stored["final"], tuple(statistics), int(stored["tokens"]))
 
 
 class WalkObserver(Observer):
@@ -98,10 +99,10 @@ class WalkObserver(Observer):
 
 
 class Walker:
-    """Makes walks of a model at its default size, or takes them from `folder`. steps: of the sampler."""
+    """Makes walks of a model of marbles at marbles' size, or takes them from `folder`. steps: of the sampler."""
 
     def __init__(self, model: WanModel, folder: FilePath, steps: int | None = None) -> None:
-        own = model.variant.defaults
+        own = resolve("marbles").defaults  # a variant trained apart has no defaults of its own
         self.model = model
         self.video = VideoSpec(width=own.width, height=own.height, frames=own.frames, fps=own.fps)
         self.sampler = SamplerSpec(steps=steps).resolved(own.values(), len(model.experts()))

@@ -144,13 +144,13 @@ def tested(found: Measured, a: np.ndarray, b: np.ndarray) -> list[dict[str, Any]
     return rows
 
 
-def _add_effects(rows: Sequence[dict[str, Any]], d_nR: np.ndarray) -> None:
+def _add_effects(rows: list[dict[str, Any]], d_nR: np.ndarray) -> None:
     """Give each row the effect size of its column of differences, with an interval that holds at all its places."""
     places_R = np.array([row["places"] for row in rows])
     for places in np.unique(places_R):
         same = np.flatnonzero(places_R == places)
         effect = stats.paired_effect(d_nR[:, same], confidence=1 - ALPHA / places)
-        for i, size, low, high in zip(same, effect.size, effect.low, effect.high, strict=True):
+        for i, size, low, high in zip(same.tolist(), effect.size, effect.low, effect.high, strict=True):
             rows[i] |= {"effect": _number(size), "effect_low": _number(low), "effect_high": _number(high)}
 
 

@@ -6,6 +6,9 @@ not bit for bit that run, which was stopped and lengthened several times, so tha
 A stage that is given more steps than it has made goes on training; `export` then writes the packaged weights and
 `wanscope validate marbles` scores them. `unpack` makes
 a training folder from the packaged weights, so that `encode` and `denoiser` can go on from them on another machine.
+
+`python -m wanscope.marbles.train rarity` trains small variants in which a color is rare, and measures what volume their
+paths take (rarity.py; `rarity --help`).
 """
 
 from __future__ import annotations
@@ -20,6 +23,11 @@ STAGES = ("vae", "text", "encode", "denoiser", "export")
 
 
 def main(argv: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["rarity"]:
+        from wanscope.marbles.train import rarity
+
+        return rarity.main(arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m wanscope.marbles.train", description=__doc__)
     parser.add_argument("stage", choices=(*STAGES, "all", "unpack"))
     parser.add_argument(
@@ -32,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, default=6000, help="training clips encoded for the transformer")
     parser.add_argument("--denoiser-steps", type=int, default=14_000)
     parser.add_argument("--target", type=Path, default=Path(__file__).parents[1] / "weights")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(arguments)
     for stage in STAGES if args.stage == "all" else (args.stage,):
         sys.stderr.write(f"{stage} ...\n")
         run_stage(stage, args)

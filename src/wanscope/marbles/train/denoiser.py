@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,12 @@ def scene_of(seed: int, index: int) -> world.Scene:
     return world.sample_scene(rng, 2 if rng.random() < PAIR_SHARE else 1, held_out=False)
 
 
-def encode_set(folder: Path, clips: int, *, seed: int = 0, device: str = "cpu", part: int = 250) -> None:
+SceneOf = Callable[[int, int], world.Scene]  # of a seed and a clip's index
+
+
+def encode_set(
+    folder: Path, clips: int, *, seed: int = 0, device: str = "cpu", part: int = 250, scenes: SceneOf = scene_of
+) -> None:
     """Latent means of training clips as `latents/NNNN.npy` [part, Z, T, h, w] fp16; goes on where it stopped."""
     vae: Any = AutoencoderKLWan.from_pretrained(folder / "vae")
     vae.eval().to(device)
@@ -116,7 +122,7 @@ def encode_set(folder: Path, clips: int, *, seed: int = 0, device: str = "cpu", 
             continue
         rows = []
         for index in range(first, min(first + part, clips)):
-            clip = world.render(scene_of(seed, index))
+            clip = world.render(scenes(seed, index))
             video = torch.from_numpy(clip.video).permute(3, 0, 1, 2)[None].float().to(device) / 127.5 - 1
             with torch.no_grad(), torch.autocast(device, torch.bfloat16):
                 mean = encode_moments(vae, video)[:, : vae.config.z_dim]
@@ -219,13 +225,14 @@ def noised(x0_BZThw: torch.Tensor, generator: torch.Generator) -> tuple[torch.Te
     return (1 - s) * x0_BZThw + s * eps, eps - x0_BZThw, sigma_B.to(x0_BZThw.device)
 
 
-def stage_of(step: int) -> Stage:
+def stage_of(step: int, stages: Sequence[Stage] | None = None) -> Stage:
+    stages = stages or STAGES
     edge = 0
-    for stage in STAGES:
+    for stage in stages:
         edge += stage.steps
         if step < edge:
             return stage
-    return STAGES[-1]
+    return stages[-1]
 
 
 def window_start(scene: world.Scene, frames: int, window: int, rng: np.random.Generator) -> tuple[int, int]:
@@ -270,19 +277,24 @@ def train(
     device: str = "cpu",
     save_every: int = 100,
     compiled: bool = False,
+    scenes_of: SceneOf = scene_of,
+    config: dict[str, Any] | None = None,
+    stages: Sequence[Stage] | None = None,
 ) -> None:
     """Train up to `steps`, going on from `denoiser.pt`; writes `transformer/` (the averaged weights).
 
     Where there is no `denoiser.pt` but an unpacked `transformer/` (see export.py), its weights and step are the start.
 
-    `compiled` needs a C++ compiler and saves about a sixth of the time on two cores.
+    `compiled` needs a C++ compiler and saves about a sixth of the time on two cores. scenes_of: what the clips show.
+    config, stages: of another model than the packaged one, and how it is trained.
     """
     latents = load_set(folder)
-    scenes = [scene_of(seed, i) for i in range(len(latents))]
+    scenes = [scenes_of(seed, i) for i in range(len(latents))]
+    stages = stages or STAGES
     mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1).to(device) for x in channel_statistics(folder, seed=seed))
     captions = Captions(folder, device)
     torch.manual_seed(seed)
-    model: Any = WanTransformer3DModel(**CONFIG)
+    model: Any = WanTransformer3DModel(**(config or CONFIG))
     model.to(device)
     average = Average(model, 0.998)
     attention = TrainingAttention()
@@ -295,7 +307,7 @@ def train(
         # One graph for each kind of batch; one graph with dynamic shapes for all is slower on a CPU.
         settings: Any = torch._dynamo.config
         settings.automatic_dynamic_shapes, settings.cache_size_limit = False, COMPILED_SHAPES
-    optimiser = Muon(model, STAGES[0].lr)
+    optimiser = Muon(model, stages[0].lr)
     checkpoint = Checkpoint(folder / "denoiser.pt", model, average, optimiser)
     start = checkpoint.resume(device)
     unpacked = folder / "training.json"
@@ -305,7 +317,7 @@ def train(
         average.model.load_state_dict(weights)
         start = json.loads(unpacked.read_text())["denoiser_steps"]
     for step in range(start, steps):
-        stage = stage_of(step)
+        stage = stage_of(step, stages)
         kind = stage.kind(step)
         rng = np.random.default_rng([seed, 13, step])
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
