@@ -11,6 +11,8 @@ import pytest
 from wanscope.analysis import stats
 from wanscope.analysis.latent_statistics import latent_statistics
 from wanscope.capture.gram import increments
+from wanscope.doors.cli.validate import run_validate
+from wanscope.errors import RequestError
 from wanscope.marbles import trajectory_cases, trajectory_page, trajectory_tests, validate_trajectories, world
 from wanscope.marbles.paths import Walk, Walker
 from wanscope.marbles.trajectory_tests import Columns, Measured
@@ -219,10 +221,16 @@ def test_the_report_claims_what_the_tests_show_and_no_more(model, monkeypatch, t
     assert json.dumps(again["contrasts"]) == json.dumps(report["contrasts"]) and again["nulls"] == report["nulls"]
 
 
-def test_few_pairs_say_that_nothing_can_be_shown(model, monkeypatch, tmp_path):
+def test_the_command_writes_its_report_and_few_pairs_say_that_nothing_can_be_shown(monkeypatch, tmp_path):
     monkeypatch.setattr(Walker, "_made", _made_walk)
-    monkeypatch.setattr(trajectory_cases, "WORDINGS", trajectory_cases.WORDINGS[:3])
-    settings = validate_trajectories.Settings(pairs=2, relabelings=2)
-    report = validate_trajectories.validate(settings, folder=tmp_path, model=model)
+    monkeypatch.setattr(trajectory_tests, "RELABELINGS", 2)
+    monkeypatch.setattr(trajectory_cases, "WORDINGS", trajectory_cases.WORDINGS[:2])
+    out, work = tmp_path / "report.json", tmp_path / "work"
+    assert run_validate("trajectories", 2, out, work, "1/1", False) == 0
+    report = json.loads(out.read_text())
+    assert report["settings"]["pairs"] == 2 and len(list(work.rglob("*.npz"))) == report["takes"]
     assert any("no test can reach 5%" in line for line in report["summary"])
     assert not any("told apart by" in line for line in report["summary"])
+    assert out.with_suffix(".md").read_text() == trajectory_page.as_markdown(report)
+    with pytest.raises(RequestError, match="--share is for"):
+        run_validate("trajectories", 2, None, work, "1/2", False)

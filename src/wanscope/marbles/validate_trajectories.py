@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 class Settings:
     """pairs: of a contrast, and half the pool. steps: of the sampler, the model's default where None.
 
-    relabelings: of each null.
+    relabelings: of each null, trajectory_tests.RELABELINGS where None.
     """
 
     pairs: int = 24
     steps: int | None = None
-    relabelings: int = tests.RELABELINGS
+    relabelings: int | None = None
 
 
 def validate(
@@ -69,9 +69,10 @@ def validate(
     for contrast in wording:
         tests.corrected([contrast["rows"]])
     tell("contrasts tested")
-    labels = tests.null_of_labels(found, [number[video] for video in pool], settings.relabelings)
+    trials = settings.relabelings or tests.RELABELINGS
+    labels = tests.null_of_labels(found, [number[video] for video in pool], trials)
     takes = [[number[video] for video in row] for row in said]
-    nulls = {"labels": labels, "wordings_at_random": tests.null_of_wordings(found, takes, settings.relabelings)}
+    nulls = {"labels": labels, "wordings_at_random": tests.null_of_wordings(found, takes, trials)}
     report = {
         "contrasts": contrasts,
         "family": family,
@@ -85,7 +86,7 @@ def validate(
         "settings": {
             "pairs": settings.pairs,
             "steps": walker.sampler.steps,
-            "relabelings": settings.relabelings,
+            "relabelings": trials,
             "null_draws": tests.NULL_DRAWS,
         },
         "takes": len(videos),
