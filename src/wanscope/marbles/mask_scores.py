@@ -87,7 +87,7 @@ def pointing(maps_VTYX: np.ndarray, share_TYX: np.ndarray) -> np.ndarray:
     if not shown_T.any():
         return np.full(len(maps_VTYX), np.nan)
     peak_VT = maps_VTYX.reshape(*maps_VTYX.shape[:2], -1).argmax(-1)
-    hit_VT = np.take_along_axis(mask_TYX.reshape(1, len(shown_T), -1), peak_VT[..., None], -1)[..., 0]
+    hit_VT = np.take_along_axis(mask_TYX.reshape(1, len(mask_TYX), -1), peak_VT[..., None], -1)[..., 0]
     return hit_VT[:, shown_T].mean(1)
 
 
