@@ -18,7 +18,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "wanscope"
 LAYERS = (
-    ("errors", "events", "validation", "workspace", "strict_yaml", "plugins", "solvers"),
+    ("errors", "events", "validation", "workspace", "strict_yaml", "plugins", "solvers", "interpolation"),
     ("specs", "prompt"),
     ("wan", "edit"),
     ("capture_spec", "recipe", "study_file"),

@@ -18,7 +18,6 @@ from wanscope.edit.edits import Edit
 from wanscope.edit.shorthand import edit_from
 from wanscope.edit.sweep import Sweep, sweep_values, swept_edits
 from wanscope.specs import (
-    INTERPOLATIONS,
     Components,
     DesignSpec,
     Finite,
@@ -34,7 +33,6 @@ from wanscope.specs import (
 
 __all__ = [
     "DTYPES",
-    "INTERPOLATIONS",
     "MAX_SEED",
     "RECIPE_VERSION",
     "AttentionCapture",

@@ -5,9 +5,7 @@ All are frozen and refuse keys they do not know. None means the variant's own va
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -21,9 +19,8 @@ from pydantic import (
 
 from wanscope import solvers
 from wanscope.errors import RecipeError
+from wanscope.interpolation import value_at
 from wanscope.validation import validated
-
-INTERPOLATIONS = ("linear", "step", "cosine")
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -96,17 +93,7 @@ class Keyframes(Spec):
         else:
             here = float(step)
         keys = [(self._forward(place), number) for place, number in self.keys]
-        if here <= keys[0][0]:
-            return keys[0][1]
-        for (start, a), (end, b) in pairwise(keys):
-            if here < end:
-                share = (here - start) / (end - start)
-                if self.interpolate == "step":
-                    return a
-                if self.interpolate == "cosine":
-                    share = (1 - math.cos(math.pi * share)) / 2
-                return a + (b - a) * share
-        return keys[-1][1]
+        return value_at(keys, here, self.interpolate)
 
 
 Guidance = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | Keyframes

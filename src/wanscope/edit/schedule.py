@@ -14,16 +14,14 @@ the last step, or sigma 1 and 0, where these are left out. No torch is needed he
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, Literal
 
 from wanscope.edit.calls import number, split_call
 from wanscope.errors import RecipeError, nearest
+from wanscope.interpolation import INTERPOLATIONS, value_at
 
-INTERPOLATIONS = ("linear", "step", "cosine")
 _FIX = "schedule: linear, schedule: step(10) or schedule: {0: 1.0, 10: 0.2}"
 
 # The parameters of each kind, with their defaults, in the order in which they may be given by place.
@@ -52,17 +50,7 @@ class Schedule:
             raise ValueError(f"step {step} of {steps}")
         keys = self._placed(steps)
         place = _forward(sigma) if self.over == "sigma" else float(step)
-        if place < keys[0][0]:
-            return keys[0][1]
-        for (a, start), (b, end) in pairwise(keys):
-            if place < b:
-                share = (place - a) / (b - a)
-                if self.interpolate == "step":
-                    return start
-                if self.interpolate == "cosine":
-                    share = (1 - math.cos(math.pi * share)) / 2
-                return start + (end - start) * share
-        return keys[-1][1]
+        return value_at(keys, place, self.interpolate)
 
     def values(self, sigmas: Sequence[float]) -> tuple[float, ...]:
         """The multiplier of every step of a run. sigmas: of each step, without the closing 0. Checks as `check`."""
