@@ -202,6 +202,31 @@ def test_the_latents_checksum_is_of_the_values() -> None:
 # the disk
 
 
+FILL = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from wanscope.errors import StorageError
+from wanscope.take.store import TakeWriter
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with TakeWriter(Path(sys.argv[1]), "a" * 16) as writer:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+    try:
+        writer.write_final(np.zeros((16, 5, 16, 16), np.float32))
+    except StorageError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no limits on the size of files")
+def test_latents_that_fill_the_disk_halfway_are_a_full_disk(tmp_path: Path) -> None:
+    """The first part is still written, the rest is not: numpy's own writing to a file loses the disk's reason."""
+    done = subprocess.run([sys.executable, "-c", FILL, str(tmp_path)], capture_output=True, text=True)
+    assert "is full" in done.stdout, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("code", "says"), [(errno.ENOSPC, "full"), (errno.EACCES, "cannot be written"), (errno.EROFS, "cannot be written")]
 )

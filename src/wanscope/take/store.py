@@ -19,6 +19,7 @@ Shape suffixes: S steps, C channels, T latent frames, h, w latent height and wid
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -302,8 +303,10 @@ class TakeWriter:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def write_final(self, latents_CThw: np.ndarray) -> None:
-        with guarded(self.takes), (self.folder / FINAL).open("wb") as file:
-            np.save(file, np.ascontiguousarray(latents_CThw, dtype="<f4"), allow_pickle=False)
+        whole = io.BytesIO()  # numpy's own writing to a file says of a full disk only how many bytes are lacking
+        np.save(whole, np.ascontiguousarray(latents_CThw, dtype="<f4"), allow_pickle=False)
+        with guarded(self.takes):
+            (self.folder / FINAL).write_bytes(whole.getbuffer())
 
     def commit(self, manifest: Manifest) -> Take:
         """Write take.json, have the disk hold everything, and move the folder to its place."""
