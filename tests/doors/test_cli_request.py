@@ -195,6 +195,8 @@ def test_what_is_refused(space: Workspace, options: Options, said: str) -> None:
 def test_a_wrong_key_names_the_nearest_right_one(space: Workspace, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="did you mean 'model'"):
         wanted(Options(source=study_file(tmp_path, "modle: marbles\nprompt: a")), space)
+    with pytest.raises(RecipeError, match="'promt' is not a known key: did you mean 'prompt'"):
+        wanted(Options(source=study_file(tmp_path, "promt: a red circle")), space)
 
 
 def test_models_and_loras_become_whole_paths(space: Workspace, tmp_path: Path, monkeypatch: Any) -> None:

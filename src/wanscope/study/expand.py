@@ -253,7 +253,7 @@ def expand(study: Study, variant: Variant | None = None, dtype: str | None = Non
         raise RecipeError(
             f"sampler.start_step is {sampler.start_step}",
             "a path that starts later starts from a finished video, and init names none",
-            "init: {take: ID}",
+            "--from-take ID, or init: {take: ID} in the study file",
         )
     if study.init is not None and not sampler.start_step:
         raise RecipeError(

@@ -121,7 +121,7 @@ def _study(data: dict[str, Any], changes: Mapping[str, Any], notes: tuple[Note, 
     if data.get("prompt") != before and "design" not in changes:
         data, dropped = _fitting_design(data)
         notes = (*notes, *dropped)
-    if "prompt" not in data:
+    if "prompt" not in data and data.keys() <= Study.model_fields.keys():  # a misspelled one is said by `validated`
         raise RequestError(
             "there is no prompt", "the study file has none", '--template "a [red|blue] circle moves left"'
         )
