@@ -10,10 +10,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis.extra.numpy import arrays
+from safetensors import safe_open
 
 from wanscope.catalog.catalog import Catalog, New
 from wanscope.catalog.content import Header, Tokens, pack, unpack
+from wanscope.edit.donors import read_stored, with_hashes
+from wanscope.edit.edits import Donor, Inject
 from wanscope.errors import CatalogDamaged, EmbeddingNotFound, RecipeError
+from wanscope.take.disk import file_sha256
 
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
 
@@ -102,6 +106,19 @@ def test_equal_content_is_stored_once_whatever_its_padding_and_prompt(tmp_path: 
     ]
 
 
+def test_equal_values_of_another_prompt_leave_the_file_and_a_damaged_one_is_written_again(tmp_path: Path) -> None:
+    catalog = Catalog(tmp_path)
+    key = catalog.put(matrix(), prompt="a cat", seconds=0.1)
+    place = catalog.files.place(key)
+    before = place.read_bytes()
+    assert catalog.put(matrix(), prompt="a cat with a much longer name") == key
+    assert place.read_bytes() == before and catalog.check().problems == ()
+    place.write_bytes(before[:-9])
+    assert catalog.check().problems
+    catalog.put(matrix(), prompt="a cat with a much longer name")
+    assert catalog.check(deep=True).problems == () and catalog.check().problems == ()
+
+
 def test_other_shape_dtype_model_encoder_or_values_are_other_embeddings(tmp_path: Path) -> None:
     values = matrix()
     nudged = values.clone()
@@ -147,6 +164,25 @@ def test_names_labels_and_tags(tmp_path: Path) -> None:
         catalog.get("red")
     with pytest.raises(EmbeddingNotFound, match="there is no embedding 'nobody'"):
         catalog.get("nobody")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_embedding_is_written_as_a_file_that_edits_read(tmp_path: Path, dtype: torch.dtype) -> None:
+    catalog = Catalog(tmp_path / "space")
+    values = matrix().to(dtype)
+    key = catalog.put(torch.cat([values, torch.zeros(2, 32, dtype=dtype)]), prompt="a beach", label="beach")
+    file = catalog.save("beach", tmp_path / "new" / "beach.safetensors")
+    read = read_stored(Donor(embedding=str(file)))
+    assert read.dtype == dtype and bits(read) == bits(values)
+    (edit,) = with_hashes([Inject(donor=Donor(embedding=str(file)))], 32, file_sha256)
+    assert isinstance(edit, Inject) and edit.donor.sha256 == file_sha256(file)
+    with safe_open(file, framework="np") as opened:
+        assert opened.metadata()["key"] == key and opened.metadata()["prompt"] == "a beach"
+    assert catalog.get(key, count=False).row["uses"] == 1
+    for place, said in ((file, "there already"), (tmp_path / "beach.bin", "no .safetensors file")):
+        with pytest.raises(RecipeError, match=said):
+            catalog.save("beach", place)
+    assert sorted(p.name for p in file.parent.iterdir()) == ["beach.safetensors"]
 
 
 def test_a_file_that_is_not_as_written_is_an_error_that_names_it(tmp_path: Path) -> None:

@@ -82,6 +82,10 @@ class Catalog:
         its file is not as it was written. count: note that it was used."""
         return embeddings.get(self.db, self.files, name, count=count)
 
+    def save(self, name: str, path: str | Path) -> Path:
+        """Write an embedding as a .safetensors file with one matrix [L, D] in its own dtype, as edits read donors."""
+        return embeddings.save(self.get(name), Path(path).expanduser())
+
     def stored(self, prompts: Sequence[str], encoder: str, environments: Sequence[str]) -> dict[str, Embedding]:
         """The embeddings of prompts that an encoder made in one of those environments, by prompt; counted as used."""
         return embeddings.stored(self.db, self.files, prompts, encoder, environments)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from wanscope.catalog.files import EmbeddingFiles
 from wanscope.catalog.rows import changed, find_key, insert, now, select
 from wanscope.catalog.vectors import compact_rows
 from wanscope.errors import RecipeError, nearest
+from wanscope.take.disk import guarded, sync_file, sync_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -97,12 +99,15 @@ def _put_batch(db: Database, files: EmbeddingFiles, items: Sequence[New]) -> lis
     by_key: dict[str, _Packed] = {}
     for one in packed:
         by_key.setdefault(one.key, one)
-    # Files first: a row never names a file that is not there. Those of equal content are written again at most.
-    files.write({key: one.data for key, one in by_key.items() if files.size(key) != len(one.data)})
+    # Files first: a row never names a file that is not there.
+    written = {key: one.data for key, one in by_key.items() if not files.holds(key, len(one.data))}
+    files.write(written)
     with db.writing() as con:
         # Someone may have cleaned up meanwhile; nobody can while this turn lasts.
         files.write({key: one.data for key, one in by_key.items() if files.size(key) is None})
         fresh = _without_known(con, list(by_key.values()))
+        for key in written.keys() - {one.key for one in fresh}:  # it was damaged, or two wrote it at once
+            con.execute("UPDATE embeddings SET file_bytes = ? WHERE key = ?", [files.size(key), key])
         if fresh:
             insert(con, "embeddings", [_row(one, files) for one in fresh])
             insert(con, "search_vectors", compact_rows(con, [(one.key, one.unit_D) for one in fresh]))
@@ -185,6 +190,28 @@ def get(db: Database, files: EmbeddingFiles, name: str, *, count: bool = True) -
     if count:
         note_uses(db, [key])
     return Embedding(key, tokens, row)
+
+
+def save(embedding: Embedding, path: Path) -> Path:
+    """The matrix [L, D] alone, in a new .safetensors file; where it is from stands in the file's metadata."""
+    from safetensors.torch import save_file
+
+    if path.suffix != ".safetensors":
+        raise RecipeError(f"{path} is no .safetensors file", "an embedding is written as one", f"{path}.safetensors")
+    if path.exists():
+        raise RecipeError(f"{path} is there already", "an embedding goes into a new file", "another name")
+    about = {name: str(embedding.row.get(name) or "") for name in ("model", "encoder", "space", "prompt", "label")}
+    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    with guarded(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file({"embedding": embedding.tensor()}, beside, {"key": embedding.key, **about})
+            sync_file(beside)
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+        sync_folder(path.parent)
+    return path
 
 
 def stored(

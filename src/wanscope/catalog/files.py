@@ -38,6 +38,17 @@ class EmbeddingFiles:
         except FileNotFoundError:
             return None
 
+    def holds(self, key: str, size: int) -> bool:
+        """Whether the embedding is there, whole. A file of another size is read: its prompt may be another one."""
+        found = self.size(key)
+        if found is None or found == size:
+            return found is not None
+        try:
+            self.read(key)
+        except CatalogDamaged:
+            return False
+        return True
+
     def write(self, contents: Mapping[str, bytes]) -> None:
         """Every file whole and on the disk, or not there. StorageError when the disk refuses."""
         if not contents:

@@ -47,9 +47,17 @@ def list_(tag: Tags = None, limit: Limit = 50, output_dir: OutputDir = None, jso
 
 
 @app.command()
-def show(name: Name, output_dir: OutputDir = None, json: Json = False) -> int:
-    """Show all that is known of an embedding."""
-    return _show().run_show(name, output_dir, json)
+def show(
+    name: Name,
+    file: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Also write it as a new .safetensors file, a donor for edits."),
+    ] = None,
+    output_dir: OutputDir = None,
+    json: Json = False,
+) -> int:
+    """Show all that is known of an embedding; write it as a file."""
+    return _show().run_show(name, file, output_dir, json)
 
 
 @app.command()

@@ -160,15 +160,18 @@ def _prompt(row: dict[str, Any]) -> str:
     return text if len(text) <= 100 else text[:97] + "..."
 
 
-def run_show(name: str, output_dir: Path | None, json: bool) -> int:
+def run_show(name: str, file: Path | None, output_dir: Path | None, json: bool) -> int:
     catalog = opened(output_dir)
     found = catalog.get(name, count=False)
+    if file is not None:
+        file = catalog.save(found.key, file).absolute()
     prompts = catalog.prompts(found.key)
     tags = catalog.tags(found.key)
     made = [op for op, _ in catalog.lineage(found.key).operations]
     if json:
         data = {**plain(found.row), "tags": tags, "prompts": prompts, "file": str(catalog.files.place(found.key))}
-        out.document({**data, "operations": [op.as_data() for op in made]})
+        written = {} if file is None else {"out": str(file)}
+        out.document({**data, "operations": [op.as_data() for op in made], **written})
         return 0
     row = found.row
     pairs = [
@@ -188,6 +191,10 @@ def run_show(name: str, output_dir: Path | None, json: bool) -> int:
     out.facts(pairs)
     for op in made:
         out.say(f"computed    {_operation(op)}")
+    if file is not None:
+        out.say(
+            f'written     {out.shown_path(file)}, a donor: --edit "inject {out.shown_path(file)} into mid at 0.5"'
+        )
     return 0
 
 
