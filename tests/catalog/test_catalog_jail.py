@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from wanscope.catalog import jail
 from wanscope.catalog.catalog import Catalog
 from wanscope.errors import SqlRefused
 
@@ -85,6 +86,7 @@ STATEMENTS = [
     "VACUUM",
     "BEGIN",
     "CALL pragma_version()",
+    "SELECT * FROM force_checkpoint()",
     "EXPLAIN ANALYZE SELECT 1",
     "PREPARE p AS SELECT 1",
     "EXECUTE p",
@@ -120,6 +122,16 @@ def test_everything_else_is_refused_and_changes_nothing(catalog: Catalog, tmp_pa
 def test_the_environment_cannot_be_read(catalog: Catalog) -> None:
     with pytest.raises(SqlRefused):
         catalog.sql("SELECT getenv('HOME')")
+
+
+def test_an_answer_without_end_is_given_up(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jail, "BYTES", 10 << 20)
+    with pytest.raises(SqlRefused, match="too large"):
+        catalog.sql("SELECT * FROM range(10000000000)")
+    monkeypatch.setattr(jail, "SECONDS", 0.2)
+    with pytest.raises(SqlRefused, match=r"not answered in 0\.2 seconds"):
+        catalog.sql("SELECT count(*) FROM range(3000000) a, range(3000000) b WHERE a.range * b.range % 7 = 3")
+    assert catalog.sql("SELECT count(*) AS n FROM embeddings").to_pylist() == [{"n": 1}]
 
 
 @pytest.mark.parametrize(

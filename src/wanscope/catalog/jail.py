@@ -2,12 +2,15 @@
 
 Two walls. DuckDB's own parser says what the statement is, and only a single SELECT goes on (PRAGMA and temporary tables
 would pass the second wall). The connection is read only, reaches no file, network, extension or variable of Python, and
-its settings are locked.
+its settings are locked. Others wait for their turn meanwhile, so there is an end to an answer's time and size.
 """
 
 from __future__ import annotations
 
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from wanscope.catalog.connect import Database
@@ -15,7 +18,11 @@ from wanscope.errors import SqlRefused
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from duckdb import DuckDBPyConnection
 
+SECONDS = 20.0  # less than others wait for their turn
+BYTES = 1 << 30  # of an answer, in memory
+BATCH_ROWS = 100_000
 EXAMPLE = 'wanscope db sql "SELECT prompt, tokens FROM embeddings LIMIT 5"'
 
 
@@ -38,7 +45,16 @@ def run_sql(db: Database, sql: str) -> pa.Table:
                 f"{kind} is not allowed", "this reads the catalogue, and only one SELECT can be said here", EXAMPLE
             )
         try:
-            return con.sql(statements[0].query).to_arrow_table()
+            with _ended_after(con, SECONDS):
+                return _answer(con, statements[0].query)
+        except duckdb.InterruptException:
+            raise SqlRefused(
+                f"the SQL was not answered in {SECONDS:g} seconds",
+                "other programs wait meanwhile",
+                "a smaller question",
+            ) from None
+        except duckdb.OutOfMemoryException as error:
+            raise _refused("the SQL needs too much memory", error) from None
         except (
             duckdb.ProgrammingError,
             duckdb.DataError,
@@ -46,8 +62,35 @@ def run_sql(db: Database, sql: str) -> pa.Table:
             duckdb.PermissionException,
             duckdb.InvalidInputException,
             duckdb.OutOfRangeException,
+            duckdb.TransactionException,
         ) as error:
             raise _refused("the SQL cannot be answered", error) from None
+
+
+@contextmanager
+def _ended_after(con: DuckDBPyConnection, seconds: float) -> Iterator[None]:
+    timer = threading.Timer(seconds, con.interrupt)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _answer(con: DuckDBPyConnection, query: str) -> pa.Table:
+    """All rows, read in batches: an answer without end is given up before memory is."""
+    import pyarrow as pa
+
+    reader = con.sql(query).to_arrow_reader(BATCH_ROWS)
+    batches, size = [], 0
+    for batch in reader:
+        batches.append(batch)
+        size += batch.nbytes
+        if size > BYTES:
+            con.interrupt()
+            raise SqlRefused("the answer is too large", f"it has over {BYTES >> 20} MB", "add LIMIT 1000")
+    return pa.Table.from_batches(batches, reader.schema)
 
 
 def _refused(what: str, error: Exception) -> SqlRefused:
