@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 WAIT_SECONDS = 30.0
-POLL_SECONDS = 0.005  # of the next in line; the others ask four times less often
+POLL_SECONDS = 0.005  # of the next in line; the others begin with four times less often
+LEAST_POLL_SECONDS = 0.001
 LOG_BYTES = 1 << 20  # a longer write-ahead log makes every opening slow
 NAME = "catalog.duckdb"
 
@@ -168,9 +169,8 @@ class Database:
             return None  # nobody can write here, and DuckDB lets many read
         line, lock = (FileLock(folder / f".{self.path.name}.{name}") for name in ("line", "lock"))
         try:
-            for one, poll in ((line, 4 * POLL_SECONDS), (lock, POLL_SECONDS)):
-                left = max(0.0, deadline - time.monotonic())
-                one.acquire(timeout=left, poll_interval=poll * random.uniform(0.5, 1.5))
+            _take(line, deadline, 4 * POLL_SECONDS)
+            _take(lock, deadline, POLL_SECONDS)
         except Timeout:
             raise self._busy("another wanscope program") from None
         finally:
@@ -309,6 +309,21 @@ class Database:
         if re.search(r"permission denied|read-only file system|cannot open file", first, re.IGNORECASE):
             return StorageError(f"{self.path} cannot be opened", first[:300], "another workspace (--output-dir)")
         return StorageError(f"{self.path} could not be used", first[:300])
+
+
+def _take(lock: FileLock, deadline: float, poll_seconds: float) -> None:
+    """Have the lock, or Timeout at the deadline. Who has waited longer asks more often, so that nobody waits for ever
+    while others come and go."""
+    began = time.monotonic()
+    while True:
+        try:
+            lock.acquire(timeout=0)
+            return
+        except Timeout:
+            if time.monotonic() >= deadline:
+                raise
+        waited = time.monotonic() - began
+        time.sleep(max(poll_seconds / (1 + 2 * waited), LEAST_POLL_SECONDS) * random.uniform(0.5, 1.5))
 
 
 def _today() -> str:
