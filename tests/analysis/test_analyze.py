@@ -67,6 +67,33 @@ def test_the_table_is_tidy_and_equals_direct_computation(place: Path, found: Ana
         assert variances == pytest.approx([state.var() for state in x], rel=1e-6)
 
 
+def test_a_catalogue_that_is_there_gets_the_metrics_and_keeps_them(tmp_path: Path) -> None:
+    write_study(tmp_path, COLORS, 2, larger_blue)
+    analyze("made", workspace=tmp_path, report=False)
+    catalog = ws.Catalog(tmp_path)
+    assert not catalog.exists  # an analysis makes none
+    catalog.index()
+    found = analyze("made", workspace=tmp_path, report=False)
+    numbers = [v.row.value for v in found.table.values]
+    expected = int(np.isfinite(numbers).sum())
+    kept = catalog.sql("SELECT * FROM metrics WHERE source = 'analyze'").to_pylist()
+    assert len(kept) == expected > 0
+    by_place = {(r["take"], r["name"], r["step"]): (r["value"], r["unit"]) for r in kept}
+    take = found.members[0].id
+    row = next(v for v in found.table.of("velocity").values if v.member == 0 and v.row.state == 2)
+    assert by_place[take, "velocity", 2] == (row.row.value, row.metric.unit)
+    assert by_place[take, "path_length", -1][0] == pytest.approx(
+        sum(v.row.value for v in found.table.of("velocity").values if v.member == 0), rel=1e-6
+    )
+    analyze("made", workspace=tmp_path, report=False)
+    catalog.index(rebuild=True)
+    assert catalog.sql("SELECT * FROM metrics WHERE source = 'analyze'").num_rows == expected
+    catalog.path.write_bytes(b"no database")
+    said: list[Any] = []
+    assert analyze("made", workspace=tmp_path, report=False, on_event=said.append).table.values
+    assert any("not in the catalogue" in getattr(event, "text", "") for event in said)
+
+
 def test_csv_and_parquet_say_the_same(found: Analysis) -> None:
     assert found.folder is not None
     for name in ("metrics", "tests", "groups"):

@@ -14,6 +14,8 @@ What is written, by default into `studies/<name>/analysis/`:
     attention.parquet, .csv  where takes have maps: mass, concentration, travel of words by step and block
     figures/                 PNG and SVG of every figure
     analysis.json            what was analyzed, how, with which versions
+
+The metrics also go into the workspace's catalogue, where there is one.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from wanscope.analysis import attention_section, gram
 from wanscope.analysis.design import Comparison, Unit, compare
 from wanscope.analysis.groups import GroupResult, analyze_groups
 from wanscope.analysis.metric import Metric, Subject, all_metrics
+from wanscope.analysis.remember import remember
 from wanscope.analysis.source import Collection, LeftOut, Member, collect
 from wanscope.analysis.summary import summarized
 from wanscope.analysis.table import Table, tabulated, write_rows
@@ -138,6 +141,7 @@ def analyze(
     result = _computed(collection, comparison, metrics, folder, on_event)
     if folder is not None:
         result = write_analysis(result, folder, report=report, on_event=on_event)
+        remember(result.table, on_event)
     return result
 
 
