@@ -149,7 +149,7 @@ def _card(
         "embeddings": kinds,
         "tokens": int(sum(rows["tokens"].to_pylist())),
         "stored": [str(min(created)), str(max(created))] if created else [],
-        "models": distinct(rows, "model") + [m for m in distinct(tables["takes"], "model") if m],
+        "models": sorted({*distinct(rows, "model"), *distinct(tables["takes"], "model")}),
         "encoders": distinct(rows, "encoder"),
         "torch": sorted({*distinct(tables["takes"], "torch"), *distinct(tables["vector_operations"], "torch")}),
     }

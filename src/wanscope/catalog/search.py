@@ -37,11 +37,13 @@ ROUNDING = 5e-3  # of squared distances between fp16 directions
 
 @dataclass(eq=False)
 class _Group:
-    """All embeddings of one dimension. loose: those without a compact vector, with their directions fp16 [N, D]."""
+    """All embeddings of one dimension. square_N: squared lengths of the compact vectors. loose: those without one, with
+    their directions fp16 [N, D]."""
 
     keys: np.ndarray
     places: np.ndarray
     compact_NK: np.ndarray
+    square_N: np.ndarray
     rest_N: np.ndarray
     norm_N: np.ndarray
     basis: Basis | None
@@ -112,10 +114,12 @@ class Index:
                 if flat is not None
                 else np.zeros((0, COMPONENTS))
             )
+            compact_NK = np.ascontiguousarray(compact_NK, np.float32)
             self.groups[dim] = _Group(
                 keys[rows[:count]],
                 place_N[rows[:count]],
-                np.ascontiguousarray(compact_NK, np.float32),
+                compact_NK,
+                np.einsum("nk,nk->n", compact_NK, compact_NK),
                 part["rest"].slice(0, count).to_numpy().astype(np.float32),
                 norm_N[rows[:count]],
                 padding_basis(dim) if dim <= COMPONENTS else known.get(dim),
@@ -159,8 +163,8 @@ class Index:
         if group.basis is None or not len(group.keys):
             return
         compact_1K, rest_1 = group.basis.compact(unit_D[None])
-        near_N = np.einsum("nk,nk->n", group.compact_NK, group.compact_NK)
-        near_N = np.maximum(near_N - 2 * (group.compact_NK @ compact_1K[0]) + float((compact_1K**2).sum()), 0)
+        near_N = group.square_N - 2 * (group.compact_NK @ compact_1K[0]) + float((compact_1K**2).sum())
+        near_N = np.maximum(near_N, 0)
         # What is left out of both may be the same (a copy) or at right angles (as a rule): half the candidates by each.
         chosen: list[np.ndarray] = []
         for left_N in (group.rest_N + rest_1[0], (np.sqrt(group.rest_N) - np.sqrt(rest_1[0])) ** 2):
@@ -206,7 +210,7 @@ def token_distance(a: Tokens, b: Tokens) -> tuple[float, float]:
 
 def check_metric(metric: str) -> Metric:
     if metric not in METRICS:
-        raise RecipeError(f"{metric!r} is not a metric", nearest(metric, METRICS), "metric: cosine")
+        raise RecipeError(f"{metric!r} is not a metric", nearest(metric, METRICS), "cosine")
     return metric  # type: ignore[return-value]
 
 

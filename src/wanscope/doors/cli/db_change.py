@@ -86,7 +86,7 @@ def run_cleanup(
         out.document(plain(dataclasses.asdict(found)))
         return 0
     for row in found.rows[:50]:
-        shown = row["label"] or row["prompt"] or ""
+        shown = row["label"] or row["prompt"] or ("" if row["prompt"] is None else '""')
         out.say(f"{row['key'][:KEY]}  stored {str(row['created'])[:16]}, used {row['uses']} times  {shown}")
     if len(found.rows) > 50:
         out.say(f"... and {len(found.rows) - 50} more")
