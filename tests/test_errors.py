@@ -14,6 +14,10 @@ def kinds() -> list[type[WanscopeError]]:
     return [k for _, k in inspect.getmembers(errors, inspect.isclass) if issubclass(k, WanscopeError)]
 
 
+# Failed work with a status of its own: a stop by hand, and a disk found unfit before any work, as a request is.
+OWN_STATUS = {errors.Interrupted: 130, errors.StorageRefused: 2}
+
+
 @pytest.mark.parametrize("kind", kinds(), ids=lambda kind: kind.__name__)
 def test_every_error_is_a_wrong_request_or_failed_work_and_explains_itself(kind: type[WanscopeError]) -> None:
     assert kind.__doc__
@@ -21,7 +25,7 @@ def test_every_error_is_a_wrong_request_or_failed_work_and_explains_itself(kind:
         return
     assert issubclass(kind, RequestError) != issubclass(kind, WorkError)
     expected = {RequestError: 2, WorkError: 1}[RequestError if issubclass(kind, RequestError) else WorkError]
-    assert kind.exit_status == (130 if kind is errors.Interrupted else expected)
+    assert kind.exit_status == OWN_STATUS.get(kind, expected)
 
 
 def test_the_text_has_what_why_and_fix() -> None:

@@ -131,4 +131,4 @@ def test_validate_refuses(cli, tmp_path: Path) -> None:
     assert cli("validate", "marbles", "--out", tmp_path / "report.txt").status == 2
     (tmp_path / "file").write_text("")
     ran = cli("validate", "marbles", "--out", tmp_path / "file" / "report.json")
-    assert ran.status == 2 and "cannot be used" in ran.err and "--output-dir" in ran.err
+    assert ran.status == 2 and "is not a folder" in ran.err and "--output-dir" in ran.err

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import wanscope
-from wanscope.doors.cli import app as app_module
 from wanscope.doors.cli import out
 from wanscope.errors import DamagedTake, Interrupted, RecipeError
 
@@ -166,7 +165,7 @@ def test_an_encoding_that_lacks_a_character_is_no_crash() -> None:
 
 
 def test_memory_values_are_those_of_the_loader() -> None:
-    from wanscope.doors.cli.generate import MEMORY
+    from wanscope.doors.cli.options import MEMORY
     from wanscope.wan.load import MEMORY as KNOWN
 
-    assert app_module.MEMORY == MEMORY == KNOWN
+    assert MEMORY == KNOWN

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wanscope.doors.cli import out, progress
+from wanscope.doors.cli.options import MEMORY
 from wanscope.doors.cli.request import Options, wanted
 from wanscope.errors import RequestError, WanscopeError, nearest
 from wanscope.events import Note
@@ -20,8 +21,6 @@ from wanscope.workspace import Workspace
 if TYPE_CHECKING:
     from wanscope.recipe import Study
     from wanscope.study.run import StudyResult
-
-MEMORY = ("auto", "none", "offload")
 
 
 def run_generate(
