@@ -189,19 +189,25 @@ class Run:
         return {"seconds": statistics.median(seconds), "peak": peak}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
+    """What benchmarks of steps on any of these models are asked."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=NAMES, default="marbles")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--steps", type=int, default=3, help="in each round, the median of them counts")
     parser.add_argument("--tokens", type=int, default=16, help="real tokens of the prompt")
-    parser.add_argument("--measures", nargs="+", choices=MEASURES, default=["probability"])
     parser.add_argument("--width", type=int, default=832)
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--frames", type=int, default=81)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--json", type=Path)
+    return parser
+
+
+def main() -> None:
+    parser = arguments(__doc__, rounds=9)
+    parser.add_argument("--measures", nargs="+", choices=MEASURES, default=["probability"])
     args = parser.parse_args()
     run = Run(args)
     ways = ("plain", "capturing", "naive")

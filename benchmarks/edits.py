@@ -22,12 +22,11 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from capture import NAMES, WORDS, Run
+from capture import WORDS, Run, arguments
 from wanscope.capture.base import Moment
 from wanscope.edit.donors import DonorTexts
 from wanscope.edit.edits import Bend, Edit, Inject, Skip
@@ -93,18 +92,8 @@ class EditRun(Run):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=NAMES, default="marbles")
-    parser.add_argument("--device", default="cpu")
+    parser = arguments(__doc__, rounds=7)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=3, help="in each round, the median of them counts")
-    parser.add_argument("--tokens", type=int, default=16, help="real tokens of the prompt")
-    parser.add_argument("--width", type=int, default=832)
-    parser.add_argument("--height", type=int, default=480)
-    parser.add_argument("--frames", type=int, default=81)
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     args.measures = []
     run = EditRun(args)
