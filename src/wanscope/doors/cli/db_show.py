@@ -192,9 +192,7 @@ def run_show(name: str, file: Path | None, output_dir: Path | None, json: bool) 
     for op in made:
         out.say(f"computed    {_operation(op)}")
     if file is not None:
-        out.say(
-            f'written     {out.shown_path(file)}, a donor: --edit "inject {out.shown_path(file)} into mid at 0.5"'
-        )
+        out.say(f'written     {out.shown_path(file)}, a donor: --edit "inject {out.shown_path(file)} into mid at 0.5"')
     return 0
 
 
