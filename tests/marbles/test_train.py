@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from wanscope.marbles import world
 from wanscope.marbles.train import denoiser, optim, text, vae
+from wanscope.marbles.train.ghosts import FAINTER, FAINTEST, Ghosts
 
 TINY_VAE = {**vae.CONFIG, "base_dim": 8}
 TINY = {**denoiser.CONFIG, "num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 32, "num_layers": 2}
@@ -93,6 +95,50 @@ def test_noised_is_a_straight_line_from_data_to_noise():
     assert torch.equal(x_t, again)
 
 
+def test_a_ghost_is_shown_only_at_high_noise_and_the_velocity_still_leads_to_the_clip():
+    x0, shown = torch.randn(64, 2, 1, 4, 4), torch.randn(64, 2, 1, 4, 4)
+    x_t, velocity, sigma = denoiser.noised(x0, torch.Generator().manual_seed(0), shown)
+    torch.testing.assert_close(x_t - sigma.view(-1, 1, 1, 1, 1) * velocity, x0)
+    plain, _, same = denoiser.noised(x0, torch.Generator().manual_seed(0))
+    s = sigma.view(-1, 1, 1, 1, 1)
+    assert torch.equal(sigma, same) and 0 < (sigma < denoiser.GHOST_SIGMA).sum() < 64
+    expected = torch.where(s >= denoiser.GHOST_SIGMA, (1 - s) * shown + (plain - (1 - s) * x0), plain)
+    torch.testing.assert_close(x_t, expected)
+
+
+def flat(scene: world.Scene) -> np.ndarray:
+    """Stands for latents [1, T, h, w]: one value for the bare background, objects drawn by their masks."""
+    masks = world.render(scene).masks[::4].max(1).reshape(5, 16, 8, 16, 8).mean((2, 4))
+    return (list(world.BACKGROUNDS).index(scene.background) + 10 * masks)[None].astype(np.float32)
+
+
+def test_a_ghost_is_a_fainter_object_that_looks_the_same_and_stands_elsewhere():
+    rng = np.random.default_rng(3)
+    things = [world.sample_scene(rng, 1, held_out=False).things[0] for _ in range(400)]
+    # few looks, so that many clips are alike
+    scenes = [world.Scene((replace(thing, shape="circle", color="red", motion="still"),), "gray") for thing in things]
+    scenes += [world.sample_scene(rng, 2, held_out=False) for _ in range(20)]
+    latents = np.stack([flat(scene) for scene in scenes])
+    ghosts = Ghosts(latents, scenes)
+    assert np.all(ghosts.bare_ZThw["gray"] == list(world.BACKGROUNDS).index("gray"))
+    seen = 0
+    for index in range(60):
+        shown = ghosts(index, rng)
+        if shown is None:
+            continue
+        seen += 1
+        bare, own = ghosts.bare_ZThw["gray"], latents[index] - ghosts.bare_ZThw["gray"]
+        mine = (own > 9.99) & (latents[index] > bare)
+        strength = ((shown - bare)[mine] / own[mine]).mean()
+        assert FAINTEST <= strength <= 1.0001
+        elsewhere = (shown - bare)[own == 0]
+        assert elsewhere.max() <= FAINTER * strength * 10.001  # the ghost is the fainter one
+        assert elsewhere.min() >= 0
+    assert seen > 30
+    lonely = [i for i in range(400, 420) if ghosts(i, rng) is None]
+    assert lonely  # a pair whose objects look like no other clip's has no ghost
+
+
 def test_the_tokenizer_knows_every_caption_and_no_other_word():
     tokenizer = text.make_tokenizer()
     rng = np.random.default_rng(123)
@@ -171,9 +217,9 @@ def test_a_mixed_stage_takes_its_kinds_in_turn_and_resumes_in_the_midst(tmp_path
     real = denoiser.draw
 
     def drawn(*arguments):
-        x0, texts = real(*arguments)
+        x0, shown, texts = real(*arguments)
         seen.append(tuple(x0.shape))
-        return x0, texts
+        return x0, shown, texts
 
     monkeypatch.setattr(denoiser, "draw", drawn)
     whole, parts = denoiser_folder(tmp_path / "whole"), denoiser_folder(tmp_path / "parts")

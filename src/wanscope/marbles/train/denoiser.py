@@ -28,6 +28,7 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 
 from wanscope.marbles import world
 from wanscope.marbles.train.checkpoint import Checkpoint
+from wanscope.marbles.train.ghosts import Ghosts
 from wanscope.marbles.train.optim import Average, Muon, set_lr
 from wanscope.marbles.train.text import TEXT_LENGTH
 from wanscope.wan.vae import encode_moments
@@ -51,12 +52,17 @@ PAIR_SHARE = 0.6
 
 @dataclass(frozen=True)
 class Kind:
-    """Batches of clips of `frames` latent frames, cut to `window` latent cells a side; pairs: two-object clips too."""
+    """Batches of clips of `frames` latent frames, cut to `window` latent cells a side.
+
+    pairs: two-object clips too; ghosts: the share of whole clips that show a ghost (see ghosts.py); where ghosts are
+    shown, half of the clips are of one object.
+    """
 
     frames: int
     window: int
     batch: int
     pairs: bool
+    ghosts: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,7 @@ STAGES = (
 LOG_EVERY = 19  # no multiple of the kinds in a stage, so that each is seen
 COMPILED_SHAPES = 32
 CAPTION_DROPOUT = 0.1
+GHOST_SIGMA = 0.5
 TRAIN_SHIFT = 3.0
 CAPTION_TOKENS = 40  # one length for all, so that compiled blocks are not compiled again
 
@@ -215,14 +222,23 @@ class Captions:
         return context, torch.where(real, 0.0, pads)[:, None]
 
 
-def noised(x0_BZThw: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x_t = (1 - sigma) x0 + sigma eps, the velocity eps - x0, and sigma [B], drawn with the shifted schedule."""
+def noised(
+    x0_BZThw: torch.Tensor, generator: torch.Generator, shown_BZThw: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x_t = (1 - sigma) x0 + sigma eps, the velocity (x_t - x0) / sigma, and sigma [B], of the shifted schedule.
+
+    shown: what x_t shows in place of x0 where sigma is at least GHOST_SIGMA; the velocity still leads to x0.
+    """
     u = torch.rand(len(x0_BZThw), generator=generator)
     sigma_B = TRAIN_SHIFT * u / (1 + (TRAIN_SHIFT - 1) * u)
     eps = torch.randn(x0_BZThw.shape, generator=generator)
     s = sigma_B.view(-1, 1, 1, 1, 1).to(x0_BZThw.device)
     eps = eps.to(x0_BZThw.device)
-    return (1 - s) * x0_BZThw + s * eps, eps - x0_BZThw, sigma_B.to(x0_BZThw.device)
+    x_t, velocity = (1 - s) * x0_BZThw + s * eps, eps - x0_BZThw
+    if shown_BZThw is not None:
+        wrong = (s >= GHOST_SIGMA) * (1 - s) * (shown_BZThw - x0_BZThw)
+        x_t, velocity = x_t + wrong, velocity + wrong / s.clamp(min=GHOST_SIGMA)
+    return x_t, velocity, sigma_B.to(x0_BZThw.device)
 
 
 def stage_of(step: int, stages: Sequence[Stage] | None = None) -> Stage:
@@ -252,20 +268,31 @@ def window_start(scene: world.Scene, frames: int, window: int, rng: np.random.Ge
 
 
 def draw(
-    latents_NZThw: np.ndarray, scenes: list[world.Scene], kind: Kind, rng: np.random.Generator
-) -> tuple[torch.Tensor, list[str]]:
-    """A batch of latents [B, Z, T, window, window] and captions, some of them empty."""
+    latents_NZThw: np.ndarray,
+    scenes: list[world.Scene],
+    kind: Kind,
+    rng: np.random.Generator,
+    ghosts: Ghosts | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None, list[str]]:
+    """A batch of latents [B, Z, T, window, window], what the noised ones show in their place, and captions.
+
+    Some captions are empty. Without ghosts the second is None.
+    """
     singles = [i for i, scene in enumerate(scenes) if len(scene.things) == 1]
     index = rng.integers(len(scenes), size=kind.batch) if kind.pairs else rng.choice(singles, size=kind.batch)
-    parts, texts = [], []
+    if ghosts is not None and kind.ghosts and kind.pairs:
+        index[: kind.batch // 2] = rng.choice(singles, size=kind.batch // 2)
+    parts, shown, texts = [], [], []
     for i in index:
         top, left = (0, 0)
         if kind.window < latents_NZThw.shape[-1]:
             top, left = window_start(scenes[i], kind.frames, kind.window, rng)
         window = latents_NZThw[i, :, : kind.frames, top : top + kind.window, left : left + kind.window]
         parts.append(window.astype(np.float32))
+        haunted = ghosts(i, rng) if ghosts is not None and rng.random() < kind.ghosts else None
+        shown.append(parts[-1] if haunted is None else haunted[:, : kind.frames].astype(np.float32))
         texts.append("" if rng.random() < CAPTION_DROPOUT else world.caption(scenes[i], rng))
-    return torch.from_numpy(np.stack(parts)), texts
+    return torch.from_numpy(np.stack(parts)), torch.from_numpy(np.stack(shown)) if kind.ghosts else None, texts
 
 
 def train(
@@ -291,6 +318,7 @@ def train(
     latents = load_set(folder)
     scenes = [scenes_of(seed, i) for i in range(len(latents))]
     stages = stages or STAGES
+    ghosts = Ghosts(latents, scenes) if any(kind.ghosts for stage in stages for kind in stage.kinds) else None
     mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1).to(device) for x in channel_statistics(folder, seed=seed))
     captions = Captions(folder, device)
     torch.manual_seed(seed)
@@ -321,9 +349,9 @@ def train(
         kind = stage.kind(step)
         rng = np.random.default_rng([seed, 13, step])
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        x0, texts = draw(latents, scenes, kind, rng)
-        x0 = (x0.to(device) - mean) / std
-        x_t, velocity, sigma_B = noised(x0, generator)
+        x0, shown, texts = draw(latents, scenes, kind, rng, ghosts)
+        x0, shown = ((x.to(device) - mean) / std if x is not None else None for x in (x0, shown))
+        x_t, velocity, sigma_B = noised(x0, generator, shown)
         context, attention.bias_B1L = captions(texts)
         set_lr(optimiser, stage.lr, step, 100, steps, decay)
         with torch.autocast(device, torch.bfloat16):
