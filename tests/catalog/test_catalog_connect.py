@@ -221,11 +221,33 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path: Path) -> None:
     )
     assert ran.returncode == 0, ran.stderr
     stored, said = ran.stdout.split("\n", 1)
-    assert "is full" in said and "Try: free some space" in said
+    assert "is full" in said and "Try: free some space" in said and "are free" not in said
+    assert "File too large; what was committed before stays." in said
     catalog = Catalog(tmp_path)
     assert catalog.check(deep=True).problems == ()
     assert catalog.count("embeddings") == int(stored) > 1
     catalog.put(VALUES)
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("IO Error: Could not write file x: No space left on device", "more than the 700.0 kB that are left; what"),
+        ("IO Error: Could not write file x: Disk quota exceeded", "the system says: IO Error: .* exceeded; what"),
+    ],
+)
+def test_a_full_disk_does_not_say_that_much_is_free(tmp_path: Path, monkeypatch, words: str, why: str) -> None:
+    monkeypatch.setattr("wanscope.take.disk.free_bytes", lambda folder: 700_000)
+    catalog = Catalog(tmp_path)
+    catalog.put(VALUES)
+
+    def fails() -> None:
+        with catalog.db.writing():
+            raise duckdb.IOException(words)
+
+    with pytest.raises(StorageError, match=why) as full:
+        fails()
+    assert "is full" in full.value.what and "are free" not in str(full.value)
 
 
 def test_reading_what_is_not_there_creates_nothing(tmp_path: Path) -> None:

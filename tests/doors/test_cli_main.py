@@ -44,6 +44,15 @@ def test_python_m_wanscope_is_the_same_program() -> None:
     assert (ran.returncode, ran.stdout) == (0, f"wanscope {wanscope.__version__}\n")
 
 
+def test_commands_are_listed_as_a_newcomer_meets_them(cli) -> None:
+    lines = cli("--help").out.partition("Commands:")[2].partition("Begin with")[0].splitlines()
+    listed = [line.split()[0] for line in lines if line[:2] == "  " and line[2:3].isalpha()]
+    assert listed[:4] == ["demo", "generate", "expand", "models"]
+    for earlier, later in [("generate", "takes"), ("takes", "show"), ("show", "analyze"), ("analyze", "db")]:
+        assert listed.index(earlier) < listed.index(later)
+    assert listed.index("db") + 1 == listed.index("index")
+
+
 def test_without_arguments_the_help_is_shown(cli) -> None:
     assert "Commands:" in cli().out
     assert cli().out == cli("--help").out

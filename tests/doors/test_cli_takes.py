@@ -184,6 +184,18 @@ def test_compare_a_study(cli, space: Workspace, two) -> None:
     assert (space.studies / "mine" / "side-by-side.mp4").is_file()
 
 
+def test_compare_refuses_what_is_named_twice(cli, space: Workspace, two) -> None:
+    take = two[0]
+    for again in (take.id, take.id[:8], take.folder):
+        ran = cli("compare", take.id, two[1].id, again, "-o", space.folder)
+        assert ran.status == 2 and f"take {take.id} is named twice" in ran.err and "Try: wanscope takes" in ran.err
+        assert (str(again) in ran.err.split("named twice")[1]) == (str(again) != take.id)
+    make_study(space, two)
+    ran = cli("compare", "mine", "mine", "-o", space.folder)
+    assert ran.status == 2 and "study mine is named twice" in ran.err
+    assert not list(space.folder.glob("compare-*.mp4")) and not list(space.studies.rglob("side-by-side.mp4"))
+
+
 def test_compare_refuses(cli, space: Workspace, two) -> None:
     assert cli("compare", two[0].id, "--out", "x.avi", "-o", space.folder).status == 2
     assert cli("compare", "zzz", "-o", space.folder).status == 2

@@ -182,6 +182,22 @@ def test_a_take_made_again_has_the_same_bits_and_it_is_said(copy: Path, finished
     assert (again.made, again.failed, again.folder) == (0, (), None) and stamps(copy) == before
 
 
+@pytest.mark.parametrize("name", ["video.mp4", "final.npy"])
+def test_a_take_made_again_replaces_one_whose_files_are_damaged(copy: Path, finished: StudyResult, name: str) -> None:
+    """The sizes are right, so that only checksums tell."""
+    take = finished.takes[2]
+    file = copy / "takes" / take.id / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    events = Events()
+    again = run(copy / "takes" / take.id / "take.json", workspace=copy, model=model(), on_event=events)
+    assert again.made == 1 and again.failed == ()
+    again.takes[0].verify()
+    (note,) = [e for e in events.of(Note) if "it is replaced" in e.text]
+    assert str(file) in note.text and "checksum" in note.text
+
+
 def test_a_video_alone_is_enough(finished: StudyResult, tmp_path: Path) -> None:
     shutil.copy(finished.takes[0].video, tmp_path / "from a friend.mp4")
     events = Events()

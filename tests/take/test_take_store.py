@@ -235,6 +235,17 @@ def test_a_refusing_disk_is_a_storage_error(tmp_path: Path, code: int, says: str
         raise OSError(code, "the system's words", str(tmp_path / "file"))
 
 
+def test_a_full_disk_does_not_say_that_much_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less than what was to be written is left; where it is a quota, what the disk has left says nothing."""
+    monkeypatch.setattr("wanscope.take.disk.free_bytes", lambda folder: 700_000)
+    with pytest.raises(StorageError) as full, disk.guarded(tmp_path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert "is full: what was to be written needs more than the 700.0 kB that are left" in str(full.value)
+    with pytest.raises(StorageError) as limited, disk.guarded(tmp_path):
+        raise OSError(errno.EFBIG, "File too large")
+    assert "is full: the system says: File too large." in str(limited.value) and "kB" not in str(limited.value)
+
+
 def test_a_programming_error_inside_a_guard_stays_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), disk.guarded(tmp_path):
         (tmp_path / "none").read_text()

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from wanscope import __version__
 from wanscope.catalog import migrations
 from wanscope.errors import CatalogBusy, CatalogDamaged, CatalogNewer, RequestError, StorageError, WanscopeError
-from wanscope.take.disk import free_bytes, guarded, size_text, sync_folder
+from wanscope.take.disk import full_disk, guarded, sync_folder
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -41,7 +41,8 @@ _DAMAGED = re.compile(
     r"could not read enough|reading WAL|invalidated|INTERNAL Error|wal file",
     re.IGNORECASE,
 )
-_FULL = re.compile(r"no space left|disk quota|file too large|disk is full|could not write all|max_temp_directory", re.I)
+_LIMIT = re.compile(r"disk quota|file too large|max_temp_directory", re.I)  # the disk itself may have space
+_FULL = re.compile(rf"no space left|disk is full|could not write all|{_LIMIT.pattern}", re.I)
 _LOCKED = re.compile(r"could not set lock|conflicting lock|being used by another process", re.IGNORECASE)
 _NEWER = re.compile(r"newer version|version number|storage version|unsupported (storage|serialization)", re.IGNORECASE)
 
@@ -290,12 +291,8 @@ class Database:
     def _explained(self, error: Exception) -> WanscopeError:
         first = str(error).strip().split("\n")[0]
         if _FULL.search(first):
-            free = size_text(free_bytes(self.path.parent))
-            return StorageError(
-                f"the disk of {self.path} is full",
-                f"{free} are free there; what was committed before stays",
-                "free some space and run the same again",
-            )
+            limit = first[:300] if _LIMIT.search(first) else None
+            return full_disk(self.path, limit, "what was committed before stays")
         if _NEWER.search(first) and not re.search("corrupt", first, re.IGNORECASE):
             return CatalogNewer(
                 f"{self.path} was written by a newer DuckDB", first[:300], "pip install --upgrade wanscope duckdb"

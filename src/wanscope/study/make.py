@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from wanscope import events
-from wanscope.errors import EditNotApplied, Interrupted, ReplayDiffers
+from wanscope.errors import DamagedTake, EditNotApplied, Interrupted, ReplayDiffers
 from wanscope.recipe import Recipe
 from wanscope.sample.edited import edit_plan
 from wanscope.sample.loop import Conditioning, Denoised, StepState, denoise, initial_noise
@@ -26,7 +26,7 @@ from wanscope.study.records import Records
 from wanscope.study.sources import Made
 from wanscope.take.disk import guarded
 from wanscope.take.manifest import Earlier, Environment, Manifest, environment, list_files
-from wanscope.take.store import EVENTS, FINAL, POSTER, VIDEO, Take, TakeWriter, latents_sha256
+from wanscope.take.store import EVENTS, POSTER, VIDEO, Take, TakeWriter, latents_sha256
 from wanscope.take.video import METADATA_KEY, write_poster, write_video
 from wanscope.wan.vae import decode
 from wanscope.workspace import Workspace
@@ -82,7 +82,8 @@ def make_take(
 
     A take that was made before has to come out with the same bits on the same machine and versions, else ReplayDiffers
     and the take that is there stays; elsewhere a difference is a Note and is recorded. A complete take that is made
-    again with the same bits stays as it is. donors: the encoded texts of the recipe's edits.
+    again with the same bits stays as it is, unless a file of it does not have its checksum: then it is replaced.
+    donors: the encoded texts of the recipe's edits.
     """
     recipe, emit = job.recipe, _Record(on_event)
     meter = _Meter(model.device)
@@ -93,7 +94,7 @@ def make_take(
         result = _denoised(job, model, conditioning, init_latents, records, plan, meter, emit, interrupt)
         final_CThw = result.latents[0].cpu().numpy()
         earlier = _compare(job, final_CThw, env, emit)
-        if job.standing is not None and job.standing.complete(recipe.capture, recipe.marks):
+        if job.standing is not None and _stays(job.standing, recipe, emit):
             return job.standing
         if interrupt():
             raise Interrupted("stopped after the last step", "the video was not decoded, and the take is not kept")
@@ -230,12 +231,24 @@ def _compare(job: Job, final_CThw: np.ndarray, env: Environment, emit: events.Li
     return (*kept, Earlier(latents_sha256=before.latents_sha256, made=before.made, environment=before.environment))
 
 
+def _stays(standing: Take, recipe: Recipe, emit: events.Listener) -> bool:
+    """Whether the take that is there is kept: it has the records that are asked for, and every file its content."""
+    if not standing.complete(recipe.capture, recipe.marks):
+        return False
+    try:
+        standing.check_files()
+    except DamagedTake as damage:
+        emit(events.Note(f"take {recipe.id}: {damage.what} ({damage.why}); it is replaced"))
+        return False
+    return True
+
+
 def _distance(job: Job, final_CThw: np.ndarray) -> str:
     """How far apart the results are, where the earlier one is there to be read."""
     if job.standing is None or job.made is None or job.standing.manifest.latents_sha256 != job.made.latents_sha256:
         return ""
-    with contextlib.suppress(OSError, ValueError):
-        before = np.load(job.standing.folder / FINAL, allow_pickle=False)
+    with contextlib.suppress(DamagedTake, OSError, ValueError):
+        before = job.standing.final
         if before.shape == final_CThw.shape:
             relative = np.linalg.norm(final_CThw - before) / max(float(np.linalg.norm(before)), 1e-30)
             return f" by {relative:.1e} of their length"

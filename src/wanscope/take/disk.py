@@ -82,6 +82,21 @@ def require_writable(folder: Path) -> None:
         raise StorageRefused(error.what, error.why, error.fix) from error
 
 
+def full_disk(place: Path, limit: str | None = None, kept: str = "") -> StorageError:
+    """The error for a write that did not fit on the disk of `place`.
+
+    limit: the system's words where it is a quota or another limit that is met, so that free space says nothing.
+    kept: what is safe all the same.
+    """
+    if limit is not None:
+        why = f"the system says: {limit}"
+    else:
+        left = size_text(free_bytes(place if place.is_dir() else place.parent))
+        why = f"what was to be written needs more than the {left} that are left"
+    what = f"the disk of {place} is full"
+    return StorageError(what, f"{why}; {kept}" if kept else why, "free some space and run the same again")
+
+
 @contextlib.contextmanager
 def guarded(folder: Path) -> Iterator[None]:
     """Turns a disk's refusal inside the block into a StorageError that names the folder and the sizes."""
@@ -90,10 +105,7 @@ def guarded(folder: Path) -> Iterator[None]:
     except OSError as error:
         code = error.errno
         if code in _FULL:
-            free = size_text(free_bytes(folder))
-            raise StorageError(
-                f"the disk of {folder} is full", f"{free} are free there", "free some space and run the same again"
-            ) from error
+            raise full_disk(folder, error.strerror if code != errno.ENOSPC else None) from error
         if code in _FORBIDDEN:
             raise StorageError(
                 f"{error.filename or folder} cannot be written",

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from wanscope.capture.arrays import open_array
-from wanscope.capture.attention import FOLDERS
+from wanscope.capture.attention import FOLDERS, exponents_file
 from wanscope.errors import DamagedTake, NotCaptured, RecipeError
 from wanscope.recipe import CaptureSpec, LatentsCapture, Recipe
 from wanscope.take.disk import guarded, sync_file, sync_folder, sync_tree
@@ -143,7 +143,9 @@ class Take:
                     f"no {measure} maps (only {have})", f"--set 'capture.attention.measures=[{have}, {measure}]'"
                 )
             self._check(FOLDERS[measure])
-            self._attention[measure] = Attention(open_array(self.folder / FOLDERS[measure]))
+            if (self.folder / exponents_file(measure)).exists():
+                self._check(exponents_file(measure))
+            self._attention[measure] = Attention.open(self.folder, measure)
         return self._attention[measure]
 
     @cached_property
@@ -174,7 +176,7 @@ class Take:
 
     def verify(self) -> None:
         """Compare every file with its checksum. DamagedTake names the first that differs, is missing, or is new."""
-        check_content(self.folder, self.manifest.files)
+        self.check_files()
         expected = {record.path for record in self.manifest.files} | {MANIFEST}
         found = {path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file()}
         if found - expected:
@@ -185,6 +187,10 @@ class Take:
             raise DamagedTake(f"{self.folder / MANIFEST} is damaged", "its recipe does not have its id")
         if latents_sha256(self.final) != self.manifest.latents_sha256:
             raise DamagedTake(f"{self.folder / FINAL} is damaged", "its values do not have their checksum")
+
+    def check_files(self) -> None:
+        """Compare what take.json lists with its checksums. DamagedTake names the first that is missing or differs."""
+        check_content(self.folder, self.manifest.files)
 
     def check_video(self) -> None:
         """Compare video.mp4 with its checksum. DamagedTake where it is missing or differs."""

@@ -10,6 +10,7 @@ import typer
 
 from wanscope.doors.cli.db import app as db
 from wanscope.doors.cli.db import index
+from wanscope.doors.cli.direction import app as direction
 from wanscope.doors.cli.options import Device, EventsJson, Json, Memory, OutputDir
 
 HELP = """wanscope opens up Wan text-to-video diffusion transformers.
@@ -17,6 +18,12 @@ HELP = """wanscope opens up Wan text-to-video diffusion transformers.
 A prompt template becomes a set of videos; every video is kept with its recipe, so that it can be made again.
 """
 EPILOG = "Begin with `wanscope demo`."
+# As a newcomer meets them: make, look, measure, then the workspace's upkeep and wanscope's own checks.
+ORDER = (
+    *("demo", "generate", "expand", "models", "doctor"),
+    *("takes", "show", "compare", "analyze", "export", "difference", "direction"),
+    *("db", "index", "validate"),
+)
 
 app = typer.Typer(
     help=HELP,
@@ -29,14 +36,17 @@ app = typer.Typer(
 
 
 app.add_typer(db, name="db")
+app.add_typer(direction, name="direction")
 app.command()(index)
 
 
 def command() -> Any:
-    """The click command that typer makes of this module and of those that add to it."""
+    """The click command that typer makes of this module and of those that add to it, its commands in `ORDER`."""
     import wanscope.doors.cli.results  # noqa: F401
 
-    return typer.main.get_command(app)
+    group: Any = typer.main.get_command(app)
+    group.commands = dict(sorted(group.commands.items(), key=lambda item: ORDER.index(item[0])))
+    return group
 
 
 @app.callback(invoke_without_command=True)

@@ -47,14 +47,20 @@ def say_grid(grid: Grid, count: int, notes: Sequence[str] = ()) -> None:
 
 
 def gather(workspace: Workspace, names: Sequence[str]) -> tuple[list[Take], list[str]]:
-    """The takes that the names mean, each once, in order; and what was left out of a study."""
+    """The takes that the names mean, in order; and what was left out of a study.
+
+    A take that is named beside its study is shown once. RequestError where two names mean the same take or study.
+    """
     takes: dict[str, Take] = {}
     notes = []
+    named: dict[str, str] = {}  # how each take or study was named
     for name in names:
         if name not in study_names(workspace):
             take = _checked(workspace.find_take(name))
+            _named_once(named, f"take {take.id}", name)
             takes.setdefault(take.id, take)
             continue
+        _named_once(named, f"study {name}", name)
         left_out = 0
         for row in study_rows(workspace, name):
             try:
@@ -66,6 +72,17 @@ def gather(workspace: Workspace, names: Sequence[str]) -> tuple[list[Take], list
     if not takes:
         raise TakeNotFound(f"study {' '.join(names)} has no finished take", "there is nothing to compare yet")
     return list(takes.values()), notes
+
+
+def _named_once(named: dict[str, str], what: str, name: str) -> None:
+    if what in named:
+        how = "" if named[what] == name else f", as {named[what]} and as {name}"
+        raise RequestError(
+            f"{what} is named twice{how}",
+            "side by side with itself it shows no difference",
+            "wanscope takes  (lists what else can be named)",
+        )
+    named[what] = name
 
 
 def _checked(folder: Path) -> Take:
