@@ -94,13 +94,7 @@ def interpolate(
 
     Raises RecipeError for fewer than two operands, a number of steps that makes no path, an unknown method.
     """
-    ways: dict[str, Callable[[list[Tensor], int, float], Tensor]] = {
-        "linear": _linear,
-        "spherical": _spherical,
-        "cubic": _catmull_rom,
-    }
-    if method not in ways:
-        raise RecipeError(f"{method!r} is not a way to interpolate", nearest(str(method), ways), "method: spherical")
+    way = _way(method)
     if len(operands) < 2:
         raise RecipeError(f"{len(operands)} embedding", "a path goes through two or more", "")
     fewest = 2 if include_endpoints else 1
@@ -114,13 +108,33 @@ def interpolate(
         position = last * i / (steps - 1) if include_endpoints else last * (i + 1) / (steps + 1)
         before = min(int(position), last - 1)
         share = position - before
-        point_LD = rows[before + int(share)] if share in (0.0, 1.0) else ways[method](rows, before, share)
+        point_LD = rows[before + int(share)] if share in (0.0, 1.0) else way(rows, before, share)
         positions.append(position)
         out.append(common.result(point_LD).embedding)
     note = common.note
     if method == "cubic" and last == 1:
         note = " ".join(filter(None, [note, "Through two embeddings the cubic path is the straight line."]))
     return Path(tuple(out), tuple(positions), note)
+
+
+def between(a_LD: Tensor, b_LD: Tensor, share: float, method: Method = "linear") -> Result:
+    """The prompt at a share of the way from a (0) to b (1), as `interpolate` has it. Raises RecipeError."""
+    way = _way(method)
+    if not 0 <= share <= 1:
+        raise RecipeError(f"the place between two prompts is {share:g}", "it is a share, from 0 to 1", "0.5")
+    rows, common = _aligned([a_LD, b_LD])
+    return common.result(rows[int(share)] if share in (0, 1) else way(rows, 0, share))
+
+
+def _way(method: str) -> Callable[[list[Tensor], int, float], Tensor]:
+    ways: dict[str, Callable[[list[Tensor], int, float], Tensor]] = {
+        "linear": _linear,
+        "spherical": _spherical,
+        "cubic": _catmull_rom,
+    }
+    if method not in ways:
+        raise RecipeError(f"{method!r} is not a way to interpolate", nearest(str(method), ways), "method: spherical")
+    return ways[method]
 
 
 def trim(embedding_LD: Tensor) -> Tensor:

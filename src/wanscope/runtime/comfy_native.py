@@ -26,9 +26,10 @@ from torch import Tensor
 
 from wanscope.edit.rows import real_tokens
 from wanscope.errors import ModelError
-from wanscope.runtime.live import Branch, Live, Run
+from wanscope.runtime.live import Branch, Live
 from wanscope.runtime.live_attention import AttentionChange
 from wanscope.runtime.live_call import Call
+from wanscope.runtime.live_report import log_run
 
 KEY = "wanscope"
 BRANCHES: dict[int, Branch] = {0: "cond", 1: "uncond"}
@@ -96,17 +97,12 @@ def _around_sampling(live: Live, executor: Any, noise: Tensor, latent: Any, samp
         live.finish(run, run.sigma_at, len(guider.model_patcher.model.diffusion_model.blocks))
     finally:
         live.tell(run)
-    live.log("basic", summary(run, live))
+    log_run(live, run)
     return out
 
 
 def _sigma_at(sampling: Any, share: float) -> float:
     return float(sampling.percent_to_sigma(share))
-
-
-def summary(run: Run, live: Live) -> str:
-    parts = [f"{edit.name}: {run.applied_in(i)} applied" for i, edit in enumerate(live.edits)]
-    return f"run {run.number}, {len(run.steps)} steps; " + "; ".join(parts)
 
 
 def prompt_id() -> str | None:

@@ -17,14 +17,18 @@ import itertools
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
 from wanscope.edit.blocks import parse_blocks
-from wanscope.edit.edits import Bend, Inject, Skip, Steer
+from wanscope.edit.edits import Bend, Inject, Prompts, Skip, Steer
+from wanscope.edit.embeds import between
 from wanscope.edit.schedule import parse_schedule
 from wanscope.errors import EditNotApplied, RecipeError
+
+if TYPE_CHECKING:
+    from wanscope.edit.directions import Direction
 
 Branch = Literal["cond", "uncond"]
 Site = tuple[int, int, Branch, int]  # edit, block, branch, step
@@ -65,17 +69,20 @@ class LiveEdit:
 
     donor_LD, donor_negative_LD: raw embeddings of the real tokens, for cond and for uncond. columns: token columns of
     the words in the prompt (bend, watch); groups of them for several words. pairs: raw embeddings (with, without) from
-    which a direction is learned (steer). start, end: when, in shares of the whole sampling, 0 to 1. after_block: the
-    donor's state after so many blocks, instead of its state at each block. provisional: replaced by a later injection.
-    keep_context: project the donor's text once a run, not once a call.
+    which a direction is learned (steer). direction: one that was learned before, of one expert, instead. keyed: the
+    text from each share of the sampling on, in rising order (prompts). start, end: when, in shares of the whole
+    sampling, 0 to 1. after_block: the donor's state after so many blocks, instead of its state at each block.
+    provisional: replaced by a later injection. keep_context: project the donor's text once a run, not once a call.
     """
 
-    edit: Inject | Bend | Steer | Skip | Watch | Guide
+    edit: Inject | Bend | Steer | Skip | Prompts | Watch | Guide
     donor_LD: Tensor | None = None
     donor_negative_LD: Tensor | None = None
     columns: tuple[tuple[int, ...], ...] = ()
     words: tuple[str, ...] = ()
     pairs: tuple[tuple[Tensor, Tensor], ...] = ()
+    direction: Direction | None = None
+    keyed: tuple[tuple[float, Tensor], ...] = ()
     start: float = 0.0
     end: float = 1.0
     after_block: int | None = None
@@ -93,11 +100,20 @@ class LiveEdit:
                 "both are shares from 0 to 1, the start first",
                 "start_percent: 0, end_percent: 1",
             )
+        shares = [share for share, _ in self.keyed]
+        if isinstance(self.edit, Prompts) and (not shares or shares != sorted(set(shares)) or shares[0] != self.start):
+            raise RecipeError(
+                f"prompts begin at {', '.join(f'{share:g}' for share in shares) or 'no time'}",
+                "each begins later than the one before it",
+                "0, 0.3, 0.6",
+            )
 
     def strengths(self, count: int) -> tuple[float, ...]:
         """Of each of `count` blocks, before the schedule. Raises RecipeError."""
         if isinstance(self.edit, Watch | Guide):
             return self.edit.strengths_of(count)
+        if isinstance(self.edit, Prompts):
+            return (1.0,) * count
         if isinstance(self.edit, Bend) and self.edit.changes_nothing:
             return (0.0,) * count
         values = self.edit.strengths(count).values
@@ -120,12 +136,23 @@ class LiveEdit:
         other = self.donor_negative_LD
         return other if branch == "uncond" and other is not None else self.donor_LD
 
+    def text_at(self, share: float) -> Tensor:
+        """[L, D]: of `prompts`, the text at a share of the sampling, from the first key on."""
+        at = max(i for i, (start, _) in enumerate(self.keyed) if start <= share or i == 0)
+        start, text_LD = self.keyed[at]
+        method = self.edit.interpolate if isinstance(self.edit, Prompts) else "step"
+        if method == "step" or at + 1 == len(self.keyed) or share <= start:
+            return text_LD
+        end, next_LD = self.keyed[at + 1]
+        return between(text_LD, next_LD, (share - start) / (end - start), method).embedding
+
     @property
     def name(self) -> str:
         if isinstance(self.edit, Inject):
             where = {"context": "context", "hidden": "hidden states", "both": "context and hidden states"}[self.edit.on]
             return f"inject into the {where}"
-        return {"watch": "attention maps", "guide": "second guidance"}.get(self.edit.kind, self.edit.kind)
+        names = {"watch": "attention maps", "guide": "second guidance", "prompts": "prompts over time"}
+        return names.get(self.edit.kind, self.edit.kind)
 
 
 @dataclass
@@ -143,7 +170,7 @@ class Run:
     notes: list[str] = field(default_factory=list)
     in_range: dict[int, bool] = field(default_factory=dict)
     maps: dict[int, list[Any]] = field(default_factory=dict)
-    contexts: dict[Any, Tensor] = field(default_factory=dict)
+    contexts: dict[Any, Tensor] = field(default_factory=dict)  # projected texts that are kept for the run
     sigma_at: Callable[[float], float] = field(default=lambda share: 1 - share)
     finished: bool = False
 
@@ -204,9 +231,16 @@ class Live:
                 edit.edit.check(blocks, 10**9, heads)
 
     def begin(self, sigmas: Sequence[float] = (), prompt: str | None = None) -> Run:
-        """A new run. sigmas: the noise levels of this sampler's own steps, without the closing one, where known."""
+        """A new run. sigmas: the noise levels of this sampler's own steps, without the closing one, where known.
+
+        Of earlier runs those of the same prompt are kept (its other stages), so that memory does not grow.
+        """
         for run in self.runs:
             run.contexts.clear()
+        if prompt is not None:
+            kept = [run for run in self.runs if run.prompt == prompt]
+            self.runs.clear()
+            self.runs.extend(kept)
         self.current = Run(sigmas=tuple(sigmas), prompt=prompt)
         self.runs.append(self.current)
         return self.current
@@ -250,3 +284,12 @@ class Live:
             (i, edit, sum(run.applied_in(i) for run in runs), any(run.in_range.get(i) for run in runs))
             for i, edit in enumerate(self.edits)
         ]
+
+
+def share_at(sigma: float, sigma_at: Callable[[float], float]) -> float:
+    """The share of the sampling at which a noise level is reached; sigma_at falls from share 0 to 1. By bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sigma_at(middle) >= sigma else (low, middle)
+    return high if sigma_at(high) >= sigma else low

@@ -12,20 +12,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from wanscope.edit.amplify import boost
-from wanscope.edit.edits import Inject, Skip, Steer
-from wanscope.edit.plan import EditPlan, Part, Passes, PlannedEdit
+from wanscope.edit.edits import Inject, Prompts, Skip, Steer
+from wanscope.edit.plan import EditPlan, Part, Passes, PlannedEdit, texts_read
 from wanscope.edit.planned_texts import Boost, PlannedText
-from wanscope.edit.rows import padded
 from wanscope.errors import RecipeError
-from wanscope.runtime.compose import Composed, Read, combined, compose
-from wanscope.runtime.live import CONNECTED, Branch, Guide, Live, LiveEdit, Run, Site, Watch
+from wanscope.runtime.compose import Composed, Read, combined, compose, steered
+from wanscope.runtime.live import CONNECTED, Branch, Guide, Live, LiveEdit, Run, Site, Watch, share_at
 from wanscope.runtime.live_attention import AttentionChange
+from wanscope.runtime.live_report import call_line
+from wanscope.runtime.projection import context_of
+
+if TYPE_CHECKING:
+    from wanscope.edit.directions import Direction
 
 MAIN = "(prompt)"  # the name under which a row's own text stands in its plan
 Project = Callable[[Tensor], Tensor]  # raw [L, D] -> context [1, at least L, D], padded as the model pads
@@ -92,6 +96,8 @@ class Call:
         self._texts: dict[tuple[int, Branch, int], PlannedText] = {}
         self._plans: dict[int, EditPlan] = {}
         self._directions: dict[int, Learned] = {}
+        self._keyed_texts: dict[int, PlannedText] = {}
+        self._kept: dict[PlannedText, tuple[int, Branch, int]] = {}
         self._streams: list[_Stream] | None = None
         self.visited: set[int] = set()
 
@@ -114,7 +120,7 @@ class Call:
         """The blocks that have to be run through `block`."""
         out = {int(i) for table in self.tables for i in np.flatnonzero(table)}
         for edit, table in zip(self.live.edits, self.tables, strict=True):
-            if "hidden" in _parts(edit) and table.any():
+            if _has_streams(edit) and table.any():
                 out |= set(range(int(np.flatnonzero(table)[-1]) + 1))
         return out
 
@@ -124,7 +130,7 @@ class Call:
         left_out: blocks that the sampler says it did not run. A call that ran no block at all was answered by a cache.
         """
         self._streams = None
-        for kept in (self._contexts, self._texts, self._plans, self._directions):
+        for kept in (self._contexts, self._texts, self._plans, self._directions, self._keyed_texts, self._kept):
             kept.clear()
         if self.blocks and not self.visited:
             self.run.skipped["a call was answered by a step cache, without running the model"] += 1
@@ -137,6 +143,9 @@ class Call:
                     self.run.skipped[f"block {i} was left out by skip-layer guidance"] += 1
                 elif not isinstance(self.live.edits[e].edit, Guide):
                     self.count(self.due, e, int(i), self.rows(self.live.edits[e]))
+        if getattr(self.live.log, "traces", False):
+            line = call_line(self.live, self.run, self.sigma, self.branches, self.due, self.applied)
+            self.live.log("trace", line)
         self.live.check_call(self.run, self.due, self.applied)
 
     def rows(self, edit: LiveEdit, branch: Branch | None = None) -> list[int]:
@@ -218,9 +227,32 @@ class Call:
                 if not isinstance(edit.edit, Watch | Guide) and self.tables[e].any()
             )
             passes = Passes((self.sigma,), (1,), (frozenset((0,)),))
+            edits = tuple(sorted(edits, key=lambda planned: not isinstance(planned.edit, Prompts)))
             main: dict[Branch, PlannedText] = {"cond": own, "uncond": own}
             self._plans[row] = EditPlan(edits, passes, self.depth, length, self.grid, main, own.real)
+            self._check_words(self._plans[row], row)
         return self._plans[row]
+
+    def _check_words(self, plan: EditPlan, row: int) -> None:
+        """RecipeError where words are to be bent, or were watched, in a text that does not have them."""
+        branch = self.branches[row]
+        assert branch is not None
+        watched = [
+            PlannedEdit(e, Skip("all"), ("attention",), {branch: self.tables[e][None]}, columns={MAIN: (0,)})
+            for e, edit in enumerate(self.live.edits)
+            if isinstance(edit.edit, Watch) and branch in edit.branches()
+        ]
+        for edit in [*(edit for edit in plan.edits if edit.columns), *watched]:
+            for block in np.flatnonzero(edit.tables[branch][0]) if branch in edit.tables else ():
+                read = texts_read(plan, branch, 0, int(block), before=edit)
+                if any(edit.columns_in(prompts) for prompts in read):
+                    continue
+                raise RecipeError(
+                    f"edit {edit.index + 1} ({self.live.edits[edit.index].name}) finds no text with its words in block "
+                    f"{int(block)}",
+                    "another edit puts another prompt there, alone",
+                    "other blocks, another part of the sampling, or a strength below 1 for the other prompt",
+                )
 
     def _planned(self, e: int, row: int, own: PlannedText) -> PlannedEdit:
         edit, spec = self.live.edits[e], self.live.edits[e].edit
@@ -229,9 +261,18 @@ class Call:
         donor: dict[Branch, PlannedText] = {}
         if isinstance(spec, Inject):
             donor = {b: self._donor(e, b, row, own) for b in edit.branches() if self.branches[row] == b}
+        keyed = (self._keyed(edit),) if isinstance(spec, Prompts) else ()
         columns = {MAIN: tuple(sorted({c for group in edit.columns for c in group}))} if edit.columns else {}
         direction = self._direction(e) if isinstance(spec, Steer) else None
-        return PlannedEdit(e, spec, _parts(edit), tables, donor, (), columns, direction)  # type: ignore[arg-type]
+        return PlannedEdit(e, spec, _parts(edit), tables, donor, keyed, columns, direction)  # type: ignore[arg-type]
+
+    def _keyed(self, edit: LiveEdit) -> PlannedText:
+        """Of prompts over time, the text at this call's noise level."""
+        key = id(edit)
+        if key not in self._keyed_texts:
+            text_LD = edit.text_at(share_at(self.sigma, self.sigma_at))
+            self._keyed_texts[key] = PlannedText(text_LD, frozenset((f"{CONNECTED} at sigma {self.sigma:g}",)))
+        return self._keyed_texts[key]
 
     def _donor(self, e: int, branch: Branch, row: int, own: PlannedText) -> PlannedText:
         edit = self.live.edits[e]
@@ -245,23 +286,14 @@ class Call:
                 keep = True if spec.keep_norm is None else spec.keep_norm
                 text = replace(text, boost=Boost(own, spec.boost, keep))
             self._texts[key] = text
+            if edit.keep_context and text.boost is None:
+                self._kept[text] = (e, branch, len(self.branches))  # of a batch so large, for the same rounding
         return self._texts[key]
 
     def _context(self, text: PlannedText) -> Tensor:
         """[1, N, D]: a text as the blocks read it, projected once a call."""
         if text not in self._contexts:
-            own_1ND = self.project(text.embedding)
-            if text.boost is not None:
-                main_1ND, pad_D = self.project(text.boost.main.embedding), self.project(text.embedding[:0])[0, 0]
-                boosted = boost(
-                    main_1ND[0, : len(text.boost.main.embedding)],
-                    own_1ND[0, : len(text.embedding)],
-                    text.boost.factor,
-                    keep_norm=text.boost.keep_norm,
-                    pad_D=pad_D,
-                )
-                own_1ND = padded(boosted.context, own_1ND.shape[1], pad_D)[None]
-            self._contexts[text] = own_1ND
+            self._contexts[text] = context_of(text, self.project)
         return self._contexts[text]
 
     def _direction(self, e: int) -> Learned:
@@ -284,7 +316,7 @@ class Call:
 
     def _start(self, e: int, x_BQD: Tensor, context_BND: Tensor) -> list[_Stream]:
         edit, table = self.live.edits[e], self.tables[e]
-        if "hidden" not in _parts(edit) or not table.any():
+        if not _has_streams(edit) or not table.any():
             return []
         out = []
         for branch in edit.branches():
@@ -300,18 +332,33 @@ class Call:
 
     def _hidden(self, i: int, x_BQD: Tensor, due: Counter[Site], applied: Counter[Site]) -> Tensor:
         acted: set[tuple[int, Branch]] = set()
-        for stream in self._streams or []:
-            edit, s = self.live.edits[stream.edit], float(self.tables[stream.edit][i])
-            if edit.after_block == i:
-                stream.frozen = True
-            if s:
-                assert isinstance(edit.edit, Inject)
+        for e, edit in enumerate(self.live.edits):
+            spec, s = edit.edit, float(self.tables[e][i])
+            if isinstance(spec, Steer) and spec.on == "hidden" and s:
+                rows = [0] if self.shared else self.rows(edit)
+                direction_D = self._direction(e).at(0, i)
                 x_BQD = x_BQD.clone()
-                x_BQD[stream.rows] = combined(x_BQD[stream.rows], stream.state_BQD, edit.edit.operation, s)
-                acted.add((stream.edit, stream.branch))
+                x_BQD[rows] = steered(x_BQD[rows], direction_D, spec.operation, s)
+                acted |= {(e, b) for r in self.rows(edit) if (b := self.branches[r]) is not None}
+            for stream in (stream for stream in self._streams or [] if stream.edit == e):
+                x_BQD = self._from_stream(stream, i, s, x_BQD, acted)
         for e, branch in acted:
             due[e, i, branch, self.step] += 1
             applied[e, i, branch, self.step] += 1
+        return x_BQD
+
+    def _from_stream(
+        self, stream: _Stream, i: int, s: float, x_BQD: Tensor, acted: set[tuple[int, Branch]]
+    ) -> Tensor:
+        """The state with a donor's own put in."""
+        edit = self.live.edits[stream.edit]
+        if edit.after_block == i:
+            stream.frozen = True
+        if s:
+            assert isinstance(edit.edit, Inject)
+            x_BQD = x_BQD.clone()
+            x_BQD[stream.rows] = combined(x_BQD[stream.rows], stream.state_BQD, edit.edit.operation, s)
+            acted.add((stream.edit, stream.branch))
         return x_BQD
 
     def _skipped(self, i: int, due: Counter[Site], applied: Counter[Site]) -> list[int]:
@@ -328,10 +375,33 @@ def _own(context_1ND: Tensor, real: int) -> Read:
     return Read(context_1ND, 1.0, real, ())
 
 
+def learned_direction(pairs: Sequence[tuple[Tensor, Tensor]], project: Project) -> Tensor:
+    """[D], float64: the mean over pairs of raw texts of the difference of mean tokens, in the space that blocks read.
+
+    Raises RecipeError for no pair, or for prompts that are the same to the model.
+    """
+    parts = [
+        project(a_LD)[0, : len(a_LD)].double().mean(0) - project(b_LD)[0, : len(b_LD)].double().mean(0)
+        for a_LD, b_LD in pairs
+    ]
+    if not parts:
+        raise RecipeError("a direction has no pair of prompts", "it is learned from at least one", "")
+    direction_D = torch.stack(parts).mean(0)
+    if not float(direction_D.norm()):
+        raise RecipeError("the direction is zero", "its prompts are the same to the model", "other prompts")
+    return direction_D
+
+
+def _has_streams(edit: LiveEdit) -> bool:
+    return isinstance(edit.edit, Inject) and "hidden" in _parts(edit)
+
+
 def _parts(edit: LiveEdit) -> tuple[Part, ...]:
     spec = edit.edit
     if isinstance(spec, Inject):
         return {"context": ("context",), "hidden": ("hidden",), "both": ("hidden", "context")}[spec.on]  # type: ignore[return-value]
     if isinstance(spec, Skip):
         return ("block",) if spec.part == "block" else ("attention",)
-    return ("context",) if isinstance(spec, Steer) else ("attention",)
+    if isinstance(spec, Steer):
+        return ("context",) if spec.on == "context" else ("hidden",)
+    return ("context",) if isinstance(spec, Prompts) else ("attention",)

@@ -32,12 +32,14 @@ from torch import Tensor
 from wanscope.edit.rows import real_tokens
 from wanscope.errors import ModelError
 from wanscope.runtime.comfy_native import prompt_id
-from wanscope.runtime.live import Branch, Guide, Live
+from wanscope.runtime.live import Branch, Guide, Live, Run
 from wanscope.runtime.live_attention import AttentionChange
 from wanscope.runtime.live_call import Call
+from wanscope.runtime.live_report import log_run
 
 KEY = "wanscope"
 NEGATIVE = "wanscope_negative"
+SAMPLING = "wanscope_sampling"
 _hooked: weakref.WeakKeyDictionary[torch.nn.Module, _Hook] = weakref.WeakKeyDictionary()
 
 
@@ -75,6 +77,7 @@ def attach(model: Any, live: Live, negative: list[Tensor] | None = None) -> Any:
     out = model.clone()
     options = out.model_options["transformer_options"] = {**out.model_options.get("transformer_options", {})}
     options[KEY] = live
+    options[SAMPLING] = _Sampling(live)
     if negative:
         options[NEGATIVE] = _Kept(tuple(negative))
     if inner not in _hooked:
@@ -90,6 +93,22 @@ class _Kept:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Kept:
         return self
+
+
+class _Sampling:
+    """One sampling, which ends when the sampler lets go of its deep copy of the options: nothing else says so."""
+
+    def __init__(self, live: Live) -> None:
+        self.live = live
+        self.run: Run | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Sampling:
+        return _Sampling(self.live)
+
+    def __del__(self) -> None:
+        if self.run is not None:
+            self.run.contexts.clear()
+            log_run(self.live, self.run)
 
 
 class _Hook:
@@ -136,10 +155,14 @@ class _Hooked:
         sigma = float(torch.as_tensor(kwargs["t"]).flatten()[0]) / 1000
         run = live.current
         last = next(reversed(run.steps), None) if run is not None else None
-        # sigma falls along a run; one that rises is a new run
-        if run is None or prompt_id() != run.prompt or (last is not None and sigma > last + 1e-6):
+        sampling: _Sampling | None = kwargs["transformer_options"].get(SAMPLING)
+        # a new run has options of its own; sigma falls along a run
+        another = sampling is not None and sampling.run is not run
+        if run is None or another or prompt_id() != run.prompt or (last is not None and sigma > last + 1e-6):
             run = live.begin((), prompt_id())
         self.run = run
+        if sampling is not None:
+            sampling.run = run
         context: list[Tensor] = list(kwargs["context"])
         self.call = Call(
             live,
@@ -150,7 +173,7 @@ class _Hooked:
             len(module.blocks),
             int(module.num_heads),
             (0, 0, 0),
-            self._project,
+            partial(_project, module, len(context)),  # not a method: a cycle would hold the latents until collected
             run.sigma_at,
         )
         run.sigmas = (*run.sigmas, sigma) if sigma not in run.sigmas else run.sigmas
@@ -165,25 +188,6 @@ class _Hooked:
             if negative_LD.shape == row_LD.shape and torch.equal(negative_LD.to(row_LD), row_LD):
                 return "uncond"
         return "cond"
-
-    def _project(self, raw_LD: Tensor) -> Tensor:
-        """[1, 512, C], as the transformer projects its own context."""
-        module = self.module
-        dtype = module.text_embedding[0].weight.dtype
-        if dtype not in (torch.float16, torch.bfloat16, torch.float32):
-            dtype = module.base_dtype
-        moved = bool(getattr(module, "offload_txt_emb", False))
-        device = module.main_device if moved else module.text_embedding[0].weight.device
-        if moved:
-            module.text_embedding.to(device)
-        length = int(getattr(module, "text_len", 512))
-        raw_LD = raw_LD[:length].to(device, dtype)
-        rows = len(self.call.branches)
-        padded = F.pad(raw_LD, (0, 0, 0, length - len(raw_LD))).expand(rows, -1, -1)
-        out = module.text_embedding(padded)[:1]
-        if moved:
-            module.text_embedding.to(module.offload_device)
-        return out
 
     def place(self) -> None:
         for i in sorted(self.call.blocks):
@@ -235,6 +239,24 @@ class _Hooked:
             self.call.count(self.call.applied, e, 0, rows)
             self.call.visited.add(0)
         return out
+
+
+def _project(module: Any, rows: int, raw_LD: Tensor) -> Tensor:
+    """[1, 512, C], as the transformer projects its own context of so many rows."""
+    dtype = module.text_embedding[0].weight.dtype
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        dtype = module.base_dtype
+    moved = bool(getattr(module, "offload_txt_emb", False))
+    device = module.main_device if moved else module.text_embedding[0].weight.device
+    if moved:
+        module.text_embedding.to(device)
+    length = int(getattr(module, "text_len", 512))
+    raw_LD = raw_LD[:length].to(device, dtype)
+    padded = F.pad(raw_LD, (0, 0, 0, length - len(raw_LD))).expand(rows, -1, -1)
+    out = module.text_embedding(padded)[:1]
+    if moved:
+        module.text_embedding.to(module.offload_device)
+    return out
 
 
 def _restore(module: Any, own: Any) -> None:

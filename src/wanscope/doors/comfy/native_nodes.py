@@ -29,7 +29,7 @@ from wanscope.edit.difference import measure_difference, render_difference
 from wanscope.edit.edits import Bend, Inject, Skip, Steer
 from wanscope.errors import RecipeError
 from wanscope.runtime import comfy_native
-from wanscope.runtime.live import CONNECTED, Live, LiveEdit
+from wanscope.runtime.live import CONNECTED, LiveEdit
 
 START = unit(0.0, "From which share of the whole sampling on; the same in every stage of it.")
 END = unit(1.0, "Until which share of the whole sampling.")
@@ -40,7 +40,8 @@ BRANCH = choice(("cond", "uncond", "both"), "cond", "Which pass; on both, guidan
 def edited(model: Any, edit: LiveEdit, unique_id: str | None, said: str, level: str = "off") -> dict[str, Any]:
     """A copy of the model with one more edit, and the node's text, which follows the runs."""
     now = comfy_native.live_of(model)
-    live = Live(now.edits if now else (), say.logger(level)).with_edit(edit)
+    live = say.with_edit(now, edit, level)
+    live.log("verbose", f"{edit.name}: {said}")
     out = comfy_native.attach(model, live)
     say.follow(live, unique_id, said)
     return shown(said, out, blocks=comfy_native.depth(model))

@@ -31,7 +31,7 @@ from wanscope.doors.comfy.native_nodes import BLOCKS, END, START
 from wanscope.doors.comfy.patterns import blocks_of
 from wanscope.edit import parse_expression
 from wanscope.edit.amplify import MODES, amplify
-from wanscope.edit.embeds import interpolate
+from wanscope.edit.embeds import between
 from wanscope.errors import RecipeError
 from wanscope.runtime import comfy_native
 from wanscope.runtime.live import Live, LiveEdit, Watch
@@ -76,10 +76,8 @@ class InterpolatePrompts(Node):
     RETURN_NAMES = ("conditioning",)
 
     def run(self, a: Any, b: Any, position: float, method: Any) -> dict[str, Any]:
-        rows = [first_prompt(a, "a"), first_prompt(b, "b")]
-        # positions are offered in hundredths, which a path of 101 prompts holds exactly
-        path = interpolate([rows[0], rows[1].to(rows[0].device)], 101, method)
-        return shown(path.note, conditioning(path.embeddings[round(100 * position)], a))
+        made = between(first_prompt(a, "a"), first_prompt(b, "b"), position, method)
+        return shown(made.note, conditioning(made.embedding, a))
 
 
 class AmplifyPrompt(Node):
@@ -273,7 +271,7 @@ class WatchAttention(Node):
         edit = LiveEdit(
             Watch(chosen.ranges), columns=words.columns, words=words.words, start=start_percent, end=end_percent
         )
-        live = Live(now.edits if now else ()).with_edit(edit)
+        live = say.with_edit(now, edit)
         said = f"watching {', '.join(words.words)}: {chosen.describe()}"
         say.follow(live, unique_id, said)
         return shown(said, comfy_native.attach(model, live), Maps(live, words.words))

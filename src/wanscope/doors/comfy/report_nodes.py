@@ -11,6 +11,7 @@ from wanscope.doors.comfy import say
 from wanscope.doors.comfy.base import MODEL, Inputs, M, Node, number, shown, socket
 from wanscope.errors import EditNotApplied, RecipeError
 from wanscope.runtime import comfy_native, wan_wrapper
+from wanscope.runtime.live_report import run_report
 
 
 class CheckEdits(Node):
@@ -51,7 +52,7 @@ class CheckEdits(Node):
                     "connect the edited model to the sampler",
                 )
             runs = [run for run in live.runs if run.prompt == prompt]
-            lines += [f"model {stage}", *(say.run_report(live, run) for run in runs)]
+            lines += [f"model {stage}", *(run_report(live, run) for run in runs)]
             depth = len(getattr(one.model.diffusion_model, "blocks", ()))
             for e, edit, applied, due in live.verdict(prompt):
                 if any(edit.strengths(depth)) and due and not applied:

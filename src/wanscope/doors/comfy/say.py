@@ -1,7 +1,8 @@
 """What the nodes say: log lines by level, reports of what was applied, reports pushed to nodes on the page.
 
-Levels: off, basic (a line a run), verbose (what was applied in which blocks), trace (every model call). Nothing is
-logged unless a node or the environment asks: `WAN_ACTIVATION_DEBUG=1` is basic, `WAN_ACTIVATION_VERBOSE=1` verbose.
+Levels: off, basic (a line a run), verbose (also what is set up, and what was applied in which blocks, passes and
+steps), trace (also every model call). Nothing is logged unless a node or the environment asks:
+`WAN_ACTIVATION_DEBUG=1` is basic, `WAN_ACTIVATION_VERBOSE=1` verbose. The loudest node of a chain speaks for all edits.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import os
 import sys
 from collections.abc import Callable
 
-from wanscope.edit.blocks import Blocks
-from wanscope.runtime.live import Live, Run
+from wanscope.runtime.live import Live, LiveEdit
+from wanscope.runtime.live_report import run_report
 
 LEVELS = ("off", "basic", "verbose", "trace")
 log = logging.getLogger("wanscope")
@@ -24,41 +25,28 @@ def level_from_environment() -> str:
     return "basic" if os.environ.get("WAN_ACTIVATION_DEBUG") == "1" else "off"
 
 
-def logger(level: str) -> Callable[[str, str], None]:
+class Logger:
     """What `Live` logs with: lines up to the level of the node or of the environment, whichever is higher."""
-    wanted = max(LEVELS.index(level), LEVELS.index(level_from_environment()))
 
-    def say(at: str, text: str) -> None:
-        if LEVELS.index(at) <= wanted:
-            log.warning("wanscope: %s", text)  # ComfyUI shows warnings whatever its own level
+    def __init__(self, level: str) -> None:
+        self.level = max(LEVELS.index(level), LEVELS.index(level_from_environment()))
+        self.traces = self.level == LEVELS.index("trace")
 
-    return say
-
-
-def run_report(live: Live, run: Run) -> str:
-    """What one run applied: per edit its blocks, branches, steps and count."""
-    lines = [f"run {run.number}: {len(run.steps)} noise levels{_range(run)}"]
-    for e, edit in enumerate(live.edits):
-        sites = [site for site, count in run.applied.items() if site[0] == e and count]
-        total = run.applied_in(e)
-        head = f"{e + 1}. {edit.name}: applied {total} of {run.due_in(e)} due"
-        if not sites:
-            due_here = run.in_range.get(e)
-            why = "not due in this range" if due_here is False else "strength 0" if due_here is None else "did not act"
-            lines.append(f"{head} ({why})")
-            continue
-        depth = max(site[1] for site in sites) + 1
-        blocks = Blocks(tuple(i in {site[1] for site in sites} for i in range(depth)))
-        branches = ", ".join(sorted({site[2] for site in sites}))
-        steps = sorted({site[3] for site in sites})
-        lines.append(f"{head}: blocks {blocks.ranges}; {branches}; steps {steps[0]} to {steps[-1]}")
-    lines += [f"{reason} ({count} times)" for reason, count in run.skipped.items()]
-    return "\n".join([*lines, *run.notes])
+    def __call__(self, at: str, text: str) -> None:
+        if LEVELS.index(at) <= self.level:
+            for line in text.splitlines():
+                log.warning("wanscope: %s", line)  # ComfyUI shows warnings whatever its own level
 
 
-def _range(run: Run) -> str:
-    levels = list(run.steps)
-    return f", sigma {max(levels):.3f} to {min(levels):.3f}" if levels else ""
+def continued(now: Live | None, level: str = "off") -> Live:
+    """The edits that a model has, to add to. level: of this node; a louder one before it goes on to hold."""
+    before = now.log.level if now is not None and isinstance(now.log, Logger) else 0
+    return Live(now.edits if now else (), Logger(LEVELS[max(before, LEVELS.index(level))]))
+
+
+def with_edit(now: Live | None, edit: LiveEdit, level: str = "off") -> Live:
+    """The edits that a model has, and one more."""
+    return continued(now, level).with_edit(edit)
 
 
 def live_report(live: Live | None) -> str:

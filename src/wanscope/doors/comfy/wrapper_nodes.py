@@ -52,7 +52,7 @@ BLOCKS = text(NONE, "Which blocks: a pattern node's output, zeros and ones, or w
 def live_on(model: Any, text_embeds: Any = None, level: str = "off") -> Live:
     """The edits on a model, with those that ride in the text embeds and are not on it yet."""
     now = wan_wrapper.live_of(model)
-    live = Live(now.edits if now else (), say.logger(level))
+    live = say.continued(now, level)
     for edit in setting(text_embeds, "edits") or ():
         if edit not in live.edits:
             live = live.with_edit(edit)
