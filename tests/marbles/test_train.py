@@ -129,7 +129,7 @@ def test_a_ghost_is_a_fainter_object_that_looks_the_same_and_stands_elsewhere():
         seen += 1
         bare, own = ghosts.bare_ZThw["gray"], latents[index] - ghosts.bare_ZThw["gray"]
         mine = (own > 9.99) & (latents[index] > bare)
-        strength = ((shown - bare)[mine] / own[mine]).mean()
+        strength = ((shown - bare)[mine] / own[mine]).min()  # a ghost that overlaps only adds
         assert FAINTEST <= strength <= 1.0001
         elsewhere = (shown - bare)[own == 0]
         assert elsewhere.max() <= FAINTER * strength * 10.001  # the ghost is the fainter one

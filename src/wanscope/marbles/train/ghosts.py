@@ -16,18 +16,10 @@ import numpy as np
 from wanscope.marbles import world
 
 FAINTEST, FAINTER = 0.5, 0.8  # of the true object's strength; of the ghost's relative to it, at most
-_CLEAR_PX = 4.0
 
 
 def _looks(thing: world.Thing, background: str) -> tuple[str, ...]:
     return thing.shape, thing.color, thing.size, thing.motion, background
-
-
-def _apart(a: world.Thing, b: world.Thing) -> bool:
-    """Whether the two never come close in a clip."""
-    offsets_F2 = a.path(world.FRAMES) - b.path(world.FRAMES)
-    reach = sum(max(world.half_extents(thing.shape, thing.radius)) for thing in (a, b))
-    return bool((np.abs(offsets_F2).max(axis=1) > reach + _CLEAR_PX).all())
 
 
 class Ghosts:
@@ -51,11 +43,7 @@ class Ghosts:
         """Clip `index` as [Z, T, h, w] with a ghost of one of its objects; None where no other clip offers one."""
         scene = self.scenes[index]
         thing = scene.things[int(rng.integers(len(scene.things)))]
-        others = [
-            i
-            for i in self.alike.get(_looks(thing, scene.background), ())
-            if all(_apart(self.scenes[i].things[0], mine) for mine in scene.things)
-        ]
+        others = [i for i in self.alike.get(_looks(thing, scene.background), ()) if i != index]
         if not others:
             return None
         bare = self.bare_ZThw[scene.background]
