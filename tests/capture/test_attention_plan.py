@@ -12,11 +12,20 @@ from hypothesis import strategies as st
 
 from helpers.tiny import TEXT_LENGTH, tiny_tokenizer
 from wanscope.capture.arrays import open_array
-from wanscope.capture.attention import AttentionPlan, AttentionSink, ModelFacts, Seen, plan_attention
+from wanscope.capture.attention import (
+    AttentionPlan,
+    AttentionSink,
+    ModelFacts,
+    Seen,
+    exponents_file,
+    plan_attention,
+    scaled,
+)
 from wanscope.capture.base import Moment
 from wanscope.capture_spec import ALL, MARKED, AttentionCapture, CaptureSpec
-from wanscope.errors import NumericalError, RecipeError, StorageError, WorkError
+from wanscope.errors import DamagedTake, NumericalError, RecipeError, StorageError, WorkError
 from wanscope.recipe import MarkSpec
+from wanscope.take.attention import Attention
 
 FACTS = ModelFacts(blocks=8, heads=4, steps=6, start_step=0, grid=(2, 3, 4), text_length=TEXT_LENGTH)
 PROMPT = "a red circle moves qz red"
@@ -167,7 +176,27 @@ def test_the_sink_stores_each_step_and_shows_it_to_the_function(tmp_path: Path) 
     assert kept.evaluations == ((1, 0), (2, 0), (3, 0))
     array = open_array(tmp_path / "attention.zarr")
     assert array.dtype == np.float16 and array.chunks == (1, 1, 1, 2, 3, 4) and array.shards == (1, *found.map_shape)
-    assert np.array_equal(array[:], np.stack([given[s] for s in (1, 2, 3)]).astype(np.float16))
+    truth = np.stack([given[s] for s in (1, 2, 3)])
+    half, exponents = scaled(truth)
+    assert np.array_equal(array[:], half)
+    assert np.array_equal(np.load(tmp_path / exponents_file("probability")), exponents)
+    opened = Attention.open(tmp_path, "probability")
+    assert np.abs(opened[:] - truth).max() <= 2.0**-11  # a power of two is exact: what is lost is fp16's rounding
+    for key in (
+        0,
+        -1,
+        (..., 0),
+        (slice(None), [1, 0], 0),
+        ([2, 0], ..., 1),
+        (1, slice(0, 2), [True, False]),
+        np.s_[::2],
+    ):
+        assert np.array_equal(opened[key], opened[:][key])
+    with pytest.raises(IndexError):
+        opened[3]
+    (tmp_path / exponents_file("probability")).unlink()
+    with pytest.raises(DamagedTake, match="exponents"):
+        Attention.open(tmp_path, "probability")
     assert [(s.step, s.block) for s in seen] == [(1, 0), (1, 5), (2, 0), (2, 5), (3, 0), (3, 5)]
     assert array.attrs["rows"][0] == {"name": "circle", "kind": "word", "columns": [2]}
 
@@ -180,10 +209,27 @@ def test_a_step_that_never_came_is_an_error(tmp_path: Path) -> None:
     sink.close()
 
 
-def test_what_fp16_cannot_hold_and_a_disk_that_refuses_are_errors(tmp_path: Path, monkeypatch) -> None:
+@given(st.floats(-60, 60), st.integers(0, 2**31))
+def test_maps_of_any_size_are_stored_to_fp16_s_precision(power: float, seed: int) -> None:
+    with np.errstate(over="ignore"):
+        maps = (np.random.default_rng(seed).standard_normal((2, 3, 2, 3, 4)) * 10**power).astype(np.float32)
+    maps[0, 1], maps[1, 0] = 0, np.nan
+    maps[1, 2, 0, 0, :2] = [0, np.nan]
+    with np.errstate(over="ignore"):
+        half, exponents = scaled(maps)
+    assert half.dtype == np.float16 and exponents.dtype == np.int8 and exponents.shape == (2, 3)
+    back = np.ldexp(half.astype(np.float32), exponents[..., None, None, None])
+    assert np.array_equal(np.isnan(back), np.isnan(maps)) and (back[0, 1] == 0).all()
+    top = np.nan_to_num(np.abs(maps)).max((-3, -2, -1), keepdims=True)
+    if 2.0**-90 < top[0, 0].max() < 2.0**90:
+        off = np.nan_to_num(np.abs(back - maps))
+        assert (off <= np.maximum(2.0**-11 * np.abs(np.nan_to_num(maps)), 2.0**-39 * top)).all()
+
+
+def test_what_is_not_finite_and_a_disk_that_refuses_are_errors(tmp_path: Path, monkeypatch) -> None:
     sink = AttentionSink(plan(("circle",), measures=["contribution"]), tmp_path)
-    with pytest.raises(NumericalError, match="do not fit fp16"):
-        sink.put(moment(0), {"contribution": drawn(sink.plan, 0) * 1e6})
+    with pytest.raises(NumericalError, match="infinite"):
+        sink.put(moment(0), {"contribution": np.full_like(drawn(sink.plan, 0), np.inf)})
 
     def full(*args: Any, **options: Any) -> None:
         raise StorageError("the disk is full")

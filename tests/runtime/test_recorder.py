@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from helpers.tiny import KINDS, tiny_model, video
-from wanscope.capture.arrays import open_array
+from wanscope.analysis.attention import concentration
 from wanscope.capture.attention import FOLDERS, AttentionPlan, AttentionSink, ModelFacts, Seen, plan_attention
 from wanscope.capture.base import Moment
 from wanscope.capture_spec import AttentionCapture
@@ -23,6 +23,7 @@ from wanscope.runtime.diffusers import attach
 from wanscope.runtime.recorder import AttentionRecorder
 from wanscope.sample.edited import passes_of
 from wanscope.sample.loop import Conditioning, denoise, initial_noise
+from wanscope.take.attention import Attention
 from wanscope.wan.model import WanModel
 from wanscope.wan.text import encode
 
@@ -72,7 +73,7 @@ def captured(
     with recording(model, recorder, sampler, longer) as around_call:
         latents = sampled(model, kind, sampler, around_call)
     sink.finish()
-    maps: dict[str, Any] = {m: open_array(folder / n) for m, n in FOLDERS.items() if (folder / n).exists()}
+    maps: dict[str, Any] = {m: Attention.open(folder, m) for m, n in FOLDERS.items() if (folder / n).exists()}
     return latents, maps, seen
 
 
@@ -253,9 +254,48 @@ def test_every_evaluation_only_where_it_is_asked_for(tmp_path: Path) -> None:
     _, first, _ = captured(model, tmp_path / "first", "2.1", heun)
     _, every, _ = captured(model, tmp_path / "all", "2.1", heun, evaluations="all")
     pairs = [[0, 0], [0, 1], [1, 0], [1, 1], [2, 0]]
-    assert every["probability"].attrs["evaluations"] == pairs and every["probability"].shape[0] == 5
-    assert first["probability"].attrs["evaluations"] == [[0, 0], [1, 0], [2, 0]]
+    assert every["probability"].array.attrs["evaluations"] == pairs and every["probability"].shape[0] == 5
+    assert first["probability"].array.attrs["evaluations"] == [[0, 0], [1, 0], [2, 0]]
     assert np.array_equal(first["probability"][:], every["probability"][:][[0, 2, 4]])
+
+
+def unread(model: WanModel, block: int, tokens: list[int], far: float) -> None:
+    """Give all queries of a block a direction in common, and only these tokens' keys a share in it: against it."""
+    attn = model.transformer.blocks[block].attn2
+    asked, told = attn.norm_q.forward, attn.norm_k.forward
+
+    def keys(x: torch.Tensor) -> torch.Tensor:
+        k_BLHK = told(x).unflatten(2, (HEADS, -1))
+        k_BLHK = k_BLHK - k_BLHK.mean(-1, keepdim=True)
+        k_BLHK[:, tokens] -= far / (5 * k_BLHK.shape[-1] ** 0.5)
+        return k_BLHK.flatten(2)
+
+    attn.norm_q.forward = lambda x: asked(x) + 5
+    attn.norm_k.forward = keys
+
+
+@pytest.mark.parametrize("reduced", [False, True], ids=["on the device", "on the host"])
+def test_words_that_are_hardly_read_keep_their_digits(reduced: bool, tmp_path: Path) -> None:
+    """Shares below 6e-8, where fp16 ends, come back to fp16's relative precision, of sums as of maps."""
+    model = tiny_model("2.1")
+    plan = planned(model, blocks="1", steps="0")
+    row = [r.name for r in plan.rows].index("moves")
+    unread(model, 1, list(plan.rows[row].columns), 22.0)
+    _, calls = own_calls(model, "2.1")
+    sink = AttentionSink(plan, tmp_path, (lambda seen: None) if reduced else None)
+    recorder = AttentionRecorder(sink, model.device, model.dtype)
+    with recording(model, recorder) as around_call:
+        sampled(model, around_call=around_call)
+    sink.finish()
+    truth = expected(calls[1], plan).mean(0).numpy()
+    assert 0 < truth[row].max() < 2.0**-25  # all of it would be zero
+    found = Attention.open(tmp_path, "probability")[0, 0].reshape(truth.shape).astype(np.float64)
+    for name, mine, true in zip(plan.rows, found, truth, strict=True):
+        assert np.abs(mine - true).max() <= 2.0**-10 * true.max(), name
+        assert mine.mean() == pytest.approx(true.mean(), rel=1e-3)
+    assert concentration(found.reshape(-1, *plan.grid))[row] == pytest.approx(
+        concentration(truth.reshape(-1, *plan.grid))[row], abs=1e-3
+    )
 
 
 def test_running_means_are_the_means_of_the_maps(tmp_path: Path) -> None:

@@ -9,6 +9,10 @@ A map's row is a word (the sum over its tokens), a token, or the padding. Maps g
 Y, X], or [step, block, head, row, T, Y, X] where heads are kept, one array a measure, fp16, one shard a step.
 Compressing and writing is a thread's work, one step behind; nothing but the step at hand is held.
 
+fp16 ends at 6e-8, and a word that a block does not read gets less than that: its whole map would be zeros. So every map
+is stored times a power of two that brings its largest value to between 2^14 and 2^15, and the exponents that undo it
+are stored beside the maps: value = stored * 2^exponent.
+
 Shape suffixes: S kept evaluations, L kept blocks, H kept heads, K rows, T latent frames, Y and X rows and columns of
 tokens.
 """
@@ -39,6 +43,21 @@ FOLDERS: dict[Measure, str] = {
     "contribution": "attention-contribution.zarr",
     "gramcol": "attention-gramcol.zarr",
 }
+TOP = 15  # stored values are below 2^TOP
+FURTHEST = 100  # of exponents of a map's largest value: what lies further away is taken for that
+
+
+def exponents_file(measure: Measure) -> str:
+    """The file, beside the array's folder, of the exponents of its maps: int8 [S, L, K] or [S, L, H, K]."""
+    return Path(FOLDERS[measure]).with_suffix(".exponents.npy").name
+
+
+def scaled(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Maps [..., T, Y, X] as fp16 values and int8 exponents [...], value = stored * 2^exponent; NaN stays NaN."""
+    top = np.fmax.reduce(np.abs(maps), axis=(-3, -2, -1), initial=0)
+    exponent = np.where(np.isfinite(top), np.frexp(top)[1], 0).clip(-FURTHEST, FURTHEST) - TOP
+    with np.errstate(over="ignore"):  # the sink says where maps are not finite
+        return np.ldexp(maps, -exponent[..., None, None, None]).astype(np.float16), exponent.astype(np.int8)
 
 
 @dataclass(frozen=True)
@@ -231,6 +250,7 @@ class AttentionSink:
         self._sigmas: list[float] = []
         self._experts: list[int] = []
         self._arrays: dict[Measure, zarr.Array] = {}
+        self._exponents: dict[Measure, list[np.ndarray]] = {}
         self._sums: dict[Measure, np.ndarray] = {}
         self._thread = ThreadPoolExecutor(1, "wanscope-attention")
         self._writing: Future[None] | None = None
@@ -248,10 +268,16 @@ class AttentionSink:
             and (moment.evaluation == 0 or self.plan.spec.evaluations == "all")
         )
 
-    def put(self, moment: Moment, maps: Mapping[Measure, np.ndarray]) -> None:
+    def put(
+        self,
+        moment: Moment,
+        maps: Mapping[Measure, np.ndarray],
+        exponents: Mapping[Measure, np.ndarray] | None = None,
+    ) -> None:
         """The maps of one model call, [L, K, T, Y, X] or [L, H, K, T, Y, X]; NaN in blocks that did not run.
 
-        The arrays may be written to again after this returns.
+        exponents: where maps come as fp16 already, as `scaled` gives them; maps have to be fp32 where the sink is
+        `exact`. The arrays may be written to again after this returns.
         """
         self.evaluations.append((moment.step, moment.evaluation))
         self._sigmas.append(moment.sigma)
@@ -266,7 +292,11 @@ class AttentionSink:
                     self._sums[measure] = np.array(found, dtype=np.float32)
         elif self.plan.spec.keep == "maps":
             place = len(self.evaluations) - 1
-            stored: dict[Measure, np.ndarray] = {measure: _half(found, moment) for measure, found in maps.items()}
+            stored: dict[Measure, np.ndarray] = {}
+            for measure, found in maps.items():
+                half, exponent = scaled(found) if exponents is None else (found.copy(), exponents[measure].copy())
+                stored[measure] = _finite(half, moment)
+                self._exponents.setdefault(measure, []).append(exponent)
             self._wait()
             self._writing = self._thread.submit(self._write, place, stored)
 
@@ -283,8 +313,11 @@ class AttentionSink:
                 f"{len(missing)} of the {len(self.plan.steps)} planned steps had no {self.plan.branch} pass",
             )
         for measure, total in self._sums.items():
-            mean = (total / len(self.evaluations)).astype(np.float16)
+            mean, exponent = scaled(total / len(self.evaluations))
             self._array(measure, 1)[0] = mean
+            self._exponents[measure] = [exponent]
+        for measure, found in self._exponents.items():
+            np.save(self.folder / exponents_file(measure), np.stack(found), allow_pickle=False)
         for array in self._arrays.values():
             array.attrs.update(
                 {
@@ -349,16 +382,15 @@ def _attributes(plan: AttentionPlan, measure: Measure) -> dict[str, Any]:
         "blocks": list(plan.blocks),
         "heads": None if plan.heads is None else list(plan.heads),
         "real_tokens": plan.real,
+        "exponents": exponents_file(measure),
     }
 
 
-def _half(maps: np.ndarray, moment: Moment) -> np.ndarray:
-    with np.errstate(over="ignore"):  # said below, with the numbers
-        stored = maps.astype(np.float16)
+def _finite(stored: np.ndarray, moment: Moment) -> np.ndarray:
     if np.isinf(stored).any():
         raise NumericalError(
-            f"attention maps of step {moment.step} do not fit fp16",
-            "fp16 ends at 65504, and a map holds more",
-            "capture: {attention: {measures: [probability]}}",
+            f"attention maps of step {moment.step} are infinite",
+            "the model's states are not finite there, or too large for what is recorded of them",
+            "--dtype fp32, or fewer capture.attention.measures",
         )
     return stored

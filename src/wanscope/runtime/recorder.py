@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wanscope.capture.attention import AttentionSink
+from wanscope.capture.attention import FURTHEST, TOP, AttentionSink
 from wanscope.capture.base import Moment
 from wanscope.capture_spec import Measure
 from wanscope.errors import NumericalError, WorkError
@@ -64,6 +64,10 @@ class AttentionRecorder:
             measure: torch.full(shape, float("nan"), dtype=stored, pin_memory=device.type == "cuda")
             for measure in self.measures
         }
+        self.exponents: dict[Measure, Tensor] = {
+            measure: torch.zeros(shape[:3], dtype=torch.int8, pin_memory=device.type == "cuda")
+            for measure in self.measures
+        }
         self.seen = torch.zeros(len(plan.blocks), dtype=torch.int64)
         self.spread = torch.zeros((), device=device)
         self._places = {block: torch.tensor(place) for place, block in enumerate(plan.blocks)}
@@ -96,7 +100,10 @@ class AttentionRecorder:
         if self.spread.device.type == "cuda":
             torch.cuda.synchronize(self.spread.device)
         self._check(moment, skipped)
-        self.sink.put(moment, {measure: self._shaped(buffer) for measure, buffer in self.buffers.items()})
+        exponents = None
+        if not self.sink.exact:
+            exponents = {m: found.numpy().reshape(self.plan.map_shape[:-3]) for m, found in self.exponents.items()}
+        self.sink.put(moment, {m: self._shaped(buffer) for m, buffer in self.buffers.items()}, exponents)
 
     def record(
         self,
@@ -130,7 +137,7 @@ class AttentionRecorder:
             else:
                 assert probability is not None
                 maps = gram_columns(hidden_BQD[self.sample], probability[0], self.grid_TS)[None]
-            torch.ops.wanscope.put_maps(self.buffers[measure], self.seen, place, maps)
+            torch.ops.wanscope.put_maps(self.buffers[measure], self.exponents[measure], self.seen, place, maps)
 
     def _check(self, moment: Moment, skipped: frozenset[int]) -> None:
         counts = self.seen.tolist()
@@ -311,15 +318,23 @@ def _gram_columns_like(hidden_QD: Tensor, probability_RQ: Tensor, frames: int, p
     return torch.empty_like(probability_RQ)
 
 
-@torch.library.custom_op("wanscope::put_maps", mutates_args=("buffer", "seen"))
-def _put_maps(buffer: Tensor, seen: Tensor, place: Tensor, maps_HRQ: Tensor) -> None:
-    """Copy one block's maps to its place in a buffer of the host, and count it. Queued, not waited for, on a GPU."""
+@torch.library.custom_op("wanscope::put_maps", mutates_args=("buffer", "exponents", "seen"))
+def _put_maps(buffer: Tensor, exponents: Tensor, seen: Tensor, place: Tensor, maps_HRQ: Tensor) -> None:
+    """Copy one block's maps to its place in a buffer of the host, and count it. Queued, not waited for, on a GPU.
+
+    A buffer in fp16 gets them scaled, with their exponents (`capture.attention.scaled`); one in fp32 as they are.
+    """
     at = int(place)
     target = buffer[at]
+    if buffer.dtype == torch.float16:
+        top_HR = maps_HRQ.abs().amax(-1)
+        found_HR = torch.where(top_HR.isfinite(), torch.frexp(top_HR).exponent, 0).clamp(-FURTHEST, FURTHEST) - TOP
+        maps_HRQ = torch.ldexp(maps_HRQ, -found_HR[..., None])
+        exponents[at].copy_(found_HR.to(torch.int8), non_blocking=True)
     target.copy_(maps_HRQ.to(buffer.dtype).view(target.shape), non_blocking=True)
     seen[at] += 1
 
 
 @_put_maps.register_fake
-def _put_maps_like(buffer: Tensor, seen: Tensor, place: Tensor, maps_HRQ: Tensor) -> None:
+def _put_maps_like(buffer: Tensor, exponents: Tensor, seen: Tensor, place: Tensor, maps_HRQ: Tensor) -> None:
     return None

@@ -2,7 +2,7 @@
 
     maps = take.attention               # [S, L, K, T, Y, X], or [S, L, H, K, T, Y, X] where heads were kept
     maps.words                          # ("circle", "red"): rows that sum a word's tokens
-    maps[-1, 0, 0]                      # one map over the video, float16 [T, Y, X]
+    maps[-1, 0, 0]                      # one map over the video, float32 [T, Y, X]
     maps.word("circle")                 # all of a word's maps, [S, L, T, Y, X]
     maps.mean("circle", blocks=[4, 5])  # averaged over steps and blocks, float32 [T, Y, X]
 
@@ -13,12 +13,14 @@ tokens.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wanscope.capture.attention import FOLDERS, Row
-from wanscope.errors import NotCaptured, nearest
+from wanscope.capture.arrays import open_array
+from wanscope.capture.attention import FOLDERS, Row, exponents_file
+from wanscope.errors import DamagedTake, NotCaptured, nearest
 
 if TYPE_CHECKING:
     import zarr
@@ -35,8 +37,8 @@ class Attention:
     blocks: of the second. heads: of the third, or None where heads were averaged. NaN: blocks that an edit skipped.
     """
 
-    def __init__(self, array: zarr.Array) -> None:
-        self.array = array
+    def __init__(self, array: zarr.Array, exponents: np.ndarray | None = None) -> None:
+        self.array, self._exponents = array, exponents
         about: dict[str, Any] = dict(array.attrs)
         self.measure: Measure = about["measure"]
         self.averaged: bool = about["keep"] == "mean"
@@ -48,6 +50,21 @@ class Attention:
         self.evaluations = tuple((step, evaluation) for step, evaluation in about["evaluations"])
         self.sigmas = np.array(about["sigmas"])
         self.experts = tuple(about["experts"])
+
+    @classmethod
+    def open(cls, folder: Path, measure: Measure) -> Attention:
+        """The maps of a measure in a take's folder. DamagedTake where the exponents of their values are not there."""
+        array = open_array(folder / FOLDERS[measure])
+        if "exponents" not in array.attrs:  # of an earlier version: values as they are
+            return cls(array)
+        path = folder / exponents_file(measure)
+        try:
+            exponents = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise DamagedTake(f"{path} is damaged", str(error)) from None
+        if exponents.shape != array.shape[:-3]:
+            raise DamagedTake(f"{path} is damaged", f"it is {exponents.shape} for maps {array.shape}")
+        return cls(array, exponents)
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name} {size}" for name, size in zip(self.dims, self.shape, strict=True))
@@ -85,7 +102,12 @@ class Attention:
         return frames, rows, columns
 
     def __getitem__(self, key: Any) -> np.ndarray:
-        return np.asarray(self.array[key])
+        """Values, float32, by an index as numpy takes it."""
+        whole, inner = _around(key, self.shape)
+        values = np.asarray(self.array[whole]).astype(np.float32)
+        if self._exponents is not None:
+            values = np.ldexp(values, self._exponents[whole[: self._exponents.ndim]][..., None, None, None])
+        return values[inner]
 
     def row(self, name: str) -> int:
         """The place of a row by its name. NotCaptured, with the nearest name, where there is none."""
@@ -98,14 +120,14 @@ class Attention:
         return self.names.index(name)
 
     def word(self, name: str) -> np.ndarray:
-        """All maps of one row, float16 [S, L, T, Y, X] or [S, L, H, T, Y, X]."""
+        """All maps of one row, float32 [S, L, T, Y, X] or [S, L, H, T, Y, X]."""
         return self[..., self.row(name), :, :, :]
 
     def iter_steps(self, name: str) -> Iterator[np.ndarray]:
         """A row's maps step by step, float32 [L, T, Y, X] or [L, H, T, Y, X]."""
         row = self.row(name)
         for place in range(self.shape[0]):
-            yield self[(place, ..., row, slice(None), slice(None), slice(None))].astype(np.float32)
+            yield self[(place, ..., row, slice(None), slice(None), slice(None))]
 
     def mean(self, name: str, blocks: Iterable[int] | None = None, steps: Iterable[int] | None = None) -> np.ndarray:
         """A row's map averaged over heads, blocks and steps (all that were kept, or these), float32 [T, Y, X].
@@ -129,3 +151,21 @@ class Attention:
                 f"kept are blocks {list(self.blocks)} at steps {sorted({s for s, _ in self.evaluations})}",
             )
         return (total / count).astype(np.float32)
+
+
+def _around(key: Any, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[Any, ...]]:
+    """An index as the slices that hold all it names, for the disk, and what is left to take of those."""
+    parts = list(key) if isinstance(key, tuple) else [key]
+    if any(part is Ellipsis for part in parts):
+        at = next(i for i, part in enumerate(parts) if part is Ellipsis)
+        parts[at : at + 1] = [slice(None)] * (len(shape) - len(parts) + 1)
+    parts += [slice(None)] * (len(shape) - len(parts))
+    if len(parts) > len(shape):
+        raise IndexError(f"{len(parts)} indices for maps of {len(shape)} axes")
+    whole, inner = [], []
+    for part, size in zip(parts, shape, strict=True):
+        named = np.arange(size)[part]  # numpy's own words for what is out of range
+        low = int(named.min()) if named.size else 0
+        whole.append(slice(low, int(named.max()) + 1 if named.size else 0))
+        inner.append(slice(None) if isinstance(part, slice) and part.step in (None, 1) else named - low)
+    return tuple(whole), tuple(inner)
