@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from wanscope.analysis.analyze import Analysis, analyze
-    from wanscope.api import difference, generate, open_take
+    from wanscope.api import difference, generate, learn_direction, open_take
     from wanscope.catalog.catalog import Catalog
     from wanscope.edit.edits import Bend, Donor, Inject, Prompts, Skip, Steer
     from wanscope.errors import WanscopeError
@@ -46,6 +46,7 @@ _NAMES = {
     "contact_sheet": ("wanscope.take.compare", "contact_sheet"),
     "difference": ("wanscope.api", "difference"),
     "generate": ("wanscope.api", "generate"),
+    "learn_direction": ("wanscope.api", "learn_direction"),
     "load": ("wanscope.wan.load", "load"),
     "open_take": ("wanscope.api", "open_take"),
     "plan": ("wanscope.study.prepare", "plan"),
@@ -74,6 +75,7 @@ __all__ = [
     "contact_sheet",
     "difference",
     "generate",
+    "learn_direction",
     "load",
     "open_take",
     "plan",

@@ -9,7 +9,7 @@ take.frames, take.latents, take.gram
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from wanscope.edit.difference import Difference
+    from wanscope.edit.directions import Direction
     from wanscope.wan.model import WanModel
 
 BLOCKS: dict[str, type[VideoSpec | SamplerSpec]] = {"video": VideoSpec, "sampler": SamplerSpec}
@@ -72,15 +73,15 @@ def generate(
     return result.takes[0]
 
 
-def _sorted(settings: dict[str, Any]) -> dict[str, Any]:
-    """Flat keywords put under the block they belong to."""
+def _sorted(settings: dict[str, Any], verb: str = "generate", whole: Sequence[str] = WHOLE) -> dict[str, Any]:
+    """Flat keywords put under the block they belong to; `whole` are those that belong to none."""
     known = {field: block for block, kind in BLOCKS.items() for field in kind.model_fields}
     data: dict[str, Any] = {}
     for key, value in settings.items():
-        if key in BLOCKS or key in WHOLE:
+        if key in BLOCKS or key in whole:
             data[key] = value
         elif key not in known:
-            raise RecipeError(f"generate has no setting {key!r}", nearest(key, [*known, *BLOCKS, *WHOLE]))
+            raise RecipeError(f"{verb} has no setting {key!r}", nearest(key, [*known, *BLOCKS, *whole]))
     for key in [key for key in settings if key in known]:
         block = data.get(known[key], {})
         if not isinstance(block, dict):
@@ -114,6 +115,36 @@ def difference(model: WanModel, a: str | Tensor, b: str | Tensor, *, top: int = 
     a_LD, b_LD = (encode(model, [text])[0] if isinstance(text, str) else text for text in (a, b))
     projection = model.transformer.condition_embedder.text_embedder
     return measure_difference(a_LD, b_LD, projection, top=top, text_length=model.text_length)
+
+
+def learn_direction(
+    model: WanModel,
+    pairs: Sequence[tuple[str, str]] | Path | str,
+    *,
+    on: str = "context",
+    blocks: Any = "all",
+    seeds: int | Sequence[int] | None = None,
+    negative: str | None = None,
+    on_pair: Callable[[int, int], None] = lambda done, of: None,
+    **settings: Any,
+) -> Direction:
+    """The concept direction from the second prompts of `pairs` to the first ones, for `Steer`; `.save(path)` writes it.
+
+    pairs: two plain prompts each, (with the concept, without it), or a YAML file of them. on: `context`, where nothing
+    is sampled, or `hidden`, where every prompt is sampled, both of a pair from the same noise; seeds (a count or a
+    list), negative and the settings of sampler and video (as in `generate`; what is left out is the model's own) are
+    for that. blocks: where hidden states are learned. on_pair(done, of): called after each pair.
+
+    Raises RecipeError before any work for pairs that are none, blocks the model lacks, prompts that it cannot read and
+    settings that would do nothing; and where the prompts do not differ for the model.
+    """
+    from wanscope.study import directions
+
+    data = _sorted(settings, "learn_direction", ())
+    found = directions.read_pairs(Path(pairs).expanduser()) if isinstance(pairs, str | Path) else pairs
+    lesson = directions.lesson_of(model.variant, found, on=on, blocks=blocks, seeds=seeds, negative=negative, **data)
+    directions.check(lesson, model.tokenizer, model.text_length, model.variant.name == "marbles")
+    return directions.learn(model, lesson, on_pair=on_pair)
 
 
 def open_take(name: str | Path, workspace: Workspace | Path | str | None = None) -> Take:

@@ -6,9 +6,14 @@ from typing import Any
 
 from wanscope.errors import RecipeError
 
+STUDY = "a study", 'prompt: "a [red|blue] circle"'
 
-def read_yaml(text: str, source: str = "the study") -> dict[str, Any]:
-    """A mapping from YAML text; a key written twice is refused instead of the last one winning."""
+
+def read_yaml(text: str, source: str = "the study", what: str = STUDY[0], example: str = STUDY[1]) -> dict[str, Any]:
+    """A mapping from YAML text; a key written twice is refused instead of the last one winning.
+
+    what, example: what such a mapping is called in errors, and one to paste.
+    """
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -28,5 +33,5 @@ def read_yaml(text: str, source: str = "the study") -> dict[str, Any]:
         problem = getattr(error, "problem", None) or "not YAML"
         raise RecipeError(f"{source} cannot be read as YAML{place}", str(problem)) from None
     if not isinstance(data, dict):
-        raise RecipeError(f"{source} is not a study", "a study is a YAML mapping", 'prompt: "a [red|blue] circle"')
+        raise RecipeError(f"{source} is not {what}", f"{what} is a YAML mapping", example)
     return data

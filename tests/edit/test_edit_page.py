@@ -57,3 +57,6 @@ def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         exec(compile(example, "docs/editing.md", "exec"), namespace)
     said = capsys.readouterr().out
     assert "into late at 0.4 applied" in said and "difference is" in said
+    for name in ("take", "without"):  # what the examples made was edited
+        (done,) = namespace[name].manifest.applied_edits  # type: ignore[attr-defined]
+        assert done.applied == done.planned > 0

@@ -10,7 +10,7 @@ Shape suffixes: E experts, L blocks, B batch, Q video positions, N text position
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,28 +45,33 @@ def learn_direction(
     blocks: str = "all",
     seeds: Sequence[int] = (0,),
     negative: str = "",
+    raw: Mapping[str, Tensor] | None = None,
+    on_pair: Callable[[int, int], None] = lambda done, of: None,
 ) -> Direction:
     """The direction from the second prompts of `pairs` to the first ones.
 
     on: `context` takes the mean over a text's real tokens, and nothing is sampled; `hidden` the mean over the video's
     tokens and all cond passes, in the chosen `blocks` (from 1 on: all states are equal before the first has read its
-    text), over all `seeds`. sampler: resolved. RecipeError for pairs that do not differ.
+    text), over all `seeds`. sampler: resolved. raw: embeddings [L, D] by text, where the texts are encoded already.
+    on_pair(done, of): called after each pair. RecipeError for pairs that do not differ.
     """
     if not pairs or (on == "hidden" and not seeds):
         raise RecipeError("there is nothing to learn a direction from", "it takes pairs of prompts, and seeds", "")
     chosen = parse_blocks(blocks, model.blocks).indices
     if on == "hidden":
         chosen = tuple(block for block in chosen if block)
-    texts = list(dict.fromkeys([negative, *(prompt for pair in pairs for prompt in pair)]))
-    raw = {text: found.cpu() for text, found in zip(texts, encode(model, texts), strict=True)}
+    if raw is None:
+        texts = texts_of_pairs(pairs, negative)
+        raw = {text: found.cpu() for text, found in zip(texts, encode(model, texts), strict=True)}
     differences = []
-    for first, second in pairs:
+    for number, (first, second) in enumerate(pairs):
         if on == "context":
             differences.append(_context(model, raw[first]) - _context(model, raw[second]))
-            continue
-        for seed in seeds:
-            states = [_hidden(model, raw, prompt, negative, sampler, video, seed) for prompt in (first, second)]
-            differences.append(states[0] - states[1])
+        else:
+            for seed in seeds:
+                states = [_hidden(model, raw, prompt, negative, sampler, video, seed) for prompt in (first, second)]
+                differences.append(states[0] - states[1])
+        on_pair(number + 1, len(pairs))
     keep_L = torch.zeros(model.blocks, dtype=torch.bool)
     keep_L[list(chosen)] = True
     manifest = DirectionManifest(
@@ -79,6 +84,11 @@ def learn_direction(
         steps=(sampler.steps or 0) if on == "hidden" else 0,
     )
     return direction_of([torch.where(keep_L[:, None], d_ELD, 0.0) for d_ELD in differences], manifest)
+
+
+def texts_of_pairs(pairs: Sequence[tuple[str, str]], negative: str) -> list[str]:
+    """Every text that has to be encoded, each once."""
+    return list(dict.fromkeys([negative, *(prompt for pair in pairs for prompt in pair)]))
 
 
 def _context(model: WanModel, embedding_LD: Tensor) -> Tensor:
@@ -94,7 +104,7 @@ def _context(model: WanModel, embedding_LD: Tensor) -> Tensor:
 
 def _hidden(
     model: WanModel,
-    raw: dict[str, Tensor],
+    raw: Mapping[str, Tensor],
     prompt: str,
     negative: str,
     sampler: SamplerSpec,
