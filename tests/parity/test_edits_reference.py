@@ -20,7 +20,6 @@ from wanscope.edit.edits import Bend, Edit, Inject, Skip
 from wanscope.edit.plan import EditPlan, Passes, make_plan
 from wanscope.runtime import bend
 from wanscope.runtime.diffusers import attach
-from wanscope.runtime.diffusers_arming import map_operation
 from wanscope.wan.model import WanModel
 from wanscope.wan.text import pad
 
@@ -253,7 +252,7 @@ BENDS = (
 
 def softmax_bend(edit: Bend, at: Sequence[int], s: float, p_BHQN: Tensor) -> Tensor:
     """The full softmax with the columns `at` bent, by hand but for the map operation itself (tested by itself)."""
-    operation = map_operation(edit, GRID)
+    operation = bend.map_operation(edit, GRID)
     bent = p_BHQN.clone()
     for column in at:
         moved = bend.bend_maps(p_BHQN[..., column : column + 1], operation, 1.0, GRID)[..., 0]

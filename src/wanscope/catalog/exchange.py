@@ -28,7 +28,7 @@ from wanscope.catalog.content import Tokens
 from wanscope.catalog.embeddings import New, put_many
 from wanscope.catalog.files import EmbeddingFiles
 from wanscope.catalog.migrations import VERSION
-from wanscope.catalog.rows import count, insert, now, select
+from wanscope.catalog.rows import SHARED, count, insert, now, select
 from wanscope.errors import CatalogDamaged, CatalogNewer, EmbeddingNotFound, RecipeError, StorageError, TakeNotFound
 from wanscope.take.disk import guarded, sync_file
 
@@ -38,21 +38,6 @@ if TYPE_CHECKING:
 CARD, README, EMBEDDINGS = "card.json", "README.md", "embeddings.parquet"
 FORMAT = 1
 BATCH = 256
-# In the order in which they come in. Search vectors are made again where they arrive.
-SHARED = (
-    "embedding_prompts",
-    "embedding_tags",
-    "vector_operations",
-    "operation_inputs",
-    "operation_parameters",
-    "embedding_analysis",
-    "embedding_similarities",
-    "takes",
-    "variations",
-    "edits",
-    "metrics",
-    "atlas",
-)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,22 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
 
+# What catalogues exchange beside embeddings, in the order in which it comes in. Search vectors are made again there.
+SHARED = (
+    "embedding_prompts",
+    "embedding_tags",
+    "vector_operations",
+    "operation_inputs",
+    "operation_parameters",
+    "embedding_analysis",
+    "embedding_similarities",
+    "takes",
+    "variations",
+    "edits",
+    "metrics",
+    "atlas",
+)
+
 HEX = set("0123456789abcdef")
 
 

@@ -17,30 +17,14 @@ from wanscope.catalog.connect import Database
 from wanscope.catalog.content import WIDTHS, Tokens
 from wanscope.catalog.embeddings import remove_rows
 from wanscope.catalog.files import EmbeddingFiles
-from wanscope.catalog.rows import count, find_key, insert, now, one, select
+from wanscope.catalog.rows import SHARED, count, find_key, insert, now, one, select
 from wanscope.errors import CatalogDamaged, RecipeError
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 PADDED_TOKENS = 512  # what tools that keep whole padded tensors in fp32 write a prompt
-TABLES = (
-    "embeddings",
-    "embedding_prompts",
-    "embedding_tags",
-    "vector_operations",
-    "operation_inputs",
-    "operation_parameters",
-    "embedding_analysis",
-    "embedding_similarities",
-    "takes",
-    "variations",
-    "edits",
-    "metrics",
-    "atlas",
-    "search_basis",
-    "search_vectors",
-)
+TABLES = ("embeddings", *SHARED, "search_basis", "search_vectors")
 ORPHAN_SECONDS = 3600  # a younger file without a row may be about to get one
 
 

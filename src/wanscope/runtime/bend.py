@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wanscope.edit.edits import Bend
 from wanscope.errors import NumericalError
 
 MapKind = Literal["multiply", "warp", "blur"]
@@ -102,6 +103,28 @@ def blur(sigma: float) -> MapOperation:
     at_R = torch.arange(-radius, radius + 1, dtype=torch.float64)
     kernel_R = torch.exp(-0.5 * (at_R / sigma) ** 2)
     return MapOperation("blur", (kernel_R / kernel_R.sum()).float().expand(2, -1).contiguous())
+
+
+def map_operation(edit: Bend, grid_TYX: tuple[int, int, int]) -> MapOperation:
+    """What a bend does to maps on a grid of tokens."""
+    grid_YX = grid_TYX[1:]
+    if edit.operation == "amplify":
+        return amplify(edit.factor or 1.0)
+    if edit.operation == "suppress":
+        return suppress(edit.factor or 1.0)
+    if edit.operation == "scale":
+        return scale(edit.factor or 1.0, grid_YX)
+    if edit.operation == "rotate":
+        return rotate(edit.angle or 0.0, grid_YX)
+    if edit.operation == "translate":
+        return translate(edit.x or 0.0, edit.y or 0.0, grid_YX)
+    if edit.operation == "flip":
+        assert edit.axis is not None
+        return flip(edit.axis, grid_YX)
+    if edit.operation == "blur":
+        return blur(edit.sigma or 0.0)
+    assert edit.box is not None
+    return region(edit.box, grid_YX)
 
 
 def bend_maps(

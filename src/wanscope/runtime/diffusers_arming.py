@@ -24,6 +24,7 @@ from wanscope.runtime.diffusers_attention import BendStep, EditedAttention, Read
 
 if TYPE_CHECKING:
     from wanscope.runtime.recorder import AttentionRecorder
+    from wanscope.runtime.self_recorder import SelfAttentionRecorder
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,14 @@ class Arming:
         self.plan, self.capture, self.device = plan, capture, device
         self._blocks = blocks
         self._processors: dict[tuple[int, int], EditedAttention] = {}
+        self._selves: dict[tuple[int, int], Any] = {}
         self._keys: dict[tuple[int, int, PlannedText], tuple[Tensor, Tensor]] = {}
         self._operations: dict[int, bending.MapOperation] = {}
         self._small: dict[Any, Any] = {}
         self._armed: list[tuple[EditedAttention, dict[int, Fired]]] = []
 
     def clear(self) -> None:
-        for kept in (self._processors, self._keys, self._operations, self._small, self._armed):
+        for kept in (self._processors, self._selves, self._keys, self._operations, self._small, self._armed):
             kept.clear()
         self._blocks = ()
 
@@ -93,6 +95,22 @@ class Arming:
         for text, read in zip(texts, processor.reads, strict=True):
             if text is not None and read.keys_BNHK is not None and read.values_BNHK is not None:
                 self._keys[expert, block, text] = (read.keys_BNHK, read.values_BNHK)
+
+    @contextmanager
+    def recorded_self(self, expert: int, block: int, recorder: SelfAttentionRecorder, place: Tensor) -> Iterator[None]:
+        """The block's self-attention is recorded, for one call."""
+        from wanscope.runtime.self_recorder import RecordedSelfAttention
+
+        attn = self._blocks[expert][block].attn1
+        before = attn.processor
+        if (expert, block) not in self._selves:
+            backend, parallel = before._attention_backend, before._parallel_config
+            self._selves[expert, block] = RecordedSelfAttention(backend, parallel, recorder, place)
+        attn.processor = self._selves[expert, block]
+        try:
+            yield
+        finally:
+            attn.processor = before
 
     def _processor(self, expert: int, block: int, attn: Any) -> EditedAttention:
         key = (expert, block)
@@ -198,7 +216,7 @@ class Arming:
     def _operation(self, edit: PlannedEdit) -> bending.MapOperation:
         if edit.index not in self._operations:
             assert isinstance(edit.edit, Bend)
-            self._operations[edit.index] = map_operation(edit.edit, self.plan.grid).to(self.device)
+            self._operations[edit.index] = bending.map_operation(edit.edit, self.plan.grid).to(self.device)
         return self._operations[edit.index]
 
 
@@ -209,25 +227,3 @@ def _silent(read: Read) -> Read:
 
 def _over_heads(edit: Bend, s: float, heads: int) -> list[float]:
     return [s if not edit.heads or head in edit.heads else 0.0 for head in range(heads)]
-
-
-def map_operation(edit: Bend, grid_TYX: tuple[int, int, int]) -> bending.MapOperation:
-    """What a bend does to maps on a grid of tokens."""
-    grid_YX = grid_TYX[1:]
-    if edit.operation == "amplify":
-        return bending.amplify(edit.factor or 1.0)
-    if edit.operation == "suppress":
-        return bending.suppress(edit.factor or 1.0)
-    if edit.operation == "scale":
-        return bending.scale(edit.factor or 1.0, grid_YX)
-    if edit.operation == "rotate":
-        return bending.rotate(edit.angle or 0.0, grid_YX)
-    if edit.operation == "translate":
-        return bending.translate(edit.x or 0.0, edit.y or 0.0, grid_YX)
-    if edit.operation == "flip":
-        assert edit.axis is not None
-        return bending.flip(edit.axis, grid_YX)
-    if edit.operation == "blur":
-        return bending.blur(edit.sigma or 0.0)
-    assert edit.box is not None
-    return bending.region(edit.box, grid_YX)

@@ -133,7 +133,7 @@ class AttentionChange:
                 strength_H = torch.zeros_like(strength_H)
                 strength_H[list(spec.heads)] = s
             old = p_BHQl.index_select(-1, at)
-            operation = map_operation(spec, self.grid, q.device)
+            operation = bending.map_operation(spec, self.grid).to(q.device)
             new = bending.bend_maps(old, operation, strength_H, self.grid)
             out, least = bending.bent_output(out, old, new, v_BlHK.index_select(1, at), spec.renormalize)
             p_BHQl = p_BHQl.index_copy(-1, at, new)
@@ -174,19 +174,3 @@ class AttentionChange:
 
     def _heads(self, x_BNE: Tensor) -> Tensor:
         return x_BNE.unflatten(-1, (self.heads, -1))
-
-
-def map_operation(spec: Bend, grid: tuple[int, int, int], device: torch.device) -> bending.MapOperation:
-    """What a Bend does to a map on this grid."""
-    yx = grid[1:]
-    makers: dict[str, Callable[[], bending.MapOperation]] = {
-        "amplify": lambda: bending.amplify(spec.factor or 1.0),
-        "suppress": lambda: bending.suppress(spec.factor or 1.0),
-        "scale": lambda: bending.scale(spec.factor or 1.0, yx),
-        "rotate": lambda: bending.rotate(spec.angle or 0.0, yx),
-        "translate": lambda: bending.translate(spec.x or 0.0, spec.y or 0.0, yx),
-        "flip": lambda: bending.flip(spec.axis or "x", yx),
-        "blur": lambda: bending.blur(spec.sigma or 0.0),
-        "region": lambda: bending.region(spec.box or (0.0, 0.0, 1.0, 1.0), yx),
-    }
-    return makers[spec.operation]().to(device)

@@ -291,25 +291,23 @@ class Call:
         return self._texts[key]
 
     def _context(self, text: PlannedText) -> Tensor:
-        """[1, N, D]: a text as the blocks read it, projected once a call."""
+        """[1, N, D]: a text as the blocks read it, projected once a call, or once a run where it is kept."""
+        kept = self._kept.get(text)
+        if kept is not None and kept in self.run.contexts:
+            return self.run.contexts[kept]
         if text not in self._contexts:
             self._contexts[text] = context_of(text, self.project)
+            if kept is not None:
+                self.run.contexts[kept] = self._contexts[text]
         return self._contexts[text]
 
-    def _direction(self, e: int) -> Learned:
-        """The mean over pairs of the difference of mean tokens, in the space that blocks read."""
+    def _direction(self, e: int) -> Learned | Direction:
+        """In the space that the edit acts in: what a file holds, or learned from pairs with this model's projection."""
+        stored = self.live.edits[e].direction
+        if stored is not None:
+            return stored
         if e not in self._directions:
-            parts = [
-                self.project(a_LD)[0, : len(a_LD)].double().mean(0)
-                - self.project(b_LD)[0, : len(b_LD)].double().mean(0)
-                for a_LD, b_LD in self.live.edits[e].pairs
-            ]
-            if not parts:
-                raise RecipeError("a direction has no pair of prompts", "it is learned from at least one", "")
-            direction_D = torch.stack(parts).mean(0)
-            if not float(direction_D.norm()):
-                raise RecipeError("the direction is zero", "its prompts are the same to the model", "other prompts")
-            self._directions[e] = Learned(direction_D)
+            self._directions[e] = Learned(learned_direction(self.live.edits[e].pairs, self.project))
         return self._directions[e]
 
     # hidden states and skips
@@ -347,9 +345,7 @@ class Call:
             applied[e, i, branch, self.step] += 1
         return x_BQD
 
-    def _from_stream(
-        self, stream: _Stream, i: int, s: float, x_BQD: Tensor, acted: set[tuple[int, Branch]]
-    ) -> Tensor:
+    def _from_stream(self, stream: _Stream, i: int, s: float, x_BQD: Tensor, acted: set[tuple[int, Branch]]) -> Tensor:
         """The state with a donor's own put in."""
         edit = self.live.edits[stream.edit]
         if edit.after_block == i:

@@ -7,7 +7,7 @@ Shape suffixes: N text positions, L real tokens, D text dim before and model dim
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,25 @@ from wanscope.edit.amplify import boost
 from wanscope.edit.plan import PlannedText
 from wanscope.edit.rows import padded
 from wanscope.runtime.compose import Project
+
+
+def context_of(text: PlannedText, project: Callable[[Tensor], Tensor]) -> Tensor:
+    """[1, N, D]: a text as blocks read it, its difference from its main prompt multiplied where it has a boost.
+
+    project: raw [L, D] -> [1, N, D], padded as the model pads; of no tokens at all it is the padding.
+    """
+    own_1ND = project(text.embedding)
+    if text.boost is None:
+        return own_1ND
+    main_1ND, pad_D = project(text.boost.main.embedding), project(text.embedding[:0])[0, 0]
+    boosted = boost(
+        main_1ND[0, : len(text.boost.main.embedding)],
+        own_1ND[0, : len(text.embedding)],
+        text.boost.factor,
+        keep_norm=text.boost.keep_norm,
+        pad_D=pad_D,
+    )
+    return padded(boosted.context, own_1ND.shape[1], pad_D)[None]
 
 
 class Projection:
@@ -47,19 +66,7 @@ class Projection:
         return self._kept[key]
 
     def _made(self, expert: int, text: PlannedText) -> Tensor:
-        own_1ND = self._projected(expert, text.embedding)
-        if text.boost is None:
-            return own_1ND
-        main_1ND = self._projected(expert, text.boost.main.embedding)
-        pad_D = self._projected(expert, text.embedding[:0])[0, 0]
-        boosted = boost(
-            main_1ND[0, : len(text.boost.main.embedding)],
-            own_1ND[0, : len(text.embedding)],
-            text.boost.factor,
-            keep_norm=text.boost.keep_norm,
-            pad_D=pad_D,
-        )
-        return padded(boosted.context, self._length, pad_D)[None]
+        return context_of(text, lambda embedding_LD: self._projected(expert, embedding_LD))
 
     def _projected(self, expert: int, embedding_LD: Tensor) -> Tensor:
         """Exactly what the transformer does with the text that it is given."""

@@ -25,6 +25,15 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="An embedding: its key
 Tags = Annotated[
     list[str] | None, typer.Option("--tag", metavar="TAG", help="Only embeddings with this tag. Repeatable.")
 ]
+Origin = Annotated[
+    str | None,
+    typer.Option(
+        "--origin",
+        metavar="NAME",
+        help="A name for where the rows are from. [default: the folder's]",
+        show_default=False,
+    ),
+]
 Limit = Annotated[int, typer.Option("--limit", "-l", metavar="N", min=1, help="Show at most N rows.")]
 
 
@@ -235,15 +244,7 @@ def export(
 @app.command("import")
 def import_(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What `db export` wrote.")],
-    origin: Annotated[
-        str | None,
-        typer.Option(
-            "--origin",
-            metavar="NAME",
-            help="A name for where the rows are from. [default: the folder's]",
-            show_default=False,
-        ),
-    ] = None,
+    origin: Origin = None,
     output_dir: OutputDir = None,
     json: Json = False,
 ) -> int:
@@ -254,15 +255,7 @@ def import_(
 @app.command()
 def merge(
     other: Annotated[Path, typer.Argument(metavar="OTHER", help="Another workspace, or its catalog.duckdb.")],
-    origin: Annotated[
-        str | None,
-        typer.Option(
-            "--origin",
-            metavar="NAME",
-            help="A name for where the rows are from. [default: the folder's]",
-            show_default=False,
-        ),
-    ] = None,
+    origin: Origin = None,
     output_dir: OutputDir = None,
     json: Json = False,
 ) -> int:
