@@ -70,7 +70,7 @@ def _distinct(error: ValidationError) -> list[Any]:
 
 
 _SHAPE = ("model_type", "model_attributes_type", "dict_type")
-_BRANCHES = ("Keyframes", "LatentsCapture", "AttentionCapture")
+_BRANCHES = ("Keyframes", "LatentsCapture", "AttentionCapture", "SelfAttentionCapture")
 _TAGGED = "edits"  # the items of this list are of several kinds, and pydantic puts the kind after their number
 
 

@@ -22,7 +22,7 @@ from wanscope.capture.attention import (
     scaled,
 )
 from wanscope.capture.base import Moment
-from wanscope.capture_spec import ALL, MARKED, AttentionCapture, CaptureSpec
+from wanscope.capture_spec import ALL, MARKED, AttentionCapture, CaptureSpec, SelfAttentionCapture
 from wanscope.errors import DamagedTake, NumericalError, RecipeError, StorageError, WorkError
 from wanscope.recipe import MarkSpec
 from wanscope.take.attention import Attention
@@ -132,6 +132,38 @@ def test_a_union_covers_both(a: AttentionCapture, b: AttentionCapture) -> None:
 @given(captures, captures, captures)
 def test_covering_is_transitive(a: AttentionCapture, b: AttentionCapture, c: AttentionCapture) -> None:
     assert not (a.covers(b) and b.covers(c)) or a.covers(c)
+
+
+own_captures = st.builds(
+    SelfAttentionCapture,
+    positions=st.sampled_from(["0.5,0.5", [[0, 0], [1, 1, 1]], [[0.5, 0.5, 0.5], [1, 1, 1]]]),
+    heads=st.sampled_from(["mean", "all", (0, 2)]),
+    blocks=st.sampled_from(["all", "late", "3"]),
+    steps=st.sampled_from(["all", "0-2"]),
+    keep=st.sampled_from(["maps", "mean", "nothing"]),
+)
+
+
+@given(own_captures, own_captures, own_captures)
+def test_captures_of_self_attention_cover_and_unite(
+    a: SelfAttentionCapture, b: SelfAttentionCapture, c: SelfAttentionCapture
+) -> None:
+    both = a.union(b)
+    assert both.covers(a) and both.covers(b) and a.covers(a)
+    assert SelfAttentionCapture.model_validate(both.model_dump(mode="json")) == both
+    assert not (a.covers(b) and b.covers(c)) or a.covers(c)
+
+
+def test_positions_read_as_people_write_them() -> None:
+    one = SelfAttentionCapture(positions=((0.5, 0.25, 0.5),))
+    for written in ("0.5,0.25", [0.5, 0.25], [[0.5, 0.25, 0.5]], ["0.5, 0.25", "0.5,0.25,0.5"]):
+        assert CaptureSpec.model_validate({"self_attention": written}).self_attention == one
+    assert one.names == ("x0.5 y0.25 t0.5",)
+    assert CaptureSpec.model_validate({"self_attention": False}).self_attention is None
+    for wrong in ("0.5", "0.5,2", [[0.5, "a"]], [], True, {"positions": [[1, 2, 3, 4]]}):
+        with pytest.raises(ValueError, match="x and y|x, y|x,y"):
+            CaptureSpec.model_validate({"self_attention": wrong})
+    assert CaptureSpec(self_attention="0.5,0.5", reduce=print).inside  # type: ignore[arg-type]
 
 
 def test_maps_of_two_branches_do_not_fit_one_take() -> None:

@@ -79,6 +79,35 @@ def test_attention_is_counted_kept_verified_and_shown(make, cli, tmp_path: Path)
         assert refused.status == 2 and said in refused.err
 
 
+def test_what_positions_look_at_is_counted_kept_and_shown(make, cli, tmp_path: Path) -> None:
+    def needed(*more: object) -> int:
+        return json.loads(make("--dry-run", "--json", *more).out)["bytes"]["needed"]
+
+    where = ("--store-self-attention", "0.1,0.9", "--store-self-attention", "0.9,0.1,0")
+    assert needed(*where) - needed() == 3 * 2 * 2 * (2 * 2 * 2) * 2  # steps, blocks, rows, grid, fp16
+    assert make().status == 0
+    bits = only_take(tmp_path).manifest.latents_sha256
+    with pytest.raises(NotCaptured, match="--store-self-attention"):
+        _ = only_take(tmp_path).self_attention
+    assert make("--store-attention").status == 0
+    assert make(*where).status == 0
+    take = only_take(tmp_path)
+    assert take.manifest.latents_sha256 == bits and take.attention.words == ("circle", "moves left")
+    maps = take.self_attention
+    assert maps.words == ("x0.1 y0.9 t0.5", "x0.9 y0.1 t0") and maps.shape == (3, 2, 2, 2, 2, 2)
+    assert [row.columns[0] for row in maps.rows] == [4 + 2, 1]
+    assert np.allclose(maps[:].sum((-3, -2, -1)), 1, atol=2e-3)
+    take.verify()
+    assert "1 complete before" in make(*where).out
+    shown = cli("show", take.id, "-o", tmp_path / "out").out
+    assert "self-attention.zarr/" in shown and "rows of x0.1 y0.9 t0.5, x0.9 y0.1 t0: 2 blocks, each of 3" in shown
+    out = tmp_path / "rows.mp4"
+    ran = cli("show", take.id, "-o", tmp_path / "out", "--maps", "all", "--measure", "self", "--out", out)
+    assert (ran.status, ran.err) == (0, "") and len(read_frames(out)) == len(take.frames)
+    wrong = make("--store-self-attention", "0.5")
+    assert wrong.status == 2 and "0.5,0.5,0.5" in wrong.err and "Traceback" not in wrong.err
+
+
 def test_the_denoising_is_a_video_and_nothing_that_was_kept_is_lost(make, cli, tmp_path: Path) -> None:
     make("--store-attention")
     assert make("--set", "capture.x0=true", template="a (red) circle moves left").status == 0

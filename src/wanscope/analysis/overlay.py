@@ -68,6 +68,8 @@ def _panel(
 ) -> Panel:
     map_TYX = attention.mean(word, blocks, steps)
     mean = float(map_TYX.mean())
+    if attention.measure == "self":  # always sums to 1
+        return Panel(label, map_TYX)
     return Panel(
         f"{label}: {100 * mean:.2g}%" if attention.measure == "probability" else f"{label}: {mean:.3g}", map_TYX
     )

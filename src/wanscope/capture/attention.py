@@ -29,7 +29,7 @@ import numpy as np
 
 from wanscope.capture.arrays import create_array
 from wanscope.capture.base import Branch, Moment
-from wanscope.capture_spec import AttentionCapture, Measure
+from wanscope.capture_spec import AttentionCapture, Recorded, SelfAttentionCapture
 from wanscope.edit.blocks import parse_blocks
 from wanscope.errors import NumericalError, RecipeError, WorkError
 from wanscope.prompt.tokens import MarkLike, count_tokens, token_columns, token_pieces
@@ -38,16 +38,17 @@ if TYPE_CHECKING:
     import zarr
 
 PAD = "pad"
-FOLDERS: dict[Measure, str] = {
+FOLDERS: dict[Recorded, str] = {
     "probability": "attention.zarr",
     "contribution": "attention-contribution.zarr",
     "gramcol": "attention-gramcol.zarr",
+    "self": "self-attention.zarr",
 }
 TOP = 15  # stored values are below 2^TOP
 FURTHEST = 100  # of exponents of a map's largest value: what lies further away is taken for that
 
 
-def exponents_file(measure: Measure) -> str:
+def exponents_file(measure: Recorded) -> str:
     """The file, beside the array's folder, of the exponents of its maps: int8 [S, L, K] or [S, L, H, K]."""
     return Path(FOLDERS[measure]).with_suffix(".exponents.npy").name
 
@@ -62,10 +63,13 @@ def scaled(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Row:
-    """What one map shows. columns: the text positions whose shares it sums; the pad's is the first behind the text."""
+    """What one map shows. columns: the text positions whose shares it sums; the pad's is the first behind the text.
+
+    Of self-attention a row is a position of the video, and `columns` is its token, counted frame by frame, row by row.
+    """
 
     name: str
-    kind: Literal["word", "token", "pad"]
+    kind: Literal["word", "token", "pad", "position"]
     columns: tuple[int, ...]
 
 
@@ -89,7 +93,7 @@ class ModelFacts:
 class AttentionPlan:
     """A capture with nothing left open. heads: None where they are averaged. real: the text's tokens, and its end."""
 
-    spec: AttentionCapture
+    spec: AttentionCapture | SelfAttentionCapture
     rows: tuple[Row, ...]
     real: int
     blocks: tuple[int, ...]
@@ -123,31 +127,62 @@ def plan_attention(
         raise RecipeError(
             "capture.attention.branch is uncond", "guidance is 1, so the negative prompt has no pass", "branch: cond"
         )
-    blocks = chosen(spec.blocks, facts.blocks, "blocks")
-    steps = [step for step in chosen(spec.steps, facts.steps, "steps") if step >= facts.start_step]
+    return _planned(spec, rows, real, facts, "capture.attention")
+
+
+def plan_self_attention(spec: SelfAttentionCapture, facts: ModelFacts) -> AttentionPlan:
+    """The plan of a capture of self-attention. RecipeError, with what to do, for all that cannot be met."""
+    if spec.branch == "uncond" and not facts.guided:
+        raise RecipeError(
+            "capture.self_attention.branch is uncond",
+            "guidance is 1, so the negative prompt has no pass",
+            "branch: cond",
+        )
+    rows = tuple(
+        Row(name, "position", (token_at(position, facts.grid),))
+        for name, position in zip(spec.names, spec.positions, strict=True)
+    )
+    return _planned(spec, rows, 0, facts, "capture.self_attention")
+
+
+def token_at(position: tuple[float, float, float], grid_TYX: tuple[int, int, int]) -> int:
+    """The number of the token that a position (x, y, t) lies in."""
+    x, y, t = position
+    at_TYX = (min(int(part * size), size - 1) for part, size in zip((t, y, x), grid_TYX, strict=True))
+    return int(np.ravel_multi_index(tuple(at_TYX), grid_TYX))
+
+
+def _planned(
+    spec: AttentionCapture | SelfAttentionCapture, rows: tuple[Row, ...], real: int, facts: ModelFacts, name: str
+) -> AttentionPlan:
+    blocks = chosen(spec.blocks, facts.blocks, "blocks", name)
+    steps = [step for step in chosen(spec.steps, facts.steps, "steps", name) if step >= facts.start_step]
     if not steps:
         raise RecipeError(
-            f"capture.attention.steps is {spec.steps!r}", f"this run begins at step {facts.start_step}", "steps: all"
+            f"{name}.steps is {spec.steps!r}", f"this run begins at step {facts.start_step}", "steps: all"
         )
     heads = None
     if spec.heads != "mean":
         heads = tuple(range(facts.heads)) if spec.heads == "all" else spec.heads
-        if heads[-1] >= facts.heads:
-            raise RecipeError(
-                f"capture.attention.heads names {heads[-1]}", f"this model's heads are 0 to {facts.heads - 1}"
-            )
+        require_heads(spec, facts.heads, name)
     return AttentionPlan(spec, rows, real, blocks, heads, tuple(steps), facts.grid)
 
 
-def chosen(text: str, count: int, what: str) -> tuple[int, ...]:
+def require_heads(spec: AttentionCapture | SelfAttentionCapture, heads: int, name: str) -> None:
+    """RecipeError for a head that the model has not."""
+    if not isinstance(spec.heads, str) and spec.heads[-1] >= heads:
+        raise RecipeError(f"{name}.heads names {spec.heads[-1]}", f"this model's heads are 0 to {heads - 1}")
+
+
+def chosen(text: str, count: int, what: str, name: str = "capture.attention") -> tuple[int, ...]:
     """The blocks, or steps, that a capture names. RecipeError where it names none or one that is not there."""
     try:
         found = tuple(i for i, on in enumerate(parse_blocks(text, count).mask) if on)
     except RecipeError as error:
         said = (f"{part}".replace("block", what[:-1]) for part in (error.what, error.why, error.fix))
-        raise RecipeError(f"capture.attention.{what}: {next(said)}", *said) from None
+        raise RecipeError(f"{name}.{what}: {next(said)}", *said) from None
     if not found:
-        raise RecipeError(f"capture.attention.{what} is {text!r}", f"it names none of {count} {what}", f"{what}: all")
+        raise RecipeError(f"{name}.{what} is {text!r}", f"it names none of {count} {what}", f"{what}: all")
     return found
 
 
@@ -228,7 +263,7 @@ class Seen:
     expert: int
     branch: Branch
     block: int
-    measure: Measure
+    measure: Recorded
     rows: tuple[Row, ...]
     maps: np.ndarray
 
@@ -249,9 +284,9 @@ class AttentionSink:
         self.evaluations: list[tuple[int, int]] = []
         self._sigmas: list[float] = []
         self._experts: list[int] = []
-        self._arrays: dict[Measure, zarr.Array] = {}
-        self._exponents: dict[Measure, list[np.ndarray]] = {}
-        self._sums: dict[Measure, np.ndarray] = {}
+        self._arrays: dict[Recorded, zarr.Array] = {}
+        self._exponents: dict[Recorded, list[np.ndarray]] = {}
+        self._sums: dict[Recorded, np.ndarray] = {}
         self._thread = ThreadPoolExecutor(1, "wanscope-attention")
         self._writing: Future[None] | None = None
 
@@ -271,8 +306,8 @@ class AttentionSink:
     def put(
         self,
         moment: Moment,
-        maps: Mapping[Measure, np.ndarray],
-        exponents: Mapping[Measure, np.ndarray] | None = None,
+        maps: Mapping[Recorded, np.ndarray],
+        exponents: Mapping[Recorded, np.ndarray] | None = None,
     ) -> None:
         """The maps of one model call, [L, K, T, Y, X] or [L, H, K, T, Y, X]; NaN in blocks that did not run.
 
@@ -292,7 +327,7 @@ class AttentionSink:
                     self._sums[measure] = np.array(found, dtype=np.float32)
         elif self.plan.spec.keep == "maps":
             place = len(self.evaluations) - 1
-            stored: dict[Measure, np.ndarray] = {}
+            stored: dict[Recorded, np.ndarray] = {}
             for measure, found in maps.items():
                 half, exponent = scaled(found) if exponents is None else (found.copy(), exponents[measure].copy())
                 stored[measure] = _finite(half, moment)
@@ -333,7 +368,7 @@ class AttentionSink:
         """Let the writing thread end, also after a run that failed."""
         self._thread.shutdown(wait=True)
 
-    def _show(self, moment: Moment, maps: Mapping[Measure, np.ndarray]) -> None:
+    def _show(self, moment: Moment, maps: Mapping[Recorded, np.ndarray]) -> None:
         assert self.reduce is not None
         for measure, found in maps.items():
             for block, shown in zip(self.plan.blocks, found, strict=True):
@@ -356,14 +391,14 @@ class AttentionSink:
             writing, self._writing = self._writing, None
             writing.result()
 
-    def _write(self, place: int, maps: Mapping[Measure, np.ndarray]) -> None:
+    def _write(self, place: int, maps: Mapping[Recorded, np.ndarray]) -> None:
         for measure, found in maps.items():
             array = self._array(measure, len(self.plan.steps))
             if place >= array.shape[0]:
                 array.resize((place + 1, *array.shape[1:]))
             array[place] = found
 
-    def _array(self, measure: Measure, length: int) -> zarr.Array:
+    def _array(self, measure: Recorded, length: int) -> zarr.Array:
         if measure not in self._arrays:
             plan = self.plan
             chunk = (*(1 for _ in plan.map_shape[:-3]), *plan.grid)
@@ -373,7 +408,7 @@ class AttentionSink:
         return self._arrays[measure]
 
 
-def _attributes(plan: AttentionPlan, measure: Measure) -> dict[str, Any]:
+def _attributes(plan: AttentionPlan, measure: Recorded) -> dict[str, Any]:
     return {
         "measure": measure,
         "keep": plan.spec.keep,

@@ -18,7 +18,7 @@ Shape suffixes: B batch (branches), Q video positions, N text positions, D model
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,6 +38,7 @@ from wanscope.runtime.projection import Projection
 
 if TYPE_CHECKING:
     from wanscope.runtime.recorder import AttentionRecorder
+    from wanscope.runtime.self_recorder import SelfAttentionRecorder
     from wanscope.wan.model import WanModel
 
 # (which call, block, state [B, Q, D])
@@ -46,9 +47,14 @@ OnState = Callable[[Moment, int, Tensor], None]
 
 @contextmanager
 def attach(
-    model: WanModel, plan: EditPlan, capture: AttentionRecorder | None = None, on_state: OnState | None = None
+    model: WanModel,
+    plan: EditPlan,
+    capture: AttentionRecorder | None = None,
+    on_state: OnState | None = None,
+    self_capture: SelfAttentionRecorder | None = None,
 ) -> Iterator[DiffusersSession]:
-    """The model with `plan`'s edits, and `capture` recording, for the duration of a `with`.
+    """The model with `plan`'s edits, and `capture` (of cross-attention) and `self_capture` recording, for the duration
+    of a `with`.
 
     on_state: told the state [B, Q, D] that each block gets, before anything is edited in it; it may not be changed.
     Raises ModelError for a model that edits cannot be attached to (step caches, foreign attention processors, compiled
@@ -56,7 +62,7 @@ def attach(
     """
     for transformer in model.experts():
         diffusers_guard.check(transformer)
-    session = DiffusersSession(model, plan, capture, on_state)
+    session = DiffusersSession(model, plan, capture, on_state, self_capture)
     blocks = [list(transformer.blocks) for transformer in model.experts()]
     try:
         for expert, transformer in enumerate(model.experts()):
@@ -128,9 +134,14 @@ class DiffusersSession:
     """An attached plan; see base.Session."""
 
     def __init__(
-        self, model: WanModel, plan: EditPlan, capture: AttentionRecorder | None, on_state: OnState | None
+        self,
+        model: WanModel,
+        plan: EditPlan,
+        capture: AttentionRecorder | None,
+        on_state: OnState | None,
+        self_capture: SelfAttentionRecorder | None = None,
     ) -> None:
-        self.plan, self.capture, self.on_state = plan, capture, on_state
+        self.plan, self.capture, self.on_state, self.self_capture = plan, capture, on_state, self_capture
         self.ledger = Ledger(plan)
         self._experts = model.experts()
         self._blocks = [list(transformer.blocks) for transformer in self._experts]
@@ -165,18 +176,15 @@ class DiffusersSession:
         self._check_seal(moment)
         self._call = _Call(moment)
         self._arming.begin(moment)
-        skipped = {
-            block
-            for branch in moment.branches
-            for edit, block in self.plan.sites(branch, moment.step)
-            if edit.edit.kind == "skip"
-        }
+        absent = self._skipped(moment, "block")
+        unread = absent | self._skipped(moment, "attention", "context")
         try:
-            if self.capture is None:
+            with ExitStack() as recorded:
+                if self.capture is not None:
+                    recorded.enter_context(self.capture.around_call(moment, unread))
+                if self.self_capture is not None:
+                    recorded.enter_context(self.self_capture.around_call(moment, absent))
                 yield
-            else:
-                with self.capture.around_call(moment, frozenset(skipped)):
-                    yield
             call = self._call
         finally:
             self._call = None
@@ -192,6 +200,18 @@ class DiffusersSession:
                 f"its rows differ by {found.spread:.1e} of the context's largest value, so that one column cannot "
                 "stand for all of them",
             )
+
+    def _skipped(self, moment: Moment, *parts: str) -> frozenset[int]:
+        """Blocks of which no branch of a call runs these parts: while one does, it runs for the whole batch."""
+        found = [
+            {
+                block
+                for edit, block in self.plan.sites(branch, moment.step)
+                if edit.edit.kind == "skip" and set(edit.parts) & set(parts)
+            }
+            for branch in moment.branches
+        ]
+        return frozenset(set.intersection(*found))
 
     def _check_seal(self, moment: Moment) -> None:
         """Once a step for each expert: that is when a listener of the run may have changed something."""
@@ -245,7 +265,7 @@ class DiffusersSession:
         return [edit for edit in self.plan.edits if part in edit.parts and edit.strength(branch, step, block)]
 
     def _text_edited(self, call: _Call, expert: int, block: int, x_BQD: Tensor, inputs: BlockInputs) -> Tensor:
-        moment, inner = call.moment, self._blocks[expert][block]
+        moment = call.moment
         length = self.plan.text_length
         text_BND = inputs.context_BND[:, inputs.context_BND.shape[1] - length :]
         own = [text_BND[i : i + 1] for i in range(len(moment.branches))]
@@ -261,11 +281,20 @@ class DiffusersSession:
         records = self.capture is not None and self.capture.active and self.capture.place(block) is not None
         if records or not all(row.plain for row in rows):
             with self._arming.armed(expert, block, moment, rows):
-                return inner(x_BQD, inputs.context_BND, inputs.temb, inputs.rotary)
+                return self._inner(expert, block, x_BQD, inputs)
         for branch, row in zip(moment.branches, rows, strict=True):
             for edit in row.applied:
                 call.fire(edit, "context", block, branch)
-        return inner(x_BQD, inputs.context_BND, inputs.temb, inputs.rotary)
+        return self._inner(expert, block, x_BQD, inputs)
+
+    def _inner(self, expert: int, block: int, x_BQD: Tensor, inputs: BlockInputs) -> Tensor:
+        """The model's own block, with its self-attention recorded where that is asked for."""
+        inner, recorder = self._blocks[expert][block], self.self_capture
+        place = recorder.place(block) if recorder is not None and recorder.active else None
+        if recorder is None or place is None:
+            return inner(x_BQD, inputs.context_BND, inputs.temb, inputs.rotary)
+        with self._arming.recorded_self(expert, block, recorder, place):
+            return inner(x_BQD, inputs.context_BND, inputs.temb, inputs.rotary)
 
     # hidden states
 

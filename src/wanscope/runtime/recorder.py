@@ -22,34 +22,25 @@ L text positions, m rows of `TextRows`, w positions of a row of maps (padded), R
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from wanscope.capture.attention import FURTHEST, TOP, AttentionSink
+from wanscope.capture.attention import AttentionSink
 from wanscope.capture.base import Moment
-from wanscope.capture_spec import Measure
-from wanscope.errors import NumericalError, WorkError
+from wanscope.errors import NumericalError
 from wanscope.runtime.columns import TextRows, pad_spread, pad_tolerance, query_slices
+from wanscope.runtime.maps import MapRecorder
 
 
-class AttentionRecorder:
-    """Records for one sink on one device. `record` runs inside the model, all else around its calls.
-
-    `active` and `sample` say whether this call is recorded and which of the batch's rows it is; processors read them.
-    dtype: the transformer's.
-    """
+class AttentionRecorder(MapRecorder):
+    """Records cross-attention. `record` runs inside the model. dtype: the transformer's."""
 
     def __init__(self, sink: AttentionSink, device: torch.device, dtype: torch.dtype) -> None:
-        plan = self.plan = sink.plan
-        self.sink, self._dtype = sink, dtype
-        self.active, self.sample = False, 0
+        super().__init__(sink, device)
+        plan, self._dtype = self.plan, dtype
         self.real = torch.tensor(plan.real, device=device)
-        self.measures = plan.spec.measures
-        self.averaged = plan.heads is None
         self.grid_TS = (plan.grid[0], plan.grid[1] * plan.grid[2])
         words = [row.columns for row in plan.rows if row.kind != "pad"]
         self.has_pad = len(words) < len(plan.rows)  # its row is the last one
@@ -57,53 +48,7 @@ class AttentionRecorder:
         columns_Rw = torch.tensor([[*columns, *[-1] * (width - len(columns))] for columns in words]).view(-1, width)
         self.mask_Rw = (columns_Rw >= 0).float().to(device)
         self.index_Rw = columns_Rw.clamp_min(0).to(device)
-        self.heads = torch.tensor(plan.heads or (), dtype=torch.int64, device=device)
-        stored = torch.float32 if sink.exact else torch.float16
-        shape = (len(plan.blocks), len(plan.heads or (0,)), len(plan.rows), *plan.grid)
-        self.buffers: dict[Measure, Tensor] = {
-            measure: torch.full(shape, float("nan"), dtype=stored, pin_memory=device.type == "cuda")
-            for measure in self.measures
-        }
-        self.exponents: dict[Measure, Tensor] = {
-            measure: torch.zeros(shape[:3], dtype=torch.int8, pin_memory=device.type == "cuda")
-            for measure in self.measures
-        }
-        self.seen = torch.zeros(len(plan.blocks), dtype=torch.int64)
         self.spread = torch.zeros((), device=device)
-        self._places = {block: torch.tensor(place) for place, block in enumerate(plan.blocks)}
-
-    def place(self, block: int) -> Tensor | None:
-        """Where a block's maps go, a tensor [] for `record`; None for a block that is not recorded."""
-        return self._places.get(block)
-
-    @contextmanager
-    def around_call(self, moment: Moment, skipped: frozenset[int] = frozenset()) -> Iterator[None]:
-        """One model call. skipped: blocks that an edit leaves out of it, which have no maps (NaN).
-
-        Raises WorkError where another block was not recorded, or not once; NumericalError where the padding is not
-        what the columns take it for.
-        """
-        if not self.sink.wanted(moment):
-            yield
-            return
-        self.sample = moment.branches.index(self.plan.branch)
-        self.seen.zero_()
-        self.spread.zero_()
-        if skipped:
-            for buffer in self.buffers.values():
-                buffer.fill_(float("nan"))
-        self.active = True
-        try:
-            yield
-        finally:
-            self.active = False
-        if self.spread.device.type == "cuda":
-            torch.cuda.synchronize(self.spread.device)
-        self._check(moment, skipped)
-        exponents = None
-        if not self.sink.exact:
-            exponents = {m: found.numpy().reshape(self.plan.map_shape[:-3]) for m, found in self.exponents.items()}
-        self.sink.put(moment, {m: self._shaped(buffer) for m, buffer in self.buffers.items()}, exponents)
 
     def record(
         self,
@@ -137,28 +82,19 @@ class AttentionRecorder:
             else:
                 assert probability is not None
                 maps = gram_columns(hidden_BQD[self.sample], probability[0], self.grid_TS)[None]
-            torch.ops.wanscope.put_maps(self.buffers[measure], self.exponents[measure], self.seen, place, maps)
+            self.keep(measure, place, maps)
 
     def _check(self, moment: Moment, skipped: frozenset[int]) -> None:
-        counts = self.seen.tolist()
-        for block, count in zip(self.plan.blocks, counts, strict=True):
-            wanted = 0 if block in skipped else len(self.measures)
-            if count != wanted:
-                raise WorkError(
-                    f"attention of block {block} was recorded {count} times at step {moment.step} instead of {wanted}",
-                    "something has replaced the block's attention processor, or the block did not run",
-                    "the same without step caches or hooks of other libraries",
-                )
+        """Also NumericalError where the padding is not what the columns take it for."""
+        super()._check(moment, skipped)
         spread = float(self.spread)
+        self.spread.zero_()
         if not spread <= pad_tolerance(self._dtype):
             raise NumericalError(
                 f"the text's padding is not one repeated row at step {moment.step}",
                 f"its rows differ by {spread:.1e} of the context's largest value, so that one column cannot stand for "
                 "all of them",
             )
-
-    def _shaped(self, buffer: Tensor) -> Any:
-        return buffer.numpy().reshape(self.plan.map_shape)
 
 
 def _pad_rows(context_LD: Tensor, text: TextRows, real: Tensor) -> Tensor:
@@ -316,25 +252,3 @@ def _gram_columns(hidden_QD: Tensor, probability_RQ: Tensor, frames: int, positi
 @_gram_columns.register_fake
 def _gram_columns_like(hidden_QD: Tensor, probability_RQ: Tensor, frames: int, positions: int) -> Tensor:
     return torch.empty_like(probability_RQ)
-
-
-@torch.library.custom_op("wanscope::put_maps", mutates_args=("buffer", "exponents", "seen"))
-def _put_maps(buffer: Tensor, exponents: Tensor, seen: Tensor, place: Tensor, maps_HRQ: Tensor) -> None:
-    """Copy one block's maps to its place in a buffer of the host, and count it. Queued, not waited for, on a GPU.
-
-    A buffer in fp16 gets them scaled, with their exponents (`capture.attention.scaled`); one in fp32 as they are.
-    """
-    at = int(place)
-    target = buffer[at]
-    if buffer.dtype == torch.float16:
-        top_HR = maps_HRQ.abs().amax(-1)
-        found_HR = torch.where(top_HR.isfinite(), torch.frexp(top_HR).exponent, 0).clamp(-FURTHEST, FURTHEST) - TOP
-        maps_HRQ = torch.ldexp(maps_HRQ, -found_HR[..., None])
-        exponents[at].copy_(found_HR.to(torch.int8), non_blocking=True)
-    target.copy_(maps_HRQ.to(buffer.dtype).view(target.shape), non_blocking=True)
-    seen[at] += 1
-
-
-@_put_maps.register_fake
-def _put_maps_like(buffer: Tensor, exponents: Tensor, seen: Tensor, place: Tensor, maps_HRQ: Tensor) -> None:
-    return None

@@ -246,9 +246,9 @@ def expand(study: Study, variant: Variant | None = None, dtype: str | None = Non
     check_video(variant, *size_of(video))
     sampler = study.sampler.resolved(defaults, variant.experts)
     _check_keyframes(sampler)
-    if study.capture.attention is not None:
+    if study.capture.inside:
         first = template.variation(0)
-        check_places(study.capture.attention, first.text, first.marks, sampler, variant)
+        check_places(study.capture, first.text, first.marks, sampler, variant)
     if study.init is None and sampler.start_step:
         raise RecipeError(
             f"sampler.start_step is {sampler.start_step}",

@@ -135,7 +135,7 @@ def make_take(
 def _plan(recipe: Recipe, model: WanModel, donors: DonorTexts | None, emit: events.Listener) -> EditPlan | None:
     """The recipe's edits resolved for this model, none where only attention is recorded; None where nothing is done
     inside the model. What a person should know of them is told."""
-    if not recipe.edits and recipe.capture.attention is None:
+    if not recipe.edits and not recipe.capture.inside:
         return None
     if donors is None:
         raise EditNotApplied("the texts of the take's edits were not encoded", "make_take(donors=...) is missing")

@@ -14,7 +14,8 @@ from wanscope.edit.plan import EditPlan
 from wanscope.recipe import Recipe
 from wanscope.runtime.diffusers import attach
 from wanscope.runtime.recorder import AttentionRecorder
-from wanscope.study.watch import attention_plan
+from wanscope.runtime.self_recorder import SelfAttentionRecorder
+from wanscope.study.watch import attention_plan, self_attention_plan
 from wanscope.take.applied import Counts, applied_edits
 from wanscope.take.manifest import StoredAttention, StoredLatents
 from wanscope.take.store import LATENTS, X0
@@ -32,7 +33,7 @@ class Records:
         capture = recipe.capture
         self.recipe, self.model = recipe, model
         self.applied: tuple[Counts, Counts] = ({}, {})
-        self.latents = self.clean = self.sink = None
+        self.latents = self.clean = self.sink = self.self_sink = None
         if capture.latents is not None:
             self.latents = LatentsObserver(folder / LATENTS, folder / SCRATCH, capture.latents)
             stack.callback(self.latents.close)
@@ -42,6 +43,10 @@ class Records:
         if plan is not None:
             self.sink = AttentionSink(plan, folder, capture.reduce)
             stack.callback(self.sink.close)
+        itself = self_attention_plan(recipe, model.variant)
+        if itself is not None:
+            self.self_sink = AttentionSink(itself, folder, capture.reduce)
+            stack.callback(self.self_sink.close)
 
     @property
     def observers(self) -> tuple[Observer, ...]:
@@ -53,13 +58,15 @@ class Records:
 
         Raises EditNotApplied at the end of a run in which an edit did not act as planned.
         """
-        recorder = None
+        recorder = itself = None
         if self.sink is not None:
             recorder = AttentionRecorder(self.sink, self.model.device, self.model.dtype)
-        if plan is None or (plan.empty and recorder is None):
+        if self.self_sink is not None:
+            itself = SelfAttentionRecorder(self.self_sink, self.model.device)
+        if plan is None or (plan.empty and recorder is None and itself is None):
             yield None
             return
-        with attach(self.model, plan, recorder) as session:
+        with attach(self.model, plan, recorder, self_capture=itself) as session:
             yield session.around_call
         session.verify()
         self.applied = session.planned(), session.counts()
@@ -79,6 +86,9 @@ class Records:
         if self.sink is not None:
             stored = _stored(self.sink.finish())
             out |= {} if stored is None else {"attention": stored}
+        if self.self_sink is not None:
+            stored = _stored(self.self_sink.finish())
+            out |= {} if stored is None else {"self_attention": stored}
         return out
 
 
@@ -86,7 +96,7 @@ def _stored(kept: Kept) -> StoredAttention | None:
     plan, keep = kept.plan, kept.plan.spec.keep
     if keep == "nothing":
         return None
-    words = tuple(row.name for row in plan.rows if row.kind == "word")
+    words = tuple(row.name for row in plan.rows if row.kind in ("word", "position"))
     first = 1 if keep == "mean" else len(kept.evaluations)
     return StoredAttention(
         measures=plan.spec.measures,

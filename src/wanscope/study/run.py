@@ -230,7 +230,7 @@ class _Session:
                 init_latents=init,
                 on_event=self.emit,
                 interrupt=self.interrupt,
-                donors=texts.donors(recipe) if recipe.edits or recipe.capture.attention else None,
+                donors=texts.donors(recipe) if recipe.edits or recipe.capture.inside else None,
             )
             self.made += task.done is not standing
         except Interrupted:

@@ -6,11 +6,18 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from wanscope.capture.attention import AttentionPlan, ModelFacts, chosen, plan_attention, require_marks
+from wanscope.capture.attention import (
+    AttentionPlan,
+    ModelFacts,
+    chosen,
+    plan_attention,
+    plan_self_attention,
+    require_heads,
+    require_marks,
+)
 from wanscope.capture_spec import AttentionCapture
-from wanscope.errors import RecipeError
 from wanscope.prompt.tokens import MarkLike
-from wanscope.recipe import Keyframes, Recipe, SamplerSpec, VideoSpec
+from wanscope.recipe import CaptureSpec, Keyframes, Recipe, SamplerSpec, VideoSpec
 from wanscope.wan.variants import Variant, latent_shape
 
 CHARACTERS_A_TOKEN = 4  # of English in UMT5's vocabulary; only for estimates where no tokenizer is at hand
@@ -46,39 +53,47 @@ def attention_plan(recipe: Recipe, variant: Variant, tokenizer: Any, text_length
     return plan_attention(spec, tokenizer, recipe.prompt, recipe.negative, recipe.marks, facts)
 
 
+def self_attention_plan(recipe: Recipe, variant: Variant) -> AttentionPlan | None:
+    """What is recorded of a recipe's self-attention; None where nothing is asked for. RecipeError as above."""
+    spec = recipe.capture.self_attention
+    return None if spec is None else plan_self_attention(spec, facts_of(recipe.video, recipe.sampler, variant))
+
+
 def check_attention(recipes: Iterable[Recipe], variant: Variant, tokenizer: Any, text_length: int) -> None:
     """RecipeError for a recipe whose attention cannot be recorded as asked, each distinct text once."""
     checked: set[Any] = set()
     for recipe in recipes:
-        spec = recipe.capture.attention
-        key = (spec, recipe.prompt, recipe.negative, recipe.marks, recipe.sampler)
-        if spec is not None and key not in checked:
+        key = (recipe.capture, recipe.prompt, recipe.negative, recipe.marks, recipe.sampler)
+        if recipe.capture.inside and key not in checked:
             checked.add(key)
             attention_plan(recipe, variant, tokenizer, text_length)
+            self_attention_plan(recipe, variant)
 
 
 def check_places(
-    spec: AttentionCapture, prompt: str, marks: Iterable[MarkLike], sampler: SamplerSpec, variant: Variant
+    capture: CaptureSpec, prompt: str, marks: Iterable[MarkLike], sampler: SamplerSpec, variant: Variant
 ) -> None:
     """What can be said of a capture without a tokenizer."""
-    if spec.branch == "cond":
-        require_marks(spec, prompt, marks)
-    chosen(spec.blocks, variant.blocks, "blocks")
-    chosen(spec.steps, sampler.steps or 0, "steps")
-    if not isinstance(spec.heads, str) and spec.heads[-1] >= variant.heads:
-        raise RecipeError(
-            f"capture.attention.heads names {spec.heads[-1]}", f"this model's heads are 0 to {variant.heads - 1}"
-        )
+    for name, spec in (("capture.attention", capture.attention), ("capture.self_attention", capture.self_attention)):
+        if spec is None:
+            continue
+        if isinstance(spec, AttentionCapture) and spec.branch == "cond":
+            require_marks(spec, prompt, marks)
+        chosen(spec.blocks, variant.blocks, "blocks", name)
+        chosen(spec.steps, sampler.steps or 0, "steps", name)
+        require_heads(spec, variant.heads, name)
 
 
 def attention_bytes(recipe: Recipe, variant: Variant, tokenizer: Any = None, text_length: int | None = None) -> int:
     """Of the stored maps of a recipe; counted by its tokens with a tokenizer, else by the length of its words."""
+    itself = self_attention_plan(recipe, variant)
+    own = 0 if itself is None else itself.bytes
     spec = recipe.capture.attention
     if spec is None:
-        return 0
+        return own
     if tokenizer is not None:
         plan = attention_plan(recipe, variant, tokenizer, text_length or variant.text_length)
-        return 0 if plan is None else plan.bytes
+        return own if plan is None else own + plan.bytes
     facts = facts_of(recipe.video, recipe.sampler, variant, text_length)
     tokens = [math.ceil(len(mark.text) / CHARACTERS_A_TOKEN) for mark in recipe.marks if spec.marked]
     tokens += [math.ceil(len(word) / CHARACTERS_A_TOKEN) for word in spec.words]
@@ -89,4 +104,4 @@ def attention_bytes(recipe: Recipe, variant: Variant, tokenizer: Any = None, tex
     steps = sum(step >= facts.start_step for step in chosen(spec.steps, facts.steps, "steps"))
     kept = {"maps": steps, "mean": 1, "nothing": 0}[spec.keep]
     blocks = len(chosen(spec.blocks, facts.blocks, "blocks"))
-    return 2 * kept * blocks * heads * rows * math.prod(facts.grid) * len(spec.measures)
+    return own + 2 * kept * blocks * heads * rows * math.prod(facts.grid) * len(spec.measures)

@@ -25,7 +25,7 @@ from wanscope.errors import DamagedTake, NotCaptured, nearest
 if TYPE_CHECKING:
     import zarr
 
-    from wanscope.capture_spec import Measure
+    from wanscope.capture_spec import Recorded
 
 __all__ = ["FOLDERS", "Attention"]
 
@@ -40,7 +40,7 @@ class Attention:
     def __init__(self, array: zarr.Array, exponents: np.ndarray | None = None) -> None:
         self.array, self._exponents = array, exponents
         about: dict[str, Any] = dict(array.attrs)
-        self.measure: Measure = about["measure"]
+        self.measure: Recorded = about["measure"]
         self.averaged: bool = about["keep"] == "mean"
         self.branch: str = about["branch"]
         self.rows = tuple(Row(r["name"], r["kind"], tuple(r["columns"])) for r in about["rows"])
@@ -52,7 +52,7 @@ class Attention:
         self.experts = tuple(about["experts"])
 
     @classmethod
-    def open(cls, folder: Path, measure: Measure) -> Attention:
+    def open(cls, folder: Path, measure: Recorded) -> Attention:
         """The maps of a measure in a take's folder. DamagedTake where the exponents of their values are not there."""
         array = open_array(folder / FOLDERS[measure])
         if "exponents" not in array.attrs:  # of an earlier version: values as they are
@@ -91,9 +91,10 @@ class Attention:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Rows of words; of single tokens where no word was asked for."""
-        words = tuple(row.name for row in self.rows if row.kind == "word")
-        return words or tuple(row.name for row in self.rows if row.kind == "token")
+        """Rows of words; of single tokens where no word was asked for; of self-attention its positions."""
+        kinds = ("word", "token", "position")
+        found = (tuple(row.name for row in self.rows if row.kind == kind) for kind in kinds)
+        return next((names for names in found if names), ())
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -115,7 +116,9 @@ class Attention:
             raise NotCaptured(
                 f"no attention maps of {name!r} were kept",
                 f"there are those of {', '.join(self.names)}; {nearest(name, self.names)}",
-                f"--set 'capture.attention.tokens=[\"@marked\", {name}]', and run again",
+                "--store-self-attention X,Y, and run again"
+                if self.measure == "self"
+                else f"--set 'capture.attention.tokens=[\"@marked\", {name}]', and run again",
             )
         return self.names.index(name)
 

@@ -112,6 +112,7 @@ class Manifest(Spec):
     gram: tuple[tuple[float, ...], ...] | None = None
     x0: StoredLatents | None = None
     attention: StoredAttention | None = None
+    self_attention: StoredAttention | None = None
     applied_edits: tuple[AppliedEdit, ...] = ()
     prompt_tokens: int | None = None
     earlier: tuple[Earlier, ...] = ()

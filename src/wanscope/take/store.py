@@ -6,7 +6,8 @@
                final.npy       the last latents, fp32 [C, T, h, w]: exact, and where a second pass can start
                latents.zarr/   the path's states, where they were asked for
                x0.zarr/        the clean latents that each step predicts, where they were asked for
-               attention.zarr/ attention maps, where they were asked for (attention-contribution.zarr, ...)
+               attention.zarr/ attention maps, where they were asked for (attention-contribution.zarr, ...,
+                               self-attention.zarr), and the exponents of their values (attention.exponents.npy)
                events.jsonl    what happened, a JSON object a line
 
 While it is made a take is `takes/.<id>.<process>.partial`, which whoever holds the take's lock may delete. A take that
@@ -41,7 +42,7 @@ from wanscope.workspace import MANIFEST
 if TYPE_CHECKING:
     import zarr
 
-    from wanscope.capture_spec import Measure
+    from wanscope.capture_spec import Recorded
     from wanscope.prompt.tokens import MarkLike
     from wanscope.take.attention import Attention
 
@@ -129,12 +130,20 @@ class Take:
         """Cross-attention probabilities of words, [S, L, K, T, Y, X] (see `wanscope.take.attention`)."""
         return self.attention_of("probability")
 
-    def attention_of(self, measure: Measure) -> Attention:
-        """Attention maps by their measure: probability, contribution or gramcol. NotCaptured where it was not kept."""
+    @property
+    def self_attention(self) -> Attention:
+        """Self-attention probabilities of chosen positions, [S, L, K, T, Y, X]: a row K is what one looks at."""
+        return self.attention_of("self")
+
+    def attention_of(self, measure: Recorded) -> Attention:
+        """Attention maps by their measure: probability, contribution, gramcol, or self. NotCaptured where it was not
+        kept."""
         from wanscope.take.attention import Attention
 
         if measure not in self._attention:
-            kept = self.manifest.attention
+            kept = self.manifest.self_attention if measure == "self" else self.manifest.attention
+            if kept is None and measure == "self":
+                raise self._missing("no self-attention maps", "--store-self-attention 0.5,0.5")
             if kept is None:
                 raise self._missing("no attention maps", "--store-attention")
             if measure not in kept.measures:
@@ -241,6 +250,9 @@ def covers(have: CaptureSpec, asked: CaptureSpec) -> bool:
         return False
     if asked.attention is not None and (have.attention is None or not have.attention.covers(asked.attention)):
         return False
+    mine, its = have.self_attention, asked.self_attention
+    if its is not None and (mine is None or not mine.covers(its)):
+        return False
     return _covers(have.latents, asked.latents) and _covers(have.x0, asked.x0)
 
 
@@ -255,9 +267,13 @@ def _covers(have: LatentsCapture | None, asked: LatentsCapture | None) -> bool:
 def union(have: CaptureSpec, asked: CaptureSpec) -> CaptureSpec:
     """Records that hold both, so that making a take again loses nothing it had. RecipeError where none can."""
     attention = have.attention or asked.attention
-    if have.attention is not None and asked.attention is not None:
+    itself = have.self_attention or asked.self_attention
+    if have.inside and asked.inside:
         try:
-            attention = have.attention.union(asked.attention)
+            if have.attention is not None and asked.attention is not None:
+                attention = have.attention.union(asked.attention)
+            if have.self_attention is not None and asked.self_attention is not None:
+                itself = have.self_attention.union(asked.self_attention)
         except ValueError as error:
             raise RecipeError(
                 "the take that is there has other attention maps", str(error), "--output-dir, for a take of its own"
@@ -266,6 +282,7 @@ def union(have: CaptureSpec, asked: CaptureSpec) -> CaptureSpec:
         latents=_union(have.latents, asked.latents),
         x0=_union(have.x0, asked.x0),
         attention=attention,
+        self_attention=itself,
         reduce=asked.reduce,
     )
 

@@ -164,6 +164,15 @@ def generate(
             show_default=False,
         ),
     ] = None,
+    store_self_attention: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--store-self-attention",
+            metavar="X,Y[,T]",
+            help="Keep where this position of the video looks in it: fractions of width, height and length. "
+            "Repeatable.",
+        ),
+    ] = None,
     output_dir: OutputDir = None,
     name: Annotated[
         str | None, typer.Option("--name", "-n", metavar="NAME", help="Name of the study and of its folder.")
@@ -206,6 +215,7 @@ def generate(
         from_take=from_take,
         store_latents=store_latents,
         store_attention=store_attention,
+        store_self_attention=store_self_attention or (),
         edits=edit or (),
         values={key: given[key] for key in SETTINGS if given[key] is not None},
     )
@@ -276,7 +286,7 @@ def show(
     ] = "word",
     measure: Annotated[
         str,
-        typer.Option("--measure", metavar="NAME", help="With --maps: probability, contribution or gramcol."),
+        typer.Option("--measure", metavar="NAME", help="With --maps: probability, contribution, gramcol or self."),
     ] = "probability",
     out: Annotated[
         Path | None,

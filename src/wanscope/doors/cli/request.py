@@ -54,6 +54,7 @@ class Options:
     from_take: str | None = None
     store_latents: bool | None = None
     store_attention: bool | None = None
+    store_self_attention: Sequence[str] = ()
     edits: Sequence[str] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
 
@@ -189,6 +190,8 @@ def _changes(options: Options, workspace: Workspace) -> dict[str, Any]:
         changes["capture.latents"] = options.store_latents
     if options.store_attention is not None:
         changes["capture.attention"] = options.store_attention
+    if options.store_self_attention:
+        changes["capture.self_attention.positions"] = list(options.store_self_attention)
     return changes
 
 

@@ -68,6 +68,8 @@ def _facts(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
         pairs.append(("predicted x0", f"{len(manifest.x0.states)} steps, {manifest.x0.dtype}"))
     if manifest.attention is not None:
         pairs.append(("attention", _attention_text(manifest.attention)))
+    if manifest.self_attention is not None:
+        pairs.append(("self-attention", _attention_text(manifest.self_attention)))
     pairs += [
         ("evaluations", str(manifest.evaluations)),
         ("peak memory", ", ".join(f"{name} {size_text(peak)}" for name, peak in manifest.peak_bytes.items())),
@@ -92,7 +94,8 @@ def edit_facts(manifest: Manifest) -> list[tuple[str, str]]:
 
 def _attention_text(kept: StoredAttention) -> str:
     steps = f"{'the mean over' if kept.keep == 'mean' else 'each of'} {kept.evaluations} steps"
-    return f"{', '.join(kept.measures)} of {', '.join(kept.words)}: {kept.blocks} blocks, {steps}"
+    what = "rows" if kept.measures == ("self",) else ", ".join(kept.measures)
+    return f"{what} of {', '.join(kept.words)}: {kept.blocks} blocks, {steps}"
 
 
 def settings_text(recipe: Recipe) -> str:

@@ -31,12 +31,12 @@ def run_show_maps(
     name: str, words: str, by: str, measure: str, path: Path | None, output_dir: Path | None, json: bool
 ) -> int:
     from wanscope.analysis.overlay import overlay_video, panels
-    from wanscope.capture_spec import MEASURES
+    from wanscope.capture_spec import RECORDED
 
     if by not in BY:
         raise RequestError(f"--by {by} is not known", nearest(by, BY), "--by block")
-    if measure not in MEASURES:
-        raise RequestError(f"--measure {measure} is not known", nearest(measure, MEASURES), "--measure probability")
+    if measure not in RECORDED:
+        raise RequestError(f"--measure {measure} is not known", nearest(measure, RECORDED), "--measure probability")
     take, target = _take_and_target(name, path, output_dir, f"maps-{by}")
     attention = take.attention_of(measure)  # type: ignore[arg-type]
     chosen = () if words == "all" else tuple(word.strip() for word in words.split(",") if word.strip())
