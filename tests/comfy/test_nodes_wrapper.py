@@ -255,3 +255,47 @@ def test_nothing_is_logged_unless_asked(model, caplog, monkeypatch):
     monkeypatch.setenv("WAN_ACTIVATION_VERBOSE", "1")
     edit(model)
     assert "inject:" in caplog.text
+
+
+def lines(caplog) -> list[str]:
+    found = [record.getMessage() for record in caplog.records]
+    caplog.clear()
+    return found
+
+
+@pytest.mark.parametrize("asked", ["node", "environment"])
+def test_each_log_level_shows_more_than_the_one_below(model, caplog, monkeypatch, asked):
+    for name in ("WAN_ACTIVATION_DEBUG", "WAN_ACTIVATION_VERBOSE"):
+        monkeypatch.delenv(name, raising=False)
+    said = {}
+    for level in ("off", "basic", "verbose", "trace"):
+        if asked == "node":
+            out, _ = edit(model, log_level=level)
+        elif level == "trace":  # the environment has no name for it
+            continue
+        else:
+            variables = {"basic": "WAN_ACTIVATION_DEBUG", "verbose": "WAN_ACTIVATION_VERBOSE"}
+            monkeypatch.setenv(variables.get(level, "UNREAD"), "1")
+            out, _ = edit(model)
+        sampled(out)
+        said[level] = lines(caplog)
+    assert said["off"] == []
+    (line,) = said["basic"]
+    assert "3 steps" in line and "12 applied" in line
+    assert any("inject:" in line for line in said["verbose"])
+    assert any("blocks 0-3; cond; steps 0 to 2" in line for line in said["verbose"])
+    assert not any("sigma 0.7500, rows" in line for line in said["verbose"])
+    if asked == "node":
+        calls = [line for line in said["trace"] if ", rows " in line]
+        assert len(calls) == 6  # three steps, each with both passes
+        assert sum("rows cond; 1. inject into the context: applied 4 of 4 due in blocks 0-3" in c for c in calls) == 3
+        assert sum("rows uncond; 1. inject into the context: applied 0 of 0 due" in c for c in calls) == 3
+        assert len(said["trace"]) == len(said["verbose"]) + 6
+
+
+def test_a_quiet_node_does_not_silence_a_loud_one_before_it(model, caplog):
+    loud, carried = edit(model, log_level="trace")
+    out, _ = edit(loud, text_embeds=carried, injection_strength=0.3)
+    caplog.clear()
+    sampled(out)
+    assert sum(", rows " in line for line in lines(caplog)) == 6

@@ -10,6 +10,7 @@ import torch
 from helpers.comfy_fakes import NativeWan, Patcher, WrapperWan
 from helpers.tiny import TEXT_LENGTH, tiny_model
 from wanscope.capture.base import Moment
+from wanscope.edit.directions import Direction, DirectionManifest
 from wanscope.edit.donors import DonorTexts
 from wanscope.edit.edits import Bend, Inject, Skip, Steer
 from wanscope.edit.plan import Passes, make_plan
@@ -58,12 +59,12 @@ def models():
     return model, Patcher(NativeWan(source)), Patcher(WrapperWan(source))
 
 
-def through_diffusers(model, edits) -> torch.Tensor:
+def through_diffusers(model, edits, directions=None) -> torch.Tensor:
     places = {i: {"prompt": WORDS} for i, e in enumerate(edits) if isinstance(e, Bend)}
     texts = DonorTexts("prompt", "negative", MAIN, NEGATIVE, {"donor": DONOR}, TEXT_LENGTH, places=places)
     passes = Passes((SIGMA,), (1,), (frozenset(),))
     transformer = model.experts()[0]
-    plan = make_plan(edits, texts, passes, blocks=4, heads=4, grid=GRID) if edits else None
+    plan = make_plan(edits, texts, passes, blocks=4, heads=4, grid=GRID, directions=directions) if edits else None
     raw = torch.zeros(1, TEXT_LENGTH, 32)
     raw[0, : len(MAIN)] = MAIN
     with attach(model, plan) if plan else nullcontext() as session:
@@ -72,20 +73,21 @@ def through_diffusers(model, edits) -> torch.Tensor:
             return transformer(X, torch.tensor([1000 * SIGMA]), raw, return_dict=False)[0]
 
 
-def live(edits) -> Live:
+def live(edits, direction=None) -> Live:
     return Live(
         LiveEdit(
             edit,
             DONOR if isinstance(edit, Inject) else None,
             columns=(WORDS,) if isinstance(edit, Bend) else (),
             pairs=((DONOR, NEGATIVE),) if isinstance(edit, Steer) else (),
+            direction=direction,
         )
         for edit in edits
     )
 
 
-def through_native(patcher, edits) -> torch.Tensor:
-    edited = comfy_native.attach(patcher, live(edits))
+def through_native(patcher, edits, direction=None) -> torch.Tensor:
+    edited = comfy_native.attach(patcher, live(edits, direction))
     options = {**edited.model_options["transformer_options"], "wrappers": edited.wrappers}
     raw = torch.zeros(1, TEXT_LENGTH, 32)
     raw[0, : len(MAIN)] = MAIN
@@ -94,8 +96,8 @@ def through_native(patcher, edits) -> torch.Tensor:
         return patcher.model.diffusion_model(X, torch.tensor([1000 * SIGMA]), raw, None, None, options)
 
 
-def through_wrapper(patcher, edits) -> torch.Tensor:
-    options = wan_wrapper.attach(patcher, live(edits)).model_options["transformer_options"]
+def through_wrapper(patcher, edits, direction=None) -> torch.Tensor:
+    options = wan_wrapper.attach(patcher, live(edits, direction)).model_options["transformer_options"]
     call = {"x": [X[0]], "t": torch.tensor([1000 * SIGMA]), "seq_len": 0, "transformer_options": options}
     with torch.no_grad():
         return patcher.model.diffusion_model(context=[MAIN], **call)[0][0][None]
@@ -114,9 +116,22 @@ def test_all_runtimes_give_the_same(models, name):
 
 @pytest.mark.parametrize("operation", ["add", "ablate", "rotate"])
 def test_steering_agrees_on_both_of_comfyuis_runtimes(models, operation):
-    """Their directions are learned while sampling; diffusers' come from a file."""
+    """Learned while sampling, which diffusers' are not."""
     _, native, wrapper = models
     edits = [Steer("connected", operation=operation, strength=0.6)]
     found = through_native(native, edits)
     assert torch.allclose(through_wrapper(wrapper, edits), found, atol=2e-5)
     assert not torch.allclose(found, through_native(native, []), atol=1e-3)
+
+
+@pytest.mark.parametrize("operation", ["add", "ablate", "rotate"])
+@pytest.mark.parametrize("on", ["context", "hidden"])
+def test_stored_directions_agree_on_all_runtimes(models, on, operation):
+    model, native, wrapper = models
+    direction_ELD = torch.randn(1, 4, 48, generator=torch.Generator().manual_seed(8))
+    direction = Direction(direction_ELD, DirectionManifest(on, "tiny", {}, (0, 1, 2, 3), (("a", "b"),)))
+    edits = [Steer("file", sha256="known", on=on, operation=operation, strength=0.6, blocks="1-2")]
+    expected = through_diffusers(model, edits, {"known": direction})
+    assert torch.allclose(through_native(native, edits, direction), expected, atol=2e-5)
+    assert torch.allclose(through_wrapper(wrapper, edits, direction), expected, atol=2e-5)
+    assert not torch.allclose(expected, through_diffusers(model, []), atol=1e-3)

@@ -34,6 +34,7 @@ Branch = Literal["cond", "uncond"]
 Site = tuple[int, int, Branch, int]  # edit, block, branch, step
 CONNECTED = "(connected)"  # stands in an edit for the donor that came through a socket
 KEEP_RUNS = 8
+ROUNDING = 1e-6  # of noise levels, which samplers hold in float32
 _numbers = itertools.count(1)
 
 
@@ -123,7 +124,7 @@ class LiveEdit:
 
     def factor(self, sigma: float, sigma_at: Callable[[float], float]) -> float:
         """What multiplies the strengths at a noise level. sigma_at: the level at a share of the sampling."""
-        if not sigma_at(self.end) <= sigma <= sigma_at(self.start):
+        if not sigma_at(self.end) - ROUNDING <= sigma <= sigma_at(self.start) + ROUNDING:
             return 0.0
         if self.edit.schedule is None:
             return 1.0
@@ -289,6 +290,7 @@ class Live:
 def share_at(sigma: float, sigma_at: Callable[[float], float]) -> float:
     """The share of the sampling at which a noise level is reached; sigma_at falls from share 0 to 1. By bisection."""
     low, high = 0.0, 1.0
+    sigma -= ROUNDING
     for _ in range(50):
         middle = (low + high) / 2
         low, high = (middle, high) if sigma_at(middle) >= sigma else (low, middle)

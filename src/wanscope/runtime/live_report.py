@@ -29,7 +29,9 @@ def run_report(live: Live, run: Run) -> str:
             continue
         branches = ", ".join(sorted({site[2] for site in sites}))
         steps = sorted({site[3] for site in sites})
-        lines.append(f"{head}: blocks {_ranges(site[1] for site in sites)}; {branches}; steps {steps[0]} to {steps[-1]}")
+        lines.append(
+            f"{head}: blocks {_ranges(site[1] for site in sites)}; {branches}; steps {steps[0]} to {steps[-1]}"
+        )
     lines += [f"{reason} ({count} times)" for reason, count in run.skipped.items()]
     return "\n".join([*lines, *run.notes])
 

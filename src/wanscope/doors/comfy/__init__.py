@@ -11,6 +11,7 @@ from types import ModuleType
 
 from wanscope.doors.comfy import (
     blocks_nodes,
+    direction_nodes,
     embeds_nodes,
     native_nodes,
     prompt_nodes,
@@ -71,12 +72,12 @@ NEWER: dict[str, type[Node]] = {
                 (
                     "InjectPrompt",
                     "SkipBlocks",
-                    "LearnDirection",
-                    "SteerModel",
+                    "PromptSchedule",
                     "BendAttention",
                     "PromptDifference",
                 ),
             ),
+            (direction_nodes, ("LearnDirection", "SaveDirection", "LoadDirection", "SteerModel")),
             (report_nodes, ("CheckEdits", "EditReport", "CompareVideos")),
             (
                 prompt_nodes,

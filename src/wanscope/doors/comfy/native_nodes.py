@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +12,6 @@ from torch import Tensor
 from wanscope.doors.comfy import say
 from wanscope.doors.comfy.base import (
     CONDITIONING,
-    DIRECTION,
     MODEL,
     STRENGTHS,
     WORDS,
@@ -26,7 +27,7 @@ from wanscope.doors.comfy.base import (
 from wanscope.doors.comfy.embeds import first_prompt
 from wanscope.doors.comfy.patterns import blocks_of, strengths_of
 from wanscope.edit.difference import measure_difference, render_difference
-from wanscope.edit.edits import Bend, Inject, Skip, Steer
+from wanscope.edit.edits import Bend, Inject, Prompts, Skip
 from wanscope.errors import RecipeError
 from wanscope.runtime import comfy_native
 from wanscope.runtime.live import CONNECTED, LiveEdit
@@ -45,6 +46,13 @@ def edited(model: Any, edit: LiveEdit, unique_id: str | None, said: str, level: 
     out = comfy_native.attach(model, live)
     say.follow(live, unique_id, said)
     return shown(said, out, blocks=comfy_native.depth(model))
+
+
+def projection_of(inner: Any) -> Callable[[Tensor], Tensor]:
+    """Raw rows [L, text dim] as the transformer's blocks read them, [L, D], with its weights where they lie now."""
+    weight = next(inner.text_embedding.parameters())
+    dtype = weight.dtype if weight.dtype.itemsize > 1 else torch.float32
+    return lambda rows_LD: inner.text_embedding(rows_LD.to(weight.device, dtype))
 
 
 class InjectPrompt(Node):
@@ -155,74 +163,56 @@ class SkipBlocks(Node):
         return edited(model, edit, unique_id, f"{chosen.picture}\nskipped: {chosen.describe()}")
 
 
-class LearnDirection(Node):
-    TITLE = "Learn Concept Direction"
+class PromptSchedule(Node):
+    TITLE = "Prompts over Time"
     CATEGORY = "wanscope/native"
     DESCRIPTION = (
-        "A direction in what blocks read: the mean difference between prompts with a concept and the same prompts "
-        "without it. Several pairs that share nothing but the concept make a cleaner direction."
-    )
-    REQUIRED: ClassVar[Inputs] = {
-        "with_1": socket(CONDITIONING, "A prompt with the concept."),
-        "without_1": socket(CONDITIONING, "The same prompt without it."),
-    }
-    OPTIONAL: ClassVar[Inputs] = {
-        f"{name}_{i}": socket(CONDITIONING, f"Pair {i}.") for i in (2, 3, 4) for name in ("with", "without")
-    }
-    RETURN_TYPES = (DIRECTION,)
-    RETURN_NAMES = ("direction",)
-
-    def run(self, **given: Any) -> dict[str, Any]:
-        pairs: list[tuple[Tensor, Tensor]] = []
-        for i in (1, 2, 3, 4):
-            both = [given.get(f"{name}_{i}") for name in ("with", "without")]
-            if (both[0] is None) != (both[1] is None):
-                raise RecipeError(f"pair {i} has one prompt", "a pair is a prompt with and one without", "connect both")
-            if both[0] is not None:
-                pairs.append((first_prompt(both[0]), first_prompt(both[1])))
-        return shown(f"{len(pairs)} pairs", tuple(pairs))
-
-
-class SteerModel(Node):
-    TITLE = "Steer along Direction"
-    CATEGORY = "wanscope/native"
-    DESCRIPTION = (
-        "Moves every token of the prompt along a learned direction, as the chosen blocks read it. `add`: strength "
-        "times the learned difference, also below 0. `ablate`: the prompt's part along the direction is taken out. "
-        "`rotate`: tokens turn toward it, their length kept."
+        "Other prompts at other times of the sampling, for every block. Until the first one begins the sampler's own "
+        "prompt holds. With `step` each holds until the next begins; with `linear` and `spherical` the prompt moves "
+        "from each to the next, token by token, and the last holds to the end. To move away from the sampler's own "
+        "prompt, connect it as prompt_1 with begin_1 at 0."
     )
     REQUIRED: ClassVar[Inputs] = {
         "model": socket(MODEL, "A Wan model; the output is a copy with the edit."),
-        "direction": socket(DIRECTION, "What Learn Concept Direction makes."),
-        "operation": choice(("add", "ablate", "rotate"), "add", "What is done along the direction."),
-        "strength": number(1.0, -10.0, 10.0, 0.05, "For add any number, for ablate and rotate from 0 to 1."),
-        "blocks": BLOCKS,
-        "start_percent": START,
-        "end_percent": END,
+        "prompt_1": socket(CONDITIONING, "The first of the other prompts."),
+        "begin_1": unit(0.3, "From which share of the whole sampling on prompt 1 holds."),
+        "interpolate": choice(("step", "linear", "spherical"), "step", "How one becomes the next."),
         "branch": BRANCH,
+    }
+    OPTIONAL: ClassVar[Inputs] = {
+        key: value
+        for i in (2, 3, 4)
+        for key, value in (
+            (f"prompt_{i}", socket(CONDITIONING, f"Prompt {i}; not connected, its time does not count.")),
+            (f"begin_{i}", unit(0.3 * i if i < 4 else 1.0, f"From which share on prompt {i} holds.")),
+        )
     }
     HIDDEN: ClassVar[Inputs] = {"unique_id": "UNIQUE_ID"}
     RETURN_TYPES = (MODEL,)
     RETURN_NAMES = ("model",)
 
     def run(
-        self,
-        model: Any,
-        direction: Any,
-        operation: str,
-        strength: float,
-        blocks: Any,
-        start_percent: float,
-        end_percent: float,
-        branch: str,
-        unique_id: str | None = None,
+        self, model: Any, interpolate: str, branch: str, unique_id: str | None = None, **given: Any
     ) -> dict[str, Any]:
-        chosen = blocks_of(blocks, comfy_native.depth(model))
-        if operation != "add" and not 0 <= strength <= 1:
-            raise RecipeError(f"strength {strength:g} for {operation}", "it is a share, from 0 to 1", "strength: 1")
-        edit = Steer(direction=CONNECTED, operation=operation, strength=strength, blocks=chosen.ranges, branch=branch)
-        live_edit = LiveEdit(edit, pairs=tuple(direction), start=start_percent, end=end_percent)
-        return edited(model, live_edit, unique_id, f"{chosen.picture}\n{operation}: {chosen.describe()}")
+        depth = comfy_native.depth(model)
+        used = [i for i in (1, 2, 3, 4) if given.get(f"prompt_{i}") is not None]
+        keyed = tuple((float(given[f"begin_{i}"]), first_prompt(given[f"prompt_{i}"], f"prompt_{i}")) for i in used)
+        for (i, before), (j, after) in pairwise((i, share) for i, (share, _) in zip(used, keyed, strict=True)):
+            if after <= before:
+                raise RecipeError(
+                    f"prompt_{j} begins at {after:g}, and prompt_{i} at {before:g}",
+                    "each begins later than the one before it",
+                    f"begin_{j}: {min(1.0, before + 0.1):g}",
+                )
+        edit = Prompts({i: f"{CONNECTED} {i}" for i in used}, interpolate=interpolate, branch=branch)
+        now = comfy_native.live_of(model)
+        mine = {"cond", "uncond"} if branch == "both" else {branch}
+        others = [other for other in (now.edits if now else ()) if isinstance(other.edit, Prompts)]
+        if any(mine & set(other.branches()) for other in others):
+            raise RecipeError("the model has prompts over time already", "these would replace them", "one such node")
+        times = ", ".join(f"prompt {i} from {share:.0%}" for i, (share, _) in zip(used, keyed, strict=True))
+        said = f"{times}; {interpolate}; all {depth} blocks"
+        return edited(model, LiveEdit(edit, keyed=keyed, start=keyed[0][0]), unique_id, said)
 
 
 class BendAttention(Node):
@@ -303,12 +293,7 @@ class PromptDifference(Node):
     OUTPUT_NODE = True
 
     def run(self, a: Any, b: Any, model: Any = None) -> dict[str, Any]:
-        projection = None
-        if model is not None:
-            inner = comfy_native.diffusion_model(model)
-            weight = next(inner.text_embedding.parameters())
-            dtype = weight.dtype if weight.dtype.itemsize > 1 else torch.float32
-            projection = lambda rows: inner.text_embedding(rows.to(weight.device, dtype))  # noqa: E731
+        projection = None if model is None else projection_of(comfy_native.diffusion_model(model))
         with torch.no_grad():
             found = measure_difference(first_prompt(a, "a").float(), first_prompt(b, "b").float(), projection)
         report = render_difference(found)

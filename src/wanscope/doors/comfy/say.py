@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
 
 from wanscope.runtime.live import Live, LiveEdit
 from wanscope.runtime.live_report import run_report
