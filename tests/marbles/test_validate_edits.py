@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from wanscope.edit.edits import Inject, Steer
+from wanscope.errors import RequestError
 from wanscope.marbles import edit_cases, edit_tables, validate_edits, world
 from wanscope.marbles.edit_cases import Case
 from wanscope.marbles.validate_edits import Maker, Settings, make_rows
@@ -79,9 +80,9 @@ def test_a_stopped_run_goes_on_and_makes_nothing_twice(monkeypatch, tmp_path, mo
     second = _few(monkeypatch)
     found, missing = make_rows(model, settings, tmp_path)
     assert len(first) == 7 and not set(first) & set(second)
-    assert missing == 0 and len(found) == 20 and {case.key for case, _ in found} == {*first, *second}
+    assert not missing and len(found) == 20 and {case.key for case, _ in found} == {*first, *second}
     third = _few(monkeypatch)
-    assert make_rows(model, settings, tmp_path)[1] == 0 and not third
+    assert not make_rows(model, settings, tmp_path)[1] and not third
     fourth = _few(monkeypatch)  # other settings make other videos
     make_rows(model, replace(settings, steps=3), tmp_path)
     assert len(fourth) == 20
@@ -90,10 +91,59 @@ def test_a_stopped_run_goes_on_and_makes_nothing_twice(monkeypatch, tmp_path, mo
 def test_shares_part_the_work(monkeypatch, tmp_path, model):
     one = _few(monkeypatch)
     _, missing = make_rows(model, Settings(pairs=4, share=(0, 2)), tmp_path)
-    assert missing == 10 and len(one) == 10
+    assert len(missing) == 10 and len(one) == 10
     two = _few(monkeypatch)
     found, missing = make_rows(model, Settings(pairs=4, share=(1, 2)), tmp_path)
-    assert missing == 0 and len(two) == 10 and not set(one) & set(two) and len(found) == 20
+    assert not missing and len(two) == 10 and not set(one) & set(two) and len(found) == 20
+
+
+def test_a_video_of_two_questions_is_made_once_by_one_share(monkeypatch, tmp_path, model):
+    made = _few(monkeypatch)
+    both = lambda maker, settings, folder: [*edit_cases.modes(2), *edit_cases.injections(2)]  # noqa: E731
+    monkeypatch.setattr(validate_edits, "cases", both)
+    for share in range(3):
+        found, missing = make_rows(model, Settings(pairs=2, share=(share, 3)), tmp_path)
+    assert not missing and len(made) == len(set(made)) == len({case.key for case, _ in found}) < len(found)
+
+
+def test_a_stopped_run_has_asked_every_question_of_as_many_pairs(monkeypatch):
+    cases = edit_cases.in_order([*edit_cases.bends(3), *edit_cases.injections(3), *edit_cases.hidden(3)])
+    per_pair = len(cases) // 3
+    assert [case.number for case in cases] == [n for n in range(3) for _ in range(per_pair)]
+    figures = lambda prompt, donor: {"raw": 1.0}  # noqa: E731
+    cases = edit_cases.in_order([*edit_cases.hidden(3), *edit_cases.distances(3, figures)])
+    assert [case.number for case in cases if case.question == "distance"] == [0, 1, 2, 3, 4, 5]
+    assert {case.question for case in cases[: len(cases) // 3]} == {"hidden", "distance"}
+
+
+def test_so_far_makes_nothing_and_takes_whole_pairs_alone(monkeypatch, tmp_path, model):
+    _few(monkeypatch)
+    with pytest.raises(RequestError, match="no pair is complete yet"):
+        validate_edits.validate(Settings(pairs=4, so_far=True), folder=tmp_path, model=model)
+    _few(monkeypatch, stop_after=12)  # two pairs of five videos, and two videos of the third
+    with pytest.raises(KeyboardInterrupt):
+        make_rows(model, Settings(pairs=4), tmp_path)
+    made = _few(monkeypatch)
+    report = validate_edits.validate(Settings(pairs=4, so_far=True), folder=tmp_path, model=model)
+    assert not made and report is not None and report["videos"] == 12 and report["missing"] == 8
+    assert [row["n"] for row in report["tables"][0]["rows"]] == [2, 2, 2, 2]
+    page = edit_tables.as_markdown(json.loads(json.dumps(report, allow_nan=False)))
+    assert "**Partial**: 8 videos are still to be made" in page
+
+
+def test_rows_do_not_outlive_a_change_of_the_sampler(monkeypatch, tmp_path, model):
+    _few(monkeypatch)
+    make_rows(model, Settings(pairs=2), tmp_path)
+    resolved = Maker.__init__
+
+    def other(self, model, settings):
+        resolved(self, model, settings)
+        self.sampler = self.sampler.model_copy(update={"guidance": 2.5})
+
+    monkeypatch.setattr(Maker, "__init__", other)
+    again = _few(monkeypatch)
+    make_rows(model, Settings(pairs=2), tmp_path)
+    assert len(again) == 10
 
 
 def test_full_injection_makes_the_donors_own_video(model):
@@ -107,6 +157,15 @@ def test_full_injection_makes_the_donors_own_video(model):
     assert edited.shape == (5, 128, 128, 3) and edited.dtype == np.uint8
     assert np.array_equal(edited, maker.pixels(donor)) and not np.array_equal(edited, maker.pixels(plain))
     assert set(maker.read(case)) >= {"shape", "color", "size", "motion", "background"}
+
+
+def test_the_median_has_its_interval():
+    """Against the exact binomial bound: the interval misses the median in at most 5% of samples."""
+    values = list(np.random.default_rng(3).permutation(200) + 1.0)
+    low, high = edit_tables.median_interval(values)
+    below = stats.binom(200, 0.5)
+    assert 2 * below.cdf(low - 1) <= 0.05 < 2 * below.cdf(low) and high == 201 - low
+    assert all(map(np.isnan, edit_tables.median_interval([1.0, 2.0])))
 
 
 # tables

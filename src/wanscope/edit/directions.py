@@ -15,6 +15,7 @@ Shape suffixes: E experts, L blocks, D model dim.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -93,9 +94,12 @@ class Direction:
             raise RecipeError(
                 f"a direction is saved as {path.name}", "it is a .safetensors file", f"{path.stem}.safetensors"
             )
-        beside = path.with_name(path.name + ".part")
-        save_file({TENSOR: self.tensor_ELD.contiguous()}, beside, {KEY: json.dumps(asdict(self.manifest))})
-        beside.replace(path)
+        beside = path.with_name(f".{path.name}.{os.getpid()}.new")  # two processes may learn the same one at once
+        try:
+            save_file({TENSOR: self.tensor_ELD.contiguous()}, beside, {KEY: json.dumps(asdict(self.manifest))})
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def direction_of(differences_ELD: list[Tensor], manifest: DirectionManifest) -> Direction:

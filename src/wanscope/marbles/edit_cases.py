@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,9 +54,14 @@ class Case:
     measured: dict[str, float] = field(default_factory=dict)
 
     @property
+    def group(self) -> tuple[str, str]:
+        """Cases with the same group and number belong together: a table compares them, or takes none of them."""
+        return self.question, self.condition.get("attribute", "")
+
+    @property
     def key(self) -> str:
-        """What determines its video."""
-        edits = [edit.model_dump(mode="json", exclude_defaults=True) | {"kind": edit.kind} for edit in self.edits]
+        """What determines its video; defaults too, so that rows do not outlive a change of one."""
+        edits = [edit.model_dump(mode="json") for edit in self.edits]
         for edit in edits:
             if "sha256" in edit:
                 edit.pop("direction", None)  # the file's place is not what it holds
@@ -117,7 +123,7 @@ def injections(count: int) -> Iterator[Case]:
             yield _case("inject", donor, {**base, "blocks": "donor as prompt", "strength": 1.0}, ())
             for blocks in BLOCKS:
                 for strength in STRENGTHS:
-                    edit = Inject(pair.donor, blocks=blocks, strength=strength)
+                    edit = Inject(pair.donor, mode="mix", blocks=blocks, strength=strength)
                     yield _case("inject", pair, {**base, "blocks": blocks, "strength": strength}, [edit])
 
 
@@ -154,9 +160,10 @@ def amplifications(count: int, natural: Callable[[str, str], float]) -> Iterator
     for pair in pairs("color", count):
         own = natural(pair.prompt, pair.donor)
         for strength in (0.25, 0.5):
-            yield _case("amplify", pair, {"times": 1.0, "strength": strength}, [Inject(pair.donor, strength=strength)])
+            plain = Inject(pair.donor, mode="mix", strength=strength)
+            yield _case("amplify", pair, {"times": 1.0, "strength": strength}, [plain])
             for times in (1.5, 2.0):
-                edit = Inject(pair.donor, strength=strength, difference=own * times, amplify="maximize_diff")
+                edit = plain.model_copy(update={"difference": own * times, "amplify": "maximize_diff"})
                 measured = {"asked": own * times, "natural": own}
                 yield _case("amplify", pair, {"times": times, "strength": strength}, [edit], measured=measured)
 
@@ -178,8 +185,22 @@ def distances(count: int, figures: Callable[[str, str], dict[str, float]]) -> It
         prompt = _said(scene, phrasing)
         donor = _said(other, phrasing if same else int(rng.integers(1 << 30)))
         condition = {"changed": len(changed), "same words": same}
-        edit = Inject(donor, strength=0.5)
+        edit = Inject(donor, mode="mix", strength=0.5)
         yield Case("distance", condition, number, scene, prompt, number, (edit,), wanted, figures(prompt, donor))
+
+
+def in_order(cases: Iterable[Case]) -> list[Case]:
+    """All questions' cases of the first pair, then those of the next: a run that is stopped has asked everything of as
+    many pairs as it got to. (`distance` has twice as many scenes, of one video each.)"""
+    return sorted(cases, key=lambda case: case.number // 2 if case.question == "distance" else case.number)
+
+
+def complete(found: Iterable[tuple[Case, Any]], everything: Iterable[Case]) -> list[tuple[Case, Any]]:
+    """Of what is made, the cases of pairs that are whole in their group."""
+    wanted = Counter((case.group, case.number) for case in everything)
+    kept = list(found)
+    have = Counter((case.group, case.number) for case, _ in kept)
+    return [pair for pair in kept if have[pair[0].group, pair[0].number] == wanted[pair[0].group, pair[0].number]]
 
 
 def ablations(count: int, directions: dict[str, Steer]) -> Iterator[Case]:

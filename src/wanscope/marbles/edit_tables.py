@@ -95,12 +95,23 @@ def share_table(conditions: dict[str, list[tuple[Case, Seen]]]) -> Table:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean with its 95% t interval."""
+    """Mean with its 95% t interval; NaN where there are too few values."""
     from scipy import stats
 
+    if len(values) < 2:
+        return float(values[0]) if values else math.nan, math.nan, math.nan
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
     reach = float(stats.t.ppf(0.975, len(values) - 1)) * error
     return mean, mean - reach, mean + reach
+
+
+def _rounded(value: float, digits: int) -> float | str:
+    """A table's cell; empty where there is no value, which JSON could not hold."""
+    return round(value, digits) if math.isfinite(value) else ""
+
+
+def _between(low: float, high: float, digits: int) -> str:
+    return f"{low:.{digits}f} to {high:.{digits}f}" if math.isfinite(low + high) else "too few"
 
 
 def bend_table(conditions: dict[str, list[tuple[Case, Seen]]]) -> Table:
@@ -118,17 +129,18 @@ def bend_table(conditions: dict[str, list[tuple[Case, Seen]]]) -> Table:
         ]
         x, low, high = mean_interval([dx for dx, _ in moved])
         y = mean_interval([dy for _, dy in moved])[0]
-        left = float(np.mean([dx < -_STILL_PX for dx, _ in moved]))
+        left = float(np.mean([dx < -_STILL_PX for dx, _ in moved])) if moved else math.nan
         shape = float(np.mean([seen["shape"] == case.scene.things[0].shape for case, seen in pairs]))
         rows.append(
             {
                 "blocks": setting["blocks"],
-                "moved in x, px": round(x, 1),
-                "95% interval": f"{low:.1f} to {high:.1f}",
-                "moved in y, px": round(y, 1),
-                f"left by over {_STILL_PX:g} px": round(left, 3),
+                "moved in x, px": _rounded(x, 1),
+                "95% interval": _between(low, high, 1),
+                "moved in y, px": _rounded(y, 1),
+                f"left by over {_STILL_PX:g} px": _rounded(left, 3),
                 "shape kept": round(shape, 3),
-                "n": len(moved),
+                "seen in both": len(moved),
+                "n": len(pairs),
             }
         )
     return {"columns": list(rows[0]), "rows": rows}
@@ -174,14 +186,28 @@ def distance_table(pairs: list[tuple[Case, Seen]]) -> Table:
                     "difference": space,
                     "from": round(float(edges[i]), 3),
                     "to": round(float(edges[i + 1]), 3),
-                    "turned": round(mean, 3),
-                    "95% interval": f"{low:.2f} to {high:.2f}",
+                    "turned": _rounded(mean, 3),
+                    "95% interval": _between(low, high, 2),
                     "n": int(inside.sum()),
                 }
             )
-        correlation, p = stats.spearmanr(values, turned)
-        notes.append(f"Rank correlation of {space} difference and success: {correlation:.2f} (p = {p:.2g}).")
+        if np.ptp(turned) and np.ptp(values):
+            correlation, p = stats.spearmanr(values, turned)
+            notes.append(f"Rank correlation of {space} difference and success: {correlation:.2f} (p = {p:.2g}).")
+        else:
+            notes.append(f"{space.capitalize()} difference and success: all are equal, so that nothing correlates.")
     return {"columns": list(rows[0]), "rows": rows, "notes": notes}
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The median's 95% interval, from order statistics (at least that; exact for continuous values)."""
+    from scipy import stats
+
+    ordered, count = sorted(values), len(values)
+    first = int(stats.binom.ppf(0.025, count, 0.5))  # so many values may lie below the median, by chance
+    if first < 1:
+        return math.nan, math.nan
+    return float(ordered[first - 1]), float(ordered[count - first])
 
 
 def difference_figures(
@@ -209,31 +235,49 @@ def difference_figures(
             name: [round(float(q), 4) for q in np.quantile(values, [0.05, 0.5, 0.95])]
             for name, values in columns.items()
         },
+        "intervals": {name: [round(value, 4) for value in median_interval(values)] for name, values in columns.items()},
         "rank correlation": round(float(correlation), 3),
     }
 
 
 def as_markdown(report: dict[str, Any]) -> str:
     """The report as a page."""
-    own = report["settings"]
+    own, missing = report["settings"], report.get("missing", 0)
+    partial = (
+        [f"**Partial**: {missing:,} videos are still to be made. `n` says on how many pairs a row rests.", ""]
+        if missing
+        else []
+    )
     lines = [
         "# Edits, validated in marbles",
         "",
+        *partial,
         f"`wanscope validate edits`: {report['videos']:,} videos of {own['frames']} frames in {own['steps']} steps, "
-        f"{own['pairs']} pairs a condition, read back from their pixels. Shares have 95% Wilson intervals. `kept` is "
-        "the share in which an attribute is what the prompt says; the rows without an edit show what the model itself "
-        "gets right.",
+        f"{own['pairs']} pairs a condition{' when it is whole' if missing else ''}, read back from their pixels. "
+        "Shares have 95% Wilson intervals, means t intervals. `kept` is the share in which an attribute is what the "
+        "prompt says; the rows without an edit show what the model itself gets right.",
         "",
         f"The machine: {report['machine']}.",
     ]
     for table in report["tables"]:
         lines += ["", f"## {table['title']}", "", f"| {' | '.join(table['columns'])} |"]
         lines.append(f"|{'---|' * len(table['columns'])}")
-        lines += [f"| {' | '.join(str(row[column]) for column in table['columns'])} |" for row in table["rows"]]
+        lines += [f"| {' | '.join(_cell(row, column) for column in table['columns'])} |" for row in table["rows"]]
         lines += ["", *table["notes"]] if table.get("notes") else []
     figures = report["difference"]
     lines += ["", "## Does the projection destroy difference?", "", f"{figures['pairs']} prompt pairs.", ""]
-    lines += ["| figure | 5% | median | 95% |", "|---|---|---|---|"]
-    lines += [f"| {name} | {' | '.join(map(str, values))} |" for name, values in figures["quantiles"].items()]
+    lines += ["| figure | 5% | median | its 95% interval | 95% |", "|---|---|---|---|---|"]
+    for name, (first, middle, last) in figures["quantiles"].items():
+        low, high = figures["intervals"][name]
+        lines.append(f"| {name} | {first} | {middle} | {_between(low, high, 4)} | {last} |")
     lines += ["", f"Rank correlation of raw and projected relative L2: {figures['rank correlation']}."]
     return "\n".join(lines) + "\n"
+
+
+def _cell(row: Table, column: str) -> str:
+    """A share that was kept with its interval; all else as it is."""
+    value = row[column]
+    if not column.endswith(" kept") or value == "":
+        return str(value)
+    low, high = wilson(value, row["n"])
+    return f"{value} ({low:.2f} to {high:.2f})"

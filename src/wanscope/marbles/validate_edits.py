@@ -9,6 +9,7 @@ An edit that does not fire ends the run; a figure of an edit that did nothing ca
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ import numpy as np
 
 from wanscope.edit.difference import measure_difference, relative_l2
 from wanscope.edit.edits import Steer
+from wanscope.errors import RequestError
 from wanscope.marbles import edit_cases, edit_tables, readers, world
 from wanscope.marbles.edit_cases import Case
 from wanscope.recipe import ModelIdentity, Recipe, SamplerSpec, VideoSpec
@@ -39,12 +41,14 @@ class Settings:
     """Of every video: fewer frames and steps than the default, so that thousands of them can be made on a CPU.
 
     share: (i, n) makes every n-th case only, beginning with the i-th; the table waits for all of them.
+    so_far: make none, and report on the pairs that are complete.
     """
 
     pairs: int = 60
     frames: int = 9
     steps: int = 10
     share: tuple[int, int] = (0, 1)
+    so_far: bool = False
 
 
 class Maker:
@@ -112,13 +116,13 @@ class Maker:
         thing = seen.things[0] if seen.things else None
         row: dict[str, Any] = {name: getattr(thing, name, None) for name in readers.ATTRIBUTES}
         row["background"] = seen.background
-        if thing is not None:
+        if thing is not None and np.isfinite(thing.path).any(axis=0).all():
             row["center"] = [round(float(value), 2) for value in np.nanmean(thing.path, axis=0)]
         return row
 
 
 def cases(maker: Maker, settings: Settings, folder: Path) -> Iterator[Case]:
-    """Every case, in an order in which each question comes whole before the next."""
+    """Every case, question by question; `edit_cases.in_order` is the order in which they are made."""
     projection = maker.model.transformer.condition_embedder.text_embedder
 
     def natural(prompt: str, donor: str) -> float:
@@ -140,13 +144,14 @@ def cases(maker: Maker, settings: Settings, folder: Path) -> Iterator[Case]:
 
 
 def _directions(maker: Maker, folder: Path) -> dict[str, Steer]:
-    """For each color the direction of its context, learned here if it is not there yet."""
+    """For each color the direction of these weights' context, learned here if it is not there yet."""
     from wanscope.sample.directions import learn_direction
     from wanscope.wan.identity import file_hash
 
+    weights = hashlib.sha256(json.dumps(maker.model.identity, sort_keys=True).encode()).hexdigest()[:12]
     out = {}
     for color in world.COLORS:
-        path = folder / f"direction_{color}.safetensors"
+        path = folder / f"direction_{color}_{weights}.safetensors"
         if not path.exists():
             learn_direction(
                 maker.model,
@@ -161,32 +166,40 @@ def _directions(maker: Maker, folder: Path) -> dict[str, Steer]:
 
 def make_rows(
     model: WanModel, settings: Settings, folder: Path, tell: Callable[[str], None] = lambda _: None
-) -> tuple[list[tuple[Case, dict[str, Any]]], int]:
-    """Cases with what their videos show, and how many are still to be made by other shares."""
+) -> tuple[list[tuple[Case, dict[str, Any]]], list[Case]]:
+    """Cases with what their videos show, and the cases that are not made: those of other shares, or all (`so_far`)."""
     maker = Maker(model, settings)
     folder.mkdir(parents=True, exist_ok=True)
-    stamp = {"weights": model.identity, "frames": settings.frames, "steps": settings.steps}
+    stamp = {
+        "weights": model.identity,
+        "frames": settings.frames,
+        "sampler": maker.sampler.model_dump(mode="json"),
+        "negative": maker.negative,
+    }
     done = _stored(folder, stamp)
     share, shares = settings.share
     out_path = folder / f"rows-{share}-of-{shares}.jsonl"
-    _drop_torn_line(out_path)
-    found: list[tuple[Case, dict[str, Any]]] = []
-    missing, made, began = 0, 0, time.monotonic()
-    everything = list(cases(maker, settings, folder))
-    for index, case in enumerate(everything):
-        if case.key not in done:
-            if index % shares != share:
-                missing += 1
-                continue
-            done[case.key] = maker.read(case)
-            made += 1
-            with out_path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"stamp": stamp, "key": case.key, "read": done[case.key]}) + "\n")
-            if made % 50 == 0:
-                each = (time.monotonic() - began) / made
-                tell(f"{case.question}: {index + 1} of {len(everything)} cases, {each:.2f} s a video")
-        found.append((case, done[case.key]))
-    return found, missing
+    everything = edit_cases.in_order(cases(maker, settings, folder))
+    # By key, for a video that two questions share is one process's to make.
+    places = {key: place for place, key in enumerate(dict.fromkeys(case.key for case in everything))}
+    if settings.so_far:
+        todo = []
+    else:
+        _drop_torn_line(out_path)
+        own = {case.key: case for case in everything if places[case.key] % shares == share}
+        todo = [case for key, case in own.items() if key not in done]
+        tell(f"{len(places):,} videos, of which {len(places.keys() & done.keys()):,} are there; {len(todo):,} to make")
+    began = time.monotonic()
+    for made, case in enumerate(todo, 1):
+        done[case.key] = maker.read(case)
+        with out_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"stamp": stamp, "key": case.key, "read": done[case.key]}) + "\n")
+        if made % 50 == 0:
+            each = (time.monotonic() - began) / made
+            left = each * (len(todo) - made) / 60
+            tell(f"{made:,} of {len(todo):,} made, {each:.2f} s a video, {left:.0f} min left; pair {case.number}")
+    found = [(case, done[case.key]) for case in everything if case.key in done]
+    return found, [case for case in everything if case.key not in done]
 
 
 def _stored(folder: Path, stamp: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -216,7 +229,10 @@ def validate(
     model: WanModel | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any] | None:
-    """The whole report as plain data; None where other shares still have to make their videos."""
+    """The whole report as plain data; None where other shares still have to make their videos.
+
+    With `so_far`, a report on the pairs that are complete, which says how much is missing. RequestError where none is.
+    """
     from wanscope.marbles.validate import machine_text
 
     if model is None:
@@ -225,9 +241,18 @@ def validate(
         model = load("marbles")
     began = time.monotonic()
     found, missing = make_rows(model, settings, folder, tell)
-    if missing:
-        tell(f"{missing} videos are for the other shares to make")
+    if missing and not settings.so_far:
+        tell(f"{len({case.key for case in missing}):,} videos are for the other shares to make")
         return None
+    everything = [case for case, _ in found] + missing
+    videos = {case.key for case, _ in found}
+    found = edit_cases.complete(found, everything)
+    if not found:
+        raise RequestError(
+            f"no pair is complete yet in {folder}",
+            f"{len(videos)} videos are made with these weights and settings",
+            "the same without --so-far",
+        )
     maker = Maker(model, settings)
     projection = model.transformer.condition_embedder.text_embedder
     return {
@@ -236,7 +261,8 @@ def validate(
             edit_cases.difference_pairs(DIFFERENCE_PAIRS), maker.encoded, projection
         ),
         "settings": {"pairs": settings.pairs, "frames": settings.frames, "steps": settings.steps},
-        "videos": len({case.key for case, _ in found}),
+        "videos": len(videos),
+        "missing": len({case.key for case in missing}),
         "model": model.identity,
         "device": str(model.device),
         "machine": machine_text(model),

@@ -385,6 +385,10 @@ def validate(
         str,
         typer.Option("--share", metavar="I/N", help="Make only every N-th video; N processes share the work."),
     ] = "1/1",
+    so_far: Annotated[
+        bool,
+        typer.Option("--so-far", help="Make nothing: report on what earlier runs have made."),
+    ] = False,
     json: Json = False,
 ) -> int:
     """Score the tiny world and its model, what edits do in it, attention maps or trajectories, against known truth.
@@ -393,4 +397,4 @@ def validate(
     """
     from wanscope.doors.cli.validate import run_validate
 
-    return run_validate(what, pairs, out, work, share, json)
+    return run_validate(what, pairs, out, work, share, so_far, json)

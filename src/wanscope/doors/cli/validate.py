@@ -16,7 +16,9 @@ KNOWN = ("marbles", "edits", "attention", "trajectories")
 DEFAULT_PAIRS = {"marbles": 200, "edits": 60, "attention": 60, "trajectories": 24}
 
 
-def run_validate(what: str, pairs: int | None, path: Path | None, work: Path | None, share: str, json: bool) -> int:
+def run_validate(
+    what: str, pairs: int | None, path: Path | None, work: Path | None, share: str, so_far: bool, json: bool
+) -> int:
     if what not in KNOWN:
         raise RequestError(
             f"there is nothing to validate named {what!r}", nearest(what, KNOWN), "wanscope validate marbles"
@@ -26,6 +28,10 @@ def run_validate(what: str, pairs: int | None, path: Path | None, work: Path | N
         raise RequestError("--work is for longer validations", f"{what} is made in one go", "")
     if what != "edits" and shares != (0, 1):
         raise RequestError("--share is for the validation of edits", f"{what} is made by one process", "")
+    if so_far and what != "edits":
+        raise RequestError("--so-far is for the validation of edits", f"{what} is reported whole", "")
+    if so_far and shares != (0, 1):
+        raise RequestError("--so-far and --share exclude each other", "it reports on what all shares have made", "")
     if path is not None:
         if path.suffix.lower() != ".json":
             raise RequestError(
@@ -42,7 +48,7 @@ def run_validate(what: str, pairs: int | None, path: Path | None, work: Path | N
         require_writable(work)
         with guarded(work):
             if what == "edits":
-                found = _edits(pairs, work, shares, tell)
+                found = _edits(pairs, work, shares, so_far, tell)
             else:
                 found = (_attention if what == "attention" else _trajectories)(pairs, work, tell)
         if found is None:
@@ -77,10 +83,13 @@ def _share(text: str) -> tuple[int, int]:
     return int(first) - 1, int(last)
 
 
-def _edits(pairs: int, work: Path, share: tuple[int, int], tell: Tell) -> tuple[dict[str, Any], str] | None:
+def _edits(
+    pairs: int, work: Path, share: tuple[int, int], so_far: bool, tell: Tell
+) -> tuple[dict[str, Any], str] | None:
     from wanscope.marbles import edit_tables, validate_edits
 
-    report = validate_edits.validate(validate_edits.Settings(pairs=pairs, share=share), folder=work, tell=tell)
+    settings = validate_edits.Settings(pairs=pairs, share=share, so_far=so_far)
+    report = validate_edits.validate(settings, folder=work, tell=tell)
     return None if report is None else (report, edit_tables.as_markdown(report))
 
 
