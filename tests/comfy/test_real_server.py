@@ -115,6 +115,34 @@ def test_faults_are_said_on_the_node(comfy, edit, said):
     assert found.startswith("WanscopeInjectPrompt") and said in found
 
 
+def test_memory_after_ten_edited_runs_is_what_it_was_after_one(comfy):
+    def prompt(seed: int, **edit: Any) -> dict[str, Any]:
+        out = graph(**edit)
+        out["7"]["inputs"] |= {"seed": seed, "model": ["16", 0]}
+        out["15"] = {"class_type": "WanscopeLearnDirection", "inputs": {"with_1": ["3", 0], "without_1": ["5", 0]}}
+        out["16"] = {"class_type": "WanscopeSteerModel", "inputs": {
+            "model": ["8", 0], "direction": ["15", 0], "operation": "add", "strength": edit["strength"],
+            "blocks": "all", "start_percent": 0.0, "end_percent": 1.0, "branch": "cond",
+        }}  # fmt: skip
+        out["17"] = {"class_type": "WanscopeCheckEdits", "inputs": {"latent": ["7", 0], "model": ["16", 0]}}
+        out["10"]["inputs"]["samples"] = ["17", 0]
+        return out
+
+    for name, prompts in {
+        "strengths": [prompt(1, strength=0.05 * (i + 1), where="both") for i in range(11)],
+        "seeds": [prompt(100 + i, strength=0.5) for i in range(11)],
+    }.items():
+        found = []
+        for one in prompts:
+            comfy.latent(one)
+            found.append(comfy.get("/stand_ins/memory"))
+        first, last = found[0], found[-1]
+        print(name, first, last)
+        assert last["tensors"] <= first["tensors"] and last["bytes"] <= first["bytes"], name
+        assert last["ours"] == first["ours"], name
+        assert last["rss_kib"] < first["rss_kib"] + 64 * 1024, name  # the allocator's own unrest
+
+
 def test_skip_layer_guidance_and_lora_of_core_live_beside_edits(comfy):
     prompt = graph(strength=1.0)
     prompt["12"] = {"class_type": "LoraLoaderModelOnly", "inputs": {"model": ["1", 0], "lora_name": "tiny_lora.safetensors", "strength_model": 0.05}}  # fmt: skip  # noqa: E501
@@ -126,3 +154,25 @@ def test_skip_layer_guidance_and_lora_of_core_live_beside_edits(comfy):
     donor["7"]["inputs"]["model"] = ["13", 0]
     prompt["8"]["inputs"]["model"] = ["13", 0]
     assert torch.equal(comfy.latent(prompt), comfy.latent(donor))
+
+
+def test_prompts_over_time_and_stored_directions_run(comfy):
+    prompt = graph(strength=0.0)
+    prompt["8"] = {"class_type": "WanscopePromptSchedule", "inputs": {
+        "model": ["1", 0], "prompt_1": ["5", 0], "begin_1": 0.0, "interpolate": "step", "branch": "cond",
+    }}  # fmt: skip
+    assert torch.equal(comfy.latent(prompt), comfy.latent(graph(positive="a beach at noon with palms")))
+
+    steered = graph(strength=0.0)
+    steered["8"] = {"class_type": "WanscopeSteerModel", "inputs": {
+        "model": ["1", 0], "direction": ["11", 0], "operation": "add", "strength": 0.7, "blocks": "all",
+        "start_percent": 0.0, "end_percent": 1.0, "branch": "cond",
+    }}  # fmt: skip
+    pairs = {"class_type": "WanscopeLearnDirection", "inputs": {"with_1": ["3", 0], "without_1": ["5", 0]}}
+    kept = {"direction": ["11", 0], "model": ["1", 0], "name": "real"}
+    keeping = {"12": {"class_type": "WanscopeSaveDirection", "inputs": kept}}
+    expected = comfy.latent({**steered, "11": pairs, **keeping})
+    assert (comfy.folder / "user" / "wanscope" / "directions" / "real.safetensors").is_file()
+    load = {"class_type": "WanscopeLoadDirection", "inputs": {"name": "real", "expert": "high noise"}}
+    assert torch.allclose(comfy.latent({**steered, "11": load}), expected, atol=1e-4)
+    assert not torch.allclose(expected, comfy.latent(graph()), atol=1e-2)

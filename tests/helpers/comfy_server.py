@@ -1,7 +1,8 @@
-"""A real ComfyUI with this pack, for tests: COMFYUI_PATH names its folder, COMFYUI_PYTHON its Python.
+"""A real ComfyUI with this pack, for tests: COMFYUI_PATH names its folder, COMFYUI_PYTHON its Python, and
+WANVIDEOWRAPPER_PATH, if set, the wrapper's folder.
 
 It gets folders of its own (models, user, output) with tiny random checkpoints, and a pack that stands in for the text
-encoder and the VAE, which are too large to make up.
+encoder and the VAE, which are too large to make up, and counts what is in memory.
 """
 
 from __future__ import annotations
@@ -27,7 +28,13 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "example_workflows"
 
 STANDINS = """
+import collections
+import gc
 import torch
+
+def row(word, place):
+    seed = sum(ord(c) * 31 ** k for k, c in enumerate(word)) % 2**31
+    return torch.randn(4096, generator=torch.Generator().manual_seed(seed + place))
 
 class Vocabulary:
     def __init__(self):
@@ -51,8 +58,7 @@ class Clip:
         out = torch.zeros(1, 512, 4096)
         for i, (token, _) in enumerate(tokens["umt5xxl"][0]):
             if token:
-                seed = sum(ord(c) * 31 ** k for k, c in enumerate(self.tokenizer.umt5xxl.inv_vocab[token])) % 2**31
-                out[0, i] = torch.randn(4096, generator=torch.Generator().manual_seed(seed + i))
+                out[0, i] = row(self.tokenizer.umt5xxl.inv_vocab[token], i)
         return [[out, {"pooled_output": None}]]
 
 class Vae:
@@ -73,14 +79,54 @@ class MakeVae(MakeClip):
     def run(self):
         return (Vae(),)
 
-NODE_CLASS_MAPPINGS = {"StandInClip": MakeClip, "StandInVae": MakeVae}
+class WrapperText:
+    RETURN_TYPES, FUNCTION, CATEGORY = ("WANVIDEOTEXTEMBEDS",), "run", "test"
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"positive_prompt": ("STRING", {}), "negative_prompt": ("STRING", {})}}
+    def run(self, positive_prompt, negative_prompt):
+        def rows(text):
+            return torch.stack([row(word, i) for i, word in enumerate(text.split())])
+        negative = rows(negative_prompt or "none")
+        return ({"prompt_embeds": [rows(positive_prompt)], "negative_prompt_embeds": [negative]},)
+
+class WrapperDecode:
+    RETURN_TYPES, FUNCTION, CATEGORY = ("IMAGE",), "run", "test"
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"samples": ("LATENT",)}}
+    def run(self, samples):
+        return (Vae().decode(samples["samples"].float().cpu())[0],)
+
+def memory():
+    gc.collect()
+    found = gc.get_objects()
+    tensors = [o for o in found if issubclass(type(o), torch.Tensor)]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.device.type == "cpu"}
+    ours = collections.Counter(type(o).__name__ for o in found if type(o).__module__.startswith("wanscope."))
+    with open("/proc/self/status") as file:
+        rss = next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
+    return {"tensors": len(tensors), "bytes": sum(storages.values()), "ours": ours, "rss_kib": rss}
+
+try:
+    from aiohttp import web
+    from server import PromptServer
+    async def answer(request):
+        return web.json_response(memory())
+    PromptServer.instance.routes.get("/stand_ins/memory")(answer)
+except ImportError:
+    pass
+
+NODE_CLASS_MAPPINGS = {
+    "StandInClip": MakeClip, "StandInVae": MakeVae, "StandInWanText": WrapperText, "StandInWanDecode": WrapperDecode,
+}
 """
 
 
 class Comfy:
     """A running server. `run(prompt)` waits for a prompt's end and gives its history entry."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, wrapper: Path | None = None) -> None:
         self.folder = folder
         path = Path(os.environ["COMFYUI_PATH"])
         (folder / "custom_nodes" / "stand_ins").mkdir(parents=True)
@@ -92,6 +138,11 @@ class Comfy:
         for file, kind in (("tiny.safetensors", "2.1"), ("tiny_low.safetensors", "2.1"), ("tiny_5b.safetensors", "5b")):
             config = transformer_config(kind, heads=1, head_dim=128) | {"text_dim": 4096, "freq_dim": 256}
             save_transformer(models / "diffusion_models" / file, tiny_transformer(config, seed=len(file)))
+        if wrapper is not None:
+            (folder / "custom_nodes" / "ComfyUI-WanVideoWrapper").symlink_to(wrapper)
+            # the wrapper takes any width that it does not know for the 1.3B's 30 blocks with 12 heads
+            config = transformer_config("2.1", blocks=30, heads=12, head_dim=16) | {"text_dim": 4096, "freq_dim": 256}
+            save_transformer(models / "diffusion_models" / "tiny_wrapped.safetensors", tiny_transformer(config))
         generator = torch.Generator().manual_seed(0)
         key = "diffusion_model.blocks.0.cross_attn.k.lora_{}.weight"
         lora = {key.format("A"): torch.randn(4, 128, generator=generator), key.format("B"): torch.randn(128, 4)}
@@ -177,5 +228,18 @@ def example(name: str, **changes: Any) -> dict[str, Any]:
             inputs["steps"] = 3
         elif kind == "WanscopeBlockStrengths":
             inputs["blocks"] = 4
+        elif kind == "WanVideoModelLoader":
+            inputs |= {"model": "tiny_wrapped.safetensors", "base_precision": "fp32"}
+        elif kind == "WanVideoTextEncode":
+            data["class_type"] = "StandInWanText"
+            data["inputs"] = inputs = {key: inputs[key] for key in ("positive_prompt", "negative_prompt")}
+        elif kind == "WanVideoDecode":
+            data["class_type"], data["inputs"] = "StandInWanDecode", {"samples": inputs["samples"]}
+            inputs = data["inputs"]
+        elif kind == "WanVideoEmptyEmbeds":
+            inputs |= {"width": 64, "height": 64, "num_frames": 9}
+        elif kind == "WanVideoSampler":
+            inputs["steps"] = 3
         inputs |= changes.get(kind, {})
-    return prompt
+    left_out = ("LoadWanVideoT5TextEncoder", "WanVideoVAELoader")
+    return {key: data for key, data in prompt.items() if data["class_type"] not in left_out}

@@ -277,15 +277,6 @@ class Live:
                     "remove nodes that replace the model's attention or blocks, or choose other blocks",
                 )
 
-    def verdict(self, prompt: str | None = None) -> list[tuple[int, LiveEdit, int, bool]]:
-        """Of every edit, over the runs of a prompt (all that are kept, without one): how often it acted, and whether a
-        run's range held a level at which it was due."""
-        runs = [run for run in self.runs if prompt is None or run.prompt == prompt]
-        return [
-            (i, edit, sum(run.applied_in(i) for run in runs), any(run.in_range.get(i) for run in runs))
-            for i, edit in enumerate(self.edits)
-        ]
-
 
 def share_at(sigma: float, sigma_at: Callable[[float], float]) -> float:
     """The share of the sampling at which a noise level is reached; sigma_at falls from share 0 to 1. By bisection."""

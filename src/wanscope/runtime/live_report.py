@@ -36,6 +36,33 @@ def run_report(live: Live, run: Run) -> str:
     return "\n".join([*lines, *run.notes])
 
 
+def verdict(live: Live, runs: Sequence[Run], depth: int, before: int = 0) -> tuple[list[str], list[str]]:
+    """A sentence on every edit over the stages of one sampling, and those that are faults: due in a stage, and idle.
+
+    depth: blocks of the model. before: stages that came before these runs.
+    """
+    said, faults = [], []
+    for e, edit in enumerate(live.edits):
+        name = f"edit {e + 1} ({edit.name})"
+        if not any(edit.strengths(depth)):
+            said.append(f"{name}: strength 0, nothing to do")
+            continue
+        parts, acted = [], False
+        for stage, run in enumerate(runs, before + 1):
+            applied, due = run.applied_in(e), bool(run.in_range.get(e))
+            if applied:
+                acted = True
+                parts.append(f"acted in stage {stage}")
+            elif due:
+                parts.append(f"was due in stage {stage} and did not act")
+                faults.append(f"{name} was due in stage {stage} and did not act")
+            else:
+                parts.append(f"was not due in stage {stage}")
+        whole = "" if acted or any(run.in_range.get(e) for run in runs) else "never acted: it "
+        said.append(f"{name}: {whole}{', '.join(parts)}")
+    return said, faults
+
+
 def call_line(
     live: Live,
     run: Run,

@@ -11,7 +11,8 @@ from wanscope.doors.comfy import say
 from wanscope.doors.comfy.base import MODEL, Inputs, M, Node, number, shown, socket
 from wanscope.errors import EditNotApplied, RecipeError
 from wanscope.runtime import comfy_native, wan_wrapper
-from wanscope.runtime.live_report import run_report
+from wanscope.runtime.live import Live
+from wanscope.runtime.live_report import run_report, verdict
 
 
 class CheckEdits(Node):
@@ -37,30 +38,31 @@ class CheckEdits(Node):
 
     def run(self, latent: Any, model: Any, model_2: Any = None) -> dict[str, Any]:
         lines: list[str] = []
-        for stage, one in enumerate((model, model_2), 1):
-            if one is None:
+        faults: list[str] = []
+        seen: list[Live] = []
+        stage = 0
+        for place, one in enumerate((model, model_2), 1):
+            live = None if one is None else comfy_native.live_of(one) or wan_wrapper.live_of(one)
+            if one is None or live in seen:
                 continue
-            live = comfy_native.live_of(one) or wan_wrapper.live_of(one)
             if live is None or not live.edits:
-                lines.append(f"model {stage}: no edit")
+                lines.append(f"model {place}: no edit")
                 continue
-            prompt = live.runs[-1].prompt if live.runs else None
+            seen.append(live)
             if not live.runs:
                 raise EditNotApplied(
-                    f"model {stage} has {len(live.edits)} edits and was not sampled",
+                    f"model {place} has {len(live.edits)} edits and was not sampled",
                     "the sampler was given another model",
                     "connect the edited model to the sampler",
                 )
-            runs = [run for run in live.runs if run.prompt == prompt]
-            lines += [f"model {stage}", *(run_report(live, run) for run in runs)]
-            depth = len(getattr(one.model.diffusion_model, "blocks", ()))
-            for e, edit, applied, due in live.verdict(prompt):
-                if any(edit.strengths(depth)) and due and not applied:
-                    raise EditNotApplied(
-                        f"edit {e + 1} ({edit.name}) was due in the range sampled and did not act",
-                        "\n".join(lines),
-                    )
+            runs = [run for run in live.runs if run.prompt == live.runs[-1].prompt]
+            said, wrong = verdict(live, runs, len(getattr(one.model.diffusion_model, "blocks", ())), stage)
+            faults += [f"model {place}, {line}" for line in wrong]
+            lines += [f"model {place}", *said, *(run_report(live, run) for run in runs)]
+            stage += len(runs)
         report = "\n".join(lines)
+        if faults:
+            raise EditNotApplied("; ".join(faults), report)
         return shown(report, latent, report)
 
 
