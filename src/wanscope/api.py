@@ -66,8 +66,9 @@ def generate(
     study = validated(Study, data)
     if capture is not None:
         study = study.model_copy(update={"capture": capture})
-    recipe = _recipe(study, model)
-    result = run(recipe, workspace=workspace, model=model, on_event=on_event, interrupt=interrupt)
+    space = Workspace.find(workspace)
+    recipe = _recipe(study, model, space)
+    result = run(recipe, workspace=space, model=model, on_event=on_event, interrupt=interrupt)
     if result.failed:
         raise result.failed[0].exception
     return result.takes[0]
@@ -90,11 +91,11 @@ def _sorted(settings: dict[str, Any], verb: str = "generate", whole: Sequence[st
     return data
 
 
-def _recipe(study: Study, model: WanModel):
+def _recipe(study: Study, model: WanModel, space: Workspace):
     from wanscope.study.models import weights_of
-    from wanscope.study.prepare import expanded_with
+    from wanscope.study.prepare import expanded_with, stored_in
 
-    expansion = expanded_with(study, model)
+    expansion = expanded_with(study, model, stored_in(space))
     return expansion.recipe(expansion.template.variation(0), study.seeds[0], weights_of(model))
 
 

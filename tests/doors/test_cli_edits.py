@@ -80,8 +80,11 @@ def test_a_take_with_changes_keeps_its_edits_and_gets_no_baseline() -> None:
 
 
 REFUSED = [
-    (["--edit", "inject 'a green square' into lat"], "did you mean 'late'"),
-    (["--edit", "inject 'a green square' at a lot"], "strength is 'a lot': it is neither a number nor a shape"),
+    (["--edit", "inject 'a green square' into lat"], "did you mean 'late'? Try: into late or into 0-9,20"),
+    (
+        ["--edit", "inject 'a green square' at a lot"],
+        "strength is 'a lot': it is neither a number nor a shape. Try: at 0.4,",
+    ),
     (["--edit", "bend square flip"], "the word 'square' is not in the prompt: the prompt reads 'a red circle'"),
     (["--edit", f"inject '{'a ' * 20}'"], "the donor has 21 tokens and the model reads 16"),
     (["--edit", "skip 2"], "there is no block 2: blocks are numbered from 0 to 1"),

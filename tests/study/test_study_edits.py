@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from safetensors.torch import save_file
 from helpers.studies import STUDY, Events, model
 from helpers.takes import recipe as plain_recipe
 from helpers.takes import write_take
+from wanscope.catalog.catalog import Catalog
+from wanscope.catalog.content import Tokens
 from wanscope.edit.difference import relative_l2
 from wanscope.edit.edits import Bend, Inject, Prompts, Skip, Steer
 from wanscope.errors import RecipeError
@@ -25,6 +28,7 @@ from wanscope.study.run import run
 from wanscope.study.texts import check_prompts, encode_prompts
 from wanscope.study_file import load_study_data
 from wanscope.take.compare import labels_of, table
+from wanscope.take.store import Take
 from wanscope.validation import validated
 from wanscope.wan.identity import file_hash
 from wanscope.wan.text import encode
@@ -342,3 +346,59 @@ def test_takes_are_labeled_by_what_differs_in_their_edits(tmp_path: Path) -> Non
     ]
     assert table(seeds) == [[0, 1], [2, 3], [4, 5]]
     assert labels_of(seeds)[:2] == ["baseline, seed 0", "baseline, seed 1"]
+
+
+# embeddings of the catalogue
+
+
+def test_a_donor_is_named_as_the_catalogue_names_it(tmp_path: Path) -> None:
+    """By label, and in an expression by prompt; the take is that of the same embedding in a file, to the bit."""
+    own = model()
+    catalog = Catalog(tmp_path)
+    donor_LD = encode(own, ["a green square"])[0] * 1.25
+    key = catalog.put(donor_LD, label="warm", prompt="a warm hall")
+    file = catalog.save("warm", tmp_path / "warm.safetensors")
+
+    def made(donor: dict[str, Any]) -> Take:
+        edits = [{"kind": "inject", "donor": donor, "strength": 0.5}]
+        found = run({**STUDY, "edits": edits, "seeds": 1, "baseline": False}, workspace=tmp_path, model=own)
+        assert not found.failed
+        return found.takes[0]
+
+    by_label, by_file = made({"embedding": "warm"}), made({"embedding": str(file)})
+    (edit,) = by_label.recipe.edits
+    assert isinstance(edit, Inject)
+    assert edit.donor.embedding == key and edit.donor.sha256 == Tokens.of(donor_LD).content
+    assert by_label.manifest.latents_sha256 == by_file.manifest.latents_sha256
+    again = made({"expression": "1.0 * hall", "names": {"hall": {"embedding": "a warm hall"}}})
+    assert again.manifest.latents_sha256 == by_file.manifest.latents_sha256
+    by_key = made({"embedding": key[:10]})
+    assert by_key.recipe.id == by_label.recipe.id  # the name is not what the id covers
+
+    catalog.annotate("warm", label="")  # the label goes to another embedding, and the take stays what it was
+    catalog.put(donor_LD * 2, label="warm")
+    assert made({"embedding": "warm"}).recipe.id != by_label.recipe.id
+    shutil.rmtree(by_label.folder)
+    remade = run(by_label.recipe, workspace=tmp_path, model=own)
+    assert remade.made == 1 and remade.takes[0].manifest.latents_sha256 == by_label.manifest.latents_sha256
+    with pytest.raises(RecipeError, match="the workspace has no catalogue yet"):
+        run(by_label.recipe, workspace=tmp_path / "elsewhere", model=own)
+
+
+def test_what_the_catalogue_does_not_hold_is_refused_before_any_work(tmp_path: Path) -> None:
+    own = model()
+
+    def refused(name: str) -> str:
+        edits = [{"kind": "inject", "donor": {"embedding": name}}]
+        with pytest.raises(RecipeError) as caught:
+            run({**STUDY, "edits": edits}, workspace=tmp_path, model=own)
+        assert not (tmp_path / "takes").exists() and not (tmp_path / "studies").exists()
+        return str(caught.value)
+
+    assert "'warm': it is no .safetensors file, and not in the catalogue" in refused("warm")
+    catalog = Catalog(tmp_path)
+    catalog.put(torch.ones(3, 7), label="narrow")
+    catalog.put(torch.ones(3, own.variant.text_dim), label="read", space="context")
+    assert "there is no embedding 'warm'" in refused("warm")
+    assert "its tensor is [3, 7], and an embedding here is" in refused("narrow")
+    assert "'read' is of the space 'context'" in refused("read")

@@ -94,16 +94,31 @@ def check_edits(edits: Sequence[Edit], blocks: int, steps: int, heads: int) -> N
 # files
 
 
-def with_hashes(edits: Iterable[Edit], text_dim: int, file_hash: Callable[[Path], str]) -> tuple[Edit, ...]:
+@dataclass(frozen=True)
+class Remembered:
+    """An embedding that a catalogue holds: its whole key, the SHA-256 of its content, its shape [L, D]."""
+
+    key: str
+    content: str
+    shape: tuple[int, ...]
+
+
+Find = Callable[[str], Remembered]  # by key, label or prompt; RequestError where there is none
+
+
+def with_hashes(
+    edits: Iterable[Edit], text_dim: int, file_hash: Callable[[Path], str], find: Find | None = None
+) -> tuple[Edit, ...]:
     """The edits with the hash of every file that they name, which is what a recipe's id covers instead of its path.
 
-    Raises RecipeError for a file that is not there, is no embedding of this model, or is not the one recorded.
+    find: looks a stored embedding that is no file up in a catalogue; the edit then names it by its key. Raises
+    RecipeError for a file or embedding that is not there, is none of this model, or is not the one recorded.
     """
     out = []
     for i, edit in enumerate(edits):
         where = f"edits.{i}"
         if isinstance(edit, Inject) and edit.donor.files():
-            edit = edit.model_copy(update={"donor": _donor_with_hashes(edit.donor, text_dim, file_hash, where)})
+            edit = edit.model_copy(update={"donor": _donor_with_hashes(edit.donor, text_dim, file_hash, find, where)})
         elif isinstance(edit, Steer):
             path = _file(edit.direction, f"{where}.direction", "a direction")
             edit = edit.model_copy(update={"sha256": _hash(path, edit.sha256, file_hash, where)})
@@ -111,19 +126,50 @@ def with_hashes(edits: Iterable[Edit], text_dim: int, file_hash: Callable[[Path]
     return tuple(out)
 
 
-def _donor_with_hashes(donor: Donor, text_dim: int, file_hash: Callable[[Path], str], where: str) -> Donor:
+def _donor_with_hashes(
+    donor: Donor, text_dim: int, file_hash: Callable[[Path], str], find: Find | None, where: str
+) -> Donor:
     if donor.embedding is None:
-        names = {n: _donor_with_hashes(d, text_dim, file_hash, f"{where}.{n}") for n, d in donor.names.items()}
+        names = {n: _donor_with_hashes(d, text_dim, file_hash, find, f"{where}.{n}") for n, d in donor.names.items()}
         return donor.model_copy(update={"names": names})
+    if find is not None and not in_a_file(donor):
+        return _found(donor, text_dim, find, where)
     path = _file(donor.embedding, f"{where}.donor.embedding", "a stored embedding")
-    shape = _stored_shape(path)
+    _require_dim(donor.embedding, _stored_shape(path), text_dim, where)
+    return donor.model_copy(update={"sha256": _hash(path, donor.sha256, file_hash, where)})
+
+
+def in_a_file(donor: Donor) -> bool:
+    """Whether a stored embedding is a file; else it is one of the catalogue's, by key, label or prompt."""
+    name = donor.embedding or ""
+    return name.endswith(".safetensors") or Path(name).expanduser().exists()
+
+
+def _found(donor: Donor, text_dim: int, find: Find, where: str) -> Donor:
+    name = donor.embedding or ""
+    try:
+        found = find(name)
+    except RequestError as error:
+        why = f"{error.what}: {error.why}".rstrip(": ")
+        raise RecipeError(
+            f"{where}.donor.embedding is {name!r}: it is no .safetensors file, and not in the catalogue", why, error.fix
+        ) from None
+    _require_dim(name, found.shape, text_dim, where)
+    if donor.sha256 not in (None, found.content):
+        raise RecipeError(
+            f"{where}: {name} is not the embedding that the recipe was made with",
+            f"the SHA-256 of its content is {found.content[:16]}..., not {donor.sha256[:16]}...",
+        )
+    return donor.model_copy(update={"embedding": found.key, "sha256": found.content})
+
+
+def _require_dim(name: str, shape: tuple[int, ...], text_dim: int, where: str) -> None:
     if len(shape) != 2 or shape[1] != text_dim:
         raise RecipeError(
-            f"{where}: {donor.embedding} does not fit this model",
+            f"{where}: {name} does not fit this model",
             f"its tensor is {list(shape)}, and an embedding here is [tokens, {text_dim}]",
             "an embedding made with this model's own text encoder",
         )
-    return donor.model_copy(update={"sha256": _hash(path, donor.sha256, file_hash, where)})
 
 
 def _file(name: str, where: str, what: str) -> Path:
@@ -163,14 +209,20 @@ def stored_of(edits: Iterable[Edit]) -> list[Donor]:
     return [donor for edit in edits if isinstance(edit, Inject) for donor in edit.donor.files()]
 
 
-def read_stored(donor: Donor) -> Tensor:
-    """The token matrix of a stored embedding, [L, D], trimmed to its real tokens, as it was stored."""
+def read_stored(donor: Donor, read: Callable[[str], Tensor] | None = None) -> Tensor:
+    """The token matrix of a stored embedding, [L, D], trimmed to its real tokens, as it was stored.
+
+    read: the catalogue's embedding of a key.
+    """
     from safetensors.torch import load_file
 
     from wanscope.edit.rows import check_rows, real_tokens
 
     assert donor.embedding is not None
-    embedding_LD = next(iter(load_file(Path(donor.embedding).expanduser()).values()))
+    if read is not None and not in_a_file(donor):
+        embedding_LD = read(donor.embedding)
+    else:
+        embedding_LD = next(iter(load_file(Path(donor.embedding).expanduser()).values()))
     check_rows(embedding_LD, donor.embedding)
     tokens = real_tokens(embedding_LD)
     if not tokens:

@@ -2,6 +2,7 @@
 
     inject 'a green square moves left' into late at 0.4
     inject 'beach + 0.5*(gothic - plain)' where beach='a beach' gothic='a gothic hall' plain=hall.safetensors
+    inject stored('warm hall') into mid at 0.5
     bend circle translate x=0.25 in 4-9
     bend 'red circle', square amplify 2 during step(10)
     steer color.safetensors ablate in mid
@@ -67,8 +68,16 @@ def edit_from(data: Any, where: str = "") -> Edit:
     try:
         edit: Any = validated(KINDS[kind], text_keys(data))
     except RecipeError as error:
-        raise RecipeError(f"{where}{error.what}", error.why, error.fix or EXAMPLES[kind]) from None
+        fix = _in_one_line(error.fix) if where else error.fix
+        raise RecipeError(f"{where}{error.what}", error.why, fix or EXAMPLES[kind]) from None
     return edit
+
+
+def _in_one_line(fix: str) -> str:
+    """A fix as it is written in a line: `blocks: late` is `into late` there."""
+    for word, key in (("into", "blocks"), ("at", "strength"), ("during", "schedule")):
+        fix = re.sub(rf"\b{key}: (?=\S)", f"{word} ", fix)
+    return fix
 
 
 def _mapping(text: str) -> dict[str, Any]:
@@ -114,14 +123,16 @@ class _Line:
         token = self.take()
         donor = self.donor(token)
         if donor is None:
-            self.fail(token, "a donor stands in quotes, or is a .safetensors file", EXAMPLES["inject"])
+            self.fail(
+                token, "a donor stands in quotes, or is a .safetensors file or stored('NAME')", EXAMPLES["inject"]
+            )
         self.data["donor"] = donor
 
     def donor(self, token: Token) -> dict[str, Any] | None:
-        """A prompt in quotes, or a file."""
+        """A prompt in quotes, a file, or an embedding of the catalogue."""
         if is_quoted(token.text):
             return {"prompt": contents(token.text)}
-        inside = re.fullmatch(r"file\((.*)\)", token.text, re.DOTALL)
+        inside = re.fullmatch(r"(?:file|stored)\((.*)\)", token.text, re.DOTALL)
         if inside and is_quoted(inside[1].strip()):
             return {"embedding": contents(inside[1].strip())}
         return {"embedding": token.text} if token.text.endswith(".safetensors") else None
@@ -327,6 +338,8 @@ def _donor_text(donor: Donor) -> str:
     if donor.prompt is not None:
         return quoted(donor.prompt)
     path = donor.embedding or ""
+    if not path.endswith(".safetensors"):
+        return f"stored({quoted(path)})"
     return path if _plain_name.fullmatch(path) else f"file({quoted(path)})"
 
 

@@ -20,7 +20,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from wanscope.edit.donors import check_edits, with_hashes
+from wanscope.edit.donors import Find, check_edits, with_hashes
 from wanscope.edit.edits import Edit
 from wanscope.edit.sweep import BASELINE, swept_edits
 from wanscope.errors import ModelError, RecipeError, nearest
@@ -229,11 +229,14 @@ def slug(text: str, length: int = NAME_LENGTH, kept: str = "") -> str:
     return words.strip("-" + kept)
 
 
-def expand(study: Study, variant: Variant | None = None, dtype: str | None = None) -> Expansion:
+def expand(
+    study: Study, variant: Variant | None = None, dtype: str | None = None, find: Find | None = None
+) -> Expansion:
     """Check all limits of a study and resolve what it leaves open.
 
     variant: of a model that is loaded already, or that is no variant's name (a folder, a file); else it is looked up.
-    dtype: what `auto` means there, else the variant's own. Raises RecipeError, TemplateError or ModelError.
+    dtype: what `auto` means there, else the variant's own. find: looks up the stored embeddings that edits name.
+    Raises RecipeError, TemplateError or ModelError.
     """
     variant = variant or resolve(study.model)
     if variant.image_conditioned:
@@ -263,13 +266,13 @@ def expand(study: Study, variant: Variant | None = None, dtype: str | None = Non
         )
     negative = defaults["negative"] if study.negative is None else study.negative
     loras = tuple(_hashed(lora) for lora in study.loras)
-    edit_sets = _edit_sets(study, variant, sampler.steps or 0)
+    edit_sets = _edit_sets(study, variant, sampler.steps or 0, find)
     own_dtype = dtype or DTYPE_NAMES[variant.dtype]
     chosen = own_dtype if study.dtype == "auto" else study.dtype
     return Expansion(study, variant, template, video, sampler, negative, chosen, study.init, loras, edit_sets)
 
 
-def _edit_sets(study: Study, variant: Variant, steps: int) -> tuple[EditSet, ...]:
+def _edit_sets(study: Study, variant: Variant, steps: int, find: Find | None) -> tuple[EditSet, ...]:
     """The baseline and every combination of a sweep, checked against the model's depth and the run's steps."""
     if not study.edits:
         return (EditSet(),)
@@ -283,7 +286,7 @@ def _edit_sets(study: Study, variant: Variant, steps: int) -> tuple[EditSet, ...
     sets = [EditSet((), BASELINE)] if study.baseline else []
     for swept in swept_edits(study.edits, study.sweep):
         check_edits(swept.edits, variant.blocks, steps, variant.heads)
-        edits = with_hashes(swept.edits, variant.text_dim, hash_once)
+        edits = with_hashes(swept.edits, variant.text_dim, hash_once, find)
         sets.append(EditSet(edits, swept.label or EDITED, swept.values))
     return tuple(sets)
 

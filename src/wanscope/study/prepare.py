@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from wanscope import events
-from wanscope.edit.donors import with_hashes
+from wanscope.edit.donors import Find, Remembered, with_hashes
 from wanscope.errors import DamagedTake, ModelError, RecipeError
 from wanscope.recipe import LoraSpec, Recipe, Study
 from wanscope.study import models
@@ -98,7 +98,7 @@ def prepare(
 ) -> Prepared:
     """Read and expand `source` and find its weights (downloading them where they are not here)."""
     request = read_source(source, space)
-    found = _Found(model, on_event)
+    found = _Found(model, on_event, stored_in(space))
     expansion = None
     if request.study is not None:
         expansion = found.expanded(request.study)
@@ -143,7 +143,7 @@ def plan(source: Source, workspace: Workspace | str | None = None) -> Plan:
         sizes = [_recipe_size(recipe) for recipe in recipes]
         needed = sum(size.kept for size in sizes) + max(size.scratch for size in sizes)
         return Plan(recipes[0].id, len(recipes), done, needed, free_bytes(space.takes), None, recipes)
-    expansion = _Found(None, events.ignore).expanded(request.study, download=False)
+    expansion = _Found(None, events.ignore, stored_in(space)).expanded(request.study, download=False)
     source_here = models.find_local(_key(expansion))
     first = expansion.recipe(expansion.template.variation(0), request.study.seeds[0], {})
     attention = attention_bytes(first, expansion.variant)
@@ -169,6 +169,17 @@ def _recipe_size(recipe: Recipe) -> TakeSize:
     return take_size(recipe.video, shape, (recipe.sampler.steps or 0) + 1, recipe.capture, attention)
 
 
+def stored_in(space: Workspace) -> Find:
+    """How edits find the embeddings of the workspace's catalogue that they name."""
+
+    def find(name: str) -> Remembered:
+        from wanscope.study.remember import finder  # most requests name none, and need no database
+
+        return finder(space)(name)
+
+    return find
+
+
 def complete_take(space: Workspace, recipe: Recipe) -> Take | None:
     """The take of a recipe, if it is there with the records that the recipe asks for."""
     found = standing_take(space, recipe.id)
@@ -183,7 +194,7 @@ def standing_take(space: Workspace, take: str) -> Take | None:
         return None
 
 
-def expanded_with(study: Study, model: WanModel) -> Expansion:
+def expanded_with(study: Study, model: WanModel, find: Find | None = None) -> Expansion:
     """The study's expansion on a model that is loaded already, with the LoRAs it has. RecipeError where its dtype is
     another."""
     dtype = DTYPE_NAMES[str(model.dtype).removeprefix("torch.")]
@@ -195,7 +206,7 @@ def expanded_with(study: Study, model: WanModel) -> Expansion:
         )
     if "model" not in study.model_fields_set:
         study = study.model_copy(update={"model": model.spec or model.variant.name})
-    expansion = expand(study, model.variant, dtype)
+    expansion = expand(study, model.variant, dtype, find)
     if "loras" not in study.model_fields_set:
         mine = (LoraSpec.model_validate({k: getattr(x, k) for k in LoraSpec.model_fields}) for x in model.loras)
         expansion = replace(expansion, loras=tuple(mine))
@@ -205,17 +216,17 @@ def expanded_with(study: Study, model: WanModel) -> Expansion:
 class _Found:
     """The models of a request, each looked for once; or the one that was handed in."""
 
-    def __init__(self, given: WanModel | None, on_event: events.Listener) -> None:
-        self.given, self.on_event = given, on_event
+    def __init__(self, given: WanModel | None, on_event: events.Listener, find: Find) -> None:
+        self.given, self.on_event, self.find = given, on_event, find
         self.variants: dict[ModelKey, Variant] = {}
         self._weights: dict[ModelKey, dict[str, str]] = {}
 
     def expanded(self, study: Study, download: bool = True) -> Expansion:
         """The study's expansion; a model that is no variant's name is looked at to know what it is."""
         if self.given is not None:
-            return expanded_with(study, self.given)
+            return expanded_with(study, self.given, self.find)
         if study.model.strip().lower() in VARIANTS:
-            return expand(study)
+            return expand(study, find=self.find)
         key = ModelKey(study.model, study.dtype, study.components)
         found = models.find(key, self.on_event) if download else models.find_local(key)
         if found is None:
@@ -226,7 +237,7 @@ class _Found:
             )
         from wanscope.wan.load import SHORT, pick_dtype
 
-        return expand(study, found.variant, SHORT[pick_dtype("auto", found)])
+        return expand(study, found.variant, SHORT[pick_dtype("auto", found)], self.find)
 
     def weights(self, key: ModelKey) -> dict[str, str]:
         if key not in self._weights:
@@ -276,7 +287,7 @@ def _recipe_tasks(request: Request, found: _Found, space: Workspace) -> list[Tas
         key = ModelKey.of(recipe)
         models.require_weights(recipe, found.weights(key))
         # files that its edits name have to be there, and be those that were recorded
-        edits = with_hashes(recipe.edits, found.variants[key].text_dim, file_hash)
+        edits = with_hashes(recipe.edits, found.variants[key].text_dim, file_hash, found.find)
         recipe = recipe.model_copy(update={"edits": edits})
         start = None
         if recipe.init is not None:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from wanscope import events
 from wanscope.catalog.catalog import Catalog, New
-from wanscope.errors import WanscopeError
+from wanscope.edit.donors import Find, Remembered
+from wanscope.errors import EmbeddingNotFound, WanscopeError
 from wanscope.recipe import Recipe
 from wanscope.wan.variants import VARIANTS
 from wanscope.workspace import Workspace
@@ -46,6 +47,10 @@ class Memory:
         encoder = encoder_of(recipe, model)
         found = self._tried({}, lambda: self.catalog.stored(texts, encoder, environments(model, device)))
         return {text: embedding.tensor() for text, embedding in found.items()}
+
+    def embedding(self, key: str) -> Tensor:
+        """A stored embedding that an edit names, [L, D], counted as used. EmbeddingNotFound or CatalogDamaged."""
+        return self.catalog.get(key).tensor()
 
     def keep(self, encoded: Mapping[str, Tensor], recipe: Recipe, model: WanModel, seconds: float) -> None:
         """Store what was encoded just now; `seconds` for all of it."""
@@ -86,6 +91,23 @@ class Memory:
                 )
             )
             return otherwise
+
+
+def finder(space: Workspace) -> Find:
+    """How edits find the embeddings of a workspace's catalogue that they name."""
+    catalog = Catalog(space, wait_seconds=WAIT_SECONDS)
+
+    def find(name: str) -> Remembered:
+        if not catalog.exists:
+            raise EmbeddingNotFound(f"there is no embedding {name!r}", "the workspace has no catalogue yet")
+        found = catalog.get(name, count=False)
+        if found.row["space"] != "text":
+            raise EmbeddingNotFound(
+                f"{name!r} is of the space {found.row['space']!r}", "a donor is what a text encoder gives", ""
+            )
+        return Remembered(found.key, found.tokens.content, (found.tokens.tokens, found.tokens.dim))
+
+    return find
 
 
 def encoder_of(recipe: Recipe, model: WanModel | None) -> str:

@@ -75,7 +75,7 @@ def _refuse_strangers(strangers: Iterable[str]) -> None:
 class Texts:
     """Raw embeddings [L, D] by text, on the CPU in the encoder's dtype; `conditioning` applies a recipe's weights.
 
-    stored: embeddings from files that edits name, by the file's hash.
+    stored: embeddings from files or the catalogue that edits name, by their hash.
     """
 
     embeddings: dict[str, Tensor]
@@ -148,7 +148,8 @@ def encode_prompts(
             memory.keep(fresh, recipes[0], model, time.monotonic() - began)
     embeddings = {text: known[text] if text in known else fresh[text] for text in texts}
     files = {donor.sha256 or "": donor for recipe in recipes for donor in stored_of(recipe.edits)}
-    stored = {sha256: read_stored(donor) for sha256, donor in files.items()}
+    read = memory.embedding if memory is not None else None
+    stored = {sha256: read_stored(donor, read) for sha256, donor in files.items()}
     encoded = Texts(embeddings, model.tokenizer, model.text_length, stored)
     _check_donors(encoded, recipes)
     on_event(events.PromptsEncoded(len(missing), time.monotonic() - began, len(texts) - len(missing)))
