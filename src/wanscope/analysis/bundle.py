@@ -29,6 +29,7 @@ from wanscope.analysis import stats
 from wanscope.analysis.analyze import FACTS, Analysis, analyze, write_analysis
 from wanscope.analysis.design import Unit
 from wanscope.analysis.intervals import BCA_PAIRS
+from wanscope.analysis.testing import Family
 from wanscope.errors import RequestError
 from wanscope.take.disk import file_sha256, files_below, guarded, require_writable
 from wanscope.take.store import VIDEO
@@ -186,8 +187,8 @@ def methods(analysis: Analysis) -> str:
             f"Variations were compared in pairs of equal seeds ({contrasts}), with {units} as units: two-sided "
             f"sign-flip permutation tests of the mean difference ({drawn}), 95% {interval} intervals, and standardized "
             "mean differences with intervals from the noncentral t distribution. Final latents were compared by "
-            f"PERMANOVA and energy distance with labels swapped within units. All {family.size} p values were "
-            "corrected together by Holm's method."
+            f"PERMANOVA and energy distance with labels swapped within units. {_of_all(family)}All "
+            f"{family.size} p values were corrected together by Holm's method."
         )
         confirmed = sum(test.confirmatory for test in family.tests)
         parts.append(
@@ -197,6 +198,15 @@ def methods(analysis: Analysis) -> str:
             else "No hypothesis was written before the run: all tests are exploratory."
         )
     return " ".join(parts)
+
+
+def _of_all(family: Family) -> str:
+    if not any(test.kind == "omnibus" for test in family.tests):
+        return ""
+    return (
+        "Factors with more than two values were tested as a whole as well: F of a two-way analysis of variance with "
+        "units as blocks, and PERMANOVA, by shuffling values within units. "
+    )
 
 
 def _readme(analysis: Analysis) -> str:

@@ -25,12 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from wanscope.analysis import stats
+from wanscope.analysis import omnibus, stats
 from wanscope.analysis.design import Comparison, Contrast, Pairs, others, pairs_of, value_of
 from wanscope.analysis.gram import OnePass
 from wanscope.analysis.intervals import mean_interval
 from wanscope.analysis.source import Member
-from wanscope.analysis.testing import Test
+from wanscope.analysis.testing import Test, omnibus_test
 from wanscope.analysis.trajectory import FLOOR_FACTOR, centered, coordinates, log_volume, rounding_floor
 
 
@@ -171,7 +171,7 @@ def analyze_groups(
         for factor in factors:
             for group, scenes in cells[factor].items():
                 rows += _spread(between.gram_KNN[k], factor, group, scenes, rank, dimension, at)
-    tests: list[Test] = []
+    tests = _of_all(between.gram_KNN[-1], kept, comparison)
     for contrast in comparison.contrasts:
         pairs = pairs_of(kept, contrast, comparison.scenes)
         if not len(pairs.a):
@@ -181,6 +181,18 @@ def analyze_groups(
             rows += _apart(between.gram_KNN[k], contrast, pairs, dimension, at)
         tests += _tests(between.gram_KNN[-1], contrast, pairs, comparison, cells[contrast.factor], dimension)
     return GroupResult(tuple(rows), tuple(tests), places, rank)
+
+
+def _of_all(gram_NN: np.ndarray, members: Sequence[Member], comparison: Comparison) -> list[Test]:
+    """The last latents of all values of a factor at once."""
+    out = []
+    for factor, values in omnibus.factors_of(comparison).items():
+        blocks = omnibus.blocks_of(members, factor, values, comparison.unit, comparison.scenes)
+        if blocks.count > 1:
+            f, r2, p = omnibus.permanova(blocks.gram(gram_NN))
+            title = "Latents of the result (PERMANOVA)"
+            out.append(omnibus_test(blocks, comparison, "permanova", title, "", "R2", f, p, difference=r2))
+    return out
 
 
 def _cells(members: Sequence[Member], factor: str) -> dict[str, list[np.ndarray]]:

@@ -157,7 +157,7 @@ def _tests(analysis: Analysis) -> str:
         return "<p>Nothing was tested.</p>"
     family = analysis.tests
     head = (
-        f"<p>{family.size} tests in one family; the smallest p that a test of so many pairs can give is "
+        f"<p>{family.size} tests in one family; the smallest p that any of them can give is "
         f"{family.smallest_p:.3g}. {_e(family.power)} Exact sign flips of paired differences up to 14 "
         "pairs, drawn ones above; corrected by Holm (p) and by Benjamini and Hochberg (q). Bold: clear of correction. "
         "With a star: confirmatory, the hypothesis was written before the first take, and corrected among its like.</p>"
@@ -182,7 +182,7 @@ def _row(test: Test) -> str:
     unit = "" if test.measure == "1" else f" {test.measure}"
     texts = [
         test.title + (f" ({test.part})" if test.part else "") + (" *" if test.confirmatory else ""),
-        f"{test.a} less {test.b}",
+        f"all of {test.a}" if test.kind == "omnibus" else f"{test.a} less {test.b}",
     ]
     numbers = [
         n(test.difference, "+.3g") + (unit if test.difference is not None else ""),

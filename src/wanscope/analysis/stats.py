@@ -195,8 +195,8 @@ def smallest_effect(pairs: int, tests: int = 1, alpha: float = ALPHA, power: flo
     return float(brentq(missing, 0.0, high, xtol=1e-6))  # type: ignore[arg-type]
 
 
-def power_sentence(pairs: int, tests: int, alpha: float = ALPHA) -> str:
-    """What so many pairs could have seen, in a sentence."""
+def power_sentence(pairs: int, tests: int, alpha: float = ALPHA, of: str = "") -> str:
+    """What so many pairs could have seen, in a sentence. of: which tests it speaks of, where there are others."""
     least, level = smallest_p(pairs), alpha / max(tests, 1)
     counted = f"{pairs} pair{'s'[: pairs != 1]}"
     percent = f"{alpha * 100:g}%"
@@ -205,13 +205,13 @@ def power_sentence(pairs: int, tests: int, alpha: float = ALPHA) -> str:
     if least > alpha:
         needed = pairs_needed(alpha)
         return (
-            f"With {counted} no test can reach {percent}: the smallest p is {least:.3g}. "
+            f"With {counted} no test{of} can reach {percent}: the smallest p is {least:.3g}. "
             f"It takes {needed} pairs, and more for several tests."
         )
     if least > level:
         needed = pairs_needed(level)
         return (
-            f"With {counted} and {tests} tests none can reach {percent} after correction: the smallest p is "
+            f"With {counted} and {tests} tests none{of} can reach {percent} after correction: the smallest p is "
             f"{least:.3g}, and {level:.2g} is needed. It takes {needed} pairs, or fewer tests."
         )
     size = smallest_effect(pairs, tests, alpha)

@@ -75,7 +75,7 @@ def _findings(analysis: Analysis) -> Iterator[str]:
         what = "Of the other tests none" if confirmed else "None"
         yield (
             f"{what} shows a difference after correction. That is no proof that there is none: "
-            + _first_lower(stats.power_sentence(family.units, family.size))
+            + _first_lower(family.power)
         )
         hints = [t for t in family.tests if t.p is not None and t.p <= stats.ALPHA and not t.confirmatory]
         if hints:
@@ -90,6 +90,9 @@ def _sentence(test: Test, analysis: Analysis) -> str:
     """One test in words: direction, size, interval, p, and whom it speaks of."""
     title = test.title + (f" ({test.part})" if test.part else "")
     p = "not tested" if test.decisive_p is None else f"corrected p = {_p(test.decisive_p)}"
+    if test.kind == "omnibus":
+        verdict = "differs" if test.found else "is not shown to differ"
+        return f"{title} {verdict} among {test.a} ({test.note}; {p}, {_count(test.units, test.unit)})."
     if test.kind == "group":
         verdict = "differ" if test.found else "cannot be told apart"
         return f"{title}: {test.a} and {test.b} {verdict} ({p}, {_count(test.units, test.unit)})."

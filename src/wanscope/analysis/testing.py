@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from wanscope.analysis import stats
+from wanscope.analysis import omnibus, stats
 from wanscope.analysis.design import Comparison, Contrast, Pairs, confirms, pairs_of
 from wanscope.analysis.intervals import mean_interval
 from wanscope.analysis.source import Collection, Member
@@ -24,7 +24,9 @@ RESOLUTION = 1e-7  # relative: differences of fp32 latents below this are roundi
 
 @dataclass(frozen=True)
 class Test:
-    """One test. kind: "paired" (of a metric's mean difference a - b) or "group" (of whole groups of latents).
+    """One test. kind: "paired" (of a metric's mean difference a - b), "group" (of whole groups of latents) or "omnibus"
+    (of all values of a factor at once: a names them, b is empty, difference is the largest less the smallest mean,
+    statistic is F).
 
     units: how many signs were flipped; unit: of what. difference, low, high in the metric's unit; interval: how the
     bounds were made, coverage: simulated, of a BCa interval. effect: mean over standard deviation of the units'
@@ -64,6 +66,7 @@ class Test:
     tokens_a: float | None = None
     tokens_b: float | None = None
     note: str = ""
+    statistic: float | None = None
 
     def record(self) -> dict[str, Any]:
         return asdict(self)
@@ -100,13 +103,23 @@ class Family:
 
     @property
     def power(self) -> str:
-        return stats.power_sentence(self.units, max(self.size, 1))
+        """What so many units could have seen, in a sentence or two."""
+        whole = [test.smallest_p for test in self.tests if test.kind == "omnibus" and test.p is not None]
+        text = stats.power_sentence(self.units, max(self.size, 1), of=" of two values" if whole else "")
+        if whole:
+            text += f" A test of all values of a factor at once can give a p of {min(whole):.2g}, before correction."
+        return text
 
 
 def tested(collection: Collection, comparison: Comparison, table: Table, group_tests: Sequence[Test]) -> Family:
     """All tests, corrected together. group_tests: those of groups.py, uncorrected yet."""
     found: list[Test] = []
     columns, values_NM = table.tested()
+    for factor, values in omnibus.factors_of(comparison).items():
+        blocks = omnibus.blocks_of(collection.members, factor, values, comparison.unit, comparison.scenes)
+        if blocks.count and columns:
+            found += _of_all(collection, comparison, blocks, columns, values_NM)
+        found += [test for test in group_tests if test.kind == "omnibus" and test.factor == factor]
     for contrast in comparison.contrasts:
         pairs = pairs_of(collection.members, contrast, comparison.scenes)
         if not pairs.cells or not columns:
@@ -173,6 +186,76 @@ def _paired(
             )
         )
     return out
+
+
+def _of_all(
+    collection: Collection,
+    comparison: Comparison,
+    blocks: omnibus.Blocks,
+    columns: Sequence[tuple[Any, str]],
+    values_NM: np.ndarray,
+) -> list[Test]:
+    """Every metric over all values of a factor at once."""
+    given_nkM = blocks.of(values_NM)
+    middle_n1M = given_nkM.mean(axis=1, keepdims=True)
+    off_nkM = given_nkM - middle_n1M
+    size_M = np.nanmax(np.abs(values_NM), axis=0)
+    values_nkM = middle_n1M + np.where(np.abs(off_nkM) > RESOLUTION * size_M, off_nkM, off_nkM * 0)
+    tested = blocks.count > 1
+    f_M, p_M = omnibus.permuted_f(values_nkM) if tested else (np.full(len(columns), np.nan),) * 2
+    mean_kM = values_nkM.mean(axis=0)
+    return [
+        omnibus_test(
+            blocks,
+            comparison,
+            metric.name,
+            metric.title,
+            part,
+            metric.unit,
+            f_M[m],
+            p_M[m],
+            difference=_number(mean_kM[:, m].max() - mean_kM[:, m].min()),
+        )
+        for m, (metric, part) in enumerate(columns)
+    ]
+
+
+def omnibus_test(
+    blocks: omnibus.Blocks,
+    comparison: Comparison,
+    name: str,
+    title: str,
+    part: str,
+    measure: str,
+    f: float,
+    p: float,
+    **numbers: Any,
+) -> Test:
+    """A test of all values of a factor, uncorrected."""
+    n, k = blocks.count, len(blocks.values)
+    blank = dict.fromkeys(
+        ("mean_a", "mean_b", "low", "high", "coverage", "effect", "effect_low", "effect_high", "difference")
+    )
+    freedom = (k - 1, (n - 1) * (k - 1))
+    note = f"F = {f:.3g} with {freedom[0]} and {freedom[1]} degrees of freedom" if np.isfinite(f) else ""
+    return Test(
+        factor=blocks.factor,
+        a=", ".join(blocks.values),
+        b="",
+        metric=name,
+        title=title,
+        part=part,
+        measure=measure,
+        kind="omnibus",
+        unit=comparison.unit,
+        units=n,
+        p=_number(p),
+        smallest_p=omnibus.smallest_p(n, k),
+        interval="none",
+        note=note,
+        statistic=_number(f),
+        **{**blank, **numbers},
+    )
 
 
 def _prepared(collection: Collection, pairs: Pairs, test: Test) -> Test:
