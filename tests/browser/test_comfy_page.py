@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 
@@ -68,7 +69,7 @@ def test_examples_load_without_missing_nodes_of_ours(page, file):
           await app.loadGraphData(graph);
           return app.graph._nodes.filter((n) => !LiteGraph.registered_node_types[n.type]).map((n) => n.type);
         }""",
-        __import__("json").loads(file.read_text()),
+        json.loads(file.read_text()),
     )
     for _ in range(2):
         page.keyboard.press("Escape")
@@ -76,6 +77,49 @@ def test_examples_load_without_missing_nodes_of_ours(page, file):
     from wanscope.doors.comfy import NODES
 
     assert [kind for kind in missing if kind in NODES or not kind.startswith(wrapper_only)] == []
+
+
+# the front end's own graph of an example, on checkpoints and stand-ins that are there
+SMALL = """(graph) => {
+  for (const node of graph.nodes) {
+    const stand_in = {CLIPLoader: "StandInClip", VAELoader: "StandInVae"}[node.type];
+    if (stand_in) { node.type = stand_in; node.inputs = []; node.widgets_values = []; node.properties = {}; }
+    if (node.type === "UNETLoader") node.widgets_values[0] = "tiny.safetensors";
+    if (node.type === "EmptyHunyuanLatentVideo") node.widgets_values = [64, 64, 9, 1];
+    if (node.type === "KSampler") node.widgets_values = [1, "fixed", 3, 4, "euler", "simple", 1];
+  }
+  return app.loadGraphData(graph);
+}"""
+SHOWN = """(kind) => app.graph._nodes.find((n) => n.type === kind)
+  ?.widgets?.find((w) => w.name === "wanscope_text")?.element.textContent ?? ''"""
+
+
+def test_an_example_queued_from_the_page_shows_what_was_applied(page):
+    page.evaluate(SMALL, json.loads((EXAMPLES / "simple_injection.json").read_text()))
+    page.evaluate("() => app.queuePrompt(0)")
+    said = f"""() => ({SHOWN})("WanscopeEditReport").includes("applied")"""
+    page.wait_for_function(said, timeout=300_000)
+    # late blocks of four: the last one, in three steps
+    assert "applied 3 of 3 due: blocks 3; cond; steps 0 to 2" in page.evaluate(SHOWN, "WanscopeEditReport")
+    assert "acted in stage 1" in page.evaluate(SHOWN, "WanscopeCheckEdits")
+
+
+def test_a_fault_is_said_on_the_page(page):
+    page.evaluate(SMALL, json.loads((EXAMPLES / "simple_injection.json").read_text()))
+    page.evaluate("""() => {
+      const node = app.graph._nodes.find((n) => n.type === "WanscopeInjectPrompt");
+      node.widgets.find((w) => w.name === "blocks").value = "99";
+      window.wanscopeFault = "";
+      app.api.addEventListener("execution_error", ({ detail }) => {
+        window.wanscopeFault = `${detail.node_type}: ${detail.exception_message}`;
+      });
+      app.queuePrompt(0);
+    }""")
+    page.wait_for_function("() => window.wanscopeFault", timeout=300_000)
+    found = page.evaluate("() => window.wanscopeFault")
+    assert found.startswith("WanscopeInjectPrompt: there is no block 99")
+    for _ in range(2):
+        page.keyboard.press("Escape")
 
 
 def test_a_dragged_bar_sets_the_value_that_is_sent(page):

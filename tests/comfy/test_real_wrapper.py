@@ -51,7 +51,7 @@ def editor(prompt: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("name", "blocks"),
-    [("simple_activation", 8), ("amplified_injection", 29), ("features_showcase", 30), ("debug_workflow", 15)],
+    [("simple_activation", 7), ("amplified_injection", 29), ("features_showcase", 30), ("debug_workflow", 15)],
 )
 def test_wrapper_examples_run_to_the_end(wrapped, name, blocks):
     said = texts(wrapped.run(example(name)))

@@ -94,6 +94,17 @@ def test_a_path_has_all_its_steps_and_passes_through_its_operands(method, dtype)
     assert "aligned to 5" in path.note
 
 
+@pytest.mark.parametrize("method", ["linear", "spherical"])
+def test_a_place_between_two_is_that_of_their_path(method):
+    a, b = rows(3, 0), rows(5, 1)
+    path = embeds.interpolate([a, b], 5, method)
+    for share, expected in zip((0, 0.25, 0.5, 0.75, 1), path.embeddings, strict=True):
+        assert torch.equal(embeds.between(a, b, share, method).embedding, expected)
+    for share in (-0.1, 1.1, math.nan):
+        with pytest.raises(RecipeError, match="a share, from 0 to 1"):
+            embeds.between(a, b, share, method)
+
+
 def test_linear():
     a, b = rows(3), rows(3, 1)
     path = embeds.interpolate([a, b], 5)
