@@ -76,7 +76,7 @@ def some(frames_FHW3: np.ndarray, count: int = 5) -> list[np.ndarray]:
 
 def kinds(maker: Maker) -> list[Row]:
     """The baseline and each kind of edit, a row of frames for each."""
-    rows = [(f"no edit: {PROMPT}", some(maker.frames(PROMPT)))]
+    rows: list[Row] = [(f"no edit: {PROMPT}", some(maker.frames(PROMPT)))]
     rows += [(line, some(maker.frames(PROMPT, line))) for line in KINDS]
     without = ws.Steer(maker.direction(), operation="ablate")
     return [*rows, ("steer red.safetensors ablate", some(maker.frames(PROMPT, without)))]
@@ -85,7 +85,7 @@ def kinds(maker: Maker) -> list[Row]:
 def strengths(maker: Maker) -> list[Row]:
     """A frame for each choice of blocks and each strength."""
     middle = len(base := maker.frames(PROMPT)) // 2
-    rows = []
+    rows: list[Row] = []
     for blocks in BLOCKS:
         edited = [maker.frames(PROMPT, f"inject '{DONOR}' into {blocks} at {s:g}")[middle] for s in STRENGTHS]
         at = ", ".join(f"{s:g}" for s in STRENGTHS)
@@ -95,7 +95,7 @@ def strengths(maker: Maker) -> list[Row]:
 
 def bends(maker: Maker) -> list[Row]:
     """A still object whose word's maps are moved."""
-    rows = [(f"no edit: {STILL}", some(maker.frames(STILL)))]
+    rows: list[Row] = [(f"no edit: {STILL}", some(maker.frames(STILL)))]
     for shift in SHIFTS:
         line = f"bend circle translate x={shift:g}"
         rows.append((line, some(maker.frames(STILL, line))))

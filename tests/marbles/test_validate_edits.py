@@ -1,6 +1,7 @@
 """The validation of edits: its cases, that it goes on where it was, its tables' arithmetic, and its real path."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -157,6 +158,21 @@ def test_full_injection_makes_the_donors_own_video(model):
     assert edited.shape == (5, 128, 128, 3) and edited.dtype == np.uint8
     assert np.array_equal(edited, maker.pixels(donor)) and not np.array_equal(edited, maker.pixels(plain))
     assert set(maker.read(case)) >= {"shape", "color", "size", "motion", "background"}
+
+
+def test_thresholds_are_those_of_the_curve_that_made_the_data():
+    """Logistic around 0.4 with slope 20: half at 0.4, 80% at 0.4 + ln(4) / 20."""
+    rng = np.random.default_rng(1)
+    values = rng.uniform(0, 0.8, 3000)
+    turned = (rng.random(3000) < 1 / (1 + np.exp(-20 * (values - 0.4)))).astype(float)
+    note = edit_tables.threshold_note("projected", values, turned)
+    half, most = (float(x) for x in re.findall(r"% from ([\d.]+) on", note))
+    assert abs(half - 0.4) <= 0.015 and abs(most - (0.4 + np.log(4) / 20)) <= 0.02
+    low, high = map(float, re.search(r"interval ([\d.]+) to ([\d.]+)", note).groups())  # type: ignore[union-attr]
+    assert low <= 0.4 <= high and high - low < 0.05
+    unrelated = (rng.random(3000) < 0.5).astype(float)
+    assert "no threshold follows" in edit_tables.threshold_note("raw", values, unrelated)
+    assert "No threshold can be fitted" in edit_tables.threshold_note("raw", values, np.ones(3000))
 
 
 def test_the_median_has_its_interval():

@@ -196,7 +196,48 @@ def distance_table(pairs: list[tuple[Case, Seen]]) -> Table:
             notes.append(f"Rank correlation of {space} difference and success: {correlation:.2f} (p = {p:.2g}).")
         else:
             notes.append(f"{space.capitalize()} difference and success: all are equal, so that nothing correlates.")
+        notes.append(threshold_note(space, values, turned))
     return {"columns": list(rows[0]), "rows": rows, "notes": notes}
+
+
+def threshold_note(space: str, values: np.ndarray, turned: np.ndarray) -> str:
+    """From which difference on half and 80% of what is wanted is read: where a logistic curve passes these shares, with
+    percentile bootstrap intervals over the prompt pairs."""
+    middle, spread = float(values.mean()), float(values.std())
+    if len(values) < 12 or not spread or not turned.std():
+        return f"No threshold can be fitted to the {space} difference: too few pairs, or all are equal."
+    x = (values - middle) / spread
+    rng = np.random.default_rng(0)
+    draws = [rng.integers(len(x), size=len(x)) for _ in range(400)]
+    fits = np.array([_logistic(x, turned), *(_logistic(x[draw], turned[draw]) for draw in draws)])
+    slope = np.quantile(fits[1:, 1], [0.025, 0.975])
+    if slope[0] <= 0:
+        return (
+            f"Success does not surely rise with the {space} difference (slope of a logistic curve for one standard "
+            f"deviation: {fits[0, 1]:.2f}, 95% interval {slope[0]:.2f} to {slope[1]:.2f}): no threshold follows."
+        )
+    said = []
+    for share in (0.5, 0.8):
+        places = middle + spread * (math.log(share / (1 - share)) - fits[:, 0]) / fits[:, 1]
+        low, high = np.quantile(places[1:], [0.025, 0.975])
+        outside = "" if values.min() <= places[0] <= values.max() else ", outside of what was measured"
+        said.append(f"{share:.0%} from {places[0]:.2f} on (95% interval {low:.2f} to {high:.2f}{outside})")
+    return f"By the {space} difference, what is wanted is read in {' and in '.join(said)}."
+
+
+def _logistic(x: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Intercept and slope of the logistic curve of a share, by Newton's method; a faint ridge keeps them finite where
+    the curve would be a step."""
+    rows = np.stack([np.ones_like(x), x], axis=1)
+    found = np.zeros(2)
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-np.clip(rows @ found, -30, 30)))
+        gradient = rows.T @ (share - p) - 1e-2 * found
+        step = np.linalg.solve((rows * (p * (1 - p))[:, None]).T @ rows + 1e-2 * np.eye(2), gradient)
+        found = found + np.clip(step, -2, 2)
+        if np.abs(step).max() < 1e-8:
+            break
+    return found
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
