@@ -9,15 +9,25 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.edited import NEGATIVE, PROMPT, encoded
 from helpers.tiny import tiny_model, video
-from wanscope.capture.attention import AttentionPlan, AttentionSink, ModelFacts, Seen, plan_self_attention
-from wanscope.capture_spec import SelfAttentionCapture
+from wanscope.capture.attention import (
+    AttentionPlan,
+    AttentionSink,
+    ModelFacts,
+    Seen,
+    plan_attention,
+    plan_self_attention,
+)
+from wanscope.capture_spec import AttentionCapture, SelfAttentionCapture
+from wanscope.edit.edits import Skip
 from wanscope.edit.plan import EditPlan, PlannedText
 from wanscope.errors import RecipeError
 from wanscope.recipe import SamplerSpec, VideoSpec
 from wanscope.runtime.diffusers import attach
+from wanscope.runtime.recorder import AttentionRecorder
 from wanscope.runtime.self_recorder import SelfAttentionRecorder, rotated
-from wanscope.sample.edited import passes_of
+from wanscope.sample.edited import edit_plan, passes_of
 from wanscope.sample.loop import Conditioning, denoise, initial_noise
 from wanscope.take.attention import Attention
 from wanscope.wan.model import WanModel
@@ -60,7 +70,7 @@ def captured(model: WanModel, folder: Path, kind: str = "2.1", sampler: SamplerS
 
 
 class Watcher:
-    """Normed queries and keys of every self-attention of a model's own processors, and the angles they are turned by."""
+    """Normed queries and keys of every self-attention of a model's own processors, and the angles they turn by."""
 
     def __init__(self, model: WanModel) -> None:
         self.calls: list[dict[str, Any]] = []
@@ -218,3 +228,35 @@ def test_what_cannot_be_recorded_is_refused(spec: dict[str, Any], said: str) -> 
     with pytest.raises(RecipeError) as caught:
         planned(tiny_model("2.1"), **spec)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["block", "cross_attention"])
+@pytest.mark.parametrize("branch", ["uncond", "both"])
+def test_only_what_no_branch_of_a_batch_runs_has_no_maps(part: Any, branch: Any, tmp_path: Path) -> None:
+    model = tiny_model("2.1")
+    sampler = SAMPLER.model_copy(update={"cfg_batched": True})
+    edits = [Skip(blocks="1", part=part, branch=branch)]
+    plan = edit_plan(model, edits, encoded(model, edits), sampler, VideoSpec(**video(), fps=8))
+    facts = ModelFacts(BLOCKS, HEADS, STEPS, 0, plan.grid, model.text_length)
+    words = plan_attention(AttentionCapture(tokens=("circle",)), model.tokenizer, PROMPT, NEGATIVE, [], facts)
+    sinks = [AttentionSink(words, tmp_path), AttentionSink(planned(model), tmp_path)]
+    texts = Conditioning(*encode(model, [PROMPT, NEGATIVE]))
+
+    def run(*recorders: Any) -> torch.Tensor:
+        noise = initial_noise(model.latent_shape(VideoSpec(**video(), fps=8)), 1)
+        cross, itself = recorders or (None, None)
+        with attach(model, plan, cross, self_capture=itself) as session:
+            latents = denoise(model, texts, sampler, noise, around_call=session.around_call).latents
+        session.verify()
+        return latents
+
+    plain = run()
+    recorded = run(
+        AttentionRecorder(sinks[0], model.device, model.dtype), SelfAttentionRecorder(sinks[1], model.device)
+    )
+    assert torch.equal(recorded, plain)
+    for sink, measure in zip(sinks, ("probability", "self"), strict=True):
+        sink.finish()
+        absent = np.isnan(Attention.open(tmp_path, measure)[:]).all((0, 2, 3, 4, 5))
+        gone = branch == "both" and (part == "block" or measure == "probability")
+        assert absent.tolist() == [False, gone, False, False]
