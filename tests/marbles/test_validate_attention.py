@@ -58,7 +58,11 @@ def test_the_setting_that_follows_the_object_is_found_and_scored_on_the_other_ha
             assert row["mIoU"] == 1.0 and row["average precision"] == 1.0 and row["pointing"] == 1.0
             assert row["path r"] > 0.9
     by_block = [p for p in validate_attention.profiles(clips) if p["by"] == "block"]
-    assert all(int(np.argmax(p["average precision"])) == 3 for p in by_block)
+    assert all(int(np.argmax(p[score])) == 3 for p in by_block for score in validate_attention.SCORES)
+    for grid in validate_attention.grids(clips):
+        for score in validate_attention.SCORES:
+            values = np.array(grid[score])
+            assert values.shape == (2, 10) and values[1, 3] == 1.0 and np.delete(values, 13).max() < 0.3
 
 
 def test_maps_of_noise_score_what_chance_gives():
@@ -77,7 +81,15 @@ def test_a_clip_without_its_object_is_left_out():
     rows = validate_attention.scores(clips, 2, 2, 10)
     assert rows[0]["n"] == 3  # 7 are usable, 4 to choose on and 3 to score on
     report = {
-        "tables": {"rendered": {"clips": 8, "usable": 7, "rows": rows, "profiles": validate_attention.profiles(clips)}},
+        "tables": {
+            "rendered": {
+                "clips": 8,
+                "usable": 7,
+                "rows": rows,
+                "profiles": validate_attention.profiles(clips),
+                "grids": validate_attention.grids(clips),
+            }
+        },
         "settings": {"clips": 8, "steps": 2, "covered": 0.25},
         "sigmas": [0.999, 0.8],
         "machine": "an abacus",

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _STREAM = 3_000_003
 KINDS = ("rendered", "generated")
 WORDS = ("shape", "color")
+SCORES = ("mIoU", "average precision", "pointing")
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,7 @@ def clips(model: WanModel, settings: Settings, kind: str, folder: Path, tell: Ca
     stamp = json.dumps([model.identity, settings.steps, _STREAM], sort_keys=True)
     place = folder / hashlib.sha256(stamp.encode()).hexdigest()[:16]
     place.mkdir(parents=True, exist_ok=True)
+    made, began = 0, time.monotonic()
     for number in range(settings.clips):
         path = place / f"{kind}_{number:04d}.npz"
         if path.exists():
@@ -191,19 +193,20 @@ def clips(model: WanModel, settings: Settings, kind: str, folder: Path, tell: Ca
         part = path.with_suffix(".part.npz")
         np.savez(part, maps=clip.maps, share=clip.share_TYX, centers=clip.centers_T2)
         part.replace(path)
-        if (number + 1) % 10 == 0:
-            tell(f"{kind}: {number + 1} of {settings.clips} clips")
+        made += 1
+        if made in (1, 3) or (number + 1) % 10 == 0:
+            each = (time.monotonic() - began) / made
+            left = each * (settings.clips - number - 1)
+            tell(
+                f"{kind}: {number + 1} of {settings.clips} clips, {each:.1f} s each, {left / 60:.0f} min left of these"
+            )
         yield clip
 
 
 def scores(found: list[Clip], words: int, steps: int, blocks: int) -> list[dict[str, Any]]:
-    """For each measure and word: the best step and block of one half, scored on the other, and the mean of all maps.
-
-    `by_block` and `by_step` are average precisions over all clips, of maps averaged over the steps, or the blocks.
-    """
-    usable = [clip for clip in found if (clip.share_TYX >= mask_scores.COVERED).any()]
-    halves = usable[0::2], usable[1::2]
-    chance = float(np.mean([(clip.share_TYX >= mask_scores.COVERED).mean() for clip in usable]))
+    """For each measure and word: the best step and block of one half, scored on the other, and the mean of all maps."""
+    halves = _halves(found)
+    chance = float(np.mean([(clip.share_TYX >= mask_scores.COVERED).mean() for half in halves for clip in half]))
     out = []
     for m, measure in enumerate(MEASURES):
         for w in range(words):
@@ -223,14 +226,51 @@ def scores(found: list[Clip], words: int, steps: int, blocks: int) -> list[dict[
 
 
 def profiles(found: list[Clip]) -> list[dict[str, Any]]:
-    """Average precision of the shape word by block (maps averaged over steps) and by step (over blocks)."""
-    usable = [clip for clip in found if (clip.share_TYX >= mask_scores.COVERED).any()]
+    """Scores by block (maps averaged over steps) and by step (over blocks), of both words."""
+    halves = _halves(found)
     out = []
     for m, measure in enumerate(MEASURES):
-        for what, axis in (("block", 0), ("step", 1)):
-            values = np.nanmean([_average(clip.maps[m, 0].mean(axis), clip) for clip in usable], axis=0)
-            out.append({"measure": measure, "by": what, "average precision": [round(float(v), 3) for v in values]})
+        for w, word in enumerate(WORDS):
+            for what, axis in (("block", 0), ("step", 1)):
+                pick = lambda clip, m=m, w=w, axis=axis: clip.maps[m, w].mean(axis)  # noqa: E731
+                scored = {name: _rounded(values) for name, values in _settings(halves, pick).items()}
+                out.append({"measure": measure, "word": word, "by": what, **scored})
     return out
+
+
+def grids(found: list[Clip]) -> list[dict[str, Any]]:
+    """Scores of the maps of every single step and block, [S][L], of both words."""
+    halves = _halves(found)
+    out = []
+    for m, measure in enumerate(MEASURES):
+        for w, word in enumerate(WORDS):
+            steps, blocks = found[0].maps.shape[2:4]
+            pick = lambda clip, m=m, w=w: clip.maps[m, w].reshape(-1, *clip.maps.shape[-3:])  # noqa: E731
+            scored = {n: _rounded(v.reshape(steps, blocks)) for n, v in _settings(halves, pick).items()}
+            out.append({"measure": measure, "word": word, **scored})
+    return out
+
+
+def _halves(found: list[Clip]) -> tuple[list[Clip], list[Clip]]:
+    """The clips that show an object: those to choose on, and those to score on."""
+    usable = [clip for clip in found if (clip.share_TYX >= mask_scores.COVERED).any()]
+    return usable[0::2], usable[1::2]
+
+
+def _settings(halves: tuple[list[Clip], list[Clip]], pick: Callable[[Clip], np.ndarray]) -> dict[str, np.ndarray]:
+    """Mean scores [V] of the second half for every setting that `pick` gives [V, T, Y, X]; the threshold of each IoU
+    is the first half's best."""
+    first, second = halves
+    at_V = np.mean([mask_scores.overlaps(pick(clip), clip.share_TYX) for clip in first], axis=0).argmax(1)
+    every = np.arange(len(at_V))
+    iou = [mask_scores.overlaps(pick(clip), clip.share_TYX)[every, at_V] for clip in second]
+    precision = [mask_scores.average_precision(pick(clip), clip.share_TYX) for clip in second]
+    pointed = [mask_scores.pointing(pick(clip), clip.share_TYX) for clip in second]
+    return {name: np.mean(values, axis=0) for name, values in zip(SCORES, (iou, precision, pointed), strict=True)}
+
+
+def _rounded(values: np.ndarray) -> list[Any]:
+    return np.round(values, 3).tolist()
 
 
 def _average(maps_VTYX: np.ndarray, clip: Clip) -> np.ndarray:
@@ -276,6 +316,7 @@ def validate(
             "usable": shown,
             "rows": scores(found, len(WORDS), settings.steps, model.blocks),
             "profiles": profiles(found),
+            "grids": grids(found),
         }
         tell(f"{kind}: scored")
     return {
@@ -307,9 +348,18 @@ def as_markdown(report: dict[str, Any]) -> str:
         lines += ["", f"## {kind.capitalize()} clips ({table['usable']} of {table['clips']} show an object)", ""]
         lines += [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
         lines += [f"| {' | '.join(str(row[column]) for column in columns)} |" for row in table["rows"]]
-        lines += ["", "Average precision of the shape word's maps, block by block and step by step:", ""]
-        lines += ["| measure | by | from the first to the last |", "|---|---|---|"]
+        lines += ["", "Block by block (maps averaged over steps) and step by step (over blocks):", ""]
+        lines += ["| measure | word | by | score | from the first to the last |", "|---|---|---|---|---|"]
         for row in table["profiles"]:
-            values = " ".join(f"{value:.2f}" for value in row["average precision"])
-            lines.append(f"| {row['measure']} | {row['by']} | {values} |")
+            for score in SCORES:
+                values = " ".join(f"{value:.2f}" for value in row[score])
+                lines.append(f"| {row['measure']} | {row['word']} | {row['by']} | {score} | {values} |")
+        for grid in table["grids"]:
+            if grid["word"] == "shape":
+                lines += ["", f"Average precision of single maps, shape word, {grid['measure']}, each step a row:", ""]
+                blocks = range(len(grid["average precision"][0]))
+                lines += [f"| step | {' | '.join(f'block {i}' for i in blocks)} |", f"|---|{'---|' * len(blocks)}"]
+                for step, values in enumerate(grid["average precision"]):
+                    lines.append(f"| {step} | {' | '.join(f'{value:.2f}' for value in values)} |")
+        lines += ["", "The JSON beside this page has these grids for both words and all scores."]
     return "\n".join(lines) + "\n"

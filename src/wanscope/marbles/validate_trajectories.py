@@ -104,11 +104,15 @@ def _videos(contrasts: Sequence[Contrast]) -> list[Video]:
 
 def _walked(walker: Walker, videos: Sequence[Video], tell: Callable[[str], None]) -> list[Walk]:
     walks, began, made = [], time.monotonic(), 0
-    for index, video in enumerate(videos):
-        made += not walker.file(video.prompt, video.seed).exists()
+    missing = [not walker.file(video.prompt, video.seed).exists() for video in videos]
+    tell(f"{len(videos)} paths, of which {len(videos) - sum(missing)} are there already")
+    for video, absent in zip(videos, missing, strict=True):
         walks.append(walker.walk(video.prompt, video.seed))
-        if made and made % 20 == 0:
-            tell(f"{index + 1} of {len(videos)} paths, {(time.monotonic() - began) / made:.2f} s each")
+        made += absent
+        if absent and (made in (1, 5) or made % 20 == 0):
+            each = (time.monotonic() - began) / made
+            left = each * (sum(missing) - made) / 60
+            tell(f"{made} of {sum(missing)} paths, {each:.2f} s each, {left:.0f} min left")
     return walks
 
 
