@@ -42,6 +42,14 @@ def shell_lines(page: str) -> list[list[str]]:
     return [words for line in blocks.splitlines() if (words := shlex.split(line, comments=True))]
 
 
+# ---- pages
+
+
+def test_every_page_is_listed_once() -> None:
+    listed = re.findall(r"^\| \[[^]]+\]\(([^)]+)\)", text_of("docs/README.md"), flags=re.MULTILINE)
+    assert sorted(listed) == sorted(page.name for page in ROOT.glob("docs/*.md") if page.name != "README.md")
+
+
 # ---- commands
 
 
