@@ -161,7 +161,7 @@ def test_positions_read_as_people_write_them() -> None:
     assert one.names == ("x0.5 y0.25 t0.5",)
     assert CaptureSpec.model_validate({"self_attention": False}).self_attention is None
     for wrong in ("0.5", "0.5,2", [[0.5, "a"]], [], True, {"positions": [[1, 2, 3, 4]]}):
-        with pytest.raises(ValueError, match="x and y|x, y|x,y"):
+        with pytest.raises(ValueError, match=r"x and y|x, y|x,y"):
             CaptureSpec.model_validate({"self_attention": wrong})
     assert CaptureSpec(self_attention="0.5,0.5", reduce=print).inside  # type: ignore[arg-type]
 
