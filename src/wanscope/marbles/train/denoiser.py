@@ -353,7 +353,8 @@ def train(
         rng = np.random.default_rng([seed, 13, step])
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         x0, shown, texts = draw(latents, scenes, kind, rng, ghosts)
-        x0, shown = ((x.to(device) - mean) / std if x is not None else None for x in (x0, shown))
+        x0 = (x0.to(device) - mean) / std
+        shown = None if shown is None else (shown.to(device) - mean) / std
         x_t, velocity, sigma_B = noised(x0, generator, shown)
         context, attention.bias_B1L = captions(texts)
         set_lr(optimiser, stage.lr, step, 100, steps, decay)
