@@ -189,6 +189,35 @@ def test_a_damaged_take_is_named_and_left_out(tmp_path: Path) -> None:
     assert {test.units for test in found.tests.tests} == {1}  # only seed 0 has both
 
 
+def test_a_page_of_sixty_takes_stays_under_forty_megabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With as much video as the budgets of copies and of maps allow, and all figures of sixty takes."""
+    from wanscope.analysis import attention_section, preview, report
+
+    write_study(tmp_path, {"color": ("red", "blue", "green")}, 20)
+    found = analyze("made", workspace=tmp_path, write=False)
+    assert len(found.members) == 60
+    share = preview.BUDGET_BYTES // 60
+    clips = [Preview("video/mp4", bytes(share), 320, 184)] * 60
+    maps = "x" * (attention_section.BUDGET_BYTES * 4 // 3)
+    monkeypatch.setattr(report, "attention_section", lambda analysis: maps)
+    size = len(rendered(found, charts(found), clips).encode())
+    assert preview.BUDGET_BYTES < size < 40_000_000
+
+
+def test_videos_that_are_too_much_together_are_made_smaller_then_stills(
+    place: Path, found: Analysis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    takes = [member.take for member in found.members[:3]]
+    sizes = {320: 1_000, 240: 500, 160: 300}
+    monkeypatch.setattr(
+        "wanscope.analysis.preview._video", lambda take, side, rate: Preview("video/mp4", bytes(sizes[side]), side, 1)
+    )
+    assert {clip.width for clip in previews(takes, 3_000)} == {320}
+    assert {clip.width for clip in previews(takes, 2_999)} == {240}
+    last = previews(takes, 700)
+    assert [clip.kind for clip in last] == ["video/mp4", "video/mp4", "image/webp"] and "still" in last[2].note
+
+
 def test_one_seed_still_analyzes_and_says_what_it_cannot(tmp_path: Path) -> None:
     write_study(tmp_path, COLORS, 1)
     found = analyze("made", workspace=tmp_path)

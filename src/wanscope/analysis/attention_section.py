@@ -31,6 +31,7 @@ SHOWN = 8  # variations on the page
 WORDS = 6  # panels of a video
 SIDE = 640  # pixels
 RATE = 28  # constant rate factor
+BUDGET_BYTES = 3_000_000  # of all overlay videos on the page, besides the first
 
 
 def with_maps(analysis: Analysis) -> list[Member]:
@@ -72,8 +73,9 @@ def section(analysis: Analysis) -> str:
     if not chosen:
         return ""
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in damaged(analysis))
-    figures = "".join(_figures(list(chosen.values())[:SHOWN]))
-    more = len(chosen) - SHOWN
+    shown = list(_figures(list(chosen.values())[:SHOWN]))
+    figures = "".join(shown)
+    more = len(chosen) - len(shown)
     rest = f"<p class=soft>and {more} more variations in their takes</p>" if more > 0 else ""
     return (
         "<p>Cross-attention of words, mean over steps, blocks and heads, over the video; labels give a word's share of "
@@ -83,6 +85,8 @@ def section(analysis: Analysis) -> str:
 
 
 def _figures(members: list[Member]) -> Iterator[str]:
+    """One for each take whose maps can be read, as long as the budget lasts."""
+    used = 0
     for member in members:
         try:
             attention = member.take.attention
@@ -90,6 +94,9 @@ def _figures(members: list[Member]) -> Iterator[str]:
             data, width = _clip(member, shown)
         except (DamagedTake, NotCaptured):
             continue
+        if used and used + len(data) > BUDGET_BYTES:
+            return
+        used += len(data)
         title = html.escape(f"{member.group}, seed {member.seed}")
         source = f"data:video/mp4;base64,{base64.b64encode(data).decode()}"
         video = (
