@@ -103,7 +103,7 @@ def memory():
     found = gc.get_objects()
     tensors = [o for o in found if issubclass(type(o), torch.Tensor)]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.device.type == "cpu"}
-    ours = collections.Counter(type(o).__name__ for o in found if type(o).__module__.startswith("wanscope."))
+    ours = collections.Counter(type(o).__name__ for o in found if str(type(o).__module__).startswith("wanscope."))
     with open("/proc/self/status") as file:
         rss = next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
     return {"tensors": len(tensors), "bytes": sum(storages.values()), "ours": ours, "rss_kib": rss}

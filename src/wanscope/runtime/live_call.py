@@ -25,6 +25,7 @@ from wanscope.errors import RecipeError
 from wanscope.runtime.compose import Composed, Read, combined, compose, steered
 from wanscope.runtime.live import CONNECTED, Branch, Guide, Live, LiveEdit, Run, Site, Watch, share_at
 from wanscope.runtime.live_attention import AttentionChange
+from wanscope.runtime.live_direction import Learned, Project, learned_direction
 from wanscope.runtime.live_report import call_line
 from wanscope.runtime.projection import context_of
 
@@ -32,19 +33,8 @@ if TYPE_CHECKING:
     from wanscope.edit.directions import Direction
 
 MAIN = "(prompt)"  # the name under which a row's own text stands in its plan
-Project = Callable[[Tensor], Tensor]  # raw [L, D] -> context [1, at least L, D], padded as the model pads
 # x, context, change of the attention, which rows of the batch these are (None: all) -> x
 RunBlock = Callable[[Tensor, Tensor, "AttentionChange | None", "list[int] | None"], Tensor]
-
-
-@dataclass(frozen=True)
-class Learned:
-    """A direction [D] made for one call; stands where a plan has a stored one."""
-
-    direction_D: Tensor
-
-    def at(self, expert: int, block: int) -> Tensor:
-        return self.direction_D
 
 
 @dataclass(eq=False)
@@ -369,23 +359,6 @@ class Call:
 
 def _own(context_1ND: Tensor, real: int) -> Read:
     return Read(context_1ND, 1.0, real, ())
-
-
-def learned_direction(pairs: Sequence[tuple[Tensor, Tensor]], project: Project) -> Tensor:
-    """[D], float64: the mean over pairs of raw texts of the difference of mean tokens, in the space that blocks read.
-
-    Raises RecipeError for no pair, or for prompts that are the same to the model.
-    """
-    parts = [
-        project(a_LD)[0, : len(a_LD)].double().mean(0) - project(b_LD)[0, : len(b_LD)].double().mean(0)
-        for a_LD, b_LD in pairs
-    ]
-    if not parts:
-        raise RecipeError("a direction has no pair of prompts", "it is learned from at least one", "")
-    direction_D = torch.stack(parts).mean(0)
-    if not float(direction_D.norm()):
-        raise RecipeError("the direction is zero", "its prompts are the same to the model", "other prompts")
-    return direction_D
 
 
 def _has_streams(edit: LiveEdit) -> bool:

@@ -25,7 +25,7 @@ from wanscope.edit.edits import Steer
 from wanscope.errors import RecipeError, nearest
 from wanscope.runtime import comfy_native
 from wanscope.runtime.live import CONNECTED, LiveEdit
-from wanscope.runtime.live_call import learned_direction
+from wanscope.runtime.live_direction import learned_direction
 from wanscope.workspace import Workspace
 
 Pairs = tuple[tuple[Tensor, Tensor], ...]
