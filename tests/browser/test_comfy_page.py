@@ -97,7 +97,7 @@ SHOWN = """(kind) => app.graph._nodes.find((n) => n.type === kind)
 def test_an_example_queued_from_the_page_shows_what_was_applied(page):
     page.evaluate(SMALL, json.loads((EXAMPLES / "simple_injection.json").read_text()))
     page.evaluate("() => app.queuePrompt(0)")
-    said = f"""() => ({SHOWN})("WanscopeEditReport").includes("applied")"""
+    said = f"""() => ({SHOWN})("WanscopeEditReport").includes(" due")"""
     page.wait_for_function(said, timeout=300_000)
     # late blocks of four: the last one, in three steps
     assert "applied 3 of 3 due: blocks 3; cond; steps 0 to 2" in page.evaluate(SHOWN, "WanscopeEditReport")

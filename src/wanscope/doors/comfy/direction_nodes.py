@@ -97,7 +97,7 @@ class SteerModel(Node):
         chosen = blocks_of(blocks, comfy_native.depth(model))
         if operation != "add" and not 0 <= strength <= 1:
             raise RecipeError(f"strength {strength:g} for {operation}", "it is a share, from 0 to 1", "strength: 1")
-        stored = direction if isinstance(direction, Direction) else None
+        stored, pairs = (direction, ()) if isinstance(direction, Direction) else (None, tuple(direction))
         if stored is not None:
             inner = comfy_native.diffusion_model(model)
             stored.require_model(1, len(inner.blocks), int(inner.dim), self.TITLE)
@@ -110,7 +110,6 @@ class SteerModel(Node):
             blocks=chosen.ranges,
             branch=branch,
         )
-        pairs = () if stored else tuple(direction)
         live_edit = LiveEdit(edit, pairs=pairs, direction=stored, start=start_percent, end=end_percent)
         said = f"{chosen.picture}\n{operation} on the {edit.on}: {chosen.describe()}"
         return edited(model, live_edit, unique_id, said)
