@@ -72,7 +72,7 @@ class MapRecorder:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         self._check(moment, skipped)
-        exponents = None
+        exponents: dict[Recorded, Any] | None = None
         if not self.sink.exact:
             exponents = {m: found.numpy().reshape(self.plan.map_shape[:-3]) for m, found in self.exponents.items()}
         self.sink.put(moment, {m: self._shaped(buffer) for m, buffer in self.buffers.items()}, exponents)

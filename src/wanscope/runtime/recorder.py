@@ -75,6 +75,7 @@ class AttentionRecorder(MapRecorder):
             probability = row_probabilities(q_BQHK, k_BLHK, text, self.index_Rw, self.mask_Rw, pad_m, heads)
         for measure in self.measures:
             if measure == "probability":
+                assert probability is not None
                 maps = probability
             elif measure == "contribution":
                 grams = value_grams(attn, v_BLHK[at], text, self.index_Rw, self.mask_Rw)
