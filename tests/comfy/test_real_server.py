@@ -115,6 +115,12 @@ def test_faults_are_said_on_the_node(comfy, edit, said):
     assert found.startswith("WanscopeInjectPrompt") and said in found
 
 
+def test_a_model_that_is_no_wan_is_refused_on_the_node(comfy):
+    prompt = graph(strength=0.5)
+    prompt["1"] = {"class_type": "StandInOtherModel", "inputs": {}}
+    assert message(comfy.run(prompt)).startswith("WanscopeInjectPrompt: the model is Linear, not a Wan transformer")
+
+
 def test_memory_after_ten_edited_runs_is_what_it_was_after_one(comfy):
     def prompt(seed: int, **edit: Any) -> dict[str, Any]:
         out = graph(**edit)

@@ -79,6 +79,14 @@ class MakeVae(MakeClip):
     def run(self):
         return (Vae(),)
 
+class OtherModel(MakeClip):
+    RETURN_TYPES = ("MODEL",)
+    def run(self):
+        found = type("Patcher", (), {"model_options": {}})()
+        found.model = torch.nn.Module()
+        found.model.diffusion_model = torch.nn.Linear(2, 2)
+        return (found,)
+
 class WrapperText:
     RETURN_TYPES, FUNCTION, CATEGORY = ("WANVIDEOTEXTEMBEDS",), "run", "test"
     @classmethod
@@ -119,6 +127,7 @@ except ImportError:
 
 NODE_CLASS_MAPPINGS = {
     "StandInClip": MakeClip, "StandInVae": MakeVae, "StandInWanText": WrapperText, "StandInWanDecode": WrapperDecode,
+    "StandInOtherModel": OtherModel,
 }
 """
 
