@@ -29,7 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wanscope.capture.attention import AttentionPlan, AttentionSink, Row
+from wanscope.capture.attention import AttentionSink
+from wanscope.capture.attention_plan import AttentionPlan, Row
 from wanscope.capture.base import Branch, Moment
 from wanscope.capture_spec import MEASURES, AttentionCapture
 from wanscope.edit.plan import EditPlan, Passes, PlannedText

@@ -12,15 +12,8 @@ from hypothesis import strategies as st
 
 from helpers.tiny import TEXT_LENGTH, tiny_tokenizer
 from wanscope.capture.arrays import open_array
-from wanscope.capture.attention import (
-    AttentionPlan,
-    AttentionSink,
-    ModelFacts,
-    Seen,
-    exponents_file,
-    plan_attention,
-    scaled,
-)
+from wanscope.capture.attention import AttentionSink, Seen, exponents_file, scaled
+from wanscope.capture.attention_plan import AttentionPlan, ModelFacts, plan_attention
 from wanscope.capture.base import Moment
 from wanscope.capture_spec import ALL, MARKED, AttentionCapture, CaptureSpec, SelfAttentionCapture
 from wanscope.errors import DamagedTake, NumericalError, RecipeError, StorageError, WorkError

@@ -13,7 +13,8 @@ import torch
 
 from helpers.tiny import KINDS, tiny_model, video
 from wanscope.analysis.attention import concentration
-from wanscope.capture.attention import FOLDERS, AttentionPlan, AttentionSink, ModelFacts, Seen, plan_attention
+from wanscope.capture.attention import FOLDERS, AttentionSink, Seen
+from wanscope.capture.attention_plan import AttentionPlan, ModelFacts, plan_attention
 from wanscope.capture.base import Moment
 from wanscope.capture_spec import AttentionCapture
 from wanscope.edit.plan import EditPlan, PlannedText

@@ -11,14 +11,8 @@ import torch
 
 from helpers.edited import NEGATIVE, PROMPT, encoded
 from helpers.tiny import tiny_model, video
-from wanscope.capture.attention import (
-    AttentionPlan,
-    AttentionSink,
-    ModelFacts,
-    Seen,
-    plan_attention,
-    plan_self_attention,
-)
+from wanscope.capture.attention import AttentionSink, Seen
+from wanscope.capture.attention_plan import AttentionPlan, ModelFacts, plan_attention, plan_self_attention
 from wanscope.capture_spec import AttentionCapture, SelfAttentionCapture
 from wanscope.edit.edits import Skip
 from wanscope.edit.plan import EditPlan, PlannedText

@@ -1,12 +1,11 @@
-"""Which attention maps of a run are kept, under what names, and where they go as they come.
+"""Where the attention maps of a run go as they come (attention_plan.py says which they are).
 
-    plan = plan_attention(spec, tokenizer, prompt, marks, facts)   # every limit checked, before any work
     sink = AttentionSink(plan, take_folder)
     ... the runtime's recorder calls sink.put(moment, {measure: maps}) after each model call that sink.wanted ...
     sink.finish()
 
-A map's row is a word (the sum over its tokens), a token, or the padding. Maps go to zarr arrays [step, block, row, T,
-Y, X], or [step, block, head, row, T, Y, X] where heads are kept, one array a measure, fp16, one shard a step.
+Maps go to zarr arrays [step, block, row, T, Y, X], or [step, block, head, row, T, Y, X] where heads are kept, one array
+a measure, fp16, one shard a step.
 Compressing and writing is a thread's work, one step behind; nothing but the step at hand is held.
 
 fp16 ends at 6e-8, and a word that a block does not read gets less than that: its whole map would be zeros. So every map
@@ -19,25 +18,23 @@ tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wanscope.capture.arrays import create_array
+from wanscope.capture.attention_plan import AttentionPlan, Row
 from wanscope.capture.base import Branch, Moment
-from wanscope.capture_spec import AttentionCapture, Recorded, SelfAttentionCapture
-from wanscope.edit.blocks import parse_blocks
-from wanscope.errors import NumericalError, RecipeError, WorkError
-from wanscope.prompt.tokens import MarkLike, count_tokens, token_columns, token_pieces
+from wanscope.capture_spec import Recorded
+from wanscope.errors import NumericalError, WorkError
 
 if TYPE_CHECKING:
     import zarr
 
-PAD = "pad"
 FOLDERS: dict[Recorded, str] = {
     "probability": "attention.zarr",
     "contribution": "attention-contribution.zarr",
@@ -59,195 +56,6 @@ def scaled(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     exponent = np.where(np.isfinite(top), np.frexp(top)[1], 0).clip(-FURTHEST, FURTHEST) - TOP
     with np.errstate(over="ignore"):  # the sink says where maps are not finite
         return np.ldexp(maps, -exponent[..., None, None, None]).astype(np.float16), exponent.astype(np.int8)
-
-
-@dataclass(frozen=True)
-class Row:
-    """What one map shows. columns: the text positions whose shares it sums; the pad's is the first behind the text.
-
-    Of self-attention a row is a position of the video, and `columns` is its token, counted frame by frame, row by row.
-    """
-
-    name: str
-    kind: Literal["word", "token", "pad", "position"]
-    columns: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What a plan needs to know of the model and the run. grid: (latent frames, rows, columns) of tokens.
-
-    guided: whether there is a pass for the negative prompt.
-    """
-
-    blocks: int
-    heads: int
-    steps: int
-    start_step: int
-    grid: tuple[int, int, int]
-    text_length: int
-    guided: bool = True
-
-
-@dataclass(frozen=True)
-class AttentionPlan:
-    """A capture with nothing left open. heads: None where they are averaged. real: the text's tokens, and its end."""
-
-    spec: AttentionCapture | SelfAttentionCapture
-    rows: tuple[Row, ...]
-    real: int
-    blocks: tuple[int, ...]
-    heads: tuple[int, ...] | None
-    steps: tuple[int, ...]
-    grid: tuple[int, int, int]
-
-    @property
-    def branch(self) -> Branch:
-        return self.spec.branch
-
-    @property
-    def map_shape(self) -> tuple[int, ...]:
-        """Of one evaluation's maps: [L, K, T, Y, X], or [L, H, K, T, Y, X]."""
-        heads = () if self.heads is None else (len(self.heads),)
-        return (len(self.blocks), *heads, len(self.rows), *self.grid)
-
-    @property
-    def bytes(self) -> int:
-        """Of what is stored, at most: fp16, uncompressed. More where a step's later evaluations are kept too."""
-        kept = {"maps": len(self.steps), "mean": 1, "nothing": 0}[self.spec.keep]
-        return kept * int(np.prod(self.map_shape)) * 2 * len(self.spec.measures)
-
-
-def plan_attention(
-    spec: AttentionCapture, tokenizer: Any, prompt: str, negative: str, marks: Sequence[MarkLike], facts: ModelFacts
-) -> AttentionPlan:
-    """The plan of a capture on one recipe. RecipeError, with what to do, for all that cannot be met."""
-    rows, real = text_rows_of(spec, tokenizer, prompt, negative, marks, facts.text_length)
-    if spec.branch == "uncond" and not facts.guided:
-        raise RecipeError(
-            "capture.attention.branch is uncond", "guidance is 1, so the negative prompt has no pass", "branch: cond"
-        )
-    return _planned(spec, rows, real, facts, "capture.attention")
-
-
-def plan_self_attention(spec: SelfAttentionCapture, facts: ModelFacts) -> AttentionPlan:
-    """The plan of a capture of self-attention. RecipeError, with what to do, for all that cannot be met."""
-    if spec.branch == "uncond" and not facts.guided:
-        raise RecipeError(
-            "capture.self_attention.branch is uncond",
-            "guidance is 1, so the negative prompt has no pass",
-            "branch: cond",
-        )
-    rows = tuple(
-        Row(name, "position", (token_at(position, facts.grid),))
-        for name, position in zip(spec.names, spec.positions, strict=True)
-    )
-    return _planned(spec, rows, 0, facts, "capture.self_attention")
-
-
-def token_at(position: tuple[float, float, float], grid_TYX: tuple[int, int, int]) -> int:
-    """The number of the token that a position (x, y, t) lies in."""
-    x, y, t = position
-    at_TYX = (min(int(part * size), size - 1) for part, size in zip((t, y, x), grid_TYX, strict=True))
-    return int(np.ravel_multi_index(tuple(at_TYX), grid_TYX))
-
-
-def _planned(
-    spec: AttentionCapture | SelfAttentionCapture, rows: tuple[Row, ...], real: int, facts: ModelFacts, name: str
-) -> AttentionPlan:
-    blocks = chosen(spec.blocks, facts.blocks, "blocks", name)
-    steps = [step for step in chosen(spec.steps, facts.steps, "steps", name) if step >= facts.start_step]
-    if not steps:
-        raise RecipeError(
-            f"{name}.steps is {spec.steps!r}", f"this run begins at step {facts.start_step}", "steps: all"
-        )
-    heads = None
-    if spec.heads != "mean":
-        heads = tuple(range(facts.heads)) if spec.heads == "all" else spec.heads
-        require_heads(spec, facts.heads, name)
-    return AttentionPlan(spec, rows, real, blocks, heads, tuple(steps), facts.grid)
-
-
-def require_heads(spec: AttentionCapture | SelfAttentionCapture, heads: int, name: str) -> None:
-    """RecipeError for a head that the model has not."""
-    if not isinstance(spec.heads, str) and spec.heads[-1] >= heads:
-        raise RecipeError(f"{name}.heads names {spec.heads[-1]}", f"this model's heads are 0 to {heads - 1}")
-
-
-def chosen(text: str, count: int, what: str, name: str = "capture.attention") -> tuple[int, ...]:
-    """The blocks, or steps, that a capture names. RecipeError where it names none or one that is not there."""
-    try:
-        found = tuple(i for i, on in enumerate(parse_blocks(text, count).mask) if on)
-    except RecipeError as error:
-        said = (f"{part}".replace("block", what[:-1]) for part in (error.what, error.why, error.fix))
-        raise RecipeError(f"{name}.{what}: {next(said)}", *said) from None
-    if not found:
-        raise RecipeError(f"{name}.{what} is {text!r}", f"it names none of {count} {what}", f"{what}: all")
-    return found
-
-
-def text_rows_of(
-    spec: AttentionCapture,
-    tokenizer: Any,
-    prompt: str,
-    negative: str,
-    marks: Sequence[MarkLike],
-    text_length: int,
-) -> tuple[tuple[Row, ...], int]:
-    """The rows of a capture's maps, and how many real tokens the branch's text has."""
-    if spec.branch == "uncond":
-        text, marks = negative, ()
-        if spec.needs_marks:
-            raise RecipeError(
-                "capture.attention asks for the marked words of the negative prompt",
-                "words are marked in the prompt only",
-                "capture: {attention: {branch: uncond, tokens: all}}",
-            )
-    else:
-        text = prompt
-        require_marks(spec, prompt, marks)
-    wanted: list[Any] = [*(marks if spec.marked else ()), *spec.words]
-    found = token_columns(tokenizer, text, wanted, text_length)
-    real = count_tokens(tokenizer, text)
-    names = _Names()
-    rows = [Row(names.unique(words.text), "word", words.columns) for words in found]
-    pieces = token_pieces(tokenizer, text)
-    if spec.everything:
-        rows += [Row(names.unique(pieces[column]), "token", (column,)) for column in range(real)]
-    elif spec.keep != "mean":
-        columns = dict.fromkeys(c for words in found if len(words.columns) > 1 for c in words.columns)
-        rows += [Row(names.unique(pieces[column]), "token", (column,)) for column in columns]
-    if real < text_length:
-        rows.append(Row(names.unique(PAD), "pad", (real,)))
-    return tuple(rows), real
-
-
-def require_marks(spec: AttentionCapture, prompt: str, marks: Iterable[MarkLike]) -> None:
-    """RecipeError where the prompt's marked words are asked for and it marks none."""
-    if not spec.needs_marks or any(True for _ in marks):
-        return
-    words = [word.strip(".,;:!?\"'") for word in prompt.split()]
-    first = next((word for word in words if len(word) > 3), words[0])
-    raise RecipeError(
-        "attention of the marked words is asked for, and the prompt marks none",
-        "a word in parentheses is marked and tracked; words can be named instead, and all tokens kept",
-        f"{prompt.replace(first, f'({first})', 1)!r}, or --set 'capture.attention.tokens=[{first}]' (or =all)",
-    )
-
-
-class _Names:
-    """Rows' names, each once: the second of two equal ones is `red (2)`."""
-
-    def __init__(self) -> None:
-        self.used: set[str] = set()
-
-    def unique(self, name: str) -> str:
-        plain, number = name, 1
-        while name in self.used:
-            number += 1
-            name = f"{plain} ({number})"
-        self.used.add(name)
-        return name
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from wanscope.capture.attention import (
+from wanscope.capture.attention_plan import (
     AttentionPlan,
     ModelFacts,
     chosen,

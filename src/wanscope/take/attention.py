@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wanscope.capture.arrays import open_array
-from wanscope.capture.attention import FOLDERS, Row, exponents_file
+from wanscope.capture.attention import FOLDERS, exponents_file
+from wanscope.capture.attention_plan import Row
 from wanscope.errors import DamagedTake, NotCaptured, nearest
 
 if TYPE_CHECKING:
