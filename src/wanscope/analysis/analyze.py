@@ -21,7 +21,7 @@ The metrics also go into the workspace's catalogue, where there is one.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,7 +38,7 @@ from wanscope.analysis.remember import remember
 from wanscope.analysis.source import Collection, LeftOut, Member, collect
 from wanscope.analysis.summary import summarized
 from wanscope.analysis.table import Table, tabulated, write_rows
-from wanscope.analysis.testing import Family, Test, tested
+from wanscope.analysis.testing import Family, Test, tested, unconfirmed
 from wanscope.analysis.trajectory import EPSILON, common_rank
 from wanscope.analysis.trajectory import Path as PathOfTake
 from wanscope.errors import NotCaptured
@@ -104,7 +104,7 @@ class Analysis:
             "notes": list(self.notes),
             "summary": self.summary,
             "folder": None if self.folder is None else str(self.folder),
-            "report": None if self.report is None else str(self.report),
+            "report": str(self.report) if self.report is not None and self.report.is_file() else None,
         }
 
 
@@ -184,6 +184,11 @@ def _computed(
     table = tabulated(members, metrics, subjects)
     groups = analyze_groups(members, comparison, between, compared, states)
     tests = tested(collection, comparison, table, groups.tests)
+    notes += unconfirmed(collection, comparison, tests.tests)
+    damaged = attention_section.damaged(members)
+    notes += damaged
+    for note in damaged:
+        on_event(events.Note(note))
     result = Analysis(
         collection, comparison, table, tests, groups, rank, paths, between, compared, states, tuple(notes), ""
     )
@@ -266,6 +271,3 @@ def write_analysis(
             write_report(result, folder, on_event=on_event)
         write_atomic(folder / FACTS, json.dumps(result.facts(), indent=1, ensure_ascii=False) + "\n")
     return result
-
-
-Progress = Callable[[int, int], None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -34,16 +34,16 @@ RATE = 28  # constant rate factor
 BUDGET_BYTES = 3_000_000  # of all overlay videos on the page, besides the first
 
 
-def with_maps(analysis: Analysis) -> list[Member]:
+def with_maps(members: Sequence[Member]) -> list[Member]:
     """The takes that hold maps of attention probabilities."""
-    kept = [(member, member.take.manifest.attention) for member in analysis.members]
+    kept = [(member, member.take.manifest.attention) for member in members]
     return [member for member, stored in kept if stored is not None and "probability" in stored.measures]
 
 
 def rows(analysis: Analysis) -> list[dict[str, Any]]:
     """Tidy rows of all takes with maps. A take whose maps are damaged is left out; `damaged` names it."""
     out = []
-    for member in with_maps(analysis):
+    for member in with_maps(analysis.members):
         try:
             found = list(profile(member.take.attention).rows())
         except (DamagedTake, NotCaptured):
@@ -54,25 +54,34 @@ def rows(analysis: Analysis) -> list[dict[str, Any]]:
     return out
 
 
-def damaged(analysis: Analysis) -> list[str]:
+def damaged(members: Sequence[Member]) -> list[str]:
     """Why maps of takes cannot be used, a sentence each."""
-    out = []
-    for member in with_maps(analysis):
-        try:
-            _ = member.take.attention
-        except DamagedTake as error:
-            out.append(f"the attention maps of {member.name} are left out: {str(error).splitlines()[0]}")
-    return out
+    return [
+        f"the attention maps of {member.name} are left out: {why}"
+        for member in with_maps(members)
+        if (why := _why(member))
+    ]
+
+
+def _why(member: Member) -> str:
+    """Why the maps of a take cannot be used; "" where they can."""
+    try:
+        _ = member.take.attention
+    except DamagedTake as error:
+        return str(error).splitlines()[0]
+    return ""
 
 
 def section(analysis: Analysis) -> str:
     """HTML of the page's part, "" where no take has maps."""
-    chosen: dict[str, Member] = {}
-    for member in with_maps(analysis):
-        chosen.setdefault(member.group, member)
-    if not chosen:
+    members = with_maps(analysis.members)
+    if not members:
         return ""
-    notes = "".join(f"<p>{html.escape(note)}</p>" for note in damaged(analysis))
+    chosen: dict[str, Member] = {}
+    for member in members:
+        if not _why(member):
+            chosen.setdefault(member.group, member)
+    notes = "".join(f"<p>{html.escape(note)}</p>" for note in damaged(members))
     shown = list(_figures(list(chosen.values())[:SHOWN]))
     figures = "".join(shown)
     more = len(chosen) - len(shown)

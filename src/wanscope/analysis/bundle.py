@@ -168,9 +168,11 @@ def methods(analysis: Analysis) -> str:
     ]
     if analysis.left_out:
         parts.append(f"{len(analysis.left_out)} further videos were left out as missing or damaged.")
+    later = sum(member.take.manifest.gram is None for member in members)
+    of = f"; those of {later} videos from latents as they were stored" if later else ""
     parts.append(
         "Path metrics were computed from the Gram matrix of the start and the increments of each denoising path, "
-        "summed in float64 from the sampler's own latents; lengths are root mean squares per latent value."
+        f"summed in float64 from the sampler's own latents{of}; lengths are root mean squares per latent value."
     )
     if analysis.rank:
         parts.append(
@@ -195,6 +197,8 @@ def methods(analysis: Analysis) -> str:
             f"{confirmed} of the tests answer hypotheses written before the first video was made; the others are "
             "exploratory."
             if confirmed
+            else "The hypotheses written before the run name none of the tests: all are exploratory."
+            if any(analysis.collection.written)
             else "No hypothesis was written before the run: all tests are exploratory."
         )
     return " ".join(parts)
@@ -220,7 +224,7 @@ def _readme(analysis: Analysis) -> str:
 - `METHODS.md`: a paragraph for a paper
 - `study.yaml`: `wanscope generate study.yaml` makes the takes again
 - `recipes/`, `takes.csv`: what determines each video, and checksums of its latents and its file
-- `metrics`, `tests`, `groups`: tables, as Parquet and CSV
+- `metrics`, `tests`, `groups`, and `attention` where maps were kept: tables, as Parquet and CSV
 - `figures/`: PNG and SVG
 - `versions.json`: programs and machine
 - `SHA256SUMS`: `sha256sum -c SHA256SUMS`

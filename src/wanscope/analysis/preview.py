@@ -85,8 +85,11 @@ def _resized(take: Take, width: int, height: int) -> Iterator[np.ndarray]:
 def _still(take: Take, side: int) -> Preview:
     from PIL import Image
 
-    with Image.open(take.poster) as poster:
-        width, height = scaled(*poster.size, side)
-        buffer = BytesIO()
-        poster.resize((width, height), Image.Resampling.LANCZOS).save(buffer, "WEBP", quality=70)
+    buffer = BytesIO()
+    try:
+        with Image.open(take.poster) as poster:
+            width, height = scaled(*poster.size, side)
+            poster.resize((width, height), Image.Resampling.LANCZOS).save(buffer, "WEBP", quality=70)
+    except OSError as error:
+        return Preview("", b"", side, side, f"{take.poster} is damaged: {error}")
     return Preview("image/webp", buffer.getvalue(), width, height, "a still: the videos together were too large")

@@ -17,6 +17,7 @@ from wanscope.analysis.design import Comparison, Contrast, Pairs, confirms, pair
 from wanscope.analysis.intervals import mean_interval
 from wanscope.analysis.source import Collection, Member
 from wanscope.analysis.table import Table
+from wanscope.errors import nearest
 
 ALPHA = stats.ALPHA
 RESOLUTION = 1e-7  # relative: differences of fp32 latents below this are rounding, and count as none
@@ -117,9 +118,10 @@ def tested(collection: Collection, comparison: Comparison, table: Table, group_t
     columns, values_NM = table.tested()
     for factor, values in omnibus.factors_of(comparison).items():
         blocks = omnibus.blocks_of(collection.members, factor, values, comparison.unit, comparison.scenes)
+        whole = [test for test in group_tests if test.kind == "omnibus" and test.factor == factor]
         if blocks.count and columns:
-            found += _of_all(collection, comparison, blocks, columns, values_NM)
-        found += [test for test in group_tests if test.kind == "omnibus" and test.factor == factor]
+            whole = [*_of_all(collection, comparison, blocks, columns, values_NM), *whole]
+        found += _with_tokens(collection.members, blocks, whole)
     for contrast in comparison.contrasts:
         pairs = pairs_of(collection.members, contrast, comparison.scenes)
         if not pairs.cells or not columns:
@@ -268,6 +270,39 @@ def _prepared(collection: Collection, pairs: Pairs, test: Test) -> Test:
         tokens_a=_tokens(collection.members, pairs.a),
         tokens_b=_tokens(collection.members, pairs.b),
     )
+
+
+def _with_tokens(members: Sequence[Member], blocks: omnibus.Blocks, tests: Sequence[Test]) -> list[Test]:
+    """Tests of all values with the number of text tokens of each value's prompts in their notes."""
+    if not blocks.count:
+        return list(tests)
+    counts = [_tokens(members, side) for side in np.concatenate(blocks.members).T]
+    if any(count is None for count in counts):
+        return list(tests)
+    said = f"tokens {', '.join(f'{count:.3g}' for count in counts)}"
+    return [replace(test, note="; ".join(part for part in (test.note, said) if part)) for test in tests]
+
+
+def unconfirmed(collection: Collection, comparison: Comparison, tests: Sequence[Test]) -> list[str]:
+    """Why hypotheses of the study confirm nothing, a sentence for each that does not."""
+    hypotheses = collection.design.hypotheses if collection.design is not None else ()
+    compared = [{contrast.a, contrast.b} for contrast in comparison.contrasts]
+    metrics = {test.metric for test in tests if test.kind != "omnibus"}
+    out = []
+    for hypothesis, early in zip(hypotheses, collection.written, strict=False):
+        why = ""
+        if not early:
+            why = "it was not in the study's file before the first take, so it is exploratory"
+        elif hypothesis.metric is None or hypothesis.contrast is None:
+            lacking = "metric" if hypothesis.metric is None else "contrast"
+            why = f"it names no {lacking}, so no test answers it"
+        elif set(hypothesis.contrast) not in compared:
+            why = f"{' and '.join(map(repr, hypothesis.contrast))} are not compared here"
+        elif metrics and hypothesis.metric not in metrics:
+            why = f"no test is of the metric {hypothesis.metric!r} ({nearest(hypothesis.metric, metrics)})"
+        if why:
+            out.append(f"the hypothesis {hypothesis.text!r} is not tested as one written before the run: {why}")
+    return out
 
 
 def _tokens(members: Sequence[Member], side: np.ndarray) -> float | None:

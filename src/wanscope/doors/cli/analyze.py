@@ -75,7 +75,7 @@ def _say(analysis: Analysis) -> None:
     if tests:
         out.say()
         out.table(
-            ("what", "a", "b", "a - b", "effect", "p", "corrected", "pairs"),
+            ("what", "a", "b", "a - b", "effect", "p", "corrected", "pairs", "tokens"),
             [_cells(test) for test in tests[:SHOWN]],
             right=("a - b", "effect", "p", "corrected", "pairs"),
         )
@@ -101,6 +101,7 @@ def _cells(test: Test) -> tuple[str, ...]:
         "" if test.p is None else f"{test.p:.3g}",
         "" if test.decisive_p is None else f"{test.decisive_p:.3g}",
         str(test.units),
+        "" if test.tokens_a is None or test.tokens_b is None else f"{test.tokens_a:g}, {test.tokens_b:g}",
     )
 
 

@@ -1,0 +1,148 @@
+"""What an analysis has to say aloud: hypotheses that confirm nothing, damaged maps, tokens, what could be seen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from helpers.paths import write_study
+from wanscope.analysis import attention_section
+from wanscope.analysis.analyze import analyze
+from wanscope.analysis.bundle import methods
+from wanscope.analysis.preview import previews
+from wanscope.capture.arrays import create_array
+from wanscope.doors.cli.analyze import _cells
+from wanscope.take.manifest import MANIFEST, StoredAttention, list_files
+from wanscope.take.store import Take
+
+COLORS = {"color": ("red", "blue")}
+GRID = (3, 6, 8)
+BEFORE = 1_700_000_000  # the helper's takes are of January 2025
+
+
+def with_hypotheses(folder: Path, hypotheses: str, made: float = BEFORE) -> None:
+    path = folder / "studies" / "made" / "study.yaml"
+    path.write_text(f"prompt: 'a [@color: red|blue] circle'\ndesign:\n  factor: color\n  hypotheses: [{hypotheses}]\n")
+    os.utime(path, (made, made))
+
+
+@pytest.mark.parametrize(
+    ("hypothesis", "said"),
+    [
+        ("blue is longer", "'blue is longer' is not tested as one written before the run: it names no metric"),
+        ("{text: t, metric: path_length}", "it names no contrast"),
+        ("{text: t, metric: path_lenght, contrast: [red, blue]}", "did you mean 'path_length'?"),
+    ],
+)
+def test_a_hypothesis_that_no_test_answers_is_named(hypothesis: str, said: str, tmp_path: Path) -> None:
+    write_study(tmp_path, COLORS, 2)
+    with_hypotheses(tmp_path, hypothesis)
+    found = analyze("made", workspace=tmp_path, write=False)
+    assert said in found.summary and not any(test.confirmatory for test in found.tests.tests)
+    assert "name none of the tests" in methods(found)
+
+
+def test_a_hypothesis_that_came_late_is_named_and_one_that_is_tested_is_not(tmp_path: Path) -> None:
+    write_study(tmp_path, COLORS, 2)
+    good = "{text: t, metric: path_length, contrast: [blue, red]}"
+    with_hypotheses(tmp_path, good, made=BEFORE * 2)
+    assert "so it is exploratory" in analyze("made", workspace=tmp_path, write=False).summary
+    with_hypotheses(tmp_path, good)
+    found = analyze("made", workspace=tmp_path, write=False)
+    assert [test.metric for test in found.tests.tests if test.confirmatory] == ["path_length"]
+    assert "the hypothesis" not in found.summary.lower()
+
+
+def test_tokens_stand_beside_differences_of_all_values(tmp_path: Path) -> None:
+    takes = write_study(tmp_path, {"who": ("men", "women", "people")}, 2)
+    for take in takes:
+        count = 3 + (take.recipe.labels["who"] == "women")
+        changed = take.manifest.model_copy(update={"prompt_tokens": count})
+        (take.folder / MANIFEST).write_text(changed.dumped())
+    found = analyze("made", workspace=tmp_path, write=False)
+    whole = [test for test in found.tests.tests if test.kind == "omnibus"]
+    assert whole and all(test.note.endswith("tokens 3, 4, 3") for test in whole)
+    pair = next(test for test in found.tests.tests if (test.a, test.b) == ("men", "women"))
+    assert _cells(pair)[-1] == "3, 4"
+
+
+def test_what_could_have_been_seen_is_said_beside_what_was_found(tmp_path: Path) -> None:
+    def longer(labels: Mapping[str, str], states: np.ndarray) -> np.ndarray:
+        return states[:1] + (1.3 if labels["color"] == "blue" else 1.0) * (states - states[:1])
+
+    write_study(tmp_path, COLORS, 12, longer)
+    found = analyze("made", workspace=tmp_path, out=tmp_path / "out", report=False)
+    assert "clear of correction" in found.summary and found.tests.power in found.summary
+    assert "is found four times in five" in found.tests.power
+    assert found.facts()["report"] is None  # none was asked for
+
+
+def test_a_damaged_poster_is_named(tmp_path: Path) -> None:
+    (take,) = write_study(tmp_path, {"color": ("red",)}, 1)
+    take.poster.write_bytes(b"no picture")
+    (shown,) = previews([take], budget_bytes=0)
+    assert not shown.data and "poster.webp is damaged" in shown.note
+
+
+# ---- attention maps
+
+
+def add_maps(take: Take, values: np.ndarray) -> None:
+    """Maps [S, L, 3, T, Y, X] of circle, red and the padding."""
+    array = create_array(take.folder / "attention.zarr", values.shape, (1, 1, *GRID), "fp16", {})
+    array[:] = values.astype(np.float16)
+    rows: list[dict[str, Any]] = [
+        {"name": name, "kind": kind, "columns": [i]}
+        for i, (name, kind) in enumerate([("circle", "word"), ("red", "word"), ("pad", "pad")])
+    ]
+    array.attrs.update(
+        {
+            "measure": "probability",
+            "keep": "maps",
+            "branch": "cond",
+            "rows": rows,
+            "blocks": list(range(values.shape[1])),
+            "heads": None,
+            "real_tokens": 2,
+            "evaluations": [[step, 0] for step in range(len(values))],
+            "sigmas": [1.0] * len(values),
+            "experts": [0] * len(values),
+        }
+    )
+    kept = StoredAttention(
+        measures=("probability",),
+        words=("circle", "red"),
+        rows=3,
+        blocks=values.shape[1],
+        evaluations=len(values),
+        keep="maps",
+        shape=values.shape,
+    )
+    changed = take.manifest.model_copy(update={"attention": kept, "files": list_files(take.folder)})
+    (take.folder / MANIFEST).write_text(changed.dumped())
+
+
+@pytest.fixture
+def with_maps(tmp_path: Path) -> list[Take]:
+    takes = write_study(tmp_path, COLORS, 2)
+    for number, take in enumerate(takes):
+        add_maps(take, np.random.default_rng(number).random((4, 2, 3, *GRID)) * [[[[[[0.2]]], [[[0.1]]], [[[0.9]]]]]])
+    return takes
+
+
+def test_damaged_maps_are_named_and_those_of_another_seed_shown(with_maps: list[Take], tmp_path: Path) -> None:
+    shard = next(path for path in sorted((with_maps[0].folder / "attention.zarr").rglob("c.*")))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    found = analyze("made", workspace=tmp_path, write=False)
+    assert len(found.members) == 4 and not found.left_out
+    assert "The attention maps of red_seed00 are left out" in found.summary and shard.name in found.summary
+    assert {row["name"] for row in attention_section.rows(found)} == {"red_seed01", "blue_seed00", "blue_seed01"}
+    page = attention_section.section(found)
+    assert "red, seed 1" in page and "blue, seed 0" in page and "red_seed00 are left out" in page
