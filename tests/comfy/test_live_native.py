@@ -7,6 +7,8 @@ import torch
 
 from helpers.comfy_fakes import NativeWan, Patcher, sample
 from helpers.tiny import TEXT_DIM, tiny_transformer, transformer_config
+from wanscope.doors.comfy import NODES
+from wanscope.doors.comfy.prompt_nodes import Words
 from wanscope.edit.edits import Bend, Inject, Skip, Steer
 from wanscope.errors import EditNotApplied, ModelError, RecipeError
 from wanscope.runtime import comfy_native
@@ -188,6 +190,28 @@ def test_watching_changes_nothing_and_gives_probabilities(model):
     count, sum_KQ, grid = record.maps[0]
     assert count == 2 * 3 and grid == (2, 4, 4) and sum_KQ.shape == (2, 32)
     assert float(sum_KQ.min()) > 0 and float((sum_KQ / count).sum(0).max()) < 1
+
+
+def test_maps_are_kept_whatever_is_edited_after_and_are_of_their_own_words(model):
+    ball, red = (Words((word,), ((column,),)) for word, column in (("ball", 0), ("red", 3)))
+    images = torch.zeros(5, 16, 16, 3)
+
+    def report(maps) -> str:
+        return NODES["WanscopeAttentionOverlay"]().run(maps, images, 1, 0.6, 0.0)["result"][2]
+
+    def watch(given, words):
+        return NODES["WanscopeWatchAttention"]().run(given, words, "all", 0.0, 1.0)["result"]
+
+    alone = []
+    for words in (ball, red):
+        watched, maps = watch(model, words)
+        run(watched)
+        alone.append(report(maps))
+    one, first = watch(model, ball)
+    two, second = watch(one, red)
+    given = (two, [[padded(DONOR)[None], {}]], 0.0, "all", "context", "mix", 0.0, 1.0, "cond")
+    run(NODES["WanscopeInjectPrompt"]().run(*given)["result"][0])
+    assert [report(first), report(second)] == alone and alone[0] != alone[1].replace("red", "ball")
 
 
 def test_skipping_a_block_in_one_branch(model):

@@ -190,10 +190,21 @@ class Run:
 
 
 class Live:
-    """The edits on one copy of a model, and the last runs made with it."""
+    """The edits on one copy of a model, and the last runs made with it.
 
-    def __init__(self, edits: Iterable[LiveEdit] = (), log: Callable[[str, str], None] | None = None) -> None:
+    after: the one that these edits were added to. It hears of the runs too: a node before the last edit of a chain
+    shows what that run applied. heard: the last such run, with the edits that its counts are of.
+    """
+
+    def __init__(
+        self,
+        edits: Iterable[LiveEdit] = (),
+        log: Callable[[str, str], None] | None = None,
+        after: Live | None = None,
+    ) -> None:
         self.edits = tuple(edits)
+        self.after = after
+        self.heard: tuple[tuple[LiveEdit, ...], Run] | None = None
         self.runs: deque[Run] = deque(maxlen=KEEP_RUNS)
         self.log = log or (lambda level, text: None)
         self.current: Run | None = None
@@ -217,12 +228,16 @@ class Live:
                     donor = edit.donor_LD if edit.donor_LD is not None else e.donor_LD
                     boost = {"boost": waiting_edit.boost, "keep_norm": waiting_edit.keep_norm}
                     edit = replace(edit, edit=given.model_copy(update=boost), donor_LD=donor)
-        return Live((*kept, edit), self.log)
+        return Live((*kept, edit), self.log, self)
 
     def tell(self, run: Run) -> None:
-        """Hands a run's counts to those who show them."""
-        for listener in list(self.listeners.values()):
-            listener(self, run)
+        """Hands a run's counts to those who show them, here and on what these edits were added to."""
+        one: Live | None = self
+        while one is not None:
+            one.heard = (self.edits, run)
+            for listener in list(one.listeners.values()):
+                listener(self, run)
+            one = one.after
 
     def check(self, blocks: int, heads: int) -> None:
         """RecipeError for what a model of so many blocks and heads cannot do."""

@@ -225,9 +225,18 @@ class Maps:
     words: tuple[str, ...]
 
     def last(self) -> Tensor:
-        """[K, T, Y, X], the mean over blocks, steps and heads in the last run. RecipeError before one."""
-        for run in reversed(self.live.runs):
-            for kept in run.maps.values():
+        """[K, T, Y, X], the mean over blocks, steps and heads in the last run. RecipeError before one.
+
+        Runs of this copy of the model come before those of copies that were edited further, in one prompt.
+        """
+        found = [(self.live.edits, run) for run in self.live.runs]
+        heard = self.live.heard
+        if heard is not None and (not found or heard[1].prompt != found[-1][1].prompt):
+            found.append(heard)
+        mine = self.live.edits[-1]
+        for edits, run in reversed(found):
+            kept = run.maps.get(edits.index(mine))
+            if kept:
                 count, sum_KN, grid = kept
                 return (sum_KN / count).unflatten(1, grid)
         raise RecipeError(

@@ -40,7 +40,7 @@ class Logger:
 def continued(now: Live | None, level: str = "off") -> Live:
     """The edits that a model has, to add to. level: of this node; a louder one before it goes on to hold."""
     before = now.log.level if now is not None and isinstance(now.log, Logger) else 0
-    return Live(now.edits if now else (), Logger(LEVELS[max(before, LEVELS.index(level))]))
+    return Live(now.edits if now else (), Logger(LEVELS[max(before, LEVELS.index(level))]), now)
 
 
 def with_edit(now: Live | None, edit: LiveEdit, level: str = "off") -> Live:
@@ -53,8 +53,13 @@ def live_report(live: Live | None) -> str:
     if live is None or not live.edits:
         return "No edit is on this model."
     lines = [f"{e + 1}. {edit.name}{_when(edit.start, edit.end)}" for e, edit in enumerate(live.edits)]
-    last = live.runs[-1] if live.runs else None
-    lines.append(run_report(live, last) if last else "Not sampled yet; what was applied is shown here after the run.")
+    if live.runs:
+        lines.append(run_report(live, live.runs[-1]))
+    elif live.heard is not None:
+        edits, run = live.heard
+        lines.append(run_report(Live(edits), run))
+    else:
+        lines.append("Not sampled yet; what was applied is shown here after the run.")
     return "\n".join(lines)
 
 
