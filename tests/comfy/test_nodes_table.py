@@ -6,10 +6,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from wanscope.doors.comfy import ALIASES, NODES, OLDER, register, with_aliases
+from wanscope.doors.comfy import ALIASES, NODES, OLDER, attach_to_server, register, with_aliases
 
 ROOT = Path(__file__).resolve().parents[2]
 M, E = "WANVIDEOMODEL", "WANVIDEOTEXTEMBEDS"
@@ -250,6 +251,34 @@ def test_a_pack_that_owns_the_ids_already_keeps_them_and_is_named(monkeypatch, c
     registered = register()
     assert "WanVideoActivationEditor" not in registered and "WanVideoVectorDifference" in registered
     assert "custom_nodes.OlderPack" in caplog.text
+    prompt = {"1": {"class_type": "WanVideoActivationEditor", "inputs": {"activation_pattern": "1"}}}
+    assert with_aliases(prompt) == prompt  # that pack's nodes keep the names of their inputs
+
+
+def test_a_pack_that_takes_the_ids_later_is_named_once(monkeypatch, caplog):
+    class Other:
+        RELATIVE_PYTHON_MODULE = "custom_nodes.OlderPack"
+
+    class Server:
+        routes = SimpleNamespace(get=lambda path: lambda handler: handler)
+
+        def add_on_prompt_handler(self, handler):
+            self.handler = handler
+
+    server = Server()
+    nodes, aiohttp = type(sys)("nodes"), type(sys)("aiohttp")
+    nodes.NODE_CLASS_MAPPINGS, aiohttp.web = {}, None
+    monkeypatch.setitem(sys.modules, "nodes", nodes)
+    monkeypatch.setitem(sys.modules, "aiohttp", aiohttp)
+    monkeypatch.setattr("wanscope.doors.comfy.say.server", lambda: server)
+    attach_to_server()
+    nodes.NODE_CLASS_MAPPINGS.update(NODES)
+    server.handler({"prompt": {}})
+    assert not caplog.records
+    nodes.NODE_CLASS_MAPPINGS["WanVideoActivationEditor"] = Other
+    for _ in range(2):
+        server.handler({"prompt": {}})
+    assert caplog.text.count("custom_nodes.OlderPack, which was loaded later") == 1
 
 
 LOAD = """

@@ -123,10 +123,10 @@ WAN_ACTIVATION = "WAN_ACTIVATION"  # what older workflows call the type of a pat
 
 
 def with_aliases(prompt: dict) -> dict:
-    """An API prompt with the older names of inputs replaced; what is given is not changed."""
-    out = {}
+    """An API prompt with the older names of inputs replaced; what is given is not changed, nor other packs' nodes."""
+    out, aliases = {}, our_aliases()
     for node, data in prompt.items():
-        names = ALIASES.get(data.get("class_type", "")) if isinstance(data, dict) else None
+        names = aliases.get(data.get("class_type", "")) if isinstance(data, dict) else None
         if names:
             inputs = {}
             for key, value in data.get("inputs", {}).items():
@@ -148,18 +148,25 @@ def owners() -> dict[str, str]:
     }
 
 
+def our_aliases() -> dict[str, dict[str, str]]:
+    """`ALIASES` of the ids that are ours in the running ComfyUI: another pack's nodes keep their inputs' names."""
+    taken = owners()
+    return {name: names for name, names in ALIASES.items() if name not in taken}
+
+
+def say_owners(what: str) -> None:
+    """Logs which ids another pack holds, if any. what: how that came to be."""
+    taken = owners()
+    if taken:
+        packs, ids = ", ".join(sorted(set(taken.values()))), ", ".join(sorted(taken))
+        fix = "Remove that pack to use wanscope's"
+        say.log.warning("wanscope: %d node ids belong to %s, which %s. %s: %s", len(taken), packs, what, fix, ids)
+
+
 def register(nodes: dict[str, type[Node]] = NODES) -> dict[str, type[Node]]:
     """The ids to register: ours, without those that another pack owns, which is said in the log."""
     taken = owners()
-    if taken:
-        packs = ", ".join(sorted(set(taken.values())))
-        say.log.warning(
-            "wanscope: %d node ids belong to %s, which was loaded first; they stay there. Remove that pack to use "
-            "wanscope's: %s",
-            len(taken),
-            packs,
-            ", ".join(sorted(taken)),
-        )
+    say_owners("was loaded first; they stay there")
     return {name: node for name, node in nodes.items() if name not in taken}
 
 
@@ -171,11 +178,16 @@ def attach_to_server(module: ModuleType | None = None) -> None:
     server.wanscope_attached = True  # type: ignore[attr-defined]
     from aiohttp import web  # type: ignore[import-not-found]
 
+    told: list[int] = [len(owners())]
+
     def renamed(data: dict) -> dict:
+        if len(owners()) > told[0]:  # ComfyUI lets a pack that is loaded later take ids without a word
+            told[0] = len(owners())
+            say_owners("was loaded later and took them")
         return {**data, "prompt": with_aliases(data["prompt"])} if isinstance(data.get("prompt"), dict) else data
 
     async def facts(request: object) -> object:
-        return web.json_response({"ids": sorted(NODES), "aliases": ALIASES, "owners": owners()})
+        return web.json_response({"ids": sorted(NODES), "aliases": our_aliases(), "owners": owners()})
 
     server.add_on_prompt_handler(renamed)  # type: ignore[attr-defined]
     server.routes.get("/wanscope/facts")(facts)  # type: ignore[attr-defined]
