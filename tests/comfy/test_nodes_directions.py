@@ -161,6 +161,13 @@ def test_the_file_holds_the_difference_of_mean_tokens_and_how_it_was_learned(mod
     assert len(set(found.manifest.pairs[0])) == 2 and len(found.manifest.weights) == 2
 
 
+def test_scales_without_a_dimension_as_fp8_layers_have_do_not_hinder_saving(model):
+    first = model.model.diffusion_model.text_embedding[0]
+    first.scale_weight = torch.nn.Parameter(torch.ones(()), requires_grad=False)
+    run("WanscopeSaveDirection", direction=learned(), model=model, name="fp8")
+    assert place_of("fp8").is_file()
+
+
 def test_a_file_of_hidden_states_steers_them(model):
     dim = model.model.diffusion_model.dim
     direction_ELD = torch.zeros(2, 4, dim)

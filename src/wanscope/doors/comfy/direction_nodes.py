@@ -225,5 +225,6 @@ def _hash(module: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        plain = value.detach().cpu().contiguous().reshape(-1)  # the scales of fp8 layers have no dimension
+        digest.update(plain.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
