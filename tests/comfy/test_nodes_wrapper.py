@@ -244,6 +244,37 @@ def test_counts_are_pushed_to_the_viewer_after_the_run(model, monkeypatch):
     assert pushed[-1][0] == "12" and "applied 12 of 12" in pushed[-1][1]
 
 
+def test_nodes_before_the_last_edit_show_its_run_too(model, monkeypatch):
+    from wanscope.doors.comfy import say
+
+    pushed = {}
+    monkeypatch.setattr(say, "push", lambda node, text: pushed.update({node: text}))
+    first, carried = edit(model, block_activations="1000", unique_id="1")
+    run("WanVideoBlockActivationViewer", model=first, unique_id="2")
+    second, _ = edit(first, text_embeds=carried, block_activations="0011", unique_id="3")
+    off, _ = edit(second, text_embeds=carried, enable_patching=False, unique_id="4")
+    sampled(off)
+    for node in "1234":
+        assert "applied 3 of 3 due: blocks 0" in pushed[node] and "applied 6 of 6 due: blocks 2-3" in pushed[node]
+    again = run("WanVideoBlockActivationViewer", model=first, unique_id="2")[0]
+    assert "Not sampled yet" not in again and "applied 3 of 3 due" in again
+
+
+def test_what_is_left_out_of_a_donor_is_said(model, monkeypatch):
+    from wanscope.doors.comfy import say
+
+    pushed = {}
+    monkeypatch.setattr(say, "push", lambda node, text: pushed.update({node: text}))
+    several = {"prompt_embeds": [torch.cat([DONOR] * 60), MAIN], "negative_prompt_embeds": [NEGATIVE]}
+    said = ("holds 2 prompts; the first is injected", "540 tokens were cut to the encoder's limit of 512")
+    shown = NODES["WanVideoActivationEditor"]().run(model, embeds(), 0.5, "1111", True, injection_embeds=several)
+    boosted = run("WanVideoProjectionBooster", model=model, text_embeds=embeds(), injection_embeds=several)[2]
+    config = run("WanVideoGuidanceController", model=model, main_conditioning=embeds(), injection_conditioning=several)
+    guided = NODES["WanVideoApplyGuidance"]().run(model, config[0])
+    for text_ in (shown["ui"]["text"][0], boosted, guided["ui"]["text"][0]):
+        assert all(part in text_ for part in said), text_
+
+
 def test_nothing_is_logged_unless_asked(model, caplog, monkeypatch):
     for name in ("WAN_ACTIVATION_DEBUG", "WAN_ACTIVATION_VERBOSE"):
         monkeypatch.delenv(name, raising=False)

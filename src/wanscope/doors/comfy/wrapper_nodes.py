@@ -74,19 +74,25 @@ def placed(model: Any, live: Live, text_embeds: Any, unique_id: str | None, prom
     return shown(said, out, embeds, blocks=wan_wrapper.depth(model))
 
 
-def injection(injection_embeds: Any, live: Live, node: str) -> Tensor:
-    """The donor's real tokens; RecipeError where nothing is connected and no booster waits with a donor."""
+def injection(injection_embeds: Any, live: Live, node: str) -> tuple[Tensor, str]:
+    """The donor's real tokens, and a sentence on what was left out of it.
+
+    RecipeError where nothing is connected and no booster waits with a donor.
+    """
     if injection_embeds is None:
         waiting = [e.donor_LD for e in live.edits if e.provisional]
         if waiting and waiting[-1] is not None:
-            return waiting[-1]
+            return waiting[-1], ""
         raise RecipeError(
             f"{node} has no injection_embeds",
             "blocks are chosen, and nothing is there to be injected into them",
             "connect a second WanVideo TextEncode, or set enable_patching to false",
         )
     prompts = prompts_of(injection_embeds, "injection_embeds")
-    return at_most(prompts[0])[0]
+    donor_LD, note = at_most(prompts[0])
+    if len(prompts) > 1:
+        note = f"injection_embeds holds {len(prompts)} prompts; the first is injected. {note}".strip()
+    return donor_LD, note
 
 
 class ActivationEditor(Node):
@@ -154,12 +160,12 @@ def inject(
     if not enabled or not acts:
         why = "switched off" if not enabled else chosen.describe() if not chosen.chosen else "strength 0"
         return placed(model, live, text_embeds, unique_id, prompt, f"Nothing is injected: {why}.")
-    donor_LD = injection(injection_embeds, live, name)
+    donor_LD, note = injection(injection_embeds, live, name)
     main_LD = first_prompt(text_embeds)
     edit = Inject(donor=CONNECTED, blocks=chosen.ranges, strength=tuple(strengths), on=on)
     live = live.with_edit(LiveEdit(edit, donor_LD))
     live.log("verbose", f"inject: {chosen.picture} {difference_text(main_LD, donor_LD)}")
-    said = f"{chosen.picture}\n{chosen.describe()}\n{difference_text(main_LD, donor_LD)}"
+    said = f"{chosen.picture}\n{chosen.describe()}\n{difference_text(main_LD, donor_LD)}\n{note}".strip()
     return placed(model, live, text_embeds, unique_id, prompt, said)
 
 
@@ -324,10 +330,11 @@ class ProjectionBooster(Node):
         unique_id: str | None = None,
         prompt: Any = None,
     ) -> dict[str, Any]:
-        donor_LD = injection(injection_embeds, Live(), self.TITLE)
+        donor_LD, note = injection(injection_embeds, Live(), self.TITLE)
         edit = Inject(donor=CONNECTED, boost=boost_factor, keep_norm=preserve_norm)
         live = live_on(model, text_embeds).with_edit(LiveEdit(edit, donor_LD, provisional=True))
-        info = self.figures(model, first_prompt(text_embeds), donor_LD, boost_factor, preserve_norm)
+        figures = self.figures(model, first_prompt(text_embeds), donor_LD, boost_factor, preserve_norm)
+        info = f"{figures} {note}".strip()
         out = placed(model, live, text_embeds, unique_id, prompt, info)
         return {**out, "result": (*out["result"], info)}
 

@@ -178,14 +178,15 @@ class DirectInjector(Node):
         if not chosen.chosen:
             return placed(model, live, text_embeds, unique_id, prompt, f"Nothing is injected: {chosen.describe()}.")
         main_LD = first_prompt(text_embeds)
-        donor_LD = self.donor(injection_embeds, injection_prompt).to(main_LD)
+        donor_LD, note = self.donor(injection_embeds, injection_prompt)
+        donor_LD = donor_LD.to(main_LD)
         made, said = at_difference(main_LD, donor_LD, difference_target / 100, injection_mode)
         made, cut = at_most(made)
         live = live.with_edit(LiveEdit(Inject(donor=CONNECTED, blocks=chosen.ranges), made))
-        said = f"{chosen.picture}\n{chosen.describe()}\n{said} {cut}".strip()
+        said = " ".join(filter(None, [f"{chosen.picture}\n{chosen.describe()}\n{said}", note, cut]))
         return placed(model, live, text_embeds, unique_id, prompt, said)
 
-    def donor(self, injection_embeds: Any, injection_prompt: str) -> Tensor:
+    def donor(self, injection_embeds: Any, injection_prompt: str) -> tuple[Tensor, str]:
         if injection_embeds is not None:
             return injection(injection_embeds, Live(), self.TITLE)
         name = injection_prompt.strip()
@@ -197,7 +198,7 @@ class DirectInjector(Node):
                 "connect a second WanVideo TextEncode to injection_embeds",
             )
         try:
-            return store.get(name).tensor()
+            return store.get(name).tensor(), ""
         except RequestError as error:
             raise RecipeError(
                 f"the prompt {name[:60]!r} is not in the catalogue",
@@ -252,11 +253,11 @@ class GuidanceController(Node):
         blend_end: float,
     ) -> tuple[dict[str, Any]]:
         wan_wrapper.transformer_of(model)
-        donor = at_most(first_prompt(injection_conditioning, "injection_conditioning"))[0]
+        donor, note = injection(injection_conditioning, Live(), self.TITLE)
         if not cfg_scale:
             raise RecipeError("cfg_scale is 0", "the second guidance is measured in it", "cfg_scale: 6")
         edit = LiveEdit(Guide(injection_scale / cfg_scale), donor, start=blend_start, end=blend_end)
-        return ({"edit": edit, "cfg_scale": cfg_scale, "text_embeds": main_conditioning},)
+        return ({"edit": edit, "cfg_scale": cfg_scale, "text_embeds": main_conditioning, "note": note},)
 
 
 class ApplyGuidance(Node):
@@ -276,5 +277,6 @@ class ApplyGuidance(Node):
         live = live_on(model, embeds).with_edit(edit)
         cfg = guidance_config["cfg_scale"]
         said = f"second guidance, weight {edit.edit.weight:.3g}; set the sampler's cfg to {cfg:g}"
+        said = "\n".join(filter(None, [said, guidance_config.get("note")]))
         out = placed(model, live, embeds, unique_id, prompt, said)
         return {**out, "result": (*out["result"], cfg)}
