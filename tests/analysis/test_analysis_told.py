@@ -13,6 +13,8 @@ import pytest
 from helpers.paths import write_study
 from wanscope.analysis import attention_section
 from wanscope.analysis.analyze import analyze
+from wanscope.analysis.attention import centers, overlaps, profile
+from wanscope.analysis.attention_charts import attention_charts
 from wanscope.analysis.bundle import methods
 from wanscope.analysis.preview import previews
 from wanscope.capture.arrays import create_array
@@ -146,3 +148,26 @@ def test_damaged_maps_are_named_and_those_of_another_seed_shown(with_maps: list[
     assert {row["name"] for row in attention_section.rows(found)} == {"red_seed01", "blue_seed00", "blue_seed01"}
     page = attention_section.section(found)
     assert "red, seed 1" in page and "blue, seed 0" in page and "red_seed00 are left out" in page
+
+
+def test_centers_overlaps_and_profiles_are_in_the_tables_and_drawn(with_maps: list[Take], tmp_path: Path) -> None:
+    found = analyze("made", workspace=tmp_path, write=False)
+    rows = attention_section.rows(found)
+    takes = [Take.open(take.folder) for take in with_maps]
+    maps = takes[0].attention
+    mine = [row for row in rows if row["take"] == takes[0].id]
+    path = [[r["value"] for r in mine if r["word"] == "circle" and r["measure"] == f"center_{a}"] for a in "xy"]
+    assert np.allclose(np.transpose(path), centers(maps.mean("circle")))
+    (shared,) = [r["value"] for r in mine if r["measure"] == "overlap" and (r["word"], r["other"]) == ("circle", "pad")]
+    assert shared == pytest.approx(overlaps(maps)[0, 2])
+
+    drawn = {chart.key: chart for chart in attention_charts(rows)}
+    assert set(drawn) == {f"attention-{m}-by-{o}" for m in ("mass", "concentration") for o in ("block", "step")}
+    profiles = [profile(take.attention) for take in takes]
+    lines = {series.name: series for series in drawn["attention-mass-by-block"].series}
+    assert list(lines) == ["circle", "red", "pad"] and list(lines["pad"].x) == [0, 1]
+    assert np.allclose(lines["pad"].y, np.mean([p.by_block("mass")[:, 2] for p in profiles], axis=0))
+    steps = {series.name: series for series in drawn["attention-concentration-by-step"].series}["red"]
+    assert list(steps.x) == [1, 2, 3, 4]
+    assert np.allclose(steps.y, np.mean([p.by_step("concentration")[:, 1] for p in profiles], axis=0))
+    assert attention_charts([]) == []

@@ -11,7 +11,7 @@ What is written, by default into `studies/<name>/analysis/`:
     metrics.parquet, .csv    take, name, group, seed, slots, metric, state, sigma, part, value
     tests.parquet, .csv      a row for each contrast and metric
     groups.parquet, .csv     dispersion, distances, separability of groups at each step
-    attention.parquet, .csv  where takes have maps: mass, concentration, travel of words by step and block
+    attention.parquet, .csv  where takes have maps: mass, concentration, travel by step and block; centers, overlap
     figures/                 PNG and SVG of every figure
     analysis.json            what was analyzed, how, with which versions
 
@@ -268,6 +268,6 @@ def write_analysis(
         if report:
             from wanscope.analysis.report import write_report
 
-            write_report(result, folder, on_event=on_event)
+            write_report(result, folder, attention, on_event=on_event)
         write_atomic(folder / FACTS, json.dumps(result.facts(), indent=1, ensure_ascii=False) + "\n")
     return result

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -114,6 +115,18 @@ def overlaps(attention: Attention, blocks: list[int] | None = None, steps: list[
     """Overlap of every two rows' mean maps, float64 [K, K], 1 on the diagonal."""
     p_KTYX = np.stack([distribution(attention.mean(name, blocks, steps)) for name in attention.names])
     return np.array([[np.minimum(a, b).sum() for b in p_KTYX] for a in p_KTYX])
+
+
+def of_means(attention: Attention) -> Iterator[dict[str, object]]:
+    """Tidy rows of the mean maps over steps, blocks and heads: centers by latent frame, and overlaps of every two."""
+    whole = {"step": None, "block": None}
+    maps = {name: attention.mean(name) for name in attention.names}
+    for name, map_TYX in maps.items():
+        for frame, (x, y) in enumerate(centers(map_TYX)):
+            yield {**whole, "word": name, "measure": "center_x", "frame": frame, "value": float(x)}
+            yield {**whole, "word": name, "measure": "center_y", "frame": frame, "value": float(y)}
+    for a, b in combinations(maps, 2):
+        yield {**whole, "word": a, "measure": "overlap", "other": b, "value": float(overlap(maps[a], maps[b]))}
 
 
 def pad_mass(attention: Attention) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What a study's attention maps add to its analysis: a tidy table, and overlay videos on the report's page.
 
-The table has, for every take with maps, each word's mass, concentration and travel at every step and block, as
+The table has, for every take with maps, each word's mass, concentration and travel at every step and block, and of its
+mean map (step and block empty) the path of centers frame by frame and the overlap with every other word's, as
 attention.py defines them. The page shows one take of each variation; `wanscope show ID --maps` shows any other.
 """
 
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wanscope.analysis.attention import profile
+from wanscope.analysis.attention import of_means, profile
 from wanscope.analysis.overlay import overlay_video, panels
 from wanscope.analysis.preview import scaled
 from wanscope.analysis.source import Member
@@ -26,7 +27,6 @@ from wanscope.take.video import iter_frames, video_facts, write_video
 if TYPE_CHECKING:
     from wanscope.analysis.analyze import Analysis
 
-COLUMNS = ("take", "name", "group", "seed", "step", "block", "word", "measure", "value")
 SHOWN = 8  # variations on the page
 WORDS = 6  # panels of a video
 SIDE = 640  # pixels
@@ -45,7 +45,8 @@ def rows(analysis: Analysis) -> list[dict[str, Any]]:
     out = []
     for member in with_maps(analysis.members):
         try:
-            found = list(profile(member.take.attention).rows())
+            attention = member.take.attention
+            found = [*profile(attention).rows(), *of_means(attention)]
         except (DamagedTake, NotCaptured):
             continue
         slots = {SLOT + slot: value for slot, value in member.labels.items()}

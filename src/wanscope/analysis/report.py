@@ -9,13 +9,14 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
 from wanscope import __version__, events
+from wanscope.analysis.attention_charts import attention_charts
 from wanscope.analysis.attention_section import section as attention_section
 from wanscope.analysis.charts import Chart, charts
 from wanscope.analysis.figures import plotly_figure, write_static
@@ -33,9 +34,14 @@ SHOWN_SIDE = 176  # pixels; smaller videos are enlarged on the page
 VALUES = "Values"  # a section of many small figures, folded
 
 
-def write_report(analysis: Analysis, folder: Path, on_event: events.Listener = events.ignore) -> Path:
-    """Write report.html and figures/ into `folder`; the page's path."""
-    drawn = charts(analysis)
+def write_report(
+    analysis: Analysis,
+    folder: Path,
+    attention: Sequence[Mapping[str, Any]] = (),
+    on_event: events.Listener = events.ignore,
+) -> Path:
+    """Write report.html and figures/ into `folder`; the page's path. attention: rows of that table."""
+    drawn = [*charts(analysis), *attention_charts(attention)]
     on_event(events.Note(f"drawing {len(drawn)} figures"))
     custom = custom_figures(analysis)
     with guarded(folder):

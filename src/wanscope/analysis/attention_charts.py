@@ -1,0 +1,57 @@
+"""Figures of attention over blocks and steps: what each word gets, how sharply it looks, as means over takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from wanscope.analysis.charts import Chart, Series
+
+SECTION = "Attention over blocks and steps"
+LINES = 8  # words of a figure, the padding among them
+PAD = "pad"
+MEASURES = (
+    ("mass", "Share of attention", "What each word gets of all attention; the padding gets what no word needs."),
+    ("concentration", "Concentration", "1 - H / ln N of a word's map: 0 spread evenly, 1 on one position."),
+)
+OVER = (("block", "block", 0), ("step", "step", 1))  # column, axis, what its first is called
+
+
+def attention_charts(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """From the rows of the table `attention`: each measure by block and by step, none where only means were kept."""
+    return [
+        chart
+        for measure, title, about in MEASURES
+        for column, axis, first in OVER
+        if (chart := _chart(rows, measure, title, about, column, axis, first)).series
+    ]
+
+
+def _chart(
+    rows: Sequence[Mapping[str, Any]], measure: str, title: str, about: str, column: str, axis: str, first: int
+) -> Chart:
+    found: dict[str, dict[int, list[float]]] = {}
+    for row in rows:
+        if row["measure"] == measure and row[column] is not None and np.isfinite(row["value"]):
+            found.setdefault(row["word"], {}).setdefault(row[column], []).append(row["value"])
+    over = "blocks" if column == "step" else "steps"
+    return Chart(
+        f"attention-{measure}-by-{column}",
+        SECTION,
+        f"{title} by {column}",
+        f"{about} Means over the takes that have the word, and over {over}.",
+        axis,
+        title,
+        tuple(_lines(found, first)),
+        height=360,
+    )
+
+
+def _lines(found: Mapping[str, Mapping[int, Sequence[float]]], first: int) -> Iterator[Series]:
+    words = [word for word in found if word != PAD][: LINES - (PAD in found)]
+    for number, word in enumerate([*words, *([PAD] if PAD in found else [])]):
+        places = sorted(found[word])
+        means = [float(np.mean(found[word][place])) for place in places]
+        yield Series(word, [place + first for place in places], means, "line", number)
