@@ -84,6 +84,79 @@ def test_skipped_blocks_take_what_reads_text_with_them():
     assert any("edits.0 does not act where edits.3 skips the blocks" in note for note in found.notes)
 
 
+@pytest.mark.parametrize(
+    "later",
+    [
+        {"strength": {"0-1": 1.0, "2-7": 0.5}},
+        {"mode": "tokens", "strength": {"0-1": 1.0, "2-7": 0.5}},
+        {"mode": "tokens", "operation": "replace", "blocks": "0-1", "strength": 0.5},
+    ],
+    ids=["mix", "tokens", "replaced tokens"],
+)
+def test_what_a_later_injection_leaves_nothing_of_is_not_planned(later: dict[str, Any]):
+    """Else it would be counted as applied, and have changed nothing."""
+    found = plan(
+        Bend(["red"], "amplify", factor=2.0, branch="both"),
+        Inject("night", mode="append"),
+        Inject("night", on="hidden"),
+        Skip("0", part="cross_attention", branch="uncond"),
+        Inject("a blue square", **later),
+        Inject("night", strength=0.5),
+        places={0: {PROMPT: (1,), NEGATIVE: (0,)}},
+    )
+    acting = {i: {(b, branch) for index, b, branch, _ in found.planned() if index == i} for i in range(6)}
+    rest, every = {(b, "cond") for b in range(2, 8)}, {(b, "cond") for b in range(8)}
+    assert acting[0] == rest | {(b, "uncond") for b in range(1, 8)}
+    assert acting[1] == rest and acting[2] == acting[5] == every and acting[3] == {(0, "uncond")}
+    for index in (0, 1):
+        assert f"edits.{index} does not act where edits.4 leaves nothing of it" in found.notes
+    assert not any(note.startswith("edits.2") or note.startswith("edits.5") for note in found.notes)
+
+
+def test_equal_donors_are_one_text():
+    """So that a donor's context, keys and own pass are made once, however many edits bring it."""
+    found = plan(
+        Inject("night", on="hidden", blocks="1", branch="both"),
+        Inject("night", on="hidden", blocks="5"),
+        Inject("a blue square", boost=2.0),
+        Inject("a blue square", boost=2.0, blocks="3"),
+        Inject("a blue square", boost=3.0),
+        Inject("night", donor_negative=NEGATIVE, branch="both"),
+    ).edits
+    night = found[0].donor["cond"]
+    assert night is found[0].donor["uncond"] is found[1].donor["cond"] is found[5].donor["cond"]
+    boosted = found[2].donor["cond"]
+    assert boosted is found[3].donor["cond"] and boosted is not found[4].donor["cond"]
+    assert boosted is not found[2].donor["uncond"] and night is not found[5].donor["uncond"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "why"),
+    [
+        (Inject("night", on="hidden", blocks="0"), "the state that enters block 0 has read no text yet"),
+        (Inject(PROMPT, strength=0.5), "the donor is the prompt itself"),
+        (Inject(PROMPT, on="both", blocks="2-4"), "the donor is the prompt itself"),
+        (Inject("night", on="hidden", blocks="0-1"), ""),
+        (Inject("night", on="hidden", operation="add", blocks="0"), ""),
+        (Inject({"prompt": "night", "after_block": 2}, on="hidden", blocks="0"), ""),
+        (Inject(PROMPT, mode="append"), ""),
+        (Inject(PROMPT, blocks="none"), ""),
+    ],
+    ids=str,
+)
+def test_an_injection_that_changes_nothing_says_so(edit: Edit, why: str):
+    notes = plan(edit).notes
+    assert [note for note in notes if "changes nothing" in note] == ([notes[0]] if why else [])
+    assert not why or notes[0].startswith(f"edits.0 changes nothing: {why}")
+
+
+def test_on_both_an_operation_is_of_the_state_and_the_context_is_mixed():
+    found = plan(Inject("night", strength=0.4), Inject("a blue square", on="both", operation="replace", strength=0.5))
+    assert not found.notes and texts_read(found, "cond", 0, 0) == [
+        frozenset({name}) for name in (PROMPT, "night", "a blue square")
+    ]
+
+
 def test_prompts_by_step():
     found = plan(Inject("night", strength=0.5), Prompts({1: "a blue square", 3: "night"}, interpolate="linear"))
     assert [edit.index for edit in found.edits] == [1, 0]
@@ -128,6 +201,8 @@ def test_what_a_person_is_told():
         "edits.0 acts on no pass" in note
         for note in plan(Inject("night", branch="uncond"), guided=(frozenset(),)).notes
     )
+    begun = plan(Inject("night", schedule="step(2)"), first=2).notes
+    assert begun == ("edits.0 acts on no pass: cond is not run where it would (the run begins at step 2)",)
     short = plan(Inject("night", mode="tokens"), places={}).notes
     assert not short  # 2 of 4 tokens are half
     TOKENS["word"] = 1

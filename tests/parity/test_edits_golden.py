@@ -103,6 +103,15 @@ def test_the_last_of_two_such_edits_wins(kind: str):
     assert torch.equal(run(kind, gray, inject(kind)), by_donor(kind))
 
 
+@pytest.mark.parametrize("mode", ["mix", "tokens"])
+def test_nothing_of_an_earlier_edit_is_left_under_a_whole_text(mode: str):
+    """Not the log weights of appended tokens, nor a bend of words that are gone."""
+    earlier = [Inject("gray night", mode="append", strength=0.2), Bend(["circle"], "amplify", factor=5.0)]
+    assert torch.equal(run("2.1", *earlier, inject("2.1", mode=mode)), by_donor("2.1"))
+    hidden = run("2.1", inject("2.1", on="hidden", strength=0.5, blocks=[1]), inject("2.1", mode=mode))
+    assert torch.equal(hidden, by_donor("2.1"))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_prompts_from_step_0_are_prompting_with_them(kind: str):
     assert torch.equal(run(kind, Prompts({0: subject(kind)[1].donor})), by_donor(kind))

@@ -7,9 +7,9 @@ and nowhere else, and both are counted and compared. Factor 1, angle 0 and stren
 How several edits compose:
 
 - `prompts` come first, wherever they stand: they say what the prompt is at each step.
-- All others act in the order given, each on what those before it left. A `mix` at strength 1 leaves nothing of what
-  was there; a `bend` acts on the words in every text that is read at that point, and a `mix` after it adds one that is
-  not bent.
+- All others act in the order given, each on what those before it left. A `bend` acts on the words in every text that is
+  read at that point, and a `mix` after it adds one that is not bent. A `mix` at strength 1 leaves nothing of what was
+  there, nor do `tokens` that replace all of a text: what came before leaves the plan there (and a note says so).
 - A skipped block reads no text: what acts on its context or attention leaves the plan there (and a note says so).
   Hidden edits still act on the state that passes through.
 - A donor's own pass (for hidden states) knows no edit but its text.
@@ -19,6 +19,7 @@ Shape suffixes: S steps, L blocks or tokens (said where), D text dim.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
@@ -27,7 +28,7 @@ import numpy as np
 
 from wanscope.edit.donors import DonorTexts, check_edits
 from wanscope.edit.edits import Bend, Edit, Inject, Prompts, Skip, Steer
-from wanscope.edit.planned_texts import Boost, Branch, PlannedText, donors_of, keyed_texts
+from wanscope.edit.planned_texts import Boost, Branch, PlannedText, donors_of, idle_note, keyed_texts, replaces
 from wanscope.edit.spec import EditInBlocks, EditWithStrength
 from wanscope.errors import RecipeError
 
@@ -165,9 +166,12 @@ def make_plan(
         "uncond": PlannedText(texts.uncond, frozenset((texts.negative,))),
     }
     notes: list[str] = []
-    planned = [_resolved(i, edit, texts, passes, blocks, main, directions or {}, notes) for i, edit in enumerate(edits)]
+    kept: list[PlannedText] = []
+    planned = [
+        _resolved(i, edit, texts, passes, blocks, main, directions or {}, notes, kept) for i, edit in enumerate(edits)
+    ]
     planned.sort(key=lambda edit: not isinstance(edit.edit, Prompts))  # a stable sort: the others keep their order
-    planned = _without_skipped(planned, notes)
+    planned = _without_replaced(_without_skipped(planned, notes), notes)
     real = max(_real_rows(planned, branch, main[branch], texts.text_length) for branch in main)
     plan = EditPlan(tuple(planned), passes, blocks, texts.text_length, grid, main, real, tuple(dict.fromkeys(notes)))
     _check_words(plan)
@@ -183,6 +187,7 @@ def _resolved(
     main: Mapping[Branch, PlannedText],
     directions: Mapping[str, Direction],
     notes: list[str],
+    kept: list[PlannedText],
 ) -> PlannedEdit:
     where = f"edits.{index}"
     branches: tuple[Branch, ...] = ("cond", "uncond") if edit.branch == "both" else (edit.branch,)
@@ -191,10 +196,15 @@ def _resolved(
     if table_SL.any() and not any(
         passes.has(branch, int(step)) for branch in branches for step in np.flatnonzero(table_SL.any(1))
     ):
-        notes.append(f"{where} acts on no pass: {edit.branch} is not run where it would (guidance is 1 there)")
+        late = not table_SL[passes.first :].any()
+        why = f"the run begins at step {passes.first}" if late else "guidance is 1 there"
+        notes.append(f"{where} acts on no pass: {edit.branch} is not run where it would ({why})")
     columns = texts.places.get(index, {})
     if isinstance(edit, Inject):
-        donor = donors_of(edit, texts, main, where, notes)
+        donor = donors_of(edit, texts, main, where, notes, kept)
+        idle = [idle_note(edit, donor[branch], main[branch], not table_SL[:, 1:].any()) for branch in branches]
+        if table_SL.any() and all(idle):
+            notes.append(f"{where} changes nothing: {idle[0]}")
         parts: tuple[Part, ...] = {"context": ("context",), "hidden": ("hidden",), "both": ("hidden", "context")}[
             edit.on
         ]
@@ -255,6 +265,25 @@ def _without_skipped(planned: list[PlannedEdit], notes: list[str]) -> list[Plann
                             f"edits.{other.index} does not act where edits.{skip.index} skips {what} it acts in"
                         )
             planned[i] = replace(other, tables=tables)
+    return planned
+
+
+def _without_replaced(planned: list[PlannedEdit], notes: list[str]) -> list[PlannedEdit]:
+    """What a later injection leaves nothing of leaves the plan there. An injection `on: both` still has its state."""
+    for i, later in enumerate(planned):
+        if not isinstance(later.edit, Inject):
+            continue
+        at = np.vectorize(functools.partial(replaces, later.edit), otypes=[bool])
+        for j, other in enumerate(planned[:i]):
+            if isinstance(other.edit, Skip) or "hidden" in other.parts:
+                continue
+            tables = dict(other.tables)
+            for branch, table_SL in later.tables.items():
+                gone_SL = at(table_SL)
+                if branch in tables and tables[branch][gone_SL].any():
+                    tables[branch] = np.where(gone_SL, 0.0, tables[branch])
+                    notes.append(f"edits.{other.index} does not act where edits.{later.index} leaves nothing of it")
+            planned[j] = replace(other, tables=tables)
     return planned
 
 
@@ -325,11 +354,8 @@ def texts_read(
 def _injected(
     edit: Inject, prompts: frozenset[str], strength: float, read: list[frozenset[str]]
 ) -> list[frozenset[str]]:
+    if replaces(edit, strength):
+        return [prompts]
     if edit.mode == "mix":
-        return [prompts] if strength == 1 else [*read, prompts]
-    if edit.words:
-        return read
-    if edit.mode == "append":
-        return [before | prompts for before in read]
-    whole = edit.operation == "replace" or (edit.operation == "blend" and strength == 1)
-    return [prompts] if whole else [before | prompts for before in read]
+        return [*read, prompts]
+    return read if edit.words else [before | prompts for before in read]

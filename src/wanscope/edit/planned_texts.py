@@ -39,8 +39,16 @@ class PlannedText:
         """Tokens that are no padding."""
         return max(len(self.embedding), len(self.boost.main.embedding) if self.boost else 0)
 
+    def same_as(self, other: PlannedText) -> bool:
+        """Whether both are the same text to the bit, with the same prompts and boost."""
+        import torch
 
-@dataclass(frozen=True, eq=False)
+        a, b = self.embedding, other.embedding
+        alike = self.prompts == other.prompts and self.boost == other.boost and a.dtype == b.dtype
+        return alike and (a is b or torch.equal(a, b))
+
+
+@dataclass(frozen=True)
 class Boost:
     main: PlannedText
     factor: float
@@ -48,8 +56,15 @@ class Boost:
 
 
 def donors_of(
-    edit: Inject, texts: DonorTexts, main: Mapping[Branch, PlannedText], where: str, notes: list[str]
+    edit: Inject,
+    texts: DonorTexts,
+    main: Mapping[Branch, PlannedText],
+    where: str,
+    notes: list[str],
+    kept: list[PlannedText],
 ) -> dict[Branch, PlannedText]:
+    """What an injection brings into each branch. kept: the plan's donors so far; one of the same content is the same
+    text, so that its context, keys and own pass are made once."""
     try:
         found = texts.donor(edit)
     except RecipeError as error:
@@ -67,7 +82,10 @@ def donors_of(
         boost = None
         if edit.boost is not None:
             boost = Boost(main[branch], edit.boost, True if edit.keep_norm is None else edit.keep_norm)
-        out[branch] = PlannedText(embedding_LD, prompts, boost)
+        new = PlannedText(embedding_LD, prompts, boost)
+        out[branch] = next((text for text in kept if text.same_as(new)), new)
+        if out[branch] is new:
+            kept.append(new)
     if edit.mode == "tokens" and edit.on != "hidden":
         tokens, own_tokens = len(out["cond"].embedding), len(main["cond"].embedding)
         if edit.branch != "uncond" and tokens < SHORT_DONOR * own_tokens:
@@ -76,6 +94,26 @@ def donors_of(
                 "with padding; mode: mix blends what the texts do instead of their tokens"
             )
     return out
+
+
+def idle_note(edit: Inject, donor: PlannedText, main: PlannedText, only_block_0: bool) -> str:
+    """Why an injection changes nothing; empty where it does. only_block_0: whether it acts nowhere else."""
+    if edit.operation == "add" and (edit.mode == "tokens" or edit.on == "hidden"):
+        return ""
+    if edit.on == "hidden" and only_block_0 and not edit.donor.after_block:
+        return "the state that enters block 0 has read no text yet, so the donor's is the same"
+    if edit.mode != "append" and donor.same_as(PlannedText(main.embedding, donor.prompts, donor.boost)):
+        return "the donor is the prompt itself"
+    return ""
+
+
+def replaces(edit: Inject, s: float) -> bool:
+    """Whether nothing of what a block's cross-attention would read is left by an injection at strength s."""
+    if edit.on == "hidden" or edit.mode == "append" or edit.words:
+        return False
+    if edit.mode == "mix" or edit.operation == "blend":
+        return s == 1
+    return edit.operation == "replace" and s != 0
 
 
 def keyed_texts(edit: Prompts, texts: DonorTexts, steps: int) -> tuple[PlannedText | None, ...]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from wanscope.edit.edits import Inject, Steer
 from wanscope.edit.plan import EditPlan, PlannedEdit, PlannedText
+from wanscope.edit.planned_texts import replaces
 
 # A text's context [1, N, D], padding included, as the model itself projects it.
 Project = Callable[[PlannedText], Tensor]
@@ -114,8 +115,9 @@ def _bent(read: Read, edit: PlannedEdit, s: float) -> Read:
 def _injected(
     reads: list[Read], edit: Inject, donor: PlannedText, planned: PlannedEdit, s: float, project: Project
 ) -> list[Read]:
+    if replaces(edit, s):  # the donor is read alone, by the model's own attention
+        return [_whole(donor, project)]
     if edit.mode == "mix":
-        # what is exactly nothing is left out: at strength 1 the donor is read alone, by the model's own attention
         kept = [replace(read, weight=read.weight * (1 - s)) for read in reads]
         return [*(read for read in kept if read.weight), replace(_whole(donor, project), weight=s)]
     donor_1ND = project(donor)
@@ -140,10 +142,8 @@ def _blended(read: Read, edit: Inject, donor: PlannedText, donor_1ND: Tensor, pl
         context_1ND = read.context_1ND.clone()
         context_1ND[:, columns] = blended_1ND[:, columns]
         return replace(read, context_1ND=context_1ND, text=None)
-    whole = edit.operation == "replace" or (edit.operation == "blend" and s == 1)
-    standing = ((donor.prompts, 0),) if whole else (*read.standing, (donor.prompts, 0))
-    real = donor.real if whole else max(read.real, donor.real)
-    return replace(read, context_1ND=blended_1ND, real=real, standing=standing, text=donor if whole else None)
+    standing = (*read.standing, (donor.prompts, 0))
+    return replace(read, context_1ND=blended_1ND, real=max(read.real, donor.real), standing=standing, text=None)
 
 
 def combined(a: Tensor, b: Tensor, operation: str, s: float) -> Tensor:

@@ -50,7 +50,7 @@ class AppliedEdit(Spec):
     def describe(self) -> str:
         """In one line: how often, on which branches, in which blocks and steps."""
         if not self.planned and not self.applied:
-            return "planned nowhere: its strength is 0 at every block and step, or its pass is not run"
+            return "planned nowhere: its strength is 0, its pass is not run, or another edit leaves nothing of it"
         acting = [site for site in self.sites if site.applied]
         blocks = ranges({block for site in acting for block in numbers(site.blocks)})
         steps = ranges({step for site in acting for step in numbers(site.steps)})
