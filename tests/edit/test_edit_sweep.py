@@ -78,6 +78,12 @@ def test_a_sweep_is_lists_of_values(sweep: Any, says: str) -> None:
         sweep_values(sweep)
 
 
+def test_a_field_that_is_left_out_in_one_combination_is_named() -> None:
+    found = swept_edits([SQUARE], {"edits.0.schedule": (None, "linear")})
+    assert [each.label for each in found] == ["schedule null", "linear"]
+    assert [each.edits[0].schedule for each in found] == [None, "linear"]
+
+
 def test_labels_say_what_differs() -> None:
     weak, early = (SQUARE.model_copy(update=change) for change in ({"strength": 0.2}, {"blocks": "early"}))
     assert edit_labels([(), (SQUARE,)]) == [BASELINE, "inject 'a green square' into late at 0.4"]

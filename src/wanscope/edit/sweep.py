@@ -34,7 +34,7 @@ class Swept:
         """What tells it from the others of its sweep: `late, strength 0.4`."""
         parts = []
         for key, text in self.values.items():
-            number = text[:1].isdigit() or text[:1] in "-.[{" or text in ("true", "false")
+            number = text[:1].isdigit() or text[:1] in "-.[{" or text in ("true", "false", "null")
             parts.append(f"{key.rpartition('.')[2]} {text}" if number else text)
         return ", ".join(parts)
 
@@ -152,6 +152,8 @@ def _set(data: Any, path: Sequence[str], value: Any, key: str) -> Any:
 
 
 def _said(value: Any) -> str:
+    if value is None:
+        return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):
