@@ -89,6 +89,32 @@ def test_the_mixer_goes_from_one_prompt_to_the_next_along_the_video():
         )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("name", "inputs"),
+    [
+        ("WanVideoVectorDifference", ("text_embeds_a", "text_embeds_b")),
+        ("WanVideoVectorArithmetic", ("base_embeds", "operand_1")),
+        ("WanVideoVectorInterpolation", ("start_embeds", "end_embeds")),
+        ("WanVideoSequentialMixer", ("embedding_1", "embedding_2")),
+        ("WanVideoEmbeddingAmplifier", ("main_embeds", "injection_embeds")),
+        ("WanscopeInterpolatePrompts", ("a", "b")),
+        ("WanscopeAmplifyPrompt", ("main", "donor")),
+        ("WanscopeEmbeddingExpression", ("a", "b")),
+    ],
+)
+def test_that_the_first_of_several_prompts_is_taken_is_said(name, inputs):
+    node = NODES[name]
+    defaults = {k: s[1]["default"] for k, s in node.REQUIRED.items() if "default" in s[1]}
+    if "expression" in defaults:
+        defaults["expression"] = "a + b"
+    native = name.startswith("Wanscope")
+    a = [*conditioning(A), *conditioning(C)] if native else {**embeds(A), "prompt_embeds": [A, C]}
+    for given, several in ((a, True), (conditioning(A) if native else embeds(A), False)):
+        b = conditioning(B) if native else embeds(B)
+        said = node().run(**defaults, **dict(zip(inputs, (given, b), strict=True)))["ui"]["text"][0]
+        assert ("Of several prompts" in said) is several, said
+
+
 def test_the_amplifier_meets_its_target():
     out, info = run("WanVideoEmbeddingAmplifier", main_embeds=embeds(A), injection_embeds=embeds(B))
     assert relative_l2(A, out["prompt_embeds"][0]) == pytest.approx(0.6, abs=1e-3)

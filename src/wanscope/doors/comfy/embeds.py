@@ -65,6 +65,12 @@ def first_prompt(embeds: Any, name: str = "text_embeds") -> Tensor:
     return prompts_of(embeds, name)[0]
 
 
+def only_first(*embeds: Any) -> str:
+    """A sentence where one of these holds several prompts, of which an operation takes the first."""
+    several = any(len(prompts_of(one)) > 1 for one in embeds if one is not None)
+    return "Of several prompts in one input the first is taken." if several else ""
+
+
 def negatives_of(embeds: Any) -> list[Tensor]:
     """The tensors of the negative prompt as they are, [] where there are none."""
     found = embeds.get("negative_prompt_embeds") if isinstance(embeds, Mapping) else None

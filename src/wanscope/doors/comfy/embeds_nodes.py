@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wanscope.doors.comfy import catalogue
 from wanscope.doors.comfy.base import E, Inputs, Node, choice, number, shown, socket, switch, unit, whole
-from wanscope.doors.comfy.embeds import at_most, first_prompt, prompts_of, with_prompts
+from wanscope.doors.comfy.embeds import at_most, first_prompt, only_first, prompts_of, with_prompts
 from wanscope.edit import embeds as algebra
 from wanscope.edit.amplify import MODES, amplify
 from wanscope.edit.difference import relative_l2
@@ -98,7 +98,8 @@ class VectorDifference(Node):
         a, b = first_prompt(text_embeds_a, "text_embeds_a"), first_prompt(text_embeds_b, "text_embeds_b")
         made = algebra.difference(a, b.to(a.device), normalize=normalize, scale=scale)
         said = catalogue.recorded("difference", [a, b], made.embedding, {"normalize": normalize, "scale": scale})
-        return shown(_notes(made.note, said), with_prompts(text_embeds_a, [made.embedding]))
+        said = _notes(made.note, only_first(text_embeds_a, text_embeds_b), said)
+        return shown(said, with_prompts(text_embeds_a, [made.embedding]))
 
 
 class VectorArithmetic(Node):
@@ -144,10 +145,9 @@ class VectorArithmetic(Node):
                 before = made
                 made = algebra.Result(algebra.normalize(before.embedding).embedding, before.note)
                 record = ("normalize", [before.embedding], {})
-        return shown(
-            _notes(made.note, catalogue.recorded(record[0], record[1], made.embedding, record[2])),
-            with_prompts(base_embeds, [made.embedding]),
-        )
+        several = only_first(base_embeds, *(operands.get(f"operand_{i}") for i in (1, 2, 3)))
+        said = _notes(made.note, several, catalogue.recorded(record[0], record[1], made.embedding, record[2]))
+        return shown(said, with_prompts(base_embeds, [made.embedding]))
 
 
 class VectorInterpolation(Node):
@@ -177,7 +177,8 @@ class VectorInterpolation(Node):
             include_endpoints=include_endpoints,
         )
         said = f"{steps} prompts at {', '.join(f'{p:.2f}' for p in path.positions)} of the way."
-        return shown(_notes(said, path.note), with_prompts(start_embeds, path.embeddings))
+        said = _notes(said, path.note, only_first(start_embeds, end_embeds))
+        return shown(said, with_prompts(start_embeds, path.embeddings))
 
 
 class EmbeddingDatabase(Node):
@@ -251,7 +252,7 @@ class EmbeddingAmplifier(Node):
         donor = first_prompt(injection_embeds, "injection_embeds").to(main.device)
         made = amplify(main, donor, target_difference / 100, amplification_mode)
         tokens, cut = at_most(made.embedding)
-        info = _notes(made.describe(), cut)
+        info = _notes(made.describe() + ".", cut, only_first(main_embeds, injection_embeds))
         return shown(info, with_prompts(injection_embeds, [tokens]), info)
 
 
@@ -318,7 +319,8 @@ class SequentialMixer(Node):
             mixed = algebra.weighted_sum(rows, weights)
             note = mixed.note
             made.append(mixed.embedding)
-        return shown(_notes(f"{TRAVEL} prompts.", note), with_prompts(embedding_1, made))
+        several = only_first(embedding_1, embedding_2, embedding_3)
+        return shown(_notes(f"{TRAVEL} prompts.", note, several), with_prompts(embedding_1, made))
 
 
 def _share(place: float, middle: float, width: float, ease: Callable[[float], float]) -> float:

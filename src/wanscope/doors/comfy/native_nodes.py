@@ -24,7 +24,7 @@ from wanscope.doors.comfy.base import (
     text,
     unit,
 )
-from wanscope.doors.comfy.embeds import first_prompt
+from wanscope.doors.comfy.embeds import first_prompt, only_first
 from wanscope.doors.comfy.patterns import blocks_of, strengths_of
 from wanscope.edit.difference import measure_difference, render_difference
 from wanscope.edit.edits import Bend, Inject, Prompts, Skip
@@ -129,7 +129,8 @@ class InjectPrompt(Node):
         negative = None if donor_negative is None else first_prompt(donor_negative, "donor_negative")
         live_edit = LiveEdit(edit, donor_LD, negative, start=start_percent, end=end_percent)
         acts = edit.strengths(depth)
-        return edited(model, live_edit, unique_id, f"{acts.blocks.picture}\n{acts.describe()}", log_level)
+        said = f"{acts.blocks.picture}\n{acts.describe()}\n{only_first(donor, donor_negative)}".strip()
+        return edited(model, live_edit, unique_id, said, log_level)
 
 
 class SkipBlocks(Node):

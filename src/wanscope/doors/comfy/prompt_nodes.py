@@ -26,7 +26,7 @@ from wanscope.doors.comfy.base import (
     unit,
     whole,
 )
-from wanscope.doors.comfy.embeds import at_most, conditioning, first_prompt
+from wanscope.doors.comfy.embeds import at_most, conditioning, first_prompt, only_first
 from wanscope.doors.comfy.native_nodes import BLOCKS, END, START
 from wanscope.doors.comfy.patterns import blocks_of
 from wanscope.edit import parse_expression
@@ -58,7 +58,8 @@ class EmbeddingExpression(Node):
         parsed.check_names(given)
         made = parsed.evaluate({name: first_prompt(given[name], name) for name in parsed.names})
         tokens, cut = at_most(made.embedding)
-        note = " ".join(filter(None, [f"{len(tokens)} tokens.", made.note, cut]))
+        several = only_first(*(given[name] for name in parsed.names))
+        note = " ".join(filter(None, [f"{len(tokens)} tokens.", made.note, cut, several]))
         return shown(note, conditioning(tokens, a), note)
 
 
@@ -77,7 +78,9 @@ class InterpolatePrompts(Node):
 
     def run(self, a: Any, b: Any, position: float, method: Any) -> dict[str, Any]:
         made = between(first_prompt(a, "a"), first_prompt(b, "b"), position, method)
-        return shown(made.note, conditioning(made.embedding, a))
+        tokens, cut = at_most(made.embedding)
+        note = " ".join(filter(None, [made.note, cut, only_first(a, b)]))
+        return shown(note, conditioning(tokens, a))
 
 
 class AmplifyPrompt(Node):
@@ -100,7 +103,7 @@ class AmplifyPrompt(Node):
         a, b = first_prompt(main, "main"), first_prompt(donor, "donor")
         made = amplify(a, b.to(a.device), target_percent / 100, mode, keep_norm=keep_norm)
         tokens, cut = at_most(made.embedding)
-        info = " ".join(filter(None, [made.describe() + ".", cut]))
+        info = " ".join(filter(None, [made.describe() + ".", cut, only_first(main, donor)]))
         return shown(info, conditioning(tokens, donor), info)
 
 
