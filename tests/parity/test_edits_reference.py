@@ -162,6 +162,29 @@ def test_the_reference_itself_is_the_model(kind: str):
     assert apart(hand, own) <= 1e-10
 
 
+@pytest.mark.parametrize("kind", ["i2v", "i2v-2.1"])
+def test_the_golden_identities_of_models_that_take_an_image(kind: str):
+    """Bit for bit, as test_edits_golden.py has them of whole runs; these models make no video from text alone."""
+    model, last = subject(kind), subject(kind).blocks - 1
+    own, by_donor = with_edits(model), call(model, encoded(model, [Inject(DONOR)]).raw[DONOR])
+    assert apart(own, by_donor) > 1e-3
+    nothing = [
+        Inject(DONOR, strength=0.0),
+        Inject(DONOR, on="both", strength=0.0),
+        Inject(DONOR, mode="append", strength=0.0),
+        Bend(["circle"], "amplify", factor=1.0),
+        Bend(["circle"], "rotate", angle=0.0),
+        Skip("none"),
+    ]
+    assert torch.equal(with_edits(model, *nothing), own)
+    for mode in ("mix", "tokens"):
+        assert torch.equal(with_edits(model, Inject(DONOR, mode=mode)), by_donor)
+    hidden = with_edits(model, Inject(DONOR, on="hidden", operation="replace", blocks=[last]))
+    assert torch.equal(hidden, with_edits(model, Inject(DONOR, blocks=f"0-{last - 1}")))
+    assert torch.equal(with_edits(model, Inject(DONOR, on="both", blocks=f"2-{last}")), by_donor)
+    assert torch.equal(call(model, encoded(model, []).main), own)
+
+
 @pytest.mark.parametrize("mode", ["mix", "tokens"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_chosen_blocks_are_called_with_the_donors_context(kind: str, mode: str):
@@ -235,6 +258,34 @@ def test_append_puts_the_donors_tokens_behind_with_a_log_weight(kind: str):
         return text_attention(attn, x, longer, bias_N=bias_N)
 
     found = with_edits(model, Inject("night", mode="append", strength=strengths))
+    assert apart(found, reference(model, attended(model, text))) <= 1e-7  # the log weights are float32
+
+
+def test_tokens_and_appended_ones_act_on_every_text_that_is_read():
+    """mix, tokens, append, append: each on what those before it left, in the prompt and in the donor."""
+    model = subject("2.1")
+    edits = [
+        Inject(DONOR, strength=0.4),
+        Inject("gray", mode="tokens", strength=0.3),
+        Inject("night", mode="append", strength=0.5),
+        Inject("night", mode="append", strength=0.2),
+    ]
+    texts = encoded(model, edits)
+    donor, gray, night = (context_of(model, text) for text in (DONOR, "gray", "night"))
+    tokens = len(texts.raw["night"])
+
+    def appended(attn: Any, x: Tensor, own: Tensor, real: int) -> Tensor:
+        longer, bias_N = 0.7 * own + 0.3 * gray, torch.zeros(own.shape[1], dtype=torch.float64)
+        for place, s in ((real, 0.5), (real + tokens, 0.2)):
+            longer[:, place : place + tokens] = night[:, :tokens]
+            bias_N[place : place + tokens] = math.log(s)
+        return text_attention(attn, x, longer, bias_N=bias_N)
+
+    def text(i: int, attn: Any, x: Tensor, own: Tensor) -> Tensor:
+        main = appended(attn, x, own, len(texts.main))
+        return 0.6 * main + 0.4 * appended(attn, x, donor, len(texts.raw[DONOR]))
+
+    found = with_edits(model, *edits)
     assert apart(found, reference(model, attended(model, text))) <= 1e-7  # the log weights are float32
 
 
