@@ -156,6 +156,29 @@ def test_presets_and_toggles_stay_in_step(page):
     assert "(11 of 40 active)" in page.evaluate(TITLE)
     page.mouse.click(left + 24 + 0.5 * step, top + 13)
     assert page.evaluate(WIDGETS)["preset"] == "late_blocks"
+    page.evaluate("() => { app.graph._nodes[0].title = 'mine'; app.graph._nodes[0].wanscopeRefresh(); }")
+    assert page.evaluate(TITLE) == "mine (10 of 40 active)"
+
+
+def test_bars_beyond_a_shallower_model_are_set_to_nothing(page):
+    page.evaluate(OPEN, "WanVideoBlockActivationBuilder")
+    page.evaluate(CHOOSE, ["preset", "all"])
+    shallow = """() => {
+      const viewer = LiteGraph.createNode("WanVideoBlockActivationViewer");
+      viewer.pos = [900, 150];
+      app.graph.add(viewer);
+      viewer.properties.wanscope_blocks = 30;
+      const slot = viewer.inputs.findIndex((input) => input.name === "block_activations");
+      app.graph._nodes[0].connect(0, viewer, slot);
+      app.canvas.draw(true, true);
+    }"""
+    page.evaluate(shallow)
+    left, top, width = page.evaluate(PLACE, "wanscope_toggles")
+    page.mouse.click(left + 24 + 0.5 * (width - 48) / 30, top + 13)
+    page.evaluate("() => app.graph.remove(app.graph._nodes.find((n) => n.type === 'WanVideoBlockActivationViewer'))")
+    found = page.evaluate(WIDGETS)
+    assert [found[f"block_{i}"] for i in (0, 1, 29, 30, 39)] == [False, True, True, False, False]
+    assert "(29 of 30 active)" in page.evaluate(TITLE)
 
 
 def test_older_names_in_a_saved_graph_are_replaced(page):

@@ -9,6 +9,7 @@ const OURS = (name) => name.startsWith("Wanscope") || FACTS.ids.has(name);
 const FACTS = { ids: new Set(), aliases: {}, owners: {} };
 const BAR_HEIGHT = 90;
 const TOGGLE_HEIGHT = 26;
+const COUNT = / \(\d+ of \d+ active\)$/;
 const INSET = 24; // nearer to a node's edge a click is its sockets'
 
 async function facts() {
@@ -47,9 +48,9 @@ function showText(node, text) {
 }
 
 function title(node, count, total) {
-  node.wanscopeTitle ??= node.title;
-  const now = `${node.wanscopeTitle} (${count} of ${total} active)`;
-  if (node.title !== now) node.title = now;
+  if (node.title !== node.wanscopeShown) node.wanscopeTitle = node.title.replace(COUNT, ""); // given by a person
+  node.wanscopeShown = `${node.wanscopeTitle} (${count} of ${total} active)`;
+  if (node.title !== node.wanscopeShown) node.title = node.wanscopeShown;
 }
 
 function find(node, name) {
@@ -164,7 +165,7 @@ function patternNode(node) {
     toggles: true,
     read,
     write(values) {
-      values.forEach((value, i) => (blocks[i].value = value));
+      blocks.forEach((widget, i) => (widget.value = Boolean(values[i]))); // none beyond the model's depth
       chooser.value = presetName(values, names);
       shown();
     },
@@ -202,7 +203,7 @@ function strengthNode(node) {
     toggles: false,
     read,
     write(values) {
-      values.forEach((value, i) => (sliders[i].value = value));
+      sliders.forEach((widget, i) => (widget.value = values[i] ?? 0)); // none beyond the model's depth
       chooser.value = "custom";
       shown();
     },
@@ -293,7 +294,6 @@ app.registerExtension({
       const configured = type.prototype.onConfigure;
       type.prototype.onConfigure = function () {
         configured?.apply(this, arguments);
-        this.wanscopeTitle = (this.wanscopeTitle ?? this.title).replace(/ \(\d+ of \d+ active\)$/, "");
         this.wanscopeRefresh?.();
       };
     }
