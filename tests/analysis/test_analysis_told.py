@@ -171,3 +171,6 @@ def test_centers_overlaps_and_profiles_are_in_the_tables_and_drawn(with_maps: li
     assert list(steps.x) == [1, 2, 3, 4]
     assert np.allclose(steps.y, np.mean([p.by_step("concentration")[:, 1] for p in profiles], axis=0))
     assert attention_charts([]) == []
+    assert drawn["attention-mass-by-step"].log_y and not drawn["attention-concentration-by-step"].log_y
+    none = {"measure": "mass", "word": "circle", "block": 0, "step": 0, "value": 0.0}
+    assert attention_charts([none])[0].series[0].y == [None]

@@ -37,6 +37,7 @@ def _chart(
         if row["measure"] == measure and row[column] is not None and np.isfinite(row["value"]):
             found.setdefault(row["word"], {}).setdefault(row[column], []).append(row["value"])
     over = "blocks" if column == "step" else "steps"
+    log = measure == "mass"  # the padding's is hundreds of times that of a word
     return Chart(
         f"attention-{measure}-by-{column}",
         SECTION,
@@ -44,14 +45,17 @@ def _chart(
         f"{about} Means over the takes that have the word, and over {over}.",
         axis,
         title,
-        tuple(_lines(found, first)),
-        height=360,
+        tuple(_lines(found, first, log)),
+        log,
+        360,
     )
 
 
-def _lines(found: Mapping[str, Mapping[int, Sequence[float]]], first: int) -> Iterator[Series]:
+def _lines(found: Mapping[str, Mapping[int, Sequence[float]]], first: int, log: bool) -> Iterator[Series]:
     words = [word for word in found if word != PAD][: LINES - (PAD in found)]
     for number, word in enumerate([*words, *([PAD] if PAD in found else [])]):
         places = sorted(found[word])
         means = [float(np.mean(found[word][place])) for place in places]
-        yield Series(word, [place + first for place in places], means, "line", number)
+        # A logarithm has no zero.
+        shown = [mean if mean > 0 or not log else None for mean in means]
+        yield Series(word, [place + first for place in places], shown, "line", number)

@@ -62,7 +62,7 @@ def _findings(analysis: Analysis) -> Iterator[str]:
         f"{family.smallest_p:.3g}."
     )
     if family.size == 0:
-        yield "Nothing was tested: " + stats.power_sentence(family.units, 1)
+        yield "Nothing was tested. " + stats.power_sentence(family.units, 1)
         return
     yield intro
     if explored:
