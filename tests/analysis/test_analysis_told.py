@@ -166,10 +166,10 @@ def test_centers_overlaps_and_profiles_are_in_the_tables_and_drawn(with_maps: li
     profiles = [profile(take.attention) for take in takes]
     lines = {series.name: series for series in drawn["attention-mass-by-block"].series}
     assert list(lines) == ["circle", "red", "pad"] and list(lines["pad"].x) == [0, 1]
-    assert np.allclose(lines["pad"].y, np.mean([p.by_block("mass")[:, 2] for p in profiles], axis=0))
+    assert np.allclose(np.array(lines["pad"].y, float), np.mean([p.by_block("mass")[:, 2] for p in profiles], axis=0))
     steps = {series.name: series for series in drawn["attention-concentration-by-step"].series}["red"]
     assert list(steps.x) == [1, 2, 3, 4]
-    assert np.allclose(steps.y, np.mean([p.by_step("concentration")[:, 1] for p in profiles], axis=0))
+    assert np.allclose(np.array(steps.y, float), np.mean([p.by_step("concentration")[:, 1] for p in profiles], axis=0))
     assert attention_charts([]) == []
     assert drawn["attention-mass-by-step"].log_y and not drawn["attention-concentration-by-step"].log_y
     none = {"measure": "mass", "word": "circle", "block": 0, "step": 0, "value": 0.0}

@@ -52,8 +52,9 @@ def _chart(
 
 
 def _lines(found: Mapping[str, Mapping[int, Sequence[float]]], first: int, log: bool) -> Iterator[Series]:
-    words = [word for word in found if word != PAD][: LINES - (PAD in found)]
-    for number, word in enumerate([*words, *([PAD] if PAD in found else [])]):
+    last = [PAD] if PAD in found else []
+    words = [word for word in found if word != PAD][: LINES - len(last)]
+    for number, word in enumerate(words + last):
         places = sorted(found[word])
         means = [float(np.mean(found[word][place])) for place in places]
         # A logarithm has no zero.
