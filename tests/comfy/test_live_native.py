@@ -214,6 +214,16 @@ def test_maps_are_kept_whatever_is_edited_after_and_are_of_their_own_words(model
     assert [report(first), report(second)] == alone and alone[0] != alone[1].replace("red", "ball")
 
 
+def test_a_prompt_of_another_encoder_is_refused(model):
+    edits = (
+        LiveEdit(Inject(donor=CONNECTED), torch.randn(4, 7)),
+        LiveEdit(Steer(CONNECTED), pairs=((MAIN, DONOR[:, :7]),)),
+    )
+    for edit in edits:
+        with pytest.raises(RecipeError, match=f"7 dimensions a token: this model reads {TEXT_DIM}"):
+            comfy_native.attach(model, Live([edit]))
+
+
 def test_skipping_a_block_in_one_branch(model):
     both, _ = run(model, LiveEdit(Skip("1-2", branch="both")))
 

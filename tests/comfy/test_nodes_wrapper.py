@@ -260,6 +260,14 @@ def test_nodes_before_the_last_edit_show_its_run_too(model, monkeypatch):
     assert "Not sampled yet" not in again and "applied 3 of 3 due" in again
 
 
+@pytest.mark.parametrize("name", ["ActivationEditor", "ProjectionBooster", "DirectInjector"])
+def test_a_prompt_of_another_encoder_is_refused_on_the_node(model, name):
+    inputs = {"model": model, "text_embeds": embeds(), "injection_embeds": embeds(torch.randn(4, 7))}
+    blocks = {} if name == "ProjectionBooster" else {"block_activations": "1111"}
+    with pytest.raises(RecipeError, match=r"\b7\b"):
+        run(f"WanVideo{name}", **inputs, **blocks)
+
+
 def test_what_is_left_out_of_a_donor_is_said(model, monkeypatch):
     from wanscope.doors.comfy import say
 

@@ -53,6 +53,11 @@ def depth(model: Any) -> int:
     return len(diffusion_model(model).blocks)
 
 
+def text_dim(inner: Any) -> int | None:
+    """The width of the text that a transformer reads; None where no layer says it."""
+    return next((int(m.in_features) for m in inner.text_embedding.modules() if hasattr(m, "in_features")), None)
+
+
 def live_of(model: Any) -> Live | None:
     """The edits on this copy of a model, None where there are none."""
     return (getattr(model, "model_options", None) or {}).get("transformer_options", {}).get(KEY)
@@ -61,7 +66,7 @@ def live_of(model: Any) -> Live | None:
 def attach(model: Any, live: Live) -> Any:
     """A copy of the model with these edits in place of those that it had; the model given is not changed."""
     inner = diffusion_model(model)
-    live.check(len(inner.blocks), int(inner.num_heads))
+    live.check(len(inner.blocks), int(inner.num_heads), text_dim(inner))
     out = model.clone()
     options = out.model_options["transformer_options"] = {**out.model_options.get("transformer_options", {})}
     options[KEY] = live

@@ -239,10 +239,18 @@ class Live:
                 listener(self, run)
             one = one.after
 
-    def check(self, blocks: int, heads: int) -> None:
-        """RecipeError for what a model of so many blocks and heads cannot do."""
-        for edit in self.edits:
+    def check(self, blocks: int, heads: int, text_dim: int | None = None) -> None:
+        """RecipeError for what a model of so many blocks and heads, which reads so wide a text, cannot do."""
+        for e, edit in enumerate(self.edits, 1):
             edit.strengths(blocks)
+            texts = (edit.donor_LD, edit.donor_negative_LD, *(t for _, t in edit.keyed), *itertools.chain(*edit.pairs))
+            width = next((t.shape[1] for t in texts if t is not None and t.shape[1] != text_dim), None)
+            if text_dim is not None and width is not None:
+                raise RecipeError(
+                    f"edit {e} ({edit.name}) has a prompt of {width} dimensions a token",
+                    f"this model reads {text_dim}",
+                    "a prompt of the model's own text encoder",
+                )
             if isinstance(edit.edit, Bend):
                 edit.edit.check(blocks, 10**9, heads)
 

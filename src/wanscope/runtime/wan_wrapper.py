@@ -31,7 +31,7 @@ from torch import Tensor
 
 from wanscope.edit.rows import real_tokens
 from wanscope.errors import ModelError
-from wanscope.runtime.comfy_native import prompt_id
+from wanscope.runtime.comfy_native import prompt_id, text_dim
 from wanscope.runtime.live import Branch, Guide, Live, Run
 from wanscope.runtime.live_attention import AttentionChange
 from wanscope.runtime.live_call import Call
@@ -73,7 +73,7 @@ def attach(model: Any, live: Live, negative: list[Tensor] | None = None) -> Any:
     by it.
     """
     inner = transformer_of(model)
-    live.check(len(inner.blocks), int(inner.num_heads))
+    live.check(len(inner.blocks), int(inner.num_heads), text_dim(inner))
     out = model.clone()
     options = out.model_options["transformer_options"] = {**out.model_options.get("transformer_options", {})}
     options[KEY] = live

@@ -40,6 +40,7 @@ from wanscope.edit.amplify import boost
 from wanscope.edit.blocks import Blocks
 from wanscope.edit.difference import measure_difference, render_difference
 from wanscope.edit.edits import Inject
+from wanscope.edit.rows import check_same_dim
 from wanscope.errors import RecipeError
 from wanscope.runtime import wan_wrapper
 from wanscope.runtime.live import CONNECTED, Live, LiveEdit
@@ -162,6 +163,7 @@ def inject(
         return placed(model, live, text_embeds, unique_id, prompt, f"Nothing is injected: {why}.")
     donor_LD, note = injection(injection_embeds, live, name)
     main_LD = first_prompt(text_embeds)
+    check_same_dim([main_LD, donor_LD], ["text_embeds", "injection_embeds"])
     edit = Inject(donor=CONNECTED, blocks=chosen.ranges, strength=tuple(strengths), on=on)
     live = live.with_edit(LiveEdit(edit, donor_LD))
     live.log("verbose", f"inject: {chosen.picture} {difference_text(main_LD, donor_LD)}")
@@ -331,6 +333,7 @@ class ProjectionBooster(Node):
         prompt: Any = None,
     ) -> dict[str, Any]:
         donor_LD, note = injection(injection_embeds, Live(), self.TITLE)
+        check_same_dim([first_prompt(text_embeds), donor_LD], ["text_embeds", "injection_embeds"])
         edit = Inject(donor=CONNECTED, boost=boost_factor, keep_norm=preserve_norm)
         live = live_on(model, text_embeds).with_edit(LiveEdit(edit, donor_LD, provisional=True))
         figures = self.figures(model, first_prompt(text_embeds), donor_LD, boost_factor, preserve_norm)
