@@ -207,3 +207,21 @@ def test_what_a_person_is_told():
     assert not short  # 2 of 4 tokens are half
     TOKENS["word"] = 1
     assert "most of the prompt is blended with padding" in plan(Inject("word", mode="tokens")).notes[0]
+
+
+@pytest.mark.parametrize(
+    ("edit", "why"),
+    [
+        (Inject("night", blocks="none"), "it selects no block"),
+        (Skip("none"), "it selects no block"),
+        (Inject("night", strength=0.0), "its strength is 0 in every block it selects"),
+        (Inject("night", blocks="1-2", strength={"3": 1.0}), "its strength is 0 in every block it selects"),
+        (Inject("night", schedule=0.0), "its schedule is 0 at every step"),
+        (Bend(["red"], "rotate", angle=0.0), "its map would stay as it is"),
+        (Inject("night", blocks="1"), ""),
+    ],
+    ids=str,
+)
+def test_an_edit_that_acts_nowhere_says_so(edit: Edit, why: str):
+    notes = [note for note in plan(edit, places={0: {PROMPT: (1,)}}).notes if "acts nowhere" in note]
+    assert notes == ([f"edits.0 acts nowhere: {why}"] if why else [])

@@ -193,6 +193,9 @@ def _resolved(
     branches: tuple[Branch, ...] = ("cond", "uncond") if edit.branch == "both" else (edit.branch,)
     table_SL = _table(edit, passes, blocks, where)
     tables = dict.fromkeys(branches, table_SL)
+    if not table_SL.any() and isinstance(edit, EditInBlocks):
+        unmoved = "its map would stay as it is" if isinstance(edit, Bend) and edit.changes_nothing else ""
+        notes.append(f"{where} acts nowhere: {edit.nowhere(blocks) or unmoved or 'its schedule is 0 at every step'}")
     if table_SL.any() and not any(
         passes.has(branch, int(step)) for branch in branches for step in np.flatnonzero(table_SL.any(1))
     ):

@@ -60,6 +60,12 @@ class EditInBlocks(EditBase):
         """How strongly it acts in each of `count` blocks; 0 where it does not."""
         return parse_strengths(1.0, count).within(self.chosen(count))
 
+    def nowhere(self, count: int) -> str:
+        """Why it acts in none of `count` blocks, whatever the schedule; empty where it acts in one. Legal, but said."""
+        if not self.chosen(count).indices:
+            return "it selects no block"
+        return "" if any(self.strengths(count).values) else "its strength is 0 in every block it selects"
+
     def check(self, blocks: int, steps: int, heads: int) -> None:
         super().check(blocks, steps, heads)
         self.strengths(blocks)

@@ -11,7 +11,9 @@ from wanscope.doors.cli import out
 from wanscope.doors.cli.estimate import Estimate, estimate
 from wanscope.doors.cli.generate import prepare_process
 from wanscope.doors.cli.show import settings_text
+from wanscope.edit.edits import Edit
 from wanscope.edit.shorthand import shorthand
+from wanscope.edit.spec import EditInBlocks
 from wanscope.errors import MemoryPlanError, ModelError
 from wanscope.events import Note
 from wanscope.recipe import Recipe
@@ -162,7 +164,7 @@ def _print(
         ("video", f"{video.width} x {video.height}, {video.frames} frames, {video.fps} fps"),
         ("sampler", settings_text(recipe)),
         ("negative", recipe.negative or "(none)"),
-        *_edit_rows(planned),
+        *_edit_rows(planned, variant.blocks),
         ("workspace", out.shown_path(workspace.folder)),
         ("complete", _complete(planned)),
         ("size", _size_text(planned)),
@@ -172,12 +174,17 @@ def _print(
     out.facts(rows, indent="  ")
 
 
-def _edit_rows(planned: Plan) -> list[tuple[str, str]]:
-    """Each edit, and where in the model it would act."""
+def _edit_rows(planned: Plan, blocks: int) -> list[tuple[str, str]]:
+    """Each edit in one line, and that it acts nowhere where its blocks and strengths say so."""
     expansion = planned.expansion
+
+    def said(edit: Edit) -> str:
+        nowhere = edit.nowhere(blocks) if isinstance(edit, EditInBlocks) else ""
+        return shorthand(edit) + (f" (acts nowhere: {nowhere})" if nowhere else "")
+
     if expansion is None:
-        return [("edit", shorthand(edit)) for edit in planned.recipes[0].edits]
-    edits = dict.fromkeys(shorthand(edit) for each in expansion.edit_sets for edit in each.edits)
+        return [("edit", said(edit)) for edit in planned.recipes[0].edits]
+    edits = dict.fromkeys(said(edit) for each in expansion.edit_sets for edit in each.edits)
     shown = [("edit", text) for text in islice(edits, SHOWN)]
     return shown + ([("", f"and {len(edits) - SHOWN} more")] if len(edits) > SHOWN else [])
 
