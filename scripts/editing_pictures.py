@@ -32,7 +32,7 @@ PAIRS = [
 ]
 KINDS = (
     f"inject '{DONOR}' into late at 0.4",
-    f"inject '{DONOR}' into all at 1",
+    f"inject '{DONOR}' into mid at 0.75",
     "bend circle translate x=0.25 in 4-9",
     "skip 3",
     f"prompts 0 '{PROMPT}', 5 '{DONOR}'",

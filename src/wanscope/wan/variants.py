@@ -52,7 +52,7 @@ _NEEDS_IMAGE = (
 )
 
 
-_MARBLES_GUIDANCE = Keyframes(keys=((1.0, 8.0), (0.93, 1.5)), interpolate="step", over="sigma")
+_MARBLES_GUIDANCE = Keyframes(keys=((1.0, 4.0), (0.93, 1.5)), interpolate="step", over="sigma")
 
 
 def _marbles() -> Variant:
