@@ -290,6 +290,7 @@ def _scored(halves: tuple[list[Clip], list[Clip]], pick: Callable[[Clip], np.nda
     out: dict[str, Any] = {"threshold": round(float(mask_scores.THRESHOLDS[at]), 2)}
     for name, values in (("mIoU", iou), ("average precision", precision), ("pointing", pointed)):
         mean, low, high = mean_interval(values)
+        low, high = max(0.0, low), min(1.0, high)  # every score is a share
         out |= {name: round(mean, 3), f"{name}, 95%": f"{low:.2f} to {high:.2f}"}
     return out | {"path r": None if math.isnan(path) else round(path, 3), "n": len(second)}
 
@@ -339,7 +340,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         f"`wanscope validate attention`: {own['clips']} clips of each kind, {own['steps']} noise levels "
         f"({', '.join(f'{sigma:.2f}' for sigma in report['sigmas'])}). A token is the object's where it covers "
         f"at least {own['covered']:.0%} of it. Settings and thresholds are chosen on one half of the clips and scored "
-        "on the other; intervals are 95% t intervals over its clips.",
+        "on the other; intervals are 95% t intervals over its clips, cut to 0 to 1.",
         "",
         f"The machine: {report['machine']}.",
     ]
