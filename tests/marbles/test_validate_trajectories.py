@@ -226,11 +226,11 @@ def test_the_command_writes_its_report_and_few_pairs_say_that_nothing_can_be_sho
     monkeypatch.setattr(trajectory_tests, "RELABELINGS", 2)
     monkeypatch.setattr(trajectory_cases, "WORDINGS", trajectory_cases.WORDINGS[:2])
     out, work = tmp_path / "report.json", tmp_path / "work"
-    assert run_validate("trajectories", 2, out, work, "1/1", False) == 0
+    assert run_validate("trajectories", 2, out, work, "1/1", False, False) == 0
     report = json.loads(out.read_text())
     assert report["settings"]["pairs"] == 2 and len(list(work.rglob("*.npz"))) == report["takes"]
     assert any("no test can reach 5%" in line for line in report["summary"])
     assert not any("told apart by" in line for line in report["summary"])
     assert out.with_suffix(".md").read_text() == trajectory_page.as_markdown(report)
     with pytest.raises(RequestError, match="--share is for"):
-        run_validate("trajectories", 2, None, work, "1/2", False)
+        run_validate("trajectories", 2, None, work, "1/2", False, False)

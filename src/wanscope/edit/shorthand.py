@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 from wanscope.edit.edits import BENDS, KINDS, Bend, Donor, Edit, Inject, Prompts, Skip, Steer, text_keys
 from wanscope.edit.fields import number_text
 from wanscope.edit.words import Token, bare, contents, is_quoted, quoted, tokens, top_level
-from wanscope.errors import EditError, RecipeError, RequestError, nearest
+from wanscope.errors import EditError, RecipeError, nearest
 from wanscope.strict_yaml import read_yaml
 from wanscope.validation import validated
 
@@ -102,7 +102,7 @@ class _Line:
 
     def read(self) -> dict[str, Any]:
         if not self.tokens:
-            raise RequestError("the edit is empty", "it names what is to be done", EXAMPLES["inject"])
+            raise RecipeError("the edit is empty", "it names what is to be done", EXAMPLES["inject"])
         first = self.take()
         kind = first.text.lower()
         if kind not in KINDS:

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--vae-steps", type=int, default=2000)
     parser.add_argument("--text-steps", type=int, default=1500)
     parser.add_argument("--clips", type=int, default=9000, help="training clips encoded for the transformer")
-    parser.add_argument("--denoiser-steps", type=int, default=17_300)
+    parser.add_argument("--denoiser-steps", type=int, default=20_300)
     parser.add_argument("--target", type=Path, default=Path(__file__).parents[1] / "weights")
     args = parser.parse_args(arguments)
     for stage in STAGES if args.stage == "all" else (args.stage,):
