@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 WAIT_SECONDS = 30.0
 POLL_SECONDS = 0.005  # of the next in line; the others begin with four times less often
 LEAST_POLL_SECONDS = 0.001
-LOG_BYTES = 1 << 20  # a longer write-ahead log makes every opening slow
+LOG_BYTES = 1 << 17  # a longer write-ahead log makes every opening slow
 NAME = "catalog.duckdb"
 
 _DAMAGED = re.compile(
