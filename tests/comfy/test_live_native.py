@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from helpers.comfy_fakes import NativeWan, Patcher, sample
+from helpers.comfy_texts import DONOR, MAIN, NEGATIVE, NOISE, OTHER, padded
 from helpers.tiny import TEXT_DIM, tiny_transformer, transformer_config
 from wanscope.doors.comfy import NODES
 from wanscope.doors.comfy.prompt_nodes import Words
@@ -13,22 +14,6 @@ from wanscope.edit.edits import Bend, Inject, Skip, Steer
 from wanscope.errors import EditNotApplied, ModelError, RecipeError
 from wanscope.runtime import comfy_native
 from wanscope.runtime.live import CONNECTED, Live, LiveEdit, Watch
-
-LENGTH = 16
-
-
-def text(tokens: int, seed: int) -> torch.Tensor:
-    return torch.randn(tokens, TEXT_DIM, generator=torch.Generator().manual_seed(seed))
-
-
-def padded(tokens_LD: torch.Tensor) -> torch.Tensor:
-    out = tokens_LD.new_zeros(LENGTH, TEXT_DIM)
-    out[: len(tokens_LD)] = tokens_LD
-    return out
-
-
-MAIN, DONOR, NEGATIVE, OTHER = text(5, 1), text(9, 2), text(3, 3), text(7, 4)
-NOISE = torch.randn(1, 16, 2, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,9 @@ def child(workspace: Path, log: Path | None = None) -> int:
 
 
 def complete(workspace: Path) -> dict[str, list[int]]:
-    found = {path.parent.name: path.stat() for path in workspace.glob("takes/*/take.json")}
+    # A hidden folder is a take on its way: killed just before the rename, it holds a `take.json` already.
+    manifests = (path for path in workspace.glob("takes/*/take.json") if not path.parent.name.startswith("."))
+    found = {path.parent.name: path.stat() for path in manifests}
     return {take: [stat.st_mtime_ns, stat.st_ino] for take, stat in found.items()}
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.recording import check_compiled_twice, copied
 from helpers.tiny import KINDS, tiny_model, video
 from wanscope.analysis.attention import concentration
 from wanscope.capture.attention import FOLDERS, AttentionSink, Seen
@@ -69,17 +70,13 @@ def captured(
 ):
     """(latents, {measure: maps}, everything that a reduce function saw), of a whole run."""
     seen: list[Seen] = []
-    sink = AttentionSink(planned(model, kind, **spec), folder, lambda s: seen.append(_copied(s)))
+    sink = AttentionSink(planned(model, kind, **spec), folder, lambda s: seen.append(copied(s)))
     recorder = AttentionRecorder(sink, model.device, model.dtype)
     with recording(model, recorder, sampler, longer) as around_call:
         latents = sampled(model, kind, sampler, around_call)
     sink.finish()
     maps: dict[str, Any] = {m: Attention.open(folder, m) for m, n in FOLDERS.items() if (folder / n).exists()}
     return latents, maps, seen
-
-
-def _copied(seen: Seen) -> Seen:
-    return Seen(**{name: getattr(seen, name) for name in seen.__dataclass_fields__} | {"maps": seen.maps.copy()})
 
 
 class Watcher:
@@ -168,7 +165,7 @@ def test_a_single_call_of_every_kind_is_recorded(kind: str, tmp_path: Path) -> N
         before = transformer(**inputs).sample
     watcher.close()
     seen: list[Seen] = []
-    sink = AttentionSink(plan, tmp_path, lambda s: seen.append(_copied(s)))
+    sink = AttentionSink(plan, tmp_path, lambda s: seen.append(copied(s)))
     recorder = AttentionRecorder(sink, model.device, model.dtype)
     with recording(model, recorder) as around_call, around_call(Moment(0, 1, 0, ("cond",), 0, 0.5)), torch.no_grad():
         after = transformer(**inputs).sample
@@ -324,23 +321,14 @@ def test_compiled_blocks_record_the_same_and_are_compiled_once(tmp_path: Path) -
     model = tiny_model("2.1")
     measures = ["probability", "contribution", "gramcol"]
     latents, eager, _ = captured(model, tmp_path / "eager", measures=measures)
-    graphs: list[object] = []
 
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph
-
-    model.transformer.compile_repeated_blocks(fullgraph=True, backend=backend)
-    assert torch.equal(sampled(model), latents)
-    before = len(graphs)
-    for run in ("first", "second"):
-        recorded, maps, _ = captured(model, tmp_path / run, measures=measures)
-        assert torch.equal(recorded, latents)
+    def recorded(run: str) -> None:
+        again, maps, _ = captured(model, tmp_path / run, measures=measures)
+        assert torch.equal(again, latents)
         for measure in measures:
             assert np.array_equal(maps[measure][:], eager[measure][:])
-        if run == "first":
-            compiled = len(graphs)
-    assert compiled - before <= 2 and len(graphs) == compiled  # recorded calls, and the others
+
+    check_compiled_twice(model, lambda: sampled(model), latents, recorded)
 
 
 @pytest.mark.parametrize("how", ["offloaded", "fp8"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from helpers.edited import NEGATIVE, PROMPT, encoded
+from helpers.recording import check_compiled_twice, copied
 from helpers.tiny import tiny_model, video
 from wanscope.capture.attention import AttentionSink, Seen
 from wanscope.capture.attention_plan import AttentionPlan, ModelFacts, plan_attention, plan_self_attention
@@ -48,11 +49,7 @@ def sampled(model: WanModel, kind: str = "2.1", sampler: SamplerSpec = SAMPLER, 
 def captured(model: WanModel, folder: Path, kind: str = "2.1", sampler: SamplerSpec = SAMPLER, **spec: Any):
     """(latents, maps, everything that a reduce function saw) of a whole run."""
     seen: list[Seen] = []
-
-    def look(s: Seen) -> None:
-        seen.append(Seen(**{name: getattr(s, name) for name in s.__dataclass_fields__} | {"maps": s.maps.copy()}))
-
-    sink = AttentionSink(planned(model, kind, **spec), folder, look)
+    sink = AttentionSink(planned(model, kind, **spec), folder, lambda s: seen.append(copied(s)))
     recorder = SelfAttentionRecorder(sink, model.device)
     text = PlannedText(torch.zeros(5, 32), frozenset())
     main: dict[Any, PlannedText] = {"cond": text, "uncond": text}
@@ -171,21 +168,12 @@ def test_half_precision_models(dtype: torch.dtype, tmp_path: Path) -> None:
 def test_compiled_and_offloaded_blocks_record_the_same(tmp_path: Path) -> None:
     model = tiny_model("2.1")
     latents, eager, _ = captured(model, tmp_path / "eager")
-    graphs: list[object] = []
 
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph
-
-    model.transformer.compile_repeated_blocks(fullgraph=True, backend=backend)
-    assert torch.equal(sampled(model), latents)
-    before = len(graphs)
-    for run in ("first", "second"):
+    def again(run: str) -> None:
         recorded, maps, _ = captured(model, tmp_path / run)
         assert torch.equal(recorded, latents) and np.array_equal(maps[:], eager[:])
-        if run == "first":
-            compiled = len(graphs)
-    assert compiled - before <= 2 and len(graphs) == compiled  # recorded calls, and the others
+
+    check_compiled_twice(model, lambda: sampled(model), latents, again)
 
     model = tiny_model("2.1")
     model.transformer.enable_group_offload(

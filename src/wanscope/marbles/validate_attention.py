@@ -25,7 +25,7 @@ import numpy as np
 
 from wanscope.capture_spec import MEASURES, AttentionCapture
 from wanscope.marbles import mask_scores, readers, world
-from wanscope.marbles.validate import machine_text
+from wanscope.marbles.validate import machine_text, packaged
 from wanscope.recipe import CaptureSpec, ModelIdentity, Recipe, SamplerSpec, VideoSpec
 
 if TYPE_CHECKING:
@@ -303,10 +303,7 @@ def validate(
     tell: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """The whole report as plain data."""
-    if model is None:
-        from wanscope.wan.load import load
-
-        model = load("marbles")
+    model = model or packaged()
     began = time.monotonic()
     tables = {}
     for kind in KINDS:

@@ -233,12 +233,9 @@ def validate(
 
     With `so_far`, a report on the pairs that are complete, which says how much is missing. RequestError where none is.
     """
-    from wanscope.marbles.validate import machine_text
+    from wanscope.marbles.validate import machine_text, packaged
 
-    if model is None:
-        from wanscope.wan.load import load
-
-        model = load("marbles")
+    model = model or packaged()
     began = time.monotonic()
     found, missing = make_rows(model, settings, folder, tell)
     if missing and not settings.so_far:

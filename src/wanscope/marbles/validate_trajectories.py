@@ -24,7 +24,7 @@ from wanscope.marbles import trajectory_page
 from wanscope.marbles import trajectory_tests as tests
 from wanscope.marbles.paths import Walk, Walker
 from wanscope.marbles.trajectory_cases import Contrast, Video
-from wanscope.marbles.validate import machine_text, wilson
+from wanscope.marbles.validate import machine_text, packaged, wilson
 
 if TYPE_CHECKING:
     from wanscope.wan.model import WanModel
@@ -50,10 +50,7 @@ def validate(
     tell: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """The whole report as plain data."""
-    if model is None:
-        from wanscope.wan.load import load
-
-        model = load("marbles")
+    model = model or packaged()
     began = time.monotonic()
     fixed, worded = cases.fixed(settings.pairs), cases.worded(settings.pairs)
     pool, said = cases.pool(settings.pairs), cases.wordings(settings.pairs)

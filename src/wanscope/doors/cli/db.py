@@ -7,19 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from wanscope.doors.cli.options import Json, OutputDir
+from wanscope.doors.cli.options import Json, OutputDir, group
 
 HELP = """The catalogue: stored embeddings, what was computed from them, and an index of takes.
 
 Embeddings are named by their key, the start of it, their label or their prompt.
 """
-app = typer.Typer(
-    help=HELP,
-    no_args_is_help=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = group(HELP)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="An embedding: its key, the start of it, label or prompt.")]
 Tags = Annotated[
@@ -35,12 +29,6 @@ Origin = Annotated[
     ),
 ]
 Limit = Annotated[int, typer.Option("--limit", "-l", metavar="N", min=1, help="Show at most N rows.")]
-
-
-@app.callback(invoke_without_command=True)
-def root(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
 
 
 @app.command()

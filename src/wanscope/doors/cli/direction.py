@@ -7,22 +7,10 @@ from typing import Annotated
 
 import typer
 
-from wanscope.doors.cli.options import Device, Json, Memory
+from wanscope.doors.cli.options import Device, Json, Memory, group
 
 HELP = """Concept directions for `steer`: learned from pairs of prompts, kept in a file."""
-app = typer.Typer(
-    help=HELP,
-    no_args_is_help=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-@app.callback(invoke_without_command=True)
-def root(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+app = group(HELP)
 
 
 @app.command()

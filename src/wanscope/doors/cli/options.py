@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""What several commands have: options, and the way a group of commands is made."""
 
 from __future__ import annotations
 
@@ -32,3 +32,21 @@ Memory = Annotated[
         help="Where weights lie: auto (offload what does not fit), none (all on the device) or offload.",
     ),
 ]
+
+
+def group(help_text: str) -> typer.Typer:
+    """A command that has commands of its own; without one it shows its help."""
+    app = typer.Typer(
+        help=help_text,
+        no_args_is_help=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback(invoke_without_command=True)
+    def root(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            typer.echo(context.get_help())
+
+    return app

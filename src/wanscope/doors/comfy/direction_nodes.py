@@ -18,7 +18,7 @@ from torch import Tensor
 from wanscope.doors.comfy import catalogue
 from wanscope.doors.comfy.base import CONDITIONING, DIRECTION, MODEL, Inputs, Node, choice, number, shown, socket, text
 from wanscope.doors.comfy.embeds import first_prompt
-from wanscope.doors.comfy.native_nodes import BLOCKS, BRANCH, END, START, edited, projection_of
+from wanscope.doors.comfy.native_nodes import BLOCKS, BRANCH, END, START, ModelEdit, edited, projection_of
 from wanscope.doors.comfy.patterns import blocks_of
 from wanscope.edit.directions import Direction, DirectionManifest, direction_of, read_direction
 from wanscope.edit.edits import Steer
@@ -59,9 +59,8 @@ class LearnDirection(Node):
         return shown(f"{len(pairs)} pairs", tuple(pairs))
 
 
-class SteerModel(Node):
+class SteerModel(ModelEdit):
     TITLE = "Steer along Direction"
-    CATEGORY = "wanscope/native"
     DESCRIPTION = (
         "Moves every token of the prompt along a learned direction, as the chosen blocks read it; a direction of "
         "hidden states, which only a file can hold, moves the video's own tokens before the chosen blocks. `add`: "
@@ -78,9 +77,6 @@ class SteerModel(Node):
         "end_percent": END,
         "branch": BRANCH,
     }
-    HIDDEN: ClassVar[Inputs] = {"unique_id": "UNIQUE_ID"}
-    RETURN_TYPES = (MODEL,)
-    RETURN_NAMES = ("model",)
 
     def run(
         self,

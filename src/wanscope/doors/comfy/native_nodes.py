@@ -48,6 +48,15 @@ def edited(model: Any, edit: LiveEdit, unique_id: str | None, said: str, level: 
     return shown(said, out, blocks=comfy_native.depth(model))
 
 
+class ModelEdit(Node):
+    """A node whose output is a copy of its model with one more edit."""
+
+    CATEGORY = "wanscope/native"
+    HIDDEN: ClassVar[Inputs] = {"unique_id": "UNIQUE_ID"}
+    RETURN_TYPES = (MODEL,)
+    RETURN_NAMES = ("model",)
+
+
 def projection_of(inner: Any) -> Callable[[Tensor], Tensor]:
     """Raw rows [L, text dim] as the transformer's blocks read them, [L, D], with its weights where they lie now."""
     weight = next(inner.text_embedding.parameters())
@@ -55,9 +64,8 @@ def projection_of(inner: Any) -> Callable[[Tensor], Tensor]:
     return lambda rows_LD: inner.text_embedding(rows_LD.to(weight.device, dtype))
 
 
-class InjectPrompt(Node):
+class InjectPrompt(ModelEdit):
     TITLE = "Inject Prompt into Blocks"
-    CATEGORY = "wanscope/native"
     DESCRIPTION = (
         "The chosen blocks read another prompt beside the main one. `context` changes what cross-attention reads, "
         "`hidden` blends in the hidden states of the other prompt's own pass on the same latents. Three ways on the "
@@ -84,9 +92,6 @@ class InjectPrompt(Node):
         "operation": choice(("blend", "replace", "add"), "blend", "Of tokens and hidden states."),
         "boost": number(0.0, 0.0, 50.0, 0.5, "Multiply the difference after projection; 0 is off."),
     }
-    HIDDEN: ClassVar[Inputs] = {"unique_id": "UNIQUE_ID"}
-    RETURN_TYPES = (MODEL,)
-    RETURN_NAMES = ("model",)
 
     def run(
         self,
@@ -133,9 +138,8 @@ class InjectPrompt(Node):
         return edited(model, live_edit, unique_id, said, log_level)
 
 
-class SkipBlocks(Node):
+class SkipBlocks(ModelEdit):
     TITLE = "Skip Blocks"
-    CATEGORY = "wanscope/native"
     DESCRIPTION = "Leaves blocks out, or only their cross-attention, in one branch and for a part of the sampling."
     REQUIRED: ClassVar[Inputs] = {
         "model": socket(MODEL, "A Wan model; the output is a copy with the edit."),
@@ -145,9 +149,6 @@ class SkipBlocks(Node):
         "end_percent": END,
         "branch": BRANCH,
     }
-    HIDDEN: ClassVar[Inputs] = {"unique_id": "UNIQUE_ID"}
-    RETURN_TYPES = (MODEL,)
-    RETURN_NAMES = ("model",)
 
     def run(
         self,
@@ -164,9 +165,8 @@ class SkipBlocks(Node):
         return edited(model, edit, unique_id, f"{chosen.picture}\nskipped: {chosen.describe()}")
 
 
-class PromptSchedule(Node):
+class PromptSchedule(ModelEdit):
     TITLE = "Prompts over Time"
-    CATEGORY = "wanscope/native"
     DESCRIPTION = (
         "Other prompts at other times of the sampling, for every block. Until the first one begins the sampler's own "
         "prompt holds. With `step` each holds until the next begins; with `linear` and `spherical` the prompt moves "
@@ -188,9 +188,6 @@ class PromptSchedule(Node):
             (f"begin_{i}", unit(0.3 * i if i < 4 else 1.0, f"From which share on prompt {i} holds.")),
         )
     }
-    HIDDEN: ClassVar[Inputs] = {"unique_id": "UNIQUE_ID"}
-    RETURN_TYPES = (MODEL,)
-    RETURN_NAMES = ("model",)
 
     def run(
         self, model: Any, interpolate: str, branch: str, unique_id: str | None = None, **given: Any
@@ -216,9 +213,8 @@ class PromptSchedule(Node):
         return edited(model, LiveEdit(edit, keyed=keyed, start=keyed[0][0]), unique_id, said)
 
 
-class BendAttention(Node):
+class BendAttention(ModelEdit):
     TITLE = "Bend Attention"
-    CATEGORY = "wanscope/native"
     DESCRIPTION = (
         "Changes the attention maps of chosen words while sampling: amplify or suppress by a factor, scale, rotate, "
         "translate, flip, blur, or keep only a box of the frame. The rest of the attention is renormalized."
@@ -243,9 +239,6 @@ class BendAttention(Node):
         "end_percent": END,
         "branch": BRANCH,
     }
-    HIDDEN: ClassVar[Inputs] = {"unique_id": "UNIQUE_ID"}
-    RETURN_TYPES = (MODEL,)
-    RETURN_NAMES = ("model",)
 
     def run(
         self,
