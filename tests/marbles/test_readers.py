@@ -1,5 +1,7 @@
 """The readers against the renderer's truth, also on degraded pixels."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -59,6 +61,55 @@ def test_a_mirrored_video_moves_the_other_way():
     assert readers.read(video[:, :, ::-1]).things[0].motion == "right"
     assert readers.read(video[::-1]).things[0].motion == "right"
     assert readers.read(video.transpose(0, 2, 1, 3)).things[0].motion == "up"
+
+
+RADIUS = 12.0  # of the circle of the same area, as of the small objects
+HALF = RADIUS * math.sqrt(math.pi) / 2
+
+
+def read_drawn(inside):
+    """The object that `inside(x, y)` draws, in pixels around the centre: 8 x 8 points a pixel, not the world's way."""
+    points = (np.arange(128 * 8) + 0.5) / 8 - 64
+    share = inside(*np.meshgrid(points, points)).reshape(128, 8, 128, 8).mean(axis=(1, 3))[..., None]
+    ground, color = np.array(world.BACKGROUNDS["black"]), np.array(world.COLORS["red"])
+    return readers.read(np.rint(ground + share * (color - ground)).astype(np.uint8)[None].repeat(2, 0), 1).things[0]
+
+
+def superellipse(power):
+    """|x|^power + |y|^power < 1: a circle at 2, a square without end; 0.883 of its box is filled at 3, 0.927 at 4."""
+    side = RADIUS * math.sqrt(math.pi * math.gamma(1 + 2 / power) / 4) / math.gamma(1 + 1 / power)
+    return lambda x, y: np.abs(x / side) ** power + np.abs(y / side) ** power < 1
+
+
+@pytest.mark.parametrize(
+    ("power", "shape"), [(2, "circle"), (2.5, "circle"), (3, "circle"), (4, "square"), (8, "square")]
+)
+def test_both_readings_find_the_same_corners_too_soft(power, shape):
+    seen = read_drawn(superellipse(power))
+    assert (seen.shape, seen.shape_by_box) == (shape, shape)
+
+
+@pytest.mark.parametrize("lean", [0.0, 0.15, 0.3])
+def test_a_leaning_square_is_a_square_and_a_leaning_circle_a_circle(lean):
+    square = read_drawn(lambda x, y: (np.abs(x - lean * y) < HALF) & (np.abs(y) < HALF))
+    circle = read_drawn(lambda x, y: (x - lean * y) ** 2 + y**2 < RADIUS**2)
+    assert (square.shape, circle.shape) == ("square", "circle")
+    assert square.shape_by_box == ("circle" if lean else "square") and circle.shape_by_box == "circle"
+
+
+@pytest.mark.parametrize("degrees", [0, 5, 10])
+def test_a_turned_square_is_a_square_until_it_is_turned_far(degrees):
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    seen = read_drawn(lambda x, y: (np.abs(c * x - s * y) < HALF) & (np.abs(s * x + c * y) < HALF))
+    assert seen.shape == "square" and seen.shape_by_box == ("circle" if degrees else "square")
+
+
+def test_both_readings_of_drawn_objects_agree():
+    rng = np.random.default_rng(9)
+    for _ in range(60):
+        scene = world.sample_scene(rng, 1)
+        seen = readers.read(world.render(scene).video, 1).things[0]
+        assert seen.shape == seen.shape_by_box == scene.things[0].shape
 
 
 def test_an_empty_frame_shows_nothing_and_scores_nothing():

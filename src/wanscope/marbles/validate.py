@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,7 +87,7 @@ def _share_rows(part: str, scores: list[dict[str, float]], objects: int, bound: 
     rows = []
     for name in scores[0]:
         share = float(np.mean([score[name] for score in scores]))
-        count = len(scores) * (objects if name in readers.ATTRIBUTES else 1)
+        count = len(scores) * (objects if name.partition(",")[0] in readers.ATTRIBUTES else 1)
         rows.append(Row(part, name, share, count, *wilson(share, count), bound))
     return rows
 
@@ -168,16 +168,18 @@ def check_generated(
     tell: Callable[[str], None],
 ) -> tuple[list[Row], list[dict[str, Any]]]:
     """Generated videos read back. The second list names each pair that was read wrong."""
-    scores, wrong = [], []
+    scores, by_box, wrong = [], [], []
     for seed, scene, text in scenes(part, count, objects, held_out):
         seen = readers.read(generate(model, text, seed), objects)
         score = readers.compare(scene, seen)
         scores.append(score)
+        boxes = tuple(replace(thing, shape=thing.shape_by_box) for thing in seen.things)
+        by_box.append({"shape, by its box": readers.compare(scene, replace(seen, things=boxes))["shape"]})
         if min(score.values()) < 1:
             wrong.append({"part": part, "prompt": text, "seed": seed, "read": seen.words})
         if (seed + 1) % 20 == 0:
             tell(f"{part}: {seed + 1} of {count}, {len(wrong)} with something wrong")
-    return _share_rows(part, scores, objects, bound), wrong
+    return _share_rows(part, scores, objects, bound) + _share_rows(part, by_box, objects, None), wrong
 
 
 def check_speed(model: WanModel) -> list[Row]:

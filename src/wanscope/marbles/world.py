@@ -144,8 +144,13 @@ def signed_distance(shape: str, radius: float, x_HW: NDArray, y_HW: NDArray) -> 
     return np.maximum(sides, y_HW - base / 3)
 
 
+def coverage(shape: str, radius: float, x_HW: NDArray, y_HW: NDArray) -> NDArray:
+    """How much of each pixel a shape at the origin covers, 0..1: clip(1/2 - distance), which is anti-aliased."""
+    return np.clip(0.5 - signed_distance(shape, radius, x_HW, y_HW), 0, 1)
+
+
 def render(scene: Scene, frames: int = FRAMES, width: int = WIDTH, height: int = HEIGHT) -> Clip:
-    """Draw a scene, anti-aliased by the coverage clip(1/2 - distance), later objects over earlier ones."""
+    """Draw a scene, anti-aliased, later objects over earlier ones."""
     paths_FK2 = np.stack([thing.path(frames) for thing in scene.things], axis=1)
     canvas_FHWC = np.empty((frames, height, width, 3), np.float32)
     canvas_FHWC[:] = BACKGROUNDS[scene.background]
@@ -159,8 +164,7 @@ def render(scene: Scene, frames: int = FRAMES, width: int = WIDTH, height: int =
             if left >= right or top >= bottom:
                 continue
             y_HW, x_HW = np.mgrid[top:bottom, left:right] + 0.5
-            cover_HW = np.clip(0.5 - signed_distance(thing.shape, thing.radius, x_HW - cx, y_HW - cy), 0, 1)
-            cover_HW = cover_HW.astype(np.float32)
+            cover_HW = coverage(thing.shape, thing.radius, x_HW - cx, y_HW - cy).astype(np.float32)
             masks_FKHW[f, :k, top:bottom, left:right] *= 1 - cover_HW
             masks_FKHW[f, k, top:bottom, left:right] = cover_HW
             patch_HWC = canvas_FHWC[f, top:bottom, left:right]
