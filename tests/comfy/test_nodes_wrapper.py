@@ -88,8 +88,14 @@ def test_without_injection_embeds_it_refuses(model):
 def test_a_pattern_of_another_length_is_refused_naming_the_right_one(model):
     with pytest.raises(RecipeError, match="this model has 4 blocks"):
         edit(model, block_activations="10" * 20)
-    out, _ = edit(model, block_activations="1" * 40, injection_strength=1.0)  # forty ones mean all
+    # the inputs of existing workflows hold forty characters (by default forty zeros), whatever the model's depth
+    out, _ = edit(model, block_activations="1" * 40, injection_strength=1.0)
     assert torch.equal(sampled(out), sampled(model, embeds(DONOR)))
+    out, _ = edit(model, block_activations="0" * 40, injection_strength=1.0)
+    assert torch.equal(sampled(out), sampled(model))
+    for other in ("1" * 30, "0" * 39, "11111"):
+        with pytest.raises(RecipeError, match="this model has 4 blocks"):
+            edit(model, block_activations=other)
 
 
 def test_the_builders_pattern_fits_any_depth(model):

@@ -43,7 +43,6 @@ ALIASES = {"early_blocks": "early", "mid_blocks": "mid", "late_blocks": "late"}
 _number = re.compile(r"0|[1-9][0-9]{0,8}")
 _range = re.compile(r"([0-9]{1,9})\s*-\s*([0-9]{1,9})")
 _SHORTEST_BITS = 3  # "10" is block ten, "101" is bits
-_SHORTEST_CONSTANT = 4  # "1111" of another model's length is all its blocks, "111" is more likely a slip
 
 
 @dataclass(frozen=True)
@@ -109,8 +108,8 @@ def parse_blocks(value: Any, count: int) -> Blocks:
     """The blocks that `value` names on a model of `count` blocks.
 
     value: a preset, a block number, numbers and ranges with commas (`0-9,20`; presets may stand among them), a bit
-    string or picture as long as the model is deep, a list of block numbers, or a Blocks. All zeros and all ones are
-    also taken at another length (at least 4), as none and all. An empty list is none.
+    string or picture with one character for each block of the model, a list of block numbers, or a Blocks. An empty
+    list is none.
 
     Raises RecipeError for anything else: a misspelled name, a block the model lacks, a wrong length.
     """
@@ -138,7 +137,7 @@ def _indices(value: Any, count: int | None) -> list[int]:
     """The blocks named; with no `count`, only whether they can be read."""
     if isinstance(value, Blocks):
         if count is not None and value.count != count:
-            _refuse_length(value.picture, value.count, count)
+            _refuse_length(value.picture, value.mask, count)
         return list(value.indices)
     if isinstance(value, str):
         return _from_text(value, count)
@@ -185,9 +184,7 @@ def _from_bits(bits: str, count: int | None) -> list[int]:
     if count is None:
         return []
     if len(bits) != count:
-        if len(set(bits)) == 1 and len(bits) >= _SHORTEST_CONSTANT:
-            return list(range(count)) if bits[0] == "1" else []
-        _refuse_length(bits, len(bits), count)
+        _refuse_length(bits, tuple(bit == "1" for bit in bits), count)
     return [i for i, bit in enumerate(bits) if bit == "1"]
 
 
@@ -230,10 +227,13 @@ def _block(index: int, count: int | None) -> int:
     return index
 
 
-def _refuse_length(shown: str, length: int, count: int) -> NoReturn:
+def _refuse_length(shown: str, mask: tuple[bool, ...], count: int) -> NoReturn:
     shown = shown if len(shown) <= 50 else shown[:47] + "..."
+    named = Blocks(mask)
+    own = [named.name, named.ranges if named.indices and named.indices[-1] < count else None]
+    fits = ", or ".join(f"blocks: {text}" for text in own if text and len(text) <= 50)
     raise RecipeError(
-        f"the block pattern {shown!r} has {length} characters",
+        f"the block pattern {shown!r} has {len(mask)} characters",
         f"this model has {count} blocks, so a pattern has {count}",
-        "a preset or ranges, which fit any model: blocks: late, blocks: 0-9",
+        fits or "blocks: late, or blocks: 0-9",
     )

@@ -2,7 +2,8 @@
 
 A toggled pattern is a STRING of 40 zeros and ones, because that is what old workflows read. Made by our builder it also
 knows what was meant (a preset, or which blocks), so that a model of 30 blocks gets the pattern of its own depth; typed
-by hand it has to have the model's length. BLOCK_STRENGTHS likewise keep their shape and its parameters.
+by hand it has to have the model's length, but for forty zeros (the inputs' default) and forty ones, which stand in old
+workflows for any model and mean none and all. BLOCK_STRENGTHS likewise keep their shape and its parameters.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from wanscope.edit.strengths import Strengths, parse_strengths
 from wanscope.errors import RecipeError
 
 DRAWN_FOR = 40  # blocks that the nodes have toggles and sliders for
-NONE = "0" * DRAWN_FOR
+NONE, ALL = "0" * DRAWN_FOR, "1" * DRAWN_FOR
 PRESETS = (
     "custom",
     "all",
@@ -57,7 +58,10 @@ class BlockPattern(str):
 
 def blocks_of(value: Any, count: int) -> Blocks:
     """The blocks that a node's `block_activations` name on a model of `count` blocks. Raises RecipeError."""
-    return parse_blocks(value.meant if isinstance(value, BlockPattern) else value, count)
+    if isinstance(value, BlockPattern):
+        return parse_blocks(value.meant, count)
+    plain = value.strip() if isinstance(value, str) else value
+    return parse_blocks({NONE: "none", ALL: "all"}.get(plain, plain) if isinstance(plain, str) else plain, count)
 
 
 def toggled(preset: str, toggles: Mapping[str, Any]) -> BlockPattern:
