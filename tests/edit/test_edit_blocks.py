@@ -129,7 +129,11 @@ def test_selecting_nothing_is_legal_and_says_so():
         # all ones and all zeros are patterns like others: the length says that another model was meant
         ("1" * 40, 30, "has 40 characters: this model has 30 blocks, so a pattern has 30.\nTry: blocks: all"),
         ("0" * 30, 40, "has 30 characters: this model has 40 blocks, so a pattern has 40.\nTry: blocks: none"),
-        ("████", 40, "has 4 characters: this model has 40 blocks, so a pattern has 40.\nTry: blocks: all, or blocks: 0-3"),
+        (
+            "████",
+            40,
+            "has 4 characters: this model has 40 blocks, so a pattern has 40.\nTry: blocks: all, or blocks: 0-3",
+        ),
         ("1111", 40, "has 4 characters"),
         # the fix is what the pattern names, where this model has that
         ("0" * 30 + "1" * 10, 30, "Try: blocks: late"),
