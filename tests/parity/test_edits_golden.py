@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from helpers.edited import DONOR, TINY, Scene, apart, edited, encoded, planned, prompted, sampler_of, unedited
+from helpers.images import IMAGE_KINDS, WithImage, image_model
 from helpers.tiny import tiny_model
 from wanscope.edit.edits import Bend, Edit, Inject, Prompts, Skip
 from wanscope.wan.load import load
@@ -20,13 +21,16 @@ MARBLES = Scene(
     "a large blue square moves right on a white background",
     {"width": 64, "height": 64, "frames": 9},
 )
-KINDS = ("2.1", "2.2", "5b", "marbles")
+TINY_KINDS = ("2.1", "2.2", "5b", *IMAGE_KINDS)
+KINDS = (*TINY_KINDS, "marbles")
 
 
 @functools.cache
 def subject(kind: str) -> tuple[WanModel, Scene, dict[str, Any]]:
     if kind == "marbles":
         return load("marbles", device="cpu"), MARBLES, {"steps": 2, "guidance": 4.0}
+    if kind in IMAGE_KINDS:
+        return image_model(kind, seed=3), TINY, {}
     return tiny_model(kind, seed=3), TINY, {}
 
 
@@ -54,6 +58,12 @@ def inject(kind: str, **fields: Any) -> Inject:
 def test_the_identities_would_show_a_difference():
     for kind in KINDS:
         assert apart(base(kind), by_donor(kind)) > 0.05, kind
+
+
+@pytest.mark.parametrize("kind", IMAGE_KINDS)
+def test_the_image_is_read(kind: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(WithImage, "seed", 2)
+    assert apart(unedited(subject(kind)[0]), base(kind)) > 0.05
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -117,7 +127,7 @@ def test_prompts_from_step_0_are_prompting_with_them(kind: str):
     assert torch.equal(run(kind, Prompts({0: subject(kind)[1].donor})), by_donor(kind))
 
 
-@pytest.mark.parametrize("kind", ["2.1", "2.2", "5b"])
+@pytest.mark.parametrize("kind", TINY_KINDS)
 def test_prompts_come_first_wherever_they_stand(kind: str):
     later = [inject(kind, strength=0.4), Prompts({2: "night"})]
     assert torch.equal(run(kind, *later), run(kind, *reversed(later)))
@@ -141,6 +151,22 @@ def test_hidden_replaced_at_block_k_is_context_replaced_before_it(kind: str):
         assert apart(hidden, base(kind)) > 1e-6  # the first block of marbles hardly reads its text
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_skip_is_a_run_of_the_model_without_the_block(kind: str):
+    model, scene, settings = subject(kind)
+    skipped = edited(model, [Skip([1], branch="both")], scene, **settings)
+    kept = [transformer.blocks for transformer in model.experts()]
+    try:
+        for transformer, blocks in zip(model.experts(), kept, strict=True):
+            transformer.blocks = torch.nn.ModuleList([block for i, block in enumerate(blocks) if i != 1])
+        without = unedited(model, scene, **settings)
+    finally:
+        for transformer, blocks in zip(model.experts(), kept, strict=True):
+            transformer.blocks = blocks
+    assert torch.equal(skipped.latents, without)
+    assert apart(skipped.latents, base(kind)) > 1e-2
+
+
 @pytest.mark.parametrize("operation", ["replace", "blend"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_from_block_k_on_is_prompting_with_the_donor(kind: str, operation: str):
@@ -149,7 +175,7 @@ def test_both_from_block_k_on_is_prompting_with_the_donor(kind: str, operation: 
     assert torch.equal(run(kind, both), by_donor(kind))
 
 
-@pytest.mark.parametrize("kind", ["2.1", "2.2", "5b"])
+@pytest.mark.parametrize("kind", TINY_KINDS)
 def test_a_latent_donor_after_k_blocks_is_the_donors_state_at_block_k(kind: str):
     latent = Inject({"prompt": DONOR, "after_block": 2}, on="hidden", operation="replace", blocks=[2])
     own = inject(kind, on="hidden", operation="replace", blocks=[2])
@@ -158,7 +184,7 @@ def test_a_latent_donor_after_k_blocks_is_the_donors_state_at_block_k(kind: str)
     assert apart(run(kind, early), run(kind, own)) > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["2.1", "2.2", "5b"])
+@pytest.mark.parametrize("kind", TINY_KINDS)
 def test_the_uncond_pass_takes_its_own_donor(kind: str):
     """Both branches, with their own donors, are prompting with both."""
     both = Inject(DONOR, donor_negative="black night", branch="both")
@@ -169,7 +195,7 @@ def test_the_uncond_pass_takes_its_own_donor(kind: str):
     )
 
 
-@pytest.mark.parametrize("kind", ["2.1", "2.2", "5b"])
+@pytest.mark.parametrize("kind", TINY_KINDS)
 def test_with_batched_guidance_to_rounding(kind: str):
     model = subject(kind)[0]
     edits = [

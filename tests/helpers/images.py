@@ -1,0 +1,47 @@
+"""Tiny models of the I2V kinds, made callable by wanscope's loop, which samples from text alone.
+
+Every call of their transformers gets one image: its latents beside the video's (16 + 20 channels), and on the 2.1 kind
+257 image tokens before the text. What edits do inside the model is the same whoever hands the image in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor
+
+from helpers.tiny import tiny_model, tiny_transformer, transformer_config
+from wanscope.wan.model import WanModel
+
+IMAGE_KINDS = ("i2v", "i2v-2.1", "i2v-2.2")  # 2.2: with two experts, as I2V-A14B has
+
+
+class WithImage(WanTransformer3DModel):
+    """A transformer that is given the same image in every call. seed: of the image."""
+
+    seed = 1
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **more: Any) -> Any:
+        batch, _, *size = hidden_states.shape
+        generator = torch.Generator().manual_seed(self.seed)
+        beside = torch.randn(1, self.config["in_channels"] - hidden_states.shape[1], *size, generator=generator)
+        tokens = torch.randn(1, 257, self.config["image_dim"] or 1, generator=generator)
+        image = tokens.to(hidden_states).expand(batch, -1, -1) if self.config["image_dim"] else None
+        both = torch.cat([hidden_states, beside.to(hidden_states).expand(batch, -1, -1, -1, -1)], 1)
+        more |= {"encoder_hidden_states_image": image}
+        return super().forward(both, timestep, encoder_hidden_states, **more)  # type: ignore[arg-type]
+
+
+def image_model(kind: str, seed: int = 0) -> WanModel:
+    """A tiny model of an I2V kind with its image."""
+    model = tiny_model("i2v" if kind == "i2v-2.2" else kind, seed=seed)
+    experts = 2 if kind == "i2v-2.2" else 1
+    if experts == 2:
+        model.transformer_2, model.boundary_ratio = tiny_transformer(transformer_config("i2v"), seed + 2), 0.875
+    for transformer in model.experts():
+        transformer.__class__ = WithImage
+    model.variant = replace(model.variant, image_conditioned=False, experts=experts)
+    return model
