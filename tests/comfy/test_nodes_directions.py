@@ -146,6 +146,20 @@ def test_the_file_holds_the_difference_of_mean_tokens_and_how_it_was_learned(mod
     assert len(set(found.manifest.pairs[0])) == 2 and len(found.manifest.weights) == 2
 
 
+def test_a_direction_saved_on_other_weights_steers_and_the_node_says_so(model):
+    run("WanscopeSaveDirection", direction=learned(), model=model, name="rusty")
+    stored, _ = run("WanscopeLoadDirection", name="rusty")
+    other = Patcher(NativeWan(tiny_transformer(transformer_config(), seed=6)))
+
+    def text(on: Patcher, direction: object) -> str:
+        node = NODES["WanscopeSteerModel"]()
+        given = {"start_percent": 0.0, "end_percent": 1.0, "branch": "cond", "blocks": "all"}
+        return str(node.run(on, direction, "add", 1.0, **given)["ui"])
+
+    assert "learned on other weights" not in text(model, stored) + text(other, learned())
+    assert "learned on other weights (a Wan model in ComfyUI, 4 blocks of width 48" in text(other, stored)
+
+
 def test_scales_without_a_dimension_as_fp8_layers_have_do_not_hinder_saving(model):
     first = model.model.diffusion_model.text_embedding[0]
     first.scale_weight = torch.nn.Parameter(torch.ones(()), requires_grad=False)

@@ -11,13 +11,14 @@ import pytest
 
 import wanscope as ws
 from helpers.takes import recipe, write_take
-from helpers.tiny import tiny_folder
+from helpers.tiny import tiny_folder, tiny_model
 from wanscope.doors.cli.again import study_data
 from wanscope.doors.cli.request import Options, wanted
 from wanscope.doors.cli.show import edit_facts
 from wanscope.edit.edits import Bend, Inject, Skip
 from wanscope.errors import RecipeError
-from wanscope.recipe import Study
+from wanscope.recipe import SamplerSpec, Study, VideoSpec
+from wanscope.sample.directions import learn_direction
 from wanscope.study.expand import expand
 from wanscope.take.applied import applied_edits
 from wanscope.validation import validated
@@ -112,6 +113,23 @@ def test_a_dry_run_shows_the_edits_and_names_their_takes(make) -> None:
         "a-red-circle_strength-0.2_seed00",
         "a-red-circle_strength-0.5_seed00",
     ]
+
+
+def test_a_dry_run_tells_of_a_direction_of_other_weights_and_refuses_one_of_another_size(make, tmp_path: Path) -> None:
+    for name, options in (("other", {"seed": 9}), ("deeper", {"blocks": 3})):
+        of = tiny_model("2.1", **{"blocks": 2, "heads": 2, **options})
+        learned = learn_direction(of, [("red", "blue")], SamplerSpec(), VideoSpec(), on="context")
+        learned.save(tmp_path / f"{name}.safetensors")
+    ran = make("--edit", f"steer '{tmp_path}/other.safetensors'", "--dry-run")
+    said = f"{tmp_path}/other.safetensors: the direction was learned on other weights"
+    assert ran.status == 0 and ran.out.startswith(f"note: {said} (")
+    shown = json.loads(make("--edit", f"steer '{tmp_path}/other.safetensors'", "--dry-run", "--json").out)
+    (note,) = shown["notes"]
+    assert note.startswith(said)
+    for more in ([], ["--dry-run"]):
+        refused = make("--edit", f"steer '{tmp_path}/deeper.safetensors'", *more)
+        assert refused.status == 2 and "edits.0: the direction does not fit this model" in refused.err
+    assert not (tmp_path / "out").exists()
 
 
 # after it

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +34,7 @@ Place = Literal["context", "hidden"]
 
 @dataclass(frozen=True)
 class DirectionManifest:
-    """How a direction was learned. weights: of the transformers (name -> SHA-256). blocks: where it was learned."""
+    """How a direction was learned. weights: as `weights_behind` has them. blocks: where it was learned."""
 
     on: Place
     model: str
@@ -85,6 +86,23 @@ class Direction:
                 "a direction learned on this model",
             )
 
+    def strange(self, weights: Mapping[str, str]) -> str:
+        """That it was learned on other weights than these (as `weights_behind` has them), or that this is not known;
+        empty where they are the same. It may be meant (a fine-tune, a LoRA), so it is told and not refused."""
+        own = self.manifest.weights
+        if not any(name in own for name in weights):
+            return (
+                f"the direction was learned on {self.manifest.model}; its file does not name the weights of that "
+                "model's transformer, so whether they are this model's is not known"
+            )
+        other = [name.split()[0] for name in {**own, **weights} if own.get(name) != weights.get(name)]
+        if not other:
+            return ""
+        return (
+            f"the direction was learned on other weights ({self.manifest.model}; not the same: "
+            f"{', '.join(dict.fromkeys(other))}), so in this model it may stand for something else"
+        )
+
     def save(self, path: Path | str) -> None:
         """Write the file, in one move into its place."""
         from safetensors.torch import save_file
@@ -100,6 +118,15 @@ class Direction:
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
+
+
+def weights_behind(parts: Mapping[str, str], loras: Iterable[Any]) -> dict[str, str]:
+    """What a direction is learned on: the transformers among a model's parts (name -> SHA-256), and its LoRA files."""
+    files = sorted((lora.sha256 or "", lora.expert, lora.weight) for lora in loras)
+    return {
+        **{name: sha256 for name, sha256 in parts.items() if name.startswith("transformer")},
+        **{f"LoRA {i} ({expert}, {weight:g})": sha256 for i, (sha256, expert, weight) in enumerate(files, 1)},
+    }
 
 
 def direction_of(differences_ELD: list[Tensor], manifest: DirectionManifest) -> Direction:

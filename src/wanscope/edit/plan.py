@@ -105,7 +105,7 @@ class EditPlan:
 
     blocks: of the model. text_length: positions of its text. grid: tokens of the video (frames, rows, columns). main:
     what the loop itself reads, by branch. real: the largest number of real rows that any edited context has. notes:
-    what a person should know.
+    what a person should know, each beginning with the edit's name (`edits.0`).
     """
 
     edits: tuple[PlannedEdit, ...]
@@ -121,6 +121,12 @@ class EditPlan:
     def empty(self) -> bool:
         """Whether nothing acts anywhere."""
         return not any(edit.acts for edit in self.edits)
+
+    def notes_on(self, index: int) -> tuple[str, ...]:
+        """The notes on one edit, without its name."""
+        name = f"edits.{index}"
+        own = (note.removeprefix(name) for note in self.notes if note.startswith((f"{name}:", f"{name} ")))
+        return tuple(note.removeprefix(":").strip() for note in own)
 
     def sites(self, branch: str, step: int) -> Iterator[tuple[PlannedEdit, int]]:
         """(edit, block) of every site of a pass."""

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wanscope.edit.amplify import boost
-from wanscope.edit.plan import PlannedText
+from wanscope.edit.amplify import Boosted, boost
+from wanscope.edit.plan import Boost, PlannedText
 from wanscope.edit.rows import padded
 from wanscope.runtime.compose import Project
 
@@ -27,15 +27,26 @@ def context_of(text: PlannedText, project: Callable[[Tensor], Tensor]) -> Tensor
     own_1ND = project(text.embedding)
     if text.boost is None:
         return own_1ND
-    main_1ND, pad_D = project(text.boost.main.embedding), project(text.embedding[:0])[0, 0]
-    boosted = boost(
-        main_1ND[0, : len(text.boost.main.embedding)],
+    pad_D = project(text.embedding[:0])[0, 0]
+    return padded(_boosted(text, text.boost, own_1ND, project, pad_D).context, own_1ND.shape[1], pad_D)[None]
+
+
+def boosted_of(text: PlannedText, wanted: Boost, project: Callable[[Tensor], Tensor]) -> Boosted:
+    """What `wanted`, a text's boost, makes of its context, with the differences before and after."""
+    return _boosted(text, wanted, project(text.embedding), project, project(text.embedding[:0])[0, 0])
+
+
+def _boosted(
+    text: PlannedText, wanted: Boost, own_1ND: Tensor, project: Callable[[Tensor], Tensor], pad_D: Tensor
+) -> Boosted:
+    main_LD = wanted.main.embedding
+    return boost(
+        project(main_LD)[0, : len(main_LD)],
         own_1ND[0, : len(text.embedding)],
-        text.boost.factor,
-        keep_norm=text.boost.keep_norm,
+        wanted.factor,
+        keep_norm=wanted.keep_norm,
         pad_D=pad_D,
     )
-    return padded(boosted.context, own_1ND.shape[1], pad_D)[None]
 
 
 class Projection:
@@ -49,6 +60,11 @@ class Projection:
     def of(self, expert: int) -> Project:
         """The projection of one expert."""
         return lambda text: self._context(expert, text)
+
+    def boosted(self, expert: int, text: PlannedText) -> Boosted:
+        """The differences before and after a text's boost, as one expert projects it. The boost has to be there."""
+        assert text.boost is not None
+        return boosted_of(text, text.boost, lambda embedding_LD: self._projected(expert, embedding_LD))
 
     def clear(self) -> None:
         self._kept.clear()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from wanscope.capture.base import Moment
 from wanscope.edit.blocks import parse_blocks
-from wanscope.edit.directions import Direction, DirectionManifest, Place, direction_of
+from wanscope.edit.directions import Direction, DirectionManifest, Place, direction_of, weights_behind
 from wanscope.edit.donors import DonorTexts
 from wanscope.edit.plan import PlannedText
 from wanscope.errors import RecipeError
@@ -77,7 +77,7 @@ def learn_direction(
     manifest = DirectionManifest(
         on=on,
         model=model.spec or model.variant.name,
-        weights={name: sha256 for name, sha256 in model.identity.items() if name.startswith("transformer")},
+        weights=weights_behind(model.identity, model.loras),
         blocks=chosen,
         pairs=tuple((first, second) for first, second in pairs),
         seeds=tuple(seeds) if on == "hidden" else (),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from wanscope.edit.donors import DonorTexts
 from wanscope.edit.edits import Edit, Steer
-from wanscope.edit.plan import EditPlan, Passes, make_plan
+from wanscope.edit.plan import EditPlan, Passes, PlannedEdit, make_plan
 from wanscope.recipe import SamplerSpec
 from wanscope.sample.guidance import Guidance
 from wanscope.sample.solvers import make_solver
@@ -37,8 +38,11 @@ def grid_of(model: WanModel, video: Size) -> tuple[int, int, int]:
 
 
 def edit_plan(model: WanModel, edits: Sequence[Edit], texts: DonorTexts, sampler: SamplerSpec, video: Size) -> EditPlan:
-    """The plan of a run's edits on a loaded model. RecipeError, naming the edit, for what cannot work."""
-    return make_plan(
+    """The plan of a run's edits on a loaded model, and what only a loaded model can say of them among its notes.
+
+    Raises RecipeError, naming the edit, for what cannot work.
+    """
+    plan = make_plan(
         edits,
         texts,
         passes_of(model, sampler),
@@ -47,6 +51,30 @@ def edit_plan(model: WanModel, edits: Sequence[Edit], texts: DonorTexts, sampler
         grid=grid_of(model, video),
         directions=_directions(model, edits),
     )
+    told = [f"edits.{edit.index}: {text}" for edit in plan.edits if edit.acts for text in _told(model, edit)]
+    return replace(plan, notes=tuple(dict.fromkeys((*plan.notes, *told))))
+
+
+def _told(model: WanModel, edit: PlannedEdit) -> Iterator[str]:
+    """A direction of other weights; how far a boost moves the donor's context from the prompt's."""
+    if edit.direction is not None:
+        from wanscope.edit.directions import weights_behind
+
+        strange = edit.direction.strange(weights_behind(model.identity, model.loras))
+        if strange:
+            yield strange
+    from wanscope.runtime.projection import Projection
+
+    experts = len(model.experts())
+    for branch, table_SL in edit.tables.items():
+        text = edit.donor.get(branch)
+        if text is None or text.boost is None or not table_SL.any():
+            continue
+        projection = Projection(model.experts(), text.real)  # tokens are projected one by one: no need of a full text
+        for expert in range(experts):
+            names = [f"expert {expert}"] * (experts > 1) + ["uncond"] * (branch == "uncond")
+            where = f" ({', '.join(names)})" if names else ""
+            yield projection.boosted(expert, text).describe() + where
 
 
 def _directions(model: WanModel, edits: Sequence[Edit]) -> Mapping[str, Direction]:

@@ -20,6 +20,7 @@ from wanscope.study.models import ModelKey
 from wanscope.study.size import TakeSize, take_size
 from wanscope.study.sources import Made, Request, Source, read_source
 from wanscope.study.start import Start, find_start
+from wanscope.study.steering import check_directions
 from wanscope.study.texts import check_prompts
 from wanscope.study.watch import attention_bytes, check_attention
 from wanscope.take.disk import free_bytes, require_space
@@ -113,7 +114,7 @@ def prepare(
 
 
 def check(prepared: Prepared, model: WanModel | None, device: str, memory: str) -> None:
-    """Tokens, memory, LoRAs of a model that was handed in, and free space. Loads tokenizers at most."""
+    """Tokens, memory, directions, LoRAs of a model that was handed in, and free space. Loads tokenizers at most."""
     for key, tasks in prepared.by_model().items():
         recipes = [task.recipe for task in tasks]
         if model is not None:
@@ -125,6 +126,7 @@ def check(prepared: Prepared, model: WanModel | None, device: str, memory: str) 
             models.check_memory(prepared.variants[key], recipes, device, memory)
         check_prompts(tokenizer, recipes, length, prepared.variants[key].name == "marbles")
         check_attention(recipes, prepared.variants[key], tokenizer, length)
+        check_directions(recipes, prepared.variants[key])
     for task in prepared.work:
         standing = standing_take(prepared.space, task.recipe.id)
         if standing is not None:

@@ -33,6 +33,7 @@ class Records:
         capture = recipe.capture
         self.recipe, self.model = recipe, model
         self.applied: tuple[Counts, Counts] = ({}, {})
+        self.plan: EditPlan | None = None
         self.latents = self.clean = self.sink = self.self_sink = None
         if capture.latents is not None:
             self.latents = LatentsObserver(folder / LATENTS, folder / SCRATCH, capture.latents)
@@ -59,6 +60,7 @@ class Records:
         Raises EditNotApplied at the end of a run in which an edit did not act as planned.
         """
         recorder = itself = None
+        self.plan = plan
         if self.sink is not None:
             recorder = AttentionRecorder(self.sink, self.model.device, self.model.dtype)
         if self.self_sink is not None:
@@ -75,7 +77,8 @@ class Records:
         """What take.json says of the records."""
         out: dict[str, Any] = {}
         if self.recipe.edits:
-            out["applied_edits"] = applied_edits(self.recipe.edits, *self.applied)
+            notes = (self.plan.notes_on,) if self.plan is not None else ()
+            out["applied_edits"] = applied_edits(self.recipe.edits, *self.applied, *notes)
         if self.latents is not None:
             spec = self.latents.spec
             out["latents"] = StoredLatents(dtype=spec.dtype, every=spec.every, states=self.latents.states)

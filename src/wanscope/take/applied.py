@@ -6,7 +6,7 @@ together: `{branch: cond, steps: "0-19", blocks: "23-29", planned: 1, applied: 1
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -31,12 +31,16 @@ class AppliedSites(Spec):
 
 
 class AppliedEdit(Spec):
-    """How often an edit was planned and done, in all and by site. `edit` is its shorthand."""
+    """How often an edit was planned and done, in all and by site. `edit` is its shorthand.
+
+    notes: what its plan told: how far a donor was moved, why it acts nowhere, a direction of other weights.
+    """
 
     edit: str
     planned: Count
     applied: Count
     sites: tuple[AppliedSites, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def counts(self) -> dict[tuple[int, str, int], tuple[int, int]]:
         """(planned, applied) of every (block, branch, step)."""
@@ -59,14 +63,23 @@ class AppliedEdit(Spec):
         return f"applied {self.applied} of {self.planned}{where}"
 
 
-def applied_edits(edits: Sequence[Edit], planned: Counts, applied: Counts) -> tuple[AppliedEdit, ...]:
-    """What the manifest records of a recipe's edits. Sites that are in neither mapping are left out."""
+def applied_edits(
+    edits: Sequence[Edit],
+    planned: Counts,
+    applied: Counts,
+    notes: Callable[[int], tuple[str, ...]] = lambda index: (),
+) -> tuple[AppliedEdit, ...]:
+    """What the manifest records of a recipe's edits. Sites that are in neither mapping are left out.
+
+    notes: of the edit at a place in the list.
+    """
     out = []
     for i, edit in enumerate(edits):
         sites = {key[1:]: (planned.get(key, 0), applied.get(key, 0)) for key in {*planned, *applied} if key[0] == i}
         sites = {site: numbers for site, numbers in sites.items() if any(numbers)}
         totals = (sum(n for n, _ in sites.values()), sum(n for _, n in sites.values()))
-        out.append(AppliedEdit(edit=shorthand(edit), planned=totals[0], applied=totals[1], sites=_grouped(sites)))
+        made = {"planned": totals[0], "applied": totals[1], "sites": _grouped(sites), "notes": notes(i)}
+        out.append(AppliedEdit(edit=shorthand(edit), **made))
     return tuple(out)
 
 

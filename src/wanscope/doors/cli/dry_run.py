@@ -11,7 +11,7 @@ from wanscope.doors.cli import out
 from wanscope.doors.cli.estimate import Estimate, estimate
 from wanscope.doors.cli.generate import prepare_process
 from wanscope.doors.cli.show import settings_text
-from wanscope.edit.edits import Edit
+from wanscope.edit.edits import Edit, Steer
 from wanscope.edit.shorthand import shorthand
 from wanscope.edit.spec import EditInBlocks
 from wanscope.errors import MemoryPlanError, ModelError
@@ -50,6 +50,7 @@ def run_dry(source: Any, workspace: Workspace, notes: Sequence[Note], *, device:
     variant, recipe = _what(planned)
     if planned.complete is not None:
         _check_prompts(planned, recipe, variant)
+    notes = [*notes, *_strange_directions(planned, recipe)]
     place = pick_device(device)
     placing = _placing(variant, recipe, place, memory)
     time = estimate(workspace, variant, recipe, place)
@@ -89,6 +90,7 @@ def _what(planned: Plan) -> tuple[Variant, Recipe]:
 def _check_prompts(planned: Plan, recipe: Recipe, variant: Variant) -> None:
     """What only the tokenizer can say: a prompt that is too long, words that are not there or that it never saw."""
     from wanscope.study.models import ModelKey, tokenizer_of
+    from wanscope.study.steering import check_directions
     from wanscope.study.texts import check_prompts
     from wanscope.study.watch import check_attention
 
@@ -103,6 +105,23 @@ def _check_prompts(planned: Plan, recipe: Recipe, variant: Variant) -> None:
         ]
     check_prompts(tokenizer, recipes, length, recipe.model.variant == "marbles")
     check_attention(recipes, variant, tokenizer, length)
+    check_directions(recipes, variant)
+
+
+def _strange_directions(planned: Plan, recipe: Recipe) -> list[Note]:
+    """Directions that were learned on other weights than the model's, each told once."""
+    from wanscope.study.models import ModelKey, find_local, weights_of
+    from wanscope.study.steering import strange
+
+    expansion = planned.expansion
+    sets = [edit_set.edits for edit_set in expansion.edit_sets] if expansion is not None else [recipe.edits]
+    steers = {edit.direction: edit for edits in sets for edit in edits if isinstance(edit, Steer)}
+    found = find_local(ModelKey.of(recipe)) if steers else None
+    if found is None:
+        return []
+    weights = weights_of(found)
+    told = ((name, strange(edit, recipe, weights)) for name, edit in steers.items())
+    return [Note(f"{name}: {text}") for name, text in told if text]
 
 
 def _takes(planned: Plan, workspace: Workspace) -> Iterator[Planned]:

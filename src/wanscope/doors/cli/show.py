@@ -83,12 +83,13 @@ def _facts(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def edit_facts(manifest: Manifest) -> list[tuple[str, str]]:
-    """Each edit in one line, and below it how often and where it acted."""
+    """Each edit in one line, and below it how often and where it acted, and what is to be known of it."""
     pairs = []
     for i, edit in enumerate(manifest.recipe.edits):
         pairs.append(("edit", shorthand(edit)))
         if i < len(manifest.applied_edits):
-            pairs.append(("", manifest.applied_edits[i].describe()))
+            done = manifest.applied_edits[i]
+            pairs += [("", text) for text in (done.describe(), *done.notes)]
     return pairs
 
 

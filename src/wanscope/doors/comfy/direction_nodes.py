@@ -29,6 +29,7 @@ from wanscope.runtime.live_direction import learned_direction
 from wanscope.workspace import Workspace
 
 Pairs = tuple[tuple[Tensor, Tensor], ...]
+PROJECTION = "text_embedding of expert"
 
 
 class LearnDirection(Node):
@@ -108,6 +109,8 @@ class SteerModel(ModelEdit):
         )
         live_edit = LiveEdit(edit, pairs=pairs, direction=stored, start=start_percent, end=end_percent)
         said = f"{chosen.picture}\n{operation} on the {edit.on}: {chosen.describe()}"
+        if stored is not None:
+            said = f"{said}\n{strange(stored, model)}".strip()
         return edited(model, live_edit, unique_id, said)
 
 
@@ -197,7 +200,7 @@ def learned(pairs: Pairs, models: list[Any]) -> Direction:
     manifest = DirectionManifest(
         on="context",
         model=f"a Wan model in ComfyUI, {depth} blocks of width {int(inners[0].dim)}",
-        weights={f"text_embedding of expert {i}": _hash(inner.text_embedding) for i, inner in enumerate(inners)},
+        weights={f"{PROJECTION} {i}": _hash(inner.text_embedding) for i, inner in enumerate(inners)},
         blocks=tuple(range(depth)),
         pairs=tuple((_named(a_LD), _named(b_LD)) for a_LD, b_LD in pairs),
     )
@@ -209,6 +212,20 @@ def described(direction: Direction) -> str:
     own = direction.manifest
     pairs = "1 pair" if len(own.pairs) == 1 else f"{len(own.pairs)} pairs"
     return f"{own.on} direction of {pairs}, learned on {own.model}"
+
+
+def strange(direction: Direction, model: Any) -> str:
+    """That a direction saved here was learned on another text projection than a model's; empty where it was not.
+
+    Of a file made outside of ComfyUI nothing is said: it names the model's files, and a loaded model does not.
+    """
+    own = {sha256 for name, sha256 in direction.manifest.weights.items() if name.startswith(PROJECTION)}
+    if not own or _hash(comfy_native.diffusion_model(model).text_embedding) in own:
+        return ""
+    return (
+        f"Note: the direction was learned on other weights ({direction.manifest.model}, another text projection), so "
+        "in this model it may stand for something else."
+    )
 
 
 def _named(tokens_LD: Tensor) -> str:
