@@ -18,7 +18,17 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "wanscope"
 LAYERS = (
-    ("errors", "events", "validation", "workspace", "strict_yaml", "plugins", "solvers", "interpolation"),
+    (
+        "errors",
+        "events",
+        "validation",
+        "workspace",
+        "strict_yaml",
+        "plugins",
+        "solvers",
+        "metric_names",
+        "interpolation",
+    ),
     ("specs", "prompt"),
     ("wan", "edit"),
     ("capture_spec", "recipe", "study_file"),
@@ -44,6 +54,7 @@ TORCH_FREE = (
     "wanscope.errors",
     "wanscope.events",
     "wanscope.solvers",
+    "wanscope.metric_names",
     "wanscope.validation",
     "wanscope.workspace",
     "wanscope.study_file",

@@ -195,3 +195,14 @@ def test_a_hypothesis_that_was_added_later_is_known(tmp_path: Path) -> None:
     assert collect("made", tmp_path).written == (False,)  # takes of the helper were made in January 2025
     os.utime(path, (1_700_000_000, 1_700_000_000))
     assert collect("made", tmp_path).written == (True,)
+
+
+def test_contrasts_of_hypotheses_are_compared_among_many_values() -> None:
+    values = tuple("abcdefg")
+    claims = [{"text": "t", "metric": "turning", "contrast": ["c", "e"]}, {"text": "u", "contrast": ["b", "a"]}]
+    design = {"factor": "letter", "hypotheses": claims}
+    study_ = {"prompt": f"a [@letter: {'|'.join(values)}]", "design": design}
+    made = collection(members({"letter": values}), study_)
+    contrasts = [(c.a, c.b) for c in compare(made).contrasts]
+    assert contrasts == [*((value, "a") for value in values[1:]), ("c", "e")]
+    assert [(c.a, c.b) for c in compare(made, contrast=("d", "f")).contrasts] == [("d", "f")]

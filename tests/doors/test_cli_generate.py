@@ -210,6 +210,27 @@ def test_dry_run_says_what_would_be_made_and_touches_nothing(make, space: Worksp
     assert shown["seconds"]["a_take"] == pytest.approx(mean, rel=0.5)
 
 
+def test_a_hypothesis_is_checked_and_shown_before_the_run(cli, tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "claims.yaml"
+
+    def ran(metric: str, *more: object) -> Any:
+        claim = f"{{text: blue is longer, metric: {metric}, contrast: [blue, red]}}"
+        path.write_text(
+            f"model: {tiny}\nprompt: 'a [@color: red|blue] circle'\nnegative: ''\ncapture: {{latents: true}}\n"
+            f"design: {{factor: color, hypotheses: [{claim}, red is nicer]}}\n"
+        )
+        return cli("generate", path, *SMALL[2:], "-o", tmp_path / "out", *more)
+
+    for more in ((), ("--dry-run",)):
+        refused = ran("path_lenght", *more)
+        assert refused.status == 2 and not (tmp_path / "out").exists()
+        assert "design.hypotheses.0.metric is 'path_lenght'" in refused.err
+        assert "did you mean 'path_length'?" in refused.err
+    shown = ran("path_length", "--dry-run").out
+    assert "blue is longer (tested: path_length, blue less red)" in shown
+    assert "red is nicer (no test answers it: it names no metric)" in shown
+
+
 def test_dry_run_of_a_take_and_of_what_cannot_be(cli, make, space: Workspace, monkeypatch) -> None:
     make(seeds="1", template="a red circle")
     (take,) = takes_in(space)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wanscope.errors import ModelError, RecipeError
+from wanscope.metric_names import OF_GROUPS, TESTED
 from wanscope.recipe import Study
 from wanscope.study.expand import MAX_TAKES, expand, slug
 from wanscope.validation import validated
@@ -63,6 +66,14 @@ def test_more_seeds_or_alternatives_leave_the_ids_and_names_that_were_there() ->
     assert few.items() <= many.items() and "red-circle_seed119" in many
 
 
+def hypotheses(*claims: dict[str, Any]) -> dict[str, Any]:
+    return {"design": {"factor": "color", "hypotheses": claims}, "capture": {"latents": True}}
+
+
+def claim(factor: str, value: str) -> dict[str, Any]:
+    return {"factor": factor, "hypotheses": [{"text": "x", "contrast": [value, "late"]}]}
+
+
 REFUSED = [
     ({"video": {"width": 100}}, RecipeError, "width"),
     ({"video": {"frames": 18}}, RecipeError, "17 or 21"),
@@ -77,6 +88,38 @@ REFUSED = [
         RecipeError,
         "contrast names 'bleu'.*'red', 'blue'; did you mean 'blue'",
     ),
+    (
+        hypotheses({"text": "x", "metric": "path_lenght"}),
+        RecipeError,
+        r"design\.hypotheses\.0\.metric is 'path_lenght': there is no such metric; did you mean 'path_length'",
+    ),
+    (
+        hypotheses({"text": "x"}, {"text": "y", "metric": "variance"}),
+        RecipeError,
+        r"hypotheses\.1\.metric is 'variance': it is described and drawn, not tested.*did you mean 'final_variance'",
+    ),
+    (hypotheses({"text": "x", "metric": "beauty"}), RecipeError, "no such metric; known: .*energy.*path_length"),
+    (
+        {**hypotheses({"text": "x", "metric": "energy"}), "capture": {}},
+        RecipeError,
+        "(?s)metric is 'energy', and the study keeps no latents.*--store-latents",
+    ),
+    (hypotheses({"text": "x", "contrast": ["red", "red"]}), RecipeError, "compares 'red' with itself"),
+    (
+        {"prompt": "a [@who: man|[tall|old] woman]", "design": claim("who", "old womman")},
+        RecipeError,
+        "contrast names 'old womman'.*'man', 'tall woman', 'old woman'; did you mean 'old woman'",
+    ),
+    (
+        {"edits": ["skip 3"], "sweep": {"edits.0.blocks": ["early", "late"]}, "design": claim("edit", "lat")},
+        RecipeError,
+        "contrast names 'lat'.*'baseline', 'early', 'late'; did you mean 'late'",
+    ),
+    (
+        {"edits": ["skip 3"], "sweep": {"edits.0.blocks": ["early", "late"]}, "design": claim("edits.0.blocks", "mid")},
+        RecipeError,
+        "contrast names 'mid': edits.0.blocks takes 'early', 'late'",
+    ),
     ({"model": "wan2.1-t2v-14bb"}, ModelError, "did you mean 'wan2.1-t2v-14b'"),
     ({"model": "wan2.1-i2v-14b-480p"}, ModelError, "cannot make a video from text"),
     ({"loras": ["nowhere.safetensors"]}, ModelError, "no LoRA file nowhere"),
@@ -87,6 +130,35 @@ REFUSED = [
 def test_what_cannot_work_is_refused(changes: dict[str, Any], kind: type[Exception], says: str) -> None:
     with pytest.raises(kind, match=f"(?s){says}"):
         expand(study(**changes))
+
+
+def test_hypotheses_that_tests_can_answer_are_taken() -> None:
+    for metric in TESTED + OF_GROUPS:
+        expand(study(**hypotheses({"text": "x", "metric": metric, "contrast": ["red", "blue"]})))
+    swept = {"edits": ["skip 3"], "sweep": {"edits.0.blocks": ["early", "late"]}}
+    expand(study(**swept, design=claim("edit", "baseline")))
+    expand(study(**swept, design=claim("edits.0.blocks", "early")))
+    expand(study("a [@who: man|[tall|late]]", design=claim("who", "tall")))
+
+
+def test_metrics_of_another_package_are_taken_and_say_why_not() -> None:
+    code = """
+from wanscope.errors import RecipeError
+from wanscope.recipe import Study
+from wanscope.study.expand import expand
+for name in ("path_length", "example_last_step", "example_last_stepp"):
+    claim = {"factor": "1", "hypotheses": [{"text": "x", "metric": name}]}
+    try:
+        print(len(expand(Study(prompt="a [b|c]", design=claim, capture={"latents": True}))))
+    except RecipeError as error:
+        print(error)
+import sys
+print("torch" in sys.modules)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "helpers" / "example_metric")}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    lines = run.stdout.splitlines()
+    assert lines[:2] == ["4", "4"] and "did you mean 'example_last_step'?" in lines[2] and lines[-1] == "False"
 
 
 def test_an_absurd_number_of_takes_is_refused_with_the_number() -> None:

@@ -19,8 +19,9 @@ import numpy as np
 
 from wanscope.analysis.source import PROMPT, Collection, Member
 from wanscope.errors import RecipeError, nearest
-from wanscope.specs import Hypothesis
-from wanscope.study.expand import BASELINE, EDIT
+from wanscope.specs import DesignSpec, Hypothesis
+from wanscope.study.design import EDIT
+from wanscope.study.expand import BASELINE
 
 SCENES = 5  # fewer carry no claim beyond themselves
 EVERY_PAIR = 6  # a factor of more values is compared with its first (or the baseline) only
@@ -142,6 +143,8 @@ def compare(
         )
     wanted = {chosen: known[chosen]} if chosen is not None else by_default(known)
     contrasts, notes = _contrasts(wanted, contrast, baseline)
+    if design is not None and contrast is None and baseline is None:
+        contrasts += _claimed(design, wanted, contrasts)
     scenes = tuple(block for block in (design.blocks if design else ()) if block != SEED and block != chosen)
     return _with_unit(contrasts, members, scenes, unit, notes)
 
@@ -201,6 +204,19 @@ def _contrasts(
         else:
             out += [Contrast(factor, a, b) for a, b in combinations(values, 2)]
     return out, notes
+
+
+def _claimed(design: DesignSpec, wanted: Mapping[str, tuple[str, ...]], have: Sequence[Contrast]) -> list[Contrast]:
+    """The contrasts of the study's hypotheses that are not compared anyway."""
+    values = wanted.get(design.factor, ())
+    there = {frozenset((contrast.a, contrast.b)) for contrast in have if contrast.factor == design.factor}
+    named = dict.fromkeys(each.contrast for each in design.hypotheses if each.contrast is not None)
+    out = []
+    for a, b in named:
+        if a != b and a in values and b in values and frozenset((a, b)) not in there:
+            there.add(frozenset((a, b)))
+            out.append(Contrast(design.factor, a, b))
+    return out
 
 
 def _with_unit(

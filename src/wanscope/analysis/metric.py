@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
 import numpy as np
@@ -25,9 +24,9 @@ import numpy as np
 from wanscope.analysis.latent_statistics import LatentStatistics
 from wanscope.analysis.trajectory import Path
 from wanscope.errors import RequestError
+from wanscope.metric_names import offered, register
 from wanscope.take.store import Take
 
-ENTRY_POINT = "wanscope.metrics"
 BUILT_IN = ("wanscope.analysis.metrics.path", "wanscope.analysis.metrics.latent")
 
 # path: the Gram of the path. statistics: LatentStatistics of the stored states. take: files of the take itself.
@@ -127,35 +126,22 @@ def metric(
 ) -> Callable[[Callable[[Subject], Iterable[Row]]], Callable[[Subject], Iterable[Row]]]:
     """Register the function below as a metric; it stays the function it is."""
 
-    def register(function: Callable[[Subject], Iterable[Row]]) -> Callable[[Subject], Iterable[Row]]:
+    def registered(function: Callable[[Subject], Iterable[Row]]) -> Callable[[Subject], Iterable[Row]]:
         REGISTRY.add(Metric(name, title, unit, about, needs, function, tested, figure))
+        register(name, tested)
         return function
 
-    return register
+    return registered
 
 
 def all_metrics(registry: Registry = REGISTRY) -> list[Metric]:
     """The built-in ones and those of every installed package that names an entry point."""
     for module in BUILT_IN:
         import_module(module)
-    for point in entry_points(group=ENTRY_POINT):
-        _load(point, registry)
+    for found in offered():
+        if isinstance(found, Metric):
+            registry.add(found)
     return list(registry.metrics.values())
-
-
-def _load(point: EntryPoint, registry: Registry) -> None:
-    """A module whose metrics register themselves when it is imported, or a Metric."""
-    package = point.dist.name if point.dist is not None else point.value
-    try:
-        found = point.load()
-    except (ImportError, AttributeError, SyntaxError) as error:
-        raise RequestError(
-            f"the metrics of the package {package} cannot be loaded",
-            f"{point.value}: {error}",
-            f"pip uninstall {package}",
-        ) from error
-    if isinstance(found, Metric):
-        registry.add(found)
 
 
 def finite(values: np.ndarray) -> np.ndarray:

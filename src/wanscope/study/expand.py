@@ -23,8 +23,8 @@ from typing import Any
 from wanscope.edit.donors import Find, check_edits, with_hashes
 from wanscope.edit.edits import Edit
 from wanscope.edit.sweep import BASELINE, swept_edits
-from wanscope.errors import ModelError, RecipeError, nearest
-from wanscope.prompt.template import Slot, Template, Variation, parse
+from wanscope.errors import ModelError, RecipeError
+from wanscope.prompt.template import Template, Variation, parse
 from wanscope.recipe import (
     InitSpec,
     Keyframes,
@@ -36,12 +36,12 @@ from wanscope.recipe import (
     Study,
     VideoSpec,
 )
+from wanscope.study.design import EDIT, check_design, check_edits_compared
 from wanscope.study.watch import check_places
 from wanscope.wan.identity import file_hash
 from wanscope.wan.variants import Variant, check_video, latent_shape, resolve
 
 MAX_TAKES = 100_000
-EDIT = "edit"  # the label that says which of a study's edits a take has
 EDITED = "edited"
 DTYPE_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 NAME_LENGTH = 60
@@ -243,7 +243,7 @@ def expand(
         raise ModelError(f"{variant.name} cannot make a video from text", variant.note, "wanscope models")
     template = parse(study.prompt)
     _check_count(template, study)
-    _check_design(template, study)
+    check_design(template, study)
     defaults = variant.defaults.values()
     video = study.video.resolved(defaults)
     check_video(variant, *size_of(video))
@@ -267,6 +267,8 @@ def expand(
     negative = defaults["negative"] if study.negative is None else study.negative
     loras = tuple(_hashed(lora) for lora in study.loras)
     edit_sets = _edit_sets(study, variant, sampler.steps or 0, find)
+    if study.design is not None:
+        check_edits_compared(study.design, [each.labels for each in edit_sets])
     own_dtype = dtype or DTYPE_NAMES[variant.dtype]
     chosen = own_dtype if study.dtype == "auto" else study.dtype
     return Expansion(study, variant, template, video, sampler, negative, chosen, study.init, loras, edit_sets)
@@ -303,46 +305,6 @@ def _check_count(template: Template, study: Study) -> None:
             f"{len(study.seeds)} seeds; the limit is {MAX_TAKES:,}",
             "fewer alternatives in the prompt, or fewer seeds",
         )
-
-
-def _check_design(template: Template, study: Study) -> None:
-    slots: dict[str, tuple[str, ...] | None] = {slot.name: _values(slot) for slot in template.slots}
-    if study.edits:
-        if EDIT in slots:
-            raise RecipeError(
-                f"the prompt has a slot {EDIT!r}",
-                "in a study with edits that name says which edits a take has",
-                "@what",
-            )
-        slots |= dict.fromkeys((EDIT, *study.sweep))
-    design = study.design
-    if design is None:
-        return
-    have = ", ".join(slots) or "none"
-    if design.factor not in slots:
-        raise RecipeError(
-            f"design.factor is {design.factor!r}",
-            f"the prompt has no such slot; its slots are {have}",
-            f"design: {{factor: {next(iter(slots))}}}" if slots else f"prompt: 'a [@{design.factor}: red|blue] circle'",
-        )
-    for block in design.blocks:
-        if block != "seed" and block not in slots:
-            raise RecipeError(f"design.blocks names {block!r}", f"there is 'seed', and the slots {have}")
-        if block == design.factor:
-            raise RecipeError(f"design.blocks names {block!r}", "it is the factor that is compared")
-    values = slots[design.factor]
-    for i, hypothesis in enumerate(design.hypotheses):
-        for value in hypothesis.contrast or ():
-            if values is not None and value not in values:
-                raise RecipeError(
-                    f"design.hypotheses.{i}.contrast names {value!r}",
-                    f"{design.factor} takes {', '.join(map(repr, values))}; {nearest(value, values)}",
-                )
-
-
-def _values(slot: Slot) -> tuple[str, ...] | None:
-    """What the slot can be bound to, or None where that depends on slots inside it."""
-    return slot.values if slot.count == len(slot.values) else None
 
 
 def _check_keyframes(sampler: SamplerSpec) -> None:

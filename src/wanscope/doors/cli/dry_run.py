@@ -17,6 +17,7 @@ from wanscope.edit.spec import EditInBlocks
 from wanscope.errors import MemoryPlanError, ModelError
 from wanscope.events import Note
 from wanscope.recipe import Recipe
+from wanscope.specs import Hypothesis
 from wanscope.take.disk import require_space, size_text
 from wanscope.workspace import Workspace
 
@@ -184,6 +185,7 @@ def _print(
         ("sampler", settings_text(recipe)),
         ("negative", recipe.negative or "(none)"),
         *_edit_rows(planned, variant.blocks),
+        *_design_rows(planned),
         ("workspace", out.shown_path(workspace.folder)),
         ("complete", _complete(planned)),
         ("size", _size_text(planned)),
@@ -206,6 +208,19 @@ def _edit_rows(planned: Plan, blocks: int) -> list[tuple[str, str]]:
     edits = dict.fromkeys(said(edit) for each in expansion.edit_sets for edit in each.edits)
     shown = [("edit", text) for text in islice(edits, SHOWN)]
     return shown + ([("", f"and {len(edits) - SHOWN} more")] if len(edits) > SHOWN else [])
+
+
+def _design_rows(planned: Plan) -> list[tuple[str, str]]:
+    """Each hypothesis with what will test it, so that one which nothing tests is seen while it can be mended."""
+    design = planned.expansion.study.design if planned.expansion is not None else None
+
+    def said(hypothesis: Hypothesis) -> str:
+        if hypothesis.metric is not None and hypothesis.contrast is not None:
+            return f"{hypothesis.text} (tested: {hypothesis.metric}, {' less '.join(hypothesis.contrast)})"
+        lacking = "metric" if hypothesis.metric is None else "contrast"
+        return f"{hypothesis.text} (no test answers it: it names no {lacking})"
+
+    return [("hypothesis", said(each)) for each in (design.hypotheses if design is not None else ())]
 
 
 def _counted(planned: Plan) -> str:
