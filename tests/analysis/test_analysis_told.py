@@ -88,7 +88,7 @@ def test_a_damaged_poster_is_named(tmp_path: Path) -> None:
     (take,) = write_study(tmp_path, {"color": ("red",)}, 1)
     take.poster.write_bytes(b"no picture")
     (shown,) = previews([take], budget_bytes=0)
-    assert not shown.data and "poster.webp is damaged" in shown.note
+    assert not shown.data and "poster.webp is damaged" in shown.note and str(tmp_path) not in shown.note
 
 
 # ---- attention maps
@@ -145,6 +145,7 @@ def test_damaged_maps_are_named_and_those_of_another_seed_shown(with_maps: list[
     found = analyze("made", workspace=tmp_path, write=False)
     assert len(found.members) == 4 and not found.left_out
     assert "The attention maps of red_seed00 are left out" in found.summary and shard.name in found.summary
+    assert str(tmp_path) not in found.summary
     assert {row["name"] for row in attention_section.rows(found)} == {"red_seed01", "blue_seed00", "blue_seed01"}
     page = attention_section.section(found)
     assert "red, seed 1" in page and "blue, seed 0" in page and "red_seed00 are left out" in page

@@ -15,12 +15,14 @@ import pytest
 
 import wanscope as ws
 from helpers.paths import write_study
+from wanscope.analysis import report
 from wanscope.analysis.analyze import Analysis, analyze
 from wanscope.analysis.charts import charts
 from wanscope.analysis.preview import Preview, previews
 from wanscope.analysis.report import custom_figures, rendered
 from wanscope.capture.gram import increments
 from wanscope.errors import NotCaptured, RequestError, TakeNotFound
+from wanscope.events import Note
 from wanscope.take.store import LATENTS, Take
 
 COLORS = {"color": ("red", "blue")}
@@ -186,6 +188,8 @@ def test_a_damaged_take_is_named_and_left_out(tmp_path: Path) -> None:
     assert "checksum" in found.left_out[0].why
     assert len(found.members) == 4
     assert "red_seed01" in found.summary
+    texts = [found.summary, *(left.why for left in found.left_out)]
+    assert f"takes/{takes[1].id}/" in texts[0] and not any(str(tmp_path) in text for text in texts)
     assert {test.units for test in found.tests.tests} == {1}  # only seed 0 has both
 
 
@@ -276,12 +280,51 @@ def test_takes_of_two_sizes_are_not_compared_value_by_value(tmp_path: Path) -> N
     assert any(extra[0].recipe.labels["color"] in note for note in found.notes)
 
 
+def test_a_page_of_other_numbers_is_not_left_beside_new_tables(place: Path, tmp_path: Path) -> None:
+    notes: list[str] = []
+
+    def run(**options: Any) -> None:
+        notes.clear()
+        analyze(
+            "made",
+            workspace=place,
+            out=tmp_path,
+            on_event=lambda event: notes.append(event.text) if isinstance(event, Note) else None,
+            **options,
+        )
+
+    (tmp_path / "report.html").write_text("a user's own")
+    run(report=False)
+    assert (tmp_path / "report.html").read_text() == "a user's own"
+    assert json.loads((tmp_path / "analysis.json").read_text())["report"] is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "previews", lambda takes: [Preview("", b"", 0, 0, "none") for _ in takes])
+        run()
+    figures = tmp_path / "figures"
+    (figures / "mine.png").write_bytes(b"mine")
+    (tmp_path / "attention.csv").write_text("of maps that are gone")
+    facts = json.loads((tmp_path / "analysis.json").read_text())
+    assert "report.html" in facts["files"] and "figures/velocity.png" in facts["files"]
+    facts["files"] += ["attention.csv", "../outside.txt"]
+    (tmp_path / "analysis.json").write_text(json.dumps(facts))
+    (tmp_path.parent / "outside.txt").write_text("not below the folder")
+    run(report=False)
+    (said,) = [note for note in notes if note.startswith("removed")]
+    assert "attention.csv, report.html" in said and "files of figures" in said
+    assert not (tmp_path / "report.html").exists() and [path.name for path in figures.iterdir()] == ["mine.png"]
+    assert (tmp_path.parent / "outside.txt").is_file() and (tmp_path / "tests.csv").is_file()
+    assert json.loads((tmp_path / "analysis.json").read_text())["report"] is None
+    run(report=False)
+    assert not [note for note in notes if note.startswith("removed")]
+
+
 # ---- metrics of other packages
 
 
 def test_a_third_party_metric_is_everywhere(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from wanscope.analysis import metric
 
+    metric.all_metrics()  # the built-in ones register themselves once, and are to stay
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "helpers" / "example_metric"))
     monkeypatch.setattr(metric, "REGISTRY", metric.REGISTRY)
     before = dict(metric.REGISTRY.metrics)
@@ -299,6 +342,21 @@ def test_a_third_party_metric_is_everywhere(place: Path, tmp_path: Path, monkeyp
     clips = [Preview("", b"", 0, 0, "none")] * 24
     page = rendered(found, charts(found), clips, custom_figures(found))
     assert "custom-example_last_step" in page and "Share of the last step" in page
+
+
+def test_the_names_that_hypotheses_may_use_are_those_that_tests_are_of(place: Path) -> None:
+    from wanscope.analysis.metric import REGISTRY, all_metrics
+    from wanscope.metric_names import OF_GROUPS, TESTED, UNTESTED
+
+    all_metrics()
+    found = analyze("made", workspace=place, write=False)
+    ours = {name: m.tested for name, m in REGISTRY.metrics.items() if m.rows.__module__.startswith("wanscope.")}
+    assert ours == {**dict.fromkeys(TESTED, True), **dict.fromkeys(UNTESTED, False)}
+    assert {test.metric for test in found.tests.tests} - set(REGISTRY.metrics) == set(OF_GROUPS)
+    assert set(TESTED) <= {test.metric for test in found.tests.tests}
+    page = (Path(__file__).parents[2] / "docs" / "statistics.md").read_text(encoding="utf-8")
+    listed = page[page.index("Hypotheses can name") : page.index("and what packages bring")]
+    assert re.findall(r"`(\w+)`", listed) == [*TESTED, *OF_GROUPS]
 
 
 def test_metrics_that_cannot_be_used_say_whose_they_are() -> None:

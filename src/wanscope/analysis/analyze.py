@@ -13,7 +13,7 @@ What is written, by default into `studies/<name>/analysis/`:
     groups.parquet, .csv     dispersion, distances, separability of groups at each step
     attention.parquet, .csv  where takes have maps: mass, concentration, travel by step and block; centers, overlap
     figures/                 PNG and SVG of every figure
-    analysis.json            what was analyzed, how, with which versions
+    analysis.json            what was analyzed, how, with which versions, and the files above
 
 The metrics also go into the workspace's catalogue, where there is one.
 """
@@ -34,6 +34,7 @@ from wanscope.analysis import attention_section, gram
 from wanscope.analysis.design import Comparison, Unit, compare
 from wanscope.analysis.groups import GroupResult, analyze_groups
 from wanscope.analysis.metric import Metric, Subject, all_metrics
+from wanscope.analysis.outdated import FACTS, FILES, REPORT, remove_outdated
 from wanscope.analysis.remember import remember
 from wanscope.analysis.source import Collection, LeftOut, Member, collect
 from wanscope.analysis.summary import summarized
@@ -46,12 +47,12 @@ from wanscope.take.disk import guarded, require_writable, write_atomic
 from wanscope.workspace import Workspace
 
 FOLDER = "analysis"
-REPORT, SUMMARY, FACTS = "report.html", "summary.txt", "analysis.json"
+SUMMARY = "summary.txt"
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What an analysis found. folder: where it was written, None where nothing was.
+    """What an analysis found. folder: where it was written, None where nothing was; page: whether with a report.
 
     rank: the one rank of log-volumes. between: inner products of the takes at each state, and their joint places; None
     where fewer than two takes have comparable latents. compared: the members that `between` is of, by index.
@@ -70,6 +71,7 @@ class Analysis:
     notes: tuple[str, ...]
     summary: str
     folder: Path | None = None
+    page: bool = False
 
     @property
     def name(self) -> str:
@@ -85,7 +87,7 @@ class Analysis:
 
     @property
     def report(self) -> Path | None:
-        return None if self.folder is None else self.folder / REPORT
+        return self.folder / REPORT if self.folder is not None and self.page else None
 
     def facts(self) -> dict[str, Any]:
         """What was analyzed and found, for machines."""
@@ -104,7 +106,7 @@ class Analysis:
             "notes": list(self.notes),
             "summary": self.summary,
             "folder": None if self.folder is None else str(self.folder),
-            "report": str(self.report) if self.report is not None and self.report.is_file() else None,
+            "report": None if self.report is None else str(self.report),
         }
 
 
@@ -254,20 +256,26 @@ def _comparable(members: Sequence[Member], notes: list[str]) -> tuple[int, ...]:
 def write_analysis(
     analysis: Analysis, folder: Path, *, report: bool = True, on_event: events.Listener = events.ignore
 ) -> Analysis:
-    """Write tables, summary and, with `report`, figures and the page; the analysis with its folder."""
-    result = _replace(analysis, folder=folder)
+    """Write tables, summary and, with `report`, figures and the page; the analysis with its folder.
+
+    What an earlier analysis wrote there and this one does not is removed: it would contradict the new tables.
+    """
+    result = _replace(analysis, folder=folder, page=report)
     with guarded(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_rows(result.table.records(), folder / "metrics")
-        write_rows([test.record() for test in result.tests.tests], folder / "tests", columns=list(Test.__annotations__))
-        write_rows(result.groups.records(), folder / "groups", columns=GroupResult.COLUMNS)
+        written = write_rows(result.table.records(), folder / "metrics")
+        tests = [test.record() for test in result.tests.tests]
+        written += write_rows(tests, folder / "tests", columns=list(Test.__annotations__))
+        written += write_rows(result.groups.records(), folder / "groups", columns=GroupResult.COLUMNS)
         attention = attention_section.rows(result)
         if attention:
-            write_rows(attention, folder / "attention")
+            written += write_rows(attention, folder / "attention")
         write_atomic(folder / SUMMARY, result.summary + "\n")
         if report:
             from wanscope.analysis.report import write_report
 
-            write_report(result, folder, attention, on_event=on_event)
-        write_atomic(folder / FACTS, json.dumps(result.facts(), indent=1, ensure_ascii=False) + "\n")
+            written += write_report(result, folder, attention, on_event=on_event)
+        remove_outdated(folder, written, on_event)
+        facts = {**result.facts(), FILES: sorted(path.relative_to(folder).as_posix() for path in written)}
+        write_atomic(folder / FACTS, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     return result

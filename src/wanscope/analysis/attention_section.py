@@ -19,7 +19,7 @@ import numpy as np
 from wanscope.analysis.attention import of_means, profile
 from wanscope.analysis.overlay import overlay_video, panels
 from wanscope.analysis.preview import scaled
-from wanscope.analysis.source import Member
+from wanscope.analysis.source import Member, from_takes
 from wanscope.analysis.table import SLOT
 from wanscope.errors import DamagedTake, NotCaptured
 from wanscope.take.video import iter_frames, video_facts, write_video
@@ -69,7 +69,7 @@ def _why(member: Member) -> str:
     try:
         _ = member.take.attention
     except DamagedTake as error:
-        return str(error).splitlines()[0]
+        return from_takes(str(error).splitlines()[0], member.take.folder)
     return ""
 
 

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from wanscope.analysis.source import from_takes
 from wanscope.errors import DamagedTake, RequestError
 from wanscope.take.store import Take
 from wanscope.take.video import iter_frames, write_video
@@ -69,7 +70,7 @@ def _video(take: Take, side: int, rate: int) -> Preview:
             write_video(path, _resized(take, width, height), video.fps or 8, options=options)
             return Preview("video/mp4", path.read_bytes(), width, height)
     except (DamagedTake, RequestError) as error:
-        return Preview("", b"", width, height, str(error).splitlines()[0])
+        return Preview("", b"", width, height, from_takes(str(error).splitlines()[0], take.folder))
 
 
 def _resized(take: Take, width: int, height: int) -> Iterator[np.ndarray]:
@@ -91,5 +92,5 @@ def _still(take: Take, side: int) -> Preview:
             width, height = scaled(*poster.size, side)
             poster.resize((width, height), Image.Resampling.LANCZOS).save(buffer, "WEBP", quality=70)
     except OSError as error:
-        return Preview("", b"", side, side, f"{take.poster} is damaged: {error}")
+        return Preview("", b"", side, side, from_takes(f"{take.poster} is damaged: {error}", take.folder))
     return Preview("image/webp", buffer.getvalue(), width, height, "a still: the videos together were too large")

@@ -21,6 +21,7 @@ from wanscope.analysis.attention_section import section as attention_section
 from wanscope.analysis.charts import Chart, charts
 from wanscope.analysis.figures import plotly_figure, write_static
 from wanscope.analysis.metric import Metric
+from wanscope.analysis.outdated import REPORT
 from wanscope.analysis.preview import Preview, previews
 from wanscope.analysis.testing import Test
 from wanscope.take.compare import table as rows_and_columns
@@ -29,7 +30,7 @@ from wanscope.take.disk import guarded, write_atomic
 if TYPE_CHECKING:
     from wanscope.analysis.analyze import Analysis
 
-REPORT, FIGURES = "report.html", "figures"
+FIGURES = "figures"
 SHOWN_SIDE = 176  # pixels; smaller videos are enlarged on the page
 VALUES = "Values"  # a section of many small figures, folded
 
@@ -39,18 +40,18 @@ def write_report(
     folder: Path,
     attention: Sequence[Mapping[str, Any]] = (),
     on_event: events.Listener = events.ignore,
-) -> Path:
-    """Write report.html and figures/ into `folder`; the page's path. attention: rows of that table."""
+) -> list[Path]:
+    """Write report.html and figures/ into `folder`; the files, the page first. attention: rows of that table."""
     drawn = [*charts(analysis), *attention_charts(attention)]
     on_event(events.Note(f"drawing {len(drawn)} figures"))
     custom = custom_figures(analysis)
     with guarded(folder):
-        write_static(drawn, folder / FIGURES)
+        figures = write_static(drawn, folder / FIGURES)
         on_event(events.Note(f"making small copies of {len(analysis.members)} videos"))
         page = rendered(analysis, drawn, previews([member.take for member in analysis.members]), custom)
         path = folder / REPORT
         write_atomic(path, page)
-    return path
+    return [path, *figures]
 
 
 def custom_figures(analysis: Analysis) -> list[tuple[Metric, dict[str, Any]]]:

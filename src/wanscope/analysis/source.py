@@ -78,6 +78,14 @@ class Collection:
         return None if self.study is None else self.study.design
 
 
+def from_takes(text: str, folder: Path) -> str:
+    """A sentence with the paths of a take's files from the folder of all takes on: reports are shown to others, and
+    what stands above that folder is nobody's business."""
+    for place in dict.fromkeys((folder.absolute(), folder.resolve())):
+        text = text.replace(str(place), f"{place.parent.name}/{place.name}")
+    return text
+
+
 @dataclass
 class _Found:
     members: list[Member] = field(default_factory=list)
@@ -90,7 +98,8 @@ class _Found:
             if take.manifest.latents is not None:
                 _ = take.latents  # reads them once, against their checksums
         except DamagedTake as error:
-            self.left_out.append(LeftOut(name, f"{error.what}: {error.why}" if error.why else error.what))
+            why = f"{error.what}: {error.why}" if error.why else error.what
+            self.left_out.append(LeftOut(name, from_takes(why, folder)))
             return
         self.members.append(Member(name, take, dict(take.recipe.labels if labels is None else labels)))
 

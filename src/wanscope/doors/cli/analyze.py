@@ -86,7 +86,7 @@ def _say(analysis: Analysis) -> None:
     if folder is not None:
         report = analysis.report
         shown = [("tables", f"{out.shown_path(folder)} (metrics, tests, groups: Parquet and CSV)")]
-        if report is not None and report.is_file():
+        if report is not None:
             shown.insert(0, ("report", f"{out.shown_path(report)} ({size_text(report.stat().st_size)})"))
         out.facts(shown)
 
