@@ -1,6 +1,7 @@
 """How fast the one pass over latents is, beside what the disk and the arithmetic allow, and how much memory it takes.
 
-    python benchmarks/analysis.py --folder /tmp/latents [--takes 100] [--states 51] [--size 60x104x21] [--keep]
+    python benchmarks/analysis.py --folder /tmp/latents [--takes 100] [--states 51] [--size 60x104x21] [--rounds 3]
+                                  [--keep] [--out benchmarks/results/analysis.md]
 
 Claim: the pass reads at least half of the smaller of (the disk's own read speed, the speed of its arithmetic on data
 that is in memory already), and stays under 1 GB of memory, whatever the number of takes and their resolution.
@@ -8,23 +9,30 @@ that is in memory already), and stays under 1 GB of memory, whatever the number 
 Made: `takes` synthetic paths of [states, 16, T, h, w] in fp16, in the format of takes; those that are there already are
 not made again, so that a run that was cut short goes on. Measured in one process, in turn, over the same files:
 
-    disk        every file read whole, without decoding (drop the system's cache first to see the disk itself)
+    disk        every file read whole, without decoding
     arithmetic  the pass over arrays in memory that are no files: inner products, projections, statistics
     pass        the pass itself: checksums as `take.latents` checks them, then reading, decoding and arithmetic
 
-Bytes are those of the stored numbers, over all passes. Memory is the process's peak.
+Before the disk, the checksums and the pass, the system is asked to drop the files from its cache (posix_fadvise; no
+rights are needed); the table says whether it could, and without it `disk` is the speed of memory where the files fit
+there. A small pass before the first round warms up what is loaded once. All speeds are of the stored numbers, fp16
+before compression, so that they can be set beside each other; the pass counts every time it reads them. Ratios are
+within a round, and their median is what the claim is of. Memory is the process's peak, with that before the passes.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import resource
+import statistics
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+from reporting import Table, add_options
 
 from wanscope.analysis import gram
 from wanscope.capture.arrays import create_array, open_array
@@ -54,25 +62,39 @@ def make(folder: Path, takes: int, states: int, shape_CThw: tuple[int, ...]) -> 
     return places
 
 
+def files_of(places: list[Path]) -> list[Path]:
+    return [path for place in places for path in sorted(place.rglob("*")) if path.is_file()]
+
+
+def drop_cache(places: list[Path]) -> bool:
+    """Ask the system to forget the files' contents; whether it can be asked."""
+    if not hasattr(os, "posix_fadvise"):
+        return False
+    for path in files_of(places):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)  # what is not written yet cannot be dropped
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(handle)
+    return True
+
+
 def read_raw(places: list[Path]) -> tuple[int, float]:
     """Bytes on disk and seconds to read every file whole."""
     began, count = time.perf_counter(), 0
-    for place in places:
-        for path in place.rglob("*"):
-            if path.is_file():
-                with path.open("rb", buffering=0) as file:
-                    while block := file.read(1 << 22):
-                        count += len(block)
+    for path in files_of(places):
+        with path.open("rb", buffering=0) as file:
+            while block := file.read(1 << 22):
+                count += len(block)
     return count, time.perf_counter() - began
 
 
 def checksums(places: list[Path]) -> float:
     began = time.perf_counter()
-    for place in places:
-        for path in place.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    hashlib.file_digest(file, "sha256")
+    for path in files_of(places):
+        with path.open("rb") as file:
+            hashlib.file_digest(file, "sha256")
     return time.perf_counter() - began
 
 
@@ -92,48 +114,73 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def timed(places: list[Path], memory: list[InMemory], scratch: Path) -> tuple[dict[str, float], int, int]:
+    """One round: seconds of each way, bytes on disk, and bytes of numbers that the pass read."""
+    drop_cache(places)
+    on_disk, disk_seconds = read_raw(places)
+    began = time.perf_counter()
+    floor = gram.one_pass(memory, scratch=scratch)
+    floor_seconds = time.perf_counter() - began
+    drop_cache(places)
+    check_seconds = checksums(places)
+    drop_cache(places)
+    began = time.perf_counter()
+    found = gram.one_pass([open_array(place) for place in places], scratch=scratch)
+    pass_seconds = time.perf_counter() - began
+    assert found.bytes_read == floor.bytes_read
+    seconds = {"disk": disk_seconds, "arithmetic": floor_seconds, "checksums": check_seconds, "pass": pass_seconds}
+    return seconds, on_disk, found.bytes_read
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where the synthetic latents lie or will lie")
     parser.add_argument("--takes", type=int, default=100)
     parser.add_argument("--states", type=int, default=51)
     parser.add_argument("--size", default="60x104x21", help="latent height x width x frames")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--keep", action="store_true", help="leave the synthetic latents for another run")
+    add_options(parser)
     asked = parser.parse_args()
     height, width, frames = (int(part) for part in asked.size.split("x"))
     shape_CThw = (CHANNELS, frames, height, width)
     places = make(asked.folder, asked.takes, asked.states, shape_CThw)
-    before = peak_bytes()
-
-    on_disk, disk_seconds = read_raw(places)
-    small = [open_array(places[0])[k : k + 1] for k in (0, asked.states - 1)]
-    memory = [InMemory(np.concatenate(small), (asked.states, *shape_CThw))] * asked.takes
-    began = time.perf_counter()
-    floor = gram.one_pass(memory, scratch=asked.folder)
-    floor_seconds = time.perf_counter() - began
-    del memory, small
-
-    check_seconds = checksums(places)
-    began = time.perf_counter()
-    found = gram.one_pass([open_array(place) for place in places], scratch=asked.folder)
-    pass_seconds = time.perf_counter() - began
-    assert found.bytes_read == floor.bytes_read
-
     stored = int(np.prod(shape_CThw)) * 2 * asked.takes * asked.states
-    bytes_in_all = stored + found.bytes_read  # the checksums are a pass of their own
-    speeds = {
-        "disk": on_disk / disk_seconds,
-        "arithmetic": found.bytes_read / floor_seconds,
-        "pass": bytes_in_all / (check_seconds + pass_seconds),
-        "pass without checksums": found.bytes_read / pass_seconds,
-    }
-    print(f"\n{asked.takes} takes of {asked.states} x {list(shape_CThw)} fp16: {stored / 1e9:.2f} GB, "
-          f"{on_disk / 1e9:.2f} GB on disk")  # fmt: skip
-    for name, speed in speeds.items():
-        print(f"{name:<24}{speed / 1e6:>10.0f} MB/s")
-    smaller = min(speeds["disk"], speeds["arithmetic"])
-    print(f"pass / smaller of disk and arithmetic: {speeds['pass'] / smaller:.2f} (aim: 0.5)")
-    print(f"peak memory: {peak_bytes() / 1e6:.0f} MB (making the data: {before / 1e6:.0f} MB; aim: under 1000 MB)")
+
+    small = np.concatenate([open_array(places[0])[k : k + 1] for k in (0, asked.states - 1)])
+    gram.one_pass([InMemory(small[..., :8, :8], (2, *shape_CThw[:2], 8, 8))] * 2, scratch=asked.folder)  # warm
+    before = peak_bytes()
+    memory = [InMemory(small, (asked.states, *shape_CThw))] * asked.takes
+    rounds = [timed(places, memory, asked.folder) for _ in range(asked.rounds)]
+
+    table = Table("The one pass over latents", asked, ("wanscope", "numpy", "scipy", "zarr"))
+    _, on_disk, read = rounds[0]
+    table.say(f"{asked.takes} takes of {asked.states} x {list(shape_CThw)} fp16: {stored / 1e9:.3g} GB, "
+              f"{on_disk / 1e9:.3g} GB on disk. Rounds: {asked.rounds}.")  # fmt: skip
+    dropped = "were" if drop_cache(places) else "could not be"
+    table.say(f"The files {dropped} dropped from the system's cache before each reading.\n")
+    speeds = [
+        {
+            "disk": stored / seconds["disk"],
+            "arithmetic": read / seconds["arithmetic"],
+            # the checksums are a pass of their own
+            "pass": (stored + read) / (seconds["checksums"] + seconds["pass"]),
+            "pass without checksums": read / seconds["pass"],
+        }
+        for seconds, _, _ in rounds
+    ]
+    table.say("| what | MB/s, median | range |")
+    table.say("|---|---|---|")
+    for name in speeds[0]:
+        values = [one[name] / 1e6 for one in speeds]
+        table.say(f"| {name} | {statistics.median(values):.0f} | {min(values):.0f} to {max(values):.0f} |")
+    ratios = [one["pass"] / min(one["disk"], one["arithmetic"]) for one in speeds]
+    table.say(f"\nPass / smaller of disk and arithmetic: {statistics.median(ratios):.2f} "
+              f"({min(ratios):.2f} to {max(ratios):.2f}; aim: 0.5).")  # fmt: skip
+    table.say(
+        f"Peak memory: {peak_bytes() / 1e6:.0f} MB (before the passes {before / 1e6:.0f} MB; aim: under 1000 MB)."
+    )
+    table.close()
     if not asked.keep:
         import shutil
 

@@ -3,6 +3,7 @@
     python benchmarks/capture.py                                   marbles, on the CPU
     python benchmarks/capture.py --model 1.3b --device cuda        random weights, 832 x 480 x 81, bf16
     python benchmarks/capture.py --model 14b --device cuda
+    (each with --out FILE.md for a table to keep)
 
 Claims: 8 words in all blocks, heads averaged, every step, written to disk: at most 1.03 of the time without at full
 size, and at most 2% more memory than the step's peak above its weights. `naive` is the processor that most tools use,
@@ -10,8 +11,11 @@ softmax(q k^T) v with the whole map of a block in memory, which is also what the
 does not fit, that is printed.
 
 Each way runs the same guided steps (cond and uncond) on the same inputs. One round runs all ways one after the other;
-printed are medians over the rounds, so that a machine that others use disturbs all ways alike. Memory is the device's
-peak above its weights on a GPU. On the CPU it is not measured: a process's peak says little of one step.
+printed are medians over the rounds, so that a machine that others use disturbs all ways alike. The first step of each
+way in each round is a warm-up and not counted. Writing is one step behind, so that a step's time holds the writing of
+the one before; the last one's, after the steps, is timed apart (`closing`). Files are written to --folder.
+Memory is the device's peak above its weights on a GPU. On the CPU it is not measured: a process's peak says little of
+one step. There time is the wall's, as writing is a thread's work: keep the machine free, or read the quartiles.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from reporting import Table, add_options
 from torch import Tensor
 
 from wanscope.capture.attention import AttentionSink
@@ -115,6 +120,7 @@ class Run:
             text[:, :tokens] = torch.randn(1, tokens, text.shape[-1], generator=generator)
             self.texts[branch] = text.to(self.device, self.model.dtype)  # type: ignore[index]
         self.tokens, self.measures = args.tokens, tuple(args.measures)
+        self.folder, self.closing = getattr(args, "folder", None), []
 
     @torch.no_grad()
     def step(self, number: int, around_call: Callable[[Moment], Any]) -> None:
@@ -137,12 +143,15 @@ class Run:
         passes = Passes((0.5,), (1,), (frozenset({0}),))
         main: dict[Branch, PlannedText] = {"cond": text, "uncond": text}
         empty = EditPlan((), passes, self.model.blocks, self.model.text_length, self.grid, main, self.tokens)
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             sink = AttentionSink(self.plan(), Path(folder))
             recorder = AttentionRecorder(sink, self.device, self.model.dtype)
             with attach(self.model, empty, recorder) as session:  # type: ignore[arg-type]
                 yield session.around_call
+            began = time.perf_counter()
             sink.close()
+            self.closing.append(time.perf_counter() - began)
+            assert sink.evaluations, "nothing was recorded: what was timed is no recording"
 
     @contextlib.contextmanager
     def naive(self) -> Iterator[Callable[[Moment], Any]]:
@@ -209,6 +218,8 @@ def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
 def main() -> None:
     parser = arguments(__doc__, rounds=9)
     parser.add_argument("--measures", nargs="+", choices=MEASURES, default=["probability"])
+    parser.add_argument("--folder", type=Path, help="where maps are written; the system's temporary folder if left out")
+    add_options(parser)
     args = parser.parse_args()
     run = Run(args)
     ways = ("plain", "capturing", "naive")
@@ -231,15 +242,30 @@ def main() -> None:
         result[way]["ratio"] = statistics.median(ratios) if ratios else None
         if ratios and len(ratios) > 3:
             result[way]["ratio_quartiles"] = statistics.quantiles(ratios, n=4)[::2]
+    result["closing_seconds"] = statistics.median(run.closing) if run.closing else None
+    device = torch.cuda.get_device_name() if run.device.type == "cuda" else args.machine
+    result["machine"] = device
+    table = Table("Recording attention", args, ("wanscope", "torch", "diffusers"), device)
+    compiled = ", compiled" if args.compile else ""
+    frames, rows, columns = run.grid
+    table.say(f"{args.model}, {frames} x {rows} x {columns} positions, {run.model.blocks} blocks{compiled}; "
+              f"{result['words']} words and the padding, {', '.join(run.measures)}. "
+              f"{args.rounds} rounds of {args.steps} guided steps after one that warms up.\n")  # fmt: skip
+    table.say("| way | s a step | of plain, median | quartiles | peak above weights, MB |")
+    table.say("|---|---|---|---|---|")
     for way in ways:
         one = result[way]
         if one["seconds"] is None:
-            print(f"{way:10} does not fit")
+            table.say(f"| {way} | does not fit | | | |")
             continue
         quartiles = one.get("ratio_quartiles")
-        spread = f" (quartiles {quartiles[0]:.3f} to {quartiles[1]:.3f})" if quartiles else ""
-        memory = "" if one["peak"] is None else f"   peak above weights {one['peak'] / 1e6:.0f} MB"
-        print(f"{way:10} {one['seconds']:.4f} s a step   {one['ratio']:.3f} of plain{spread}{memory}")
+        spread = f"{quartiles[0]:.3f} to {quartiles[1]:.3f}" if quartiles else "fewer than 4 rounds"
+        memory = "not measured" if one["peak"] is None else f"{one['peak'] / 1e6:.0f}"
+        ratio = "" if one["ratio"] is None else f"{one['ratio']:.3f}"
+        table.say(f"| {way} | {one['seconds']:.4f} | {ratio} | {spread} | {memory} |")
+    if result["closing_seconds"] is not None:
+        table.say(f"\nWriting what the last step left: {result['closing_seconds']:.4f} s, median.")
+    table.close()
     if args.json is not None:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
 

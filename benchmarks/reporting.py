@@ -1,0 +1,43 @@
+"""What benchmarks say of the machine, and the tables they print and keep."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--machine", default=_machine(), help="in words, for the table")
+    parser.add_argument("--note", default="", help="what else ran on the machine")
+    parser.add_argument("--out", type=Path, help="write the table here, benchmarks/results/NAME.md")
+
+
+def _machine() -> str:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{usable} of {os.cpu_count()} CPU cores, {platform.system()} {platform.machine()}"
+
+
+class Table:
+    """Lines that are printed as they come, and written to --out at the end."""
+
+    def __init__(self, title: str, options: argparse.Namespace, packages: Sequence[str], machine: str = "") -> None:
+        self.out, self.lines = options.out, []
+        threads = os.environ.get("OMP_NUM_THREADS")
+        shown = ", ".join(
+            [*(f"{name} {version(name)}" for name in packages), *([f"OMP_NUM_THREADS={threads}"] if threads else [])]
+        )
+        self.say(f"# {title}\n")
+        self.say(f"Python {platform.python_version()}, {shown}.")
+        self.say(f"Machine: {machine or options.machine}. {options.note}".rstrip() + "\n")
+
+    def say(self, line: str = "") -> None:
+        print(line, flush=True)
+        self.lines.append(line)
+
+    def close(self) -> None:
+        if self.out is not None:
+            self.out.write_text("\n".join(self.lines) + "\n", encoding="utf-8")
