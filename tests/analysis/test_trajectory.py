@@ -151,7 +151,8 @@ def test_a_random_walk_in_many_dimensions() -> None:
     assert tr.linearity(path) == pytest.approx(1 / np.sqrt(steps), rel=0.02)
     assert tr.turning_angles(path) == pytest.approx(np.full(steps - 1, 90), abs=2)
     assert tr.velocity(path) == pytest.approx(np.ones(steps), rel=0.03)
-    # Its principal axes are cosines, with variances that fall as 1/k^2 (Moore and Ahmed 2017, arXiv 1706.04174).
+    # Its principal axes are cosines, with variances that fall as 1/k^2 (Antognini and Sohl-Dickstein 2018,
+    # arXiv 1806.08805).
     shares = tr.explained(path.spectrum)[:3]
     assert shares == pytest.approx([6 / np.pi**2 / k**2 for k in (1, 2, 3)], rel=0.05)
     assert tr.mean_frequency(path) == pytest.approx(0.25, rel=0.1)

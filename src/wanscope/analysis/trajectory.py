@@ -5,7 +5,7 @@
 Everything here depends on inner products alone, so no rotation of the latent space changes it. Lengths are divided by
 sqrt(D): they are root mean squares per latent value, and paths of different resolutions can be set side by side.
 
-Sources: discrete curvature as the circle through three points, Menger 1930, doi 10.1007/BF01455715; participation
+Sources: discrete curvature as the circle through three points, Menger 1930, Math. Ann. 103:466; participation
 ratio, Recanatesi et al. 2022, doi 10.1016/j.patter.2022.100555; change points by optimal partitioning, Jackson et al.
 2005, doi 10.1109/LSP.2001.838216.
 
