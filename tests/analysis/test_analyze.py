@@ -261,6 +261,36 @@ def test_every_way_to_name_a_study(place: Path, monkeypatch: pytest.MonkeyPatch)
         analyze([], workspace=place)
 
 
+def test_takes_that_another_study_made_first_have_this_studys_names(tmp_path: Path) -> None:
+    from wanscope.study.folder import Row, StudyFolder
+    from wanscope.workspace import Workspace
+
+    space = Workspace(tmp_path)
+    takes = write_study(tmp_path, {"1": ("red", "blue")}, 3)
+
+    def analyzed(
+        name: str, template: str, slots: tuple[dict[str, str], ...], edits: tuple[str, ...] = ("", ""), step: int = 1
+    ) -> Analysis:
+        rows = [
+            Row(str(i), t.id, i // 3 * step, i % 3, "complete", t.recipe.prompt, slots[i // 3], edit=edits[i // 3])
+            for i, t in enumerate(takes)
+        ]
+        StudyFolder(space, name).record(rows)
+        (tmp_path / "studies" / name / "study.yaml").write_text(f"prompt: '{template}'\n")
+        return analyze(name, workspace=tmp_path, write=False)
+
+    color = ({"color": "red"}, {"color": "blue"})
+    named = analyzed("named", "a [@color: red|blue] circle", color)
+    assert [(c.factor, c.a, c.b) for c in named.comparison.contrasts] == [("color", "red", "blue")]
+    empty = analyzed("empty", "a [@color: red|blue] [@more: |big] circle", color, step=2)
+    assert [dict(m.labels) for m in empty.members[::3]] == [
+        {"color": "red", "more": ""},
+        {"color": "blue", "more": ""},
+    ]
+    edited = analyzed("edited", "a circle", ({}, {}), ("baseline", "late"))
+    assert {c.factor for c in edited.comparison.contrasts} == {"edit"}
+
+
 def test_out_and_the_public_name(place: Path, tmp_path: Path) -> None:
     found = ws.analyze("made", workspace=place, out=tmp_path / "x", report=False, by="color")
     assert found.folder == tmp_path / "x"

@@ -6,15 +6,17 @@ A study is given by its name, its folder, its study.yaml, the workspace that hol
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wanscope.errors import DamagedTake, RequestError, TakeNotFound, WanscopeError, nearest
+from wanscope.prompt.template import Template, parse
 from wanscope.recipe import Study
 from wanscope.specs import DesignSpec
+from wanscope.study.design import EDIT
 from wanscope.study_file import read_yaml
 from wanscope.take.manifest import check_sizes
 from wanscope.take.store import Take
@@ -22,6 +24,7 @@ from wanscope.validation import validated
 from wanscope.workspace import Workspace
 
 if TYPE_CHECKING:
+    from wanscope.study.folder import Row
     from wanscope.study.run import StudyResult
 
 STUDY_FILE = "study.yaml"
@@ -91,7 +94,7 @@ class _Found:
     members: list[Member] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
 
-    def add(self, name: str, folder: Path, labels: Mapping[str, str] | None = None) -> None:
+    def add(self, name: str, folder: Path, labels: Callable[[Take], Mapping[str, str]] | None = None) -> None:
         try:
             take = Take.open(folder)
             check_sizes(take.folder, take.manifest.files)
@@ -101,7 +104,7 @@ class _Found:
             why = f"{error.what}: {error.why}" if error.why else error.what
             self.left_out.append(LeftOut(name, from_takes(why, folder)))
             return
-        self.members.append(Member(name, take, dict(take.recipe.labels if labels is None else labels)))
+        self.members.append(Member(name, take, dict(take.recipe.labels if labels is None else labels(take))))
 
 
 def collect(source: Any, workspace: Workspace | Path | str | None = None) -> Collection:
@@ -177,6 +180,8 @@ def _of_study(folder: Path) -> Collection:
         rows = [row for row in StudyFolder(space, folder.name).rows() if row.current]
     except csv.Error as error:
         raise RequestError(f"{folder / 'index.csv'} cannot be read", str(error)) from error
+    study = _study(folder / STUDY_FILE)
+    template = parse(study.prompt) if study is not None else None
     found = _Found()
     for row in rows:
         place = space.take_folder(row.take)
@@ -184,9 +189,21 @@ def _of_study(folder: Path) -> Collection:
             why = row.error.splitlines()[0] if row.error else f"it is {row.status}"
             found.left_out.append(LeftOut(row.name, why))
             continue
-        found.add(row.name, place)
-    study = _study(folder / STUDY_FILE)
+        found.add(row.name, place, lambda take, row=row: _labels(row, take, template))
     return _checked(folder.name, found, folder.resolve(), study, _written(folder, study, found.members))
+
+
+def _labels(row: Row, take: Take, template: Template | None) -> Mapping[str, str]:
+    """What this study calls the values of a take. The take's own labels are of the study that made it first, whose
+    slots may have other names; index.csv has this study's, and cannot tell an empty value from none."""
+    own, edits = take.recipe.labels, {**({EDIT: row.edit} if row.edit else {}), **row.swept}
+    if {name: value for name, value in own.items() if value} == {**row.slots, **edits}:
+        return own
+    if template is not None and row.variation < template.count:
+        variation = template.variation(row.variation)
+        if variation.text == row.prompt:
+            return {**variation.bindings, **edits}
+    return {**row.slots, **edits}
 
 
 def _study(path: Path) -> Study | None:
