@@ -50,6 +50,19 @@ def test_every_page_is_listed_once() -> None:
     assert sorted(listed) == sorted(page.name for page in ROOT.glob("docs/*.md") if page.name != "README.md")
 
 
+def test_contributing_shows_the_house_as_it_is() -> None:
+    page = text_of("CONTRIBUTING.md")
+    house = page.split("## Find your way")[1].split("\n## ")[0].rpartition("\n```\n")[2]
+    parts = [part for part in (ROOT / "src/wanscope").iterdir() if part.suffix == ".py" or part.is_dir()]
+    names = {f"{part.name}/" if part.is_dir() else part.name for part in parts} - {"__init__.py", "__pycache__/"}
+    assert names - set(re.findall(r"`([^`]+)`", house)) == set()
+    # what was announced for later has come
+    assert not re.findall(r"[^.]*(?:not exist yet|arrives? (?:later|with))[^.]*", page)
+    for section in ("Add a solver", "Add an edit", "Add a metric"):
+        links = re.findall(r"\]\(([^)#]+)", page.split(f"## {section}")[1].split("\n## ")[0])
+        assert any(link.startswith("src/") for link in links) and any(link.startswith("tests/") for link in links)
+
+
 # ---- commands
 
 
