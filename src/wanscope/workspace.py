@@ -6,6 +6,7 @@ Default: $WANSCOPE_HOME, else ./wanscope-out. Nothing is created by naming one.
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,16 @@ class Workspace:
     def studies(self) -> Path:
         return self.folder / "studies"
 
+    @property
+    def option(self) -> str:
+        """What a pasted command needs after it to mean this workspace; nothing where it is the default one."""
+        default = Path(os.environ.get(HOME_VARIABLE) or DEFAULT_FOLDER).expanduser()
+        if self.folder == Path(os.path.abspath(default)):
+            return ""
+        here = Path.cwd()
+        shown = self.folder.relative_to(here) if self.folder.is_relative_to(here) else self.folder
+        return f" --output-dir {shlex.quote(str(shown))}"
+
     def take_folder(self, take: str) -> Path:
         """Where the take of that id lies or will lie."""
         return self.takes / take
@@ -70,6 +81,7 @@ class Workspace:
             raise TakeNotFound(
                 f"{name} could be any of {len(fits)} takes",
                 shown + (", ..." if len(fits) > 4 else ""),
-                f"wanscope show {fits[0]}",
+                f"wanscope show {fits[0]}{self.option}",
             )
-        raise TakeNotFound(f"there is no take {name}", f"{self.takes} holds {len(known)} takes", "wanscope takes")
+        why = f"{self.takes} holds {len(known)} take{'s'[: len(known) != 1]}"
+        raise TakeNotFound(f"there is no take {name}", why, f"wanscope takes{self.option}")

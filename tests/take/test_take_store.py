@@ -318,6 +318,22 @@ def test_a_missing_or_unclear_take_is_refused(take: Take, tmp_path: Path) -> Non
         space.find_take(take.id[:4])
 
 
+def test_what_to_try_means_the_workspace_that_was_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANSCOPE_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+    def tried(folder: Path | str | None) -> str:
+        with pytest.raises(TakeNotFound) as refused:
+            Workspace.find(folder).find_take("zzz")
+        return refused.value.fix
+
+    assert tried(None) == tried("wanscope-out") == "wanscope takes"
+    assert tried("my out") == "wanscope takes --output-dir 'my out'"
+    assert tried(tmp_path.parent / "far") == f"wanscope takes --output-dir {tmp_path.parent / 'far'}"
+    monkeypatch.setenv("WANSCOPE_HOME", str(tmp_path / "my out"))
+    assert tried("my out") == "wanscope takes"
+
+
 def test_the_workspace_follows_its_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANSCOPE_HOME", str(tmp_path / "home"))
     assert Workspace.find().folder == tmp_path / "home"

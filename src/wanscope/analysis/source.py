@@ -132,7 +132,7 @@ def collect(source: Any, workspace: Workspace | Path | str | None = None) -> Col
     raise TakeNotFound(
         f"there is no study {name!r}",
         nearest(name, known) if known else f"{space.studies} holds none",
-        "wanscope takes" if known else "wanscope demo",
+        f"wanscope {'takes' if known else 'demo'}{space.option}",
     )
 
 

@@ -68,9 +68,10 @@ def estimate(workspace: Workspace, variant: Variant, recipe: Recipe, device: tor
     decode_speed = DECODE_SHARE * (speed if recipe.dtype == "fp32" else matmul_flops(device, "fp32"))
     return Estimate(
         flops / (SHARE * speed) + decoding / decode_speed,
-        f"arithmetic, as there is no earlier take of this model on this machine: {flops_text(flops)} a take at "
-        f"{flops_text(SHARE * speed)}/s ({SHARE:.0%} of a matrix product timed just now) and {flops_text(decoding)} to "
-        f"decode it at {flops_text(decode_speed)}/s ({DECODE_SHARE:.0%}); loading comes on top",
+        "arithmetic, as the workspace has no earlier take of this model on this machine: "
+        f"{flops_text(flops)} a take at {flops_text(SHARE * speed)}/s ({SHARE:.0%} of a matrix product timed just now) "
+        f"and {flops_text(decoding)} to decode it at {flops_text(decode_speed)}/s ({DECODE_SHARE:.0%}); loading comes "
+        "on top",
     )
 
 

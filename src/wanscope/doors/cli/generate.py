@@ -106,8 +106,7 @@ def _say_result(result: StudyResult, workspace: Workspace) -> None:
         for take in result.takes:
             out.say(f"video: {out.shown_path(take.video)}")
     if result.folder is not None and len(result.takes) > 1:
-        where = "" if workspace == Workspace.find(None) else f" --output-dir {out.shown_path(workspace.folder)}"
-        out.say(f"next: wanscope compare {result.name}{where}")
+        out.say(f"next: wanscope compare {result.name}{workspace.option}")
 
 
 def complain_of_failures(result: StudyResult) -> int:

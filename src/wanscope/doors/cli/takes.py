@@ -82,7 +82,7 @@ def study_rows(workspace: Workspace, name: str) -> list[Row]:
         raise TakeNotFound(
             f"there is no study {name!r}",
             nearest(name, known) if known else f"{workspace.studies} holds none",
-            "wanscope takes",
+            f"wanscope takes{workspace.option}",
         )
     return [row for row in StudyFolder(workspace, name).rows() if row.current]
 
