@@ -245,10 +245,35 @@ def test_a_long_prompt_does_not_push_the_seed_out_of_the_label(tmp_path: Path) -
 
 
 def test_takes_that_differ_in_nothing_shown_are_told_apart_by_id(tmp_path: Path) -> None:
-    from wanscope.recipe import SamplerSpec
+    from wanscope.recipe import ModelIdentity
 
-    a = write_take(tmp_path / "takes", recipe(latents=False))
-    other = SamplerSpec(solver="euler", steps=4, shift=5.0, guidance=5.0)
-    b = write_take(tmp_path / "takes", recipe(latents=False, sampler=other))
+    other = ModelIdentity(name="tiny", variant="tiny", weights={"transformer": "1" * 64})
+    a, b = (write_take(tmp_path / "takes", recipe(latents=False, **more)) for more in ({}, {"model": other}))
     assert labels_of([a, b]) == [a.id, b.id]
     assert table([a, b]) == [[0, 1]]
+
+
+def test_takes_that_differ_in_settings_alone_say_them(tmp_path: Path) -> None:
+    from wanscope.recipe import InitSpec, Keyframes, SamplerSpec
+
+    own = {"solver": "unipc", "steps": 4, "shift": 5.0, "guidance": 5.0}
+    others = [
+        {},
+        {"solver": "euler", "shift": 3.5},
+        {"guidance": Keyframes(keys=((0, 6.0), (2, 1.5)))},
+        {"start_step": 2},
+    ]
+    takes = [
+        write_take(
+            tmp_path / "takes",
+            recipe(
+                latents=False,
+                sampler=SamplerSpec(**{**own, **other}),
+                **({"init": InitSpec(take="5d91", sha256="0" * 64)} if "start_step" in other else {}),
+            ),
+        )
+        for other in others
+    ]
+    assert labels_of(takes[:2]) == ["solver unipc, shift 5", "solver euler, shift 3.5"]
+    assert labels_of([takes[0], takes[2]]) == ["guidance 5", "guidance 0:6 2:1.5 linear"]
+    assert labels_of([takes[0], takes[3]]) == ["from noise, start_step 0", "from take 5d91, start_step 2"]

@@ -27,6 +27,8 @@ from wanscope.take.video import iter_frames, video_facts, write_video
 if TYPE_CHECKING:
     from PIL import ImageFont
 
+    from wanscope.recipe import Recipe
+
 BACKGROUND = (16, 16, 18)
 INK = (235, 235, 235)
 GAP = 8
@@ -94,7 +96,7 @@ def _edits(take: Take) -> tuple[str, ...]:
 
 
 def labels_of(takes: Sequence[Take]) -> list[str]:
-    """For each take what differs among them: bound words or the prompt, edits, model, seed, else its id."""
+    """For each take what differs among them: bound words, edits, model, seed, settings, the prompt, else its id."""
     recipes = [take.recipe for take in takes]
     edits = edit_labels([recipe.edits for recipe in recipes])
     prompts = {recipe.prompt for recipe in recipes}
@@ -104,7 +106,7 @@ def labels_of(takes: Sequence[Take]) -> list[str]:
     # Words are shorter than prompts, but only where they tell all prompts apart.
     words = len({tuple(r.labels[k] for k in varying) for r in recipes}) == len(prompts)
     out = []
-    for take, recipe, edit in zip(takes, recipes, edits, strict=True):
+    for take, recipe, edit, settings in zip(takes, recipes, edits, _told_apart(recipes), strict=True):
         parts = []
         if len(prompts) > 1 and words and varying:
             parts.append(" ".join(recipe.labels[k] for k in varying))
@@ -114,11 +116,37 @@ def labels_of(takes: Sequence[Take]) -> list[str]:
             parts.append(recipe.model.name)
         if len({r.seed for r in recipes}) > 1:
             parts.append(f"seed {recipe.seed}")
+        parts += settings
         if len(prompts) > 1 and not (words and varying):
             parts.append(recipe.prompt)  # last: a long one is cut, and what comes after it would be lost
         out.append(", ".join(parts) or take.id)
     counts = {label: out.count(label) for label in out}
     return [label if counts[label] == 1 else f"{label}, {take.id}" for label, take in zip(out, takes, strict=True)]
+
+
+def _told_apart(recipes: Sequence[Recipe]) -> list[list[str]]:
+    """For each recipe its settings that the others do not share: `from take 5d91...`, `steps 20`, `guidance 4`."""
+    rows = []
+    for recipe in recipes:
+        init = {} if recipe.init is None else recipe.init.model_dump(exclude={"sha256"}, exclude_none=True)
+        settings = {**recipe.sampler.model_dump(mode="json"), **recipe.video.model_dump(), "negative": recipe.negative}
+        settings["dtype"] = recipe.dtype
+        settings["loras"] = [Path(lora.path).stem for lora in recipe.loras]
+        rows.append({"from": " ".join(f"{kind} {place}" for kind, place in init.items()) or "noise", **settings})
+    differing = [key for key in rows[0] if any(row[key] != rows[0][key] for row in rows)]
+    return [[_setting(key, row[key]) for key in differing] for row in rows]
+
+
+def _setting(name: str, value: Any) -> str:
+    if isinstance(value, float):
+        return f"{name} {value:g}"
+    if isinstance(value, dict):  # keyframes
+        return (
+            f"{name} {' '.join(f'{key}:{one:g}' if isinstance(one, float) else str(one) for key, one in value.items())}"
+        )
+    if isinstance(value, list):
+        return f"{name} {' '.join(map(str, value)) or 'none'}"
+    return f"{name} {'off' if value is None else value}"
 
 
 def grid_video(cells: Sequence[Sequence[Cell | None]], out: Path | str) -> Grid:

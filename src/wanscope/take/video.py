@@ -195,7 +195,10 @@ def _opened(path: Path) -> av.container.InputContainer:
     try:
         video = av.open(str(path))
     except (av.FFmpegError, OSError) as error:
-        raise RequestError(f"{path} cannot be read as a video", str(error)) from error
+        why = error.strerror or str(error)
+        raise RequestError(
+            f"{path} cannot be read as a video", why, f"a video file; `ffprobe {path}` says more"
+        ) from error
     if not video.streams.video:
         video.close()
         raise RequestError(f"{path} cannot be read as a video", "it has no picture in it")

@@ -220,7 +220,8 @@ def _on_device(
 
 def _refusal(plan: MemoryPlan, sizes: Sizes, mode: str, fitting: tuple[int, int] | None) -> MemoryPlanError:
     variant, width, height, frames = sizes
-    worst = max(plan.phases, key=lambda phase: phase.bytes)
+    over = [phase.name for phase in plan.phases if phase.bytes > plan.limit_bytes]
+    too_large = f"{' and '.join(over)} {'is' if len(over) == 1 else 'are'} too large"
     host_is_short = plan.peak_bytes <= plan.limit_bytes
     fixes = ["memory: offload"] if mode == "none" and plan.device_bytes is not None else []
     if fitting is not None:
@@ -229,6 +230,6 @@ def _refusal(plan: MemoryPlan, sizes: Sizes, mode: str, fitting: tuple[int, int]
         fixes.append("fewer frames, a smaller size or a smaller model (wanscope models)")
     return MemoryPlanError(
         f"{variant.name} at {width}x{height}, {frames} frames does not fit into memory",
-        ("host memory is too small" if host_is_short else f"{worst.name} is too large") + plan.explain(),
+        ("host memory is too small" if host_is_short else too_large) + plan.explain(),
         ", or ".join(fixes),
     )
