@@ -292,9 +292,9 @@ def as_markdown(report: dict) -> str:
         "",
         f"The machine: {report['machine']}.",
         "",
-        "`shape` is the one whose ideal drawing overlaps the object most. `shape, by its box` is a second reading, from "
-        "how much of its bounding box the object fills, and has no bound: a square that leans by 15 percent or is turned "
-        "by 5 degrees is a circle to it.",
+        "`shape` is the one whose ideal drawing overlaps the object most. `shape, by its box` is a second reading, "
+        "from how much of its bounding box the object fills, and has no bound: a square that leans by 15 percent or is "
+        "turned by 5 degrees is a circle to it.",
         "",
         f"| {' | '.join(COLUMNS)} |",
         f"|{'---|' * len(COLUMNS)}",
