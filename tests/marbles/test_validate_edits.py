@@ -276,5 +276,5 @@ def test_the_page_says_every_figure(model):
     }
     page = edit_tables.as_markdown(json.loads(json.dumps(report)))
     assert "an abacus" in page and "| 1.0 | 1.0 |" in page and "projected / raw relative L2" in page
-    low, middle, high = figures["quantiles"]["raw relative L2"]
+    low, _, middle, _, high = figures["quantiles"]["raw relative L2"]
     assert 0 < low <= middle <= high and -1 <= figures["rank correlation"] <= 1

@@ -100,14 +100,24 @@ class Difference:
         return dataclasses.asdict(self)
 
 
+# Of `wanscope validate edits`; the thresholds below can therefore only say how usual a difference is.
+MEASURED = (
+    "In marbles what an injection did followed its strength, not this figure: where 0.5 does too little, 0.75 or an "
+    "amplified B did it."
+)
+
+
 @dataclass(frozen=True)
 class Thresholds:
-    """Relative L2 (projected where it is known) below which an injection is advised to be amplified, and above which
-    it is called large. `source` says where the numbers come from and is part of the advice."""
+    """Relative L2 (projected where it is known) below which a difference is called small, and from which on large.
 
-    small: float = 0.3
-    large: float = 0.6
-    source: str = "a rule of thumb; not yet measured"
+    `source` says where the numbers come from and is part of the advice. The default ones are the quartiles of the
+    projected difference of 200 prompt pairs of marbles (benchmarks/results/validate-edits.md).
+    """
+
+    small: float = 0.47
+    large: float = 1.09
+    source: str = "the quartiles of marbles' prompt pairs"
 
 
 @torch.no_grad()
@@ -235,11 +245,12 @@ def _advice(
     figure = f"the {where} difference is {value:.2f}"
     basis = f"({thresholds.source})"
     if value < thresholds.small:
-        text = f"A small change: {figure}, under {thresholds.small:g} {basis}; raise the strength or amplify B."
+        text = f"A small difference: {figure}, under {thresholds.small:g} {basis}."
     elif value < thresholds.large:
-        text = f"A moderate change: {figure}, from {thresholds.small:g} to {thresholds.large:g} {basis}."
+        text = f"A moderate difference: {figure}, from {thresholds.small:g} to {thresholds.large:g} {basis}."
     else:
-        text = f"A large change: {figure}, {thresholds.large:g} or more {basis}; a low strength may be enough."
+        text = f"A large difference: {figure}, {thresholds.large:g} or more {basis}."
+    text += f" {MEASURED}"
     if tokens_b * 2 < tokens_a:
         text += (
             f" B has {tokens_b} tokens and A {tokens_a}: blended token by token it mostly mixes A with padding,"

@@ -34,6 +34,7 @@ TITLES = {
     "distance": "Success at half strength in all blocks, by how far the donor is from the prompt",
 }
 OTHERS = (*readers.ATTRIBUTES, "background")
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _STILL_PX = 8.0  # what the readers call a motion
 
 
@@ -254,7 +255,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 def difference_figures(
     pairs: list[tuple[str, str]], encoded: Callable[[str], Tensor], projection: Projection
 ) -> dict[str, Any]:
-    """Does the projection destroy difference? Quantiles (5, 50, 95%) of both differences over prompt pairs."""
+    """Does the projection destroy difference? `QUANTILES` of both differences over prompt pairs."""
     from scipy import stats
 
     columns: dict[str, list[float]] = {}
@@ -273,8 +274,7 @@ def difference_figures(
     return {
         "pairs": len(pairs),
         "quantiles": {
-            name: [round(float(q), 4) for q in np.quantile(values, [0.05, 0.5, 0.95])]
-            for name, values in columns.items()
+            name: [round(float(q), 4) for q in np.quantile(values, QUANTILES)] for name, values in columns.items()
         },
         "intervals": {name: [round(value, 4) for value in median_interval(values)] for name, values in columns.items()},
         "rank correlation": round(float(correlation), 3),
@@ -307,10 +307,11 @@ def as_markdown(report: dict[str, Any]) -> str:
         lines += ["", *table["notes"]] if table.get("notes") else []
     figures = report["difference"]
     lines += ["", "## Does the projection destroy difference?", "", f"{figures['pairs']} prompt pairs.", ""]
-    lines += ["| figure | 5% | median | its 95% interval | 95% |", "|---|---|---|---|---|"]
-    for name, (first, middle, last) in figures["quantiles"].items():
-        low, high = figures["intervals"][name]
-        lines.append(f"| {name} | {first} | {middle} | {_between(low, high, 4)} | {last} |")
+    heads = ["figure", *(f"{q:.0%}" for q in QUANTILES), "median's 95% interval"]
+    lines += [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    for name, values in figures["quantiles"].items():
+        cells = [name, *map(str, values), _between(*figures["intervals"][name], 4)]
+        lines.append(f"| {' | '.join(cells)} |")
     lines += ["", f"Rank correlation of raw and projected relative L2: {figures['rank correlation']}."]
     return "\n".join(lines) + "\n"
 
