@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -277,3 +278,19 @@ def test_takes_that_differ_in_settings_alone_say_them(tmp_path: Path) -> None:
     assert labels_of(takes[:2]) == ["solver unipc, shift 5", "solver euler, shift 3.5"]
     assert labels_of([takes[0], takes[2]]) == ["guidance 5", "guidance 0:6 2:1.5 linear"]
     assert labels_of([takes[0], takes[3]]) == ["from noise, start_step 0", "from take 5d91, start_step 2"]
+
+
+def test_loras_are_told_apart_by_weight_and_a_long_negative_hides_nothing(tmp_path: Path) -> None:
+    from wanscope.specs import LoraSpec
+
+    def labels(*changes: dict[str, Any]) -> list[str]:
+        return labels_of([write_take(tmp_path / "takes", recipe(latents=False, **each)) for each in changes])
+
+    paint = {"path": "loras/paint.safetensors", "sha256": "1" * 64}
+    half, high = LoraSpec(**paint, weight=0.5), LoraSpec(**paint, expert="high")
+    assert labels({"loras": (half,)}, {"loras": (high,)}) == ["loras paint:0.5", "loras paint:1 (high)"]
+    long = {"negative": "blurry " * 40, "dtype": "bf16", "prompt": "a blue circle"}
+    assert labels({}, long) == [
+        "dtype fp32, a red circle, negative none",
+        f"dtype bf16, a blue circle, negative {long['negative']}",
+    ]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from PIL import ImageFont
 
     from wanscope.recipe import Recipe
+    from wanscope.specs import LoraSpec
 
 BACKGROUND = (16, 16, 18)
 INK = (235, 235, 235)
@@ -96,7 +97,7 @@ def _edits(take: Take) -> tuple[str, ...]:
 
 
 def labels_of(takes: Sequence[Take]) -> list[str]:
-    """For each take what differs among them: bound words, edits, model, seed, settings, the prompt, else its id."""
+    """For each take what differs among them: bound words, edits, model, seed, settings, prompts, else its id."""
     recipes = [take.recipe for take in takes]
     edits = edit_labels([recipe.edits for recipe in recipes])
     prompts = {recipe.prompt for recipe in recipes}
@@ -118,7 +119,9 @@ def labels_of(takes: Sequence[Take]) -> list[str]:
             parts.append(f"seed {recipe.seed}")
         parts += settings
         if len(prompts) > 1 and not (words and varying):
-            parts.append(recipe.prompt)  # last: a long one is cut, and what comes after it would be lost
+            parts.append(recipe.prompt)  # late: a long one is cut, and what comes after it is lost
+        if len({r.negative for r in recipes}) > 1:
+            parts.append(f"negative {recipe.negative or 'none'}")
         out.append(", ".join(parts) or take.id)
     counts = {label: out.count(label) for label in out}
     return [label if counts[label] == 1 else f"{label}, {take.id}" for label, take in zip(out, takes, strict=True)]
@@ -129,12 +132,15 @@ def _told_apart(recipes: Sequence[Recipe]) -> list[list[str]]:
     rows = []
     for recipe in recipes:
         init = {} if recipe.init is None else recipe.init.model_dump(exclude={"sha256"}, exclude_none=True)
-        settings = {**recipe.sampler.model_dump(mode="json"), **recipe.video.model_dump(), "negative": recipe.negative}
-        settings["dtype"] = recipe.dtype
-        settings["loras"] = [Path(lora.path).stem for lora in recipe.loras]
+        settings = {**recipe.sampler.model_dump(mode="json"), **recipe.video.model_dump(), "dtype": recipe.dtype}
+        settings["loras"] = [_lora(lora) for lora in recipe.loras]
         rows.append({"from": " ".join(f"{kind} {place}" for kind, place in init.items()) or "noise", **settings})
     differing = [key for key in rows[0] if any(row[key] != rows[0][key] for row in rows)]
     return [[_setting(key, row[key]) for key in differing] for row in rows]
+
+
+def _lora(lora: LoraSpec) -> str:
+    return f"{Path(lora.path).stem}:{lora.weight:g}{'' if lora.expert == 'both' else f' ({lora.expert})'}"
 
 
 def _setting(name: str, value: Any) -> str:
