@@ -126,7 +126,8 @@ def test_a_dry_run_tells_of_a_direction_of_other_weights_and_refuses_one_of_anot
     shown = json.loads(make("--edit", f"steer '{tmp_path}/other.safetensors'", "--dry-run", "--json").out)
     (note,) = shown["notes"]
     assert note.startswith(said)
-    for more in ([], ["--dry-run"]):
+    not_here = ["--dry-run", "--model", "wan2.1-t2v-14b"]
+    for more in ([], ["--dry-run"], not_here):
         refused = make("--edit", f"steer '{tmp_path}/deeper.safetensors'", *more)
         assert refused.status == 2 and "edits.0: the direction does not fit this model" in refused.err
     assert not (tmp_path / "out").exists()

@@ -229,6 +229,7 @@ def test_a_hypothesis_is_checked_and_shown_before_the_run(cli, tiny: Path, tmp_p
     shown = ran("path_length", "--dry-run").out
     assert "blue is longer (tested: path_length, blue less red)" in shown
     assert "red is nicer (no test answers it: it names no metric)" in shown
+    assert "blue is longer (no test answers it: a single seed" in ran("path_length", "--seeds", "1", "--dry-run").out
 
 
 def test_dry_run_of_a_take_and_of_what_cannot_be(cli, make, space: Workspace, monkeypatch) -> None:

@@ -51,7 +51,7 @@ def run_dry(source: Any, workspace: Workspace, notes: Sequence[Note], *, device:
     variant, recipe = _what(planned)
     if planned.complete is not None:
         _check_prompts(planned, recipe, variant)
-    notes = [*notes, *_strange_directions(planned, recipe)]
+    notes = [*notes, *_checked_directions(planned, variant, recipe)]
     place = pick_device(device)
     placing = _placing(variant, recipe, place, memory)
     time = estimate(workspace, variant, recipe, place)
@@ -91,7 +91,6 @@ def _what(planned: Plan) -> tuple[Variant, Recipe]:
 def _check_prompts(planned: Plan, recipe: Recipe, variant: Variant) -> None:
     """What only the tokenizer can say: a prompt that is too long, words that are not there or that it never saw."""
     from wanscope.study.models import ModelKey, tokenizer_of
-    from wanscope.study.steering import check_directions
     from wanscope.study.texts import check_prompts
     from wanscope.study.watch import check_attention
 
@@ -106,17 +105,19 @@ def _check_prompts(planned: Plan, recipe: Recipe, variant: Variant) -> None:
         ]
     check_prompts(tokenizer, recipes, length, recipe.model.variant == "marbles")
     check_attention(recipes, variant, tokenizer, length)
-    check_directions(recipes, variant)
 
 
-def _strange_directions(planned: Plan, recipe: Recipe) -> list[Note]:
-    """Directions that were learned on other weights than the model's, each told once."""
+def _checked_directions(planned: Plan, variant: Variant, recipe: Recipe) -> list[Note]:
+    """RecipeError for a direction that does not fit the model, which needs none of its weights; told, each once, are
+    those that were learned on other weights, where the model's are on this machine."""
     from wanscope.study.models import ModelKey, find_local, weights_of
-    from wanscope.study.steering import strange
+    from wanscope.study.steering import check_directions, strange
 
-    expansion = planned.expansion
-    sets = [edit_set.edits for edit_set in expansion.edit_sets] if expansion is not None else [recipe.edits]
-    steers = {edit.direction: edit for edits in sets for edit in edits if isinstance(edit, Steer)}
+    recipes, expansion = planned.recipes, planned.expansion
+    if expansion is not None:
+        recipes = tuple(recipe.model_copy(update={"edits": edit_set.edits}) for edit_set in expansion.edit_sets)
+    check_directions(recipes, variant)
+    steers = {edit.direction: edit for one in recipes for edit in one.edits if isinstance(edit, Steer)}
     found = find_local(ModelKey.of(recipe)) if steers else None
     if found is None:
         return []
@@ -212,15 +213,20 @@ def _edit_rows(planned: Plan, blocks: int) -> list[tuple[str, str]]:
 
 def _design_rows(planned: Plan) -> list[tuple[str, str]]:
     """Each hypothesis with what will test it, so that one which nothing tests is seen while it can be mended."""
-    design = planned.expansion.study.design if planned.expansion is not None else None
+    study = planned.expansion.study if planned.expansion is not None else None
+    if study is None or study.design is None:
+        return []
+    alone = len(study.seeds) == 1 and set(study.design.blocks) <= {"seed"}
 
     def said(hypothesis: Hypothesis) -> str:
-        if hypothesis.metric is not None and hypothesis.contrast is not None:
-            return f"{hypothesis.text} (tested: {hypothesis.metric}, {' less '.join(hypothesis.contrast)})"
-        lacking = "metric" if hypothesis.metric is None else "contrast"
-        return f"{hypothesis.text} (no test answers it: it names no {lacking})"
+        if hypothesis.metric is None or hypothesis.contrast is None:
+            lacking = "metric" if hypothesis.metric is None else "contrast"
+            return f"{hypothesis.text} (no test answers it: it names no {lacking})"
+        if alone:
+            return f"{hypothesis.text} (no test answers it: a single seed repeats nothing; --seeds 12)"
+        return f"{hypothesis.text} (tested: {hypothesis.metric}, {' less '.join(hypothesis.contrast)})"
 
-    return [("hypothesis", said(each)) for each in (design.hypotheses if design is not None else ())]
+    return [("hypothesis", said(each)) for each in study.design.hypotheses]
 
 
 def _counted(planned: Plan) -> str:
