@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from importlib.metadata import entry_points
 from typing import Any
 
-from wanscope.errors import RequestError, nearest
+from wanscope.errors import nearest
+from wanscope.plugins import load_point
 
 ENTRY_POINT = "wanscope.metrics"
 
@@ -46,17 +47,8 @@ def register(name: str, tested: bool) -> None:
 def offered() -> Iterator[Any]:
     """What each entry point of installed packages names, imported: a module whose metrics register themselves, one of
     its functions, or a Metric. RequestError, naming the package, where that fails."""
-    for point in entry_points(group=ENTRY_POINT):
-        package = point.dist.name if point.dist is not None else point.value
-        try:
-            found = point.load()
-        except (ImportError, AttributeError, SyntaxError) as error:
-            raise RequestError(
-                f"the metrics of the package {package} cannot be loaded",
-                f"{point.value}: {error}",
-                f"pip uninstall {package}",
-            ) from error
-        yield found
+    for point in entry_points(group=ENTRY_POINT):  # not by name: two packages may use the same
+        yield load_point(point, "the metrics")
 
 
 def why_untested(name: str) -> str:

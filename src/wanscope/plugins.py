@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 from wanscope.errors import RequestError
 
@@ -24,13 +25,17 @@ def plugins(group: str) -> dict[str, EntryPoint]:
 
 def load(group: str, name: str) -> None:
     """Import what registers `name`. RequestError, naming the package, where that fails."""
-    point = plugins(group)[name]
+    load_point(plugins(group)[name], repr(name))
+
+
+def load_point(point: EntryPoint, what: str) -> Any:
+    """What an entry point names, imported. RequestError, naming `what` and the package, where that fails."""
     package = point.dist.name if point.dist is not None else point.value
     try:
-        point.load()
+        return point.load()
     except (ImportError, AttributeError, SyntaxError) as error:
         raise RequestError(
-            f"{name!r} of the package {package} cannot be loaded",
+            f"{what} of the package {package} cannot be loaded",
             f"{point.value}: {error}",
             f"pip uninstall {package}",
         ) from error
