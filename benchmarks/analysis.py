@@ -14,10 +14,11 @@ not made again, so that a run that was cut short goes on. Measured in one proces
     pass        the pass itself: checksums as `take.latents` checks them, then reading, decoding and arithmetic
 
 Before the disk, the checksums and the pass, the system is asked to drop the files from its cache (posix_fadvise; no
-rights are needed); the table says whether it could, and without it `disk` is the speed of memory where the files fit
-there. A small pass before the first round warms up what is loaded once. All speeds are of the stored numbers, fp16
-before compression, so that they can be set beside each other; the pass counts every time it reads them. Ratios are
-within a round, and their median is what the claim is of. Memory is the process's peak, with that before the passes.
+rights are needed). The table says whether it could be asked, not whether it did: without it, and in a folder that lies
+in memory as /tmp may, `disk` is the speed of memory. A small pass before the first round warms up what is loaded once.
+All speeds are of the stored numbers, fp16 before compression, so that they can be set beside each other; the pass
+counts every time it reads them. Ratios are within a round, and their median is what the claim is of. Memory is the
+process's peak, with that before the passes.
 """
 
 from __future__ import annotations
@@ -157,8 +158,8 @@ def main() -> None:
     _, on_disk, read = rounds[0]
     table.say(f"{asked.takes} takes of {asked.states} x {list(shape_CThw)} fp16: {stored / 1e9:.3g} GB, "
               f"{on_disk / 1e9:.3g} GB on disk. Rounds: {asked.rounds}.")  # fmt: skip
-    dropped = "were" if drop_cache(places) else "could not be"
-    table.say(f"The files {dropped} dropped from the system's cache before each reading.\n")
+    asked_to = "was" if drop_cache(places) else "could not be"
+    table.say(f"The system {asked_to} asked to drop the files from its cache before each reading.\n")
     speeds = [
         {
             "disk": stored / seconds["disk"],

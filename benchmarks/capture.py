@@ -243,9 +243,9 @@ def main() -> None:
         if ratios and len(ratios) > 3:
             result[way]["ratio_quartiles"] = statistics.quantiles(ratios, n=4)[::2]
     result["closing_seconds"] = statistics.median(run.closing) if run.closing else None
-    device = torch.cuda.get_device_name() if run.device.type == "cuda" else args.machine
-    result["machine"] = device
+    device = torch.cuda.get_device_name() if run.device.type == "cuda" else ""
     table = Table("Recording attention", args, ("wanscope", "torch", "diffusers"), device)
+    result["machine"] = table.machine
     compiled = ", compiled" if args.compile else ""
     frames, rows, columns = run.grid
     table.say(f"{args.model}, {frames} x {rows} x {columns} positions, {run.model.blocks} blocks{compiled}; "

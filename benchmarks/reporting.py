@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--machine", default=_machine(), help="in words, for the table")
+    parser.add_argument("--machine", default="", help="in words, for the table; the GPU or the CPU cores if left out")
     parser.add_argument("--note", default="", help="what else ran on the machine")
     parser.add_argument("--out", type=Path, help="write the table here, benchmarks/results/NAME.md")
 
@@ -22,17 +22,18 @@ def _machine() -> str:
 
 
 class Table:
-    """Lines that are printed as they come, and written to --out at the end."""
+    """Lines that are printed as they come, and written to --out at the end. device: what --machine is if left out."""
 
-    def __init__(self, title: str, options: argparse.Namespace, packages: Sequence[str], machine: str = "") -> None:
+    def __init__(self, title: str, options: argparse.Namespace, packages: Sequence[str], device: str = "") -> None:
         self.out, self.lines = options.out, []
+        self.machine = options.machine or device or _machine()
         threads = os.environ.get("OMP_NUM_THREADS")
         shown = ", ".join(
             [*(f"{name} {version(name)}" for name in packages), *([f"OMP_NUM_THREADS={threads}"] if threads else [])]
         )
         self.say(f"# {title}\n")
         self.say(f"Python {platform.python_version()}, {shown}.")
-        self.say(f"Machine: {machine or options.machine}. {options.note}".rstrip() + "\n")
+        self.say(f"Machine: {self.machine}. {options.note}".rstrip() + "\n")
 
     def say(self, line: str = "") -> None:
         print(line, flush=True)
