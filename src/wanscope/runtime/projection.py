@@ -1,6 +1,7 @@
 """Texts as a transformer's blocks read them: padded, projected once by each expert, kept for the run.
 
-The projection is made while the transformer itself runs, when group offload has its weights on the device.
+What blocks read is projected while the transformer itself runs, when group offload has its weights on the device; what
+is told of a boost before the run, wherever they lie then.
 
 Shape suffixes: N text positions, L real tokens, D text dim before and model dim after projection.
 """
