@@ -13,7 +13,7 @@ What is written, by default into `studies/<name>/analysis/`:
     groups.parquet, .csv     dispersion, distances, separability of groups at each step
     attention.parquet, .csv  where takes have maps: mass, concentration, travel by step and block; centers, overlap
     figures/                 PNG and SVG of every figure
-    analysis.json            what was analyzed, how, with which versions, and the files above
+    analysis.json            what was analyzed, how, with which versions, and the other files
 
 The metrics also go into the workspace's catalogue, where there is one.
 """

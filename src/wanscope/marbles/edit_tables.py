@@ -310,7 +310,8 @@ def as_markdown(report: dict[str, Any]) -> str:
     heads = ["figure", *(f"{q:.0%}" for q in QUANTILES), "median's 95% interval"]
     lines += [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for name, values in figures["quantiles"].items():
-        cells = [name, *map(str, values), _between(*figures["intervals"][name], 4)]
+        low, high = figures["intervals"][name]
+        cells = [name, *map(str, values), _between(low, high, 4)]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", f"Rank correlation of raw and projected relative L2: {figures['rank correlation']}."]
     return "\n".join(lines) + "\n"

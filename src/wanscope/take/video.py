@@ -10,6 +10,7 @@ Shape suffixes: F frames, H height, W width; frames are uint8 RGB.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -197,7 +198,7 @@ def _opened(path: Path) -> av.container.InputContainer:
     except (av.FFmpegError, OSError) as error:
         why = error.strerror or str(error)
         raise RequestError(
-            f"{path} cannot be read as a video", why, f"a video file; `ffprobe {path}` says more"
+            f"{path} cannot be read as a video", why, f"a video file; `ffprobe {shlex.quote(str(path))}` says more"
         ) from error
     if not video.streams.video:
         video.close()
