@@ -102,8 +102,8 @@ class Difference:
 
 # Of `wanscope validate edits`; the thresholds below can therefore only say how usual a difference is.
 MEASURED = (
-    "In marbles what an injection did followed its strength, not this figure: where 0.5 does too little, 0.75 or an "
-    "amplified B did it."
+    "In marbles what a whole sentence did, injected into all or the middle blocks, followed its strength and not this "
+    "figure: where 0.5 does too little, 0.75 or an amplified B did it."
 )
 
 
@@ -253,8 +253,8 @@ def _advice(
     text += f" {MEASURED}"
     if tokens_b * 2 < tokens_a:
         text += (
-            f" B has {tokens_b} tokens and A {tokens_a}: blended token by token it mostly mixes A with padding,"
-            " so inject it with `mix` rather than `tokens`."
+            f" B has {tokens_b} tokens and A {tokens_a}: a fragment also takes away what it does not name (in marbles with"
+            " `mix` and `tokens` alike), so write B as a whole sentence."
         )
     return text
 
