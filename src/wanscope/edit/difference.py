@@ -253,8 +253,8 @@ def _advice(
     text += f" {MEASURED}"
     if tokens_b * 2 < tokens_a:
         text += (
-            f" B has {tokens_b} tokens and A {tokens_a}: a fragment also takes away what it does not name (in marbles with"
-            " `mix` and `tokens` alike), so write B as a whole sentence."
+            f" B has {tokens_b} tokens and A {tokens_a}: a fragment also takes away what it does not name (in marbles"
+            " with `mix` and `tokens` alike), so write B as a whole sentence."
         )
     return text
 
