@@ -221,6 +221,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where maps are written; the system's temporary folder if left out")
     add_options(parser)
     args = parser.parse_args()
+    if args.folder is not None:
+        args.folder.mkdir(parents=True, exist_ok=True)
     run = Run(args)
     ways = ("plain", "capturing", "naive")
     found: dict[str, list[dict[str, float | None]]] = {way: [] for way in ways}
