@@ -90,7 +90,7 @@ WHOLE_HAUNTED, SHORT_HAUNTED = replace(WHOLE, ghosts=0.5), replace(SHORT, ghosts
 
 # What the packaged weights were trained by. Above a rate of about 0.005 the loss stands still once colors are learned:
 # a new training does well to go down to 0.004 at step 2,400. Of shapes a single frame tells all, so later stages mix
-# kinds. Before the last three stages showed ghosts, 9 of 40 videos had an object too many. The clips were 4,250 up to
+# kinds. Before stages showed ghosts (WHOLE_HAUNTED), 9 of 40 videos had an object too many. The clips were 4,250 up to
 # step 6,600, 6,750 up to 10,300, then 9,000. The last stage, of no steps, is what a training goes on with when more are
 # asked for: its kinds hold about as many cells.
 STAGES = (
