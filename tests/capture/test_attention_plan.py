@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from helpers.tiny import TEXT_LENGTH, tiny_tokenizer
 from wanscope.capture.arrays import open_array
-from wanscope.capture.attention import AttentionSink, Seen, exponents_file, scaled
+from wanscope.capture.attention import CHUNK_BYTES, AttentionSink, Seen, chunk_shape, exponents_file, scaled
 from wanscope.capture.attention_plan import AttentionPlan, ModelFacts, plan_attention
 from wanscope.capture.base import Moment
 from wanscope.capture_spec import ALL, MARKED, AttentionCapture, CaptureSpec, SelfAttentionCapture
@@ -200,7 +200,7 @@ def test_the_sink_stores_each_step_and_shows_it_to_the_function(tmp_path: Path) 
     kept = sink.finish()
     assert kept.evaluations == ((1, 0), (2, 0), (3, 0))
     array = open_array(tmp_path / "attention.zarr")
-    assert array.dtype == np.float16 and array.chunks == (1, 1, 1, 2, 3, 4) and array.shards == (1, *found.map_shape)
+    assert array.dtype == np.float16 and array.chunks == array.shards and array.shards == (1, *found.map_shape)
     truth = np.stack([given[s] for s in (1, 2, 3)])
     half, exponents = scaled(truth)
     assert np.array_equal(array[:], half)
@@ -264,3 +264,28 @@ def test_what_is_not_finite_and_a_disk_that_refuses_are_errors(tmp_path: Path, m
     with pytest.raises(StorageError, match="full"):  # of the writing thread, heard at the next step
         sink.put(moment(1), {"contribution": drawn(sink.plan, 1)})
     sink.close()
+
+
+@given(st.lists(st.integers(1, 60), min_size=2, max_size=3), st.tuples(*[st.integers(1, 40)] * 3))
+def test_a_chunk_is_whole_maps_side_by_side_up_to_its_size(leading: list[int], grid: tuple[int, int, int]) -> None:
+    shape = (*leading, *grid)
+    chunk = chunk_shape(shape)
+    assert len(chunk) == len(shape) and chunk[-3:] == grid
+    assert all(size % part == 0 for size, part in zip(shape, chunk, strict=True))
+    maps = int(np.prod(chunk[:-3]))
+    assert maps == 1 or 2 * int(np.prod(chunk)) <= CHUNK_BYTES
+    parted = next((i for i in range(len(leading)) if chunk[i] > 1), len(leading) - 1)
+    assert chunk[parted + 1 : -3] == shape[parted + 1 : -3]  # only the outermost of its axes is cut
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunk"),
+    [
+        ((10, 9, 5, 8, 8), (10, 9, 5, 8, 8)),  # marbles, 8 words and the padding
+        ((40, 9, 21, 30, 52), (1, 9, 21, 30, 52)),  # 14B at 832 x 480 x 81: a block
+        ((40, 512, 21, 30, 52), (1, 16, 21, 30, 52)),  # all tokens there
+        ((40, 40, 9, 21, 30, 52), (1, 1, 9, 21, 30, 52)),  # heads kept
+    ],
+)
+def test_chunks_at_the_sizes_people_run(shape: tuple[int, ...], chunk: tuple[int, ...]) -> None:
+    assert chunk_shape(shape) == chunk
