@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from wanscope.edit.edits import Inject, Steer
+from wanscope.edit.amplify import MODES
+from wanscope.edit.edits import Bend, Inject, Steer
 from wanscope.errors import RequestError
 from wanscope.marbles import edit_cases, edit_tables, validate_edits, world
 from wanscope.marbles.edit_cases import Case
@@ -33,6 +34,46 @@ def test_a_pair_differs_in_one_word_and_never_shows_a_held_out_combination():
     assert all(pair.scene.things[0].motion == "still" for pair in edit_cases.pairs("shape", 10, still=True))
     for yes, no in edit_cases.direction_pairs("blue", 20):
         assert "blue" in yes and "blue" not in no and len(yes.split()) == len(no.split())
+
+
+def test_a_short_donor_names_the_background_and_nothing_of_the_object():
+    cases = list(edit_cases.styles(12))
+    for case in cases:
+        (value,) = case.wanted.values()
+        assert case.wanted.keys() == {"background"} and value != case.scene.background in case.prompt.split()
+        for edit in case.edits:
+            assert isinstance(edit, Inject)
+            if case.condition["donor"] == "short":
+                assert edit.donor.prompt == f"on a {value} background" and len(case.prompt.split()) >= 3 * 3
+            else:
+                assert edit.donor.prompt == case.prompt.replace(case.scene.background, value)
+    assert edit_tables.outcome(cases[0], {**SEEN, "background": cases[0].wanted["background"]})["turned"] == 1.0
+    assert "background" not in edit_tables.outcome(cases[0], SEEN)
+
+
+def test_a_bend_of_the_object_bends_all_words_that_say_what_it_is():
+    for case in edit_cases.bends(6):
+        thing = case.scene.things[0]
+        said = (thing.size, thing.color, thing.shape) if case.condition["words"] == "object" else (thing.shape,)
+        for edit in case.edits:
+            assert isinstance(edit, Bend) and edit.words == said and set(said) <= set(case.prompt.split())
+            assert edit.blocks == case.condition["blocks"]
+        named = ", ".join(f"{e.operation} {e.factor:g}" if e.factor else f"{e.operation} x={e.x}" for e in case.edits
+                          if e.operation != "region") or ("region, left half" if case.edits else "")  # fmt: skip
+        assert named == case.condition["bend"]
+
+
+def test_each_way_to_amplify_is_asked_for_the_same_difference():
+    cases = list(edit_cases.amplifications(2, lambda prompt, donor: 0.4))
+    ways = Counter((case.condition["amplify"], case.condition["times"]) for case in cases)
+    assert ways == {("", 1.0): 4} | {(way, times): 4 for way in MODES for times in (1.5, 2.0)}
+    for case in cases:
+        (edit,) = case.edits
+        assert isinstance(edit, Inject) and edit.strength == case.condition["strength"]
+        if case.condition["amplify"]:
+            assert edit.amplify == case.condition["amplify"] and edit.difference == 0.4 * case.condition["times"]
+        else:
+            assert edit.difference is None
 
 
 def test_a_question_keeps_its_scenes_and_seeds_in_every_condition():
@@ -81,21 +122,21 @@ def test_a_stopped_run_goes_on_and_makes_nothing_twice(monkeypatch, tmp_path, mo
     second = _few(monkeypatch)
     found, missing = make_rows(model, settings, tmp_path)
     assert len(first) == 7 and not set(first) & set(second)
-    assert not missing and len(found) == 20 and {case.key for case, _ in found} == {*first, *second}
+    assert not missing and len(found) == 52 and {case.key for case, _ in found} == {*first, *second}
     third = _few(monkeypatch)
     assert not make_rows(model, settings, tmp_path)[1] and not third
     fourth = _few(monkeypatch)  # other settings make other videos
     make_rows(model, replace(settings, steps=3), tmp_path)
-    assert len(fourth) == 20
+    assert len(fourth) == 52
 
 
 def test_shares_part_the_work(monkeypatch, tmp_path, model):
     one = _few(monkeypatch)
     _, missing = make_rows(model, Settings(pairs=4, share=(0, 2)), tmp_path)
-    assert len(missing) == 10 and len(one) == 10
+    assert len(missing) == 26 and len(one) == 26
     two = _few(monkeypatch)
     found, missing = make_rows(model, Settings(pairs=4, share=(1, 2)), tmp_path)
-    assert not missing and len(two) == 10 and not set(one) & set(two) and len(found) == 20
+    assert not missing and len(two) == 26 and not set(one) & set(two) and len(found) == 52
 
 
 def test_a_video_of_two_questions_is_made_once_by_one_share(monkeypatch, tmp_path, model):
@@ -121,15 +162,15 @@ def test_so_far_makes_nothing_and_takes_whole_pairs_alone(monkeypatch, tmp_path,
     _few(monkeypatch)
     with pytest.raises(RequestError, match="no pair is complete yet"):
         validate_edits.validate(Settings(pairs=4, so_far=True), folder=tmp_path, model=model)
-    _few(monkeypatch, stop_after=12)  # two pairs of five videos, and two videos of the third
+    _few(monkeypatch, stop_after=28)  # two pairs of 13 videos, and two videos of the third
     with pytest.raises(KeyboardInterrupt):
         make_rows(model, Settings(pairs=4), tmp_path)
     made = _few(monkeypatch)
     report = validate_edits.validate(Settings(pairs=4, so_far=True), folder=tmp_path, model=model)
-    assert not made and report is not None and report["videos"] == 12 and report["missing"] == 8
-    assert [row["n"] for row in report["tables"][0]["rows"]] == [2, 2, 2, 2]
+    assert not made and report is not None and report["videos"] == 28 and report["missing"] == 24
+    assert [row["n"] for row in report["tables"][0]["rows"]] == [2] * 12
     page = edit_tables.as_markdown(json.loads(json.dumps(report, allow_nan=False)))
-    assert "**Partial**: 8 videos are still to be made" in page
+    assert "**Partial**: 24 videos are still to be made" in page
 
 
 def test_rows_do_not_outlive_a_change_of_the_sampler(monkeypatch, tmp_path, model):
@@ -144,7 +185,7 @@ def test_rows_do_not_outlive_a_change_of_the_sampler(monkeypatch, tmp_path, mode
     monkeypatch.setattr(Maker, "__init__", other)
     again = _few(monkeypatch)
     make_rows(model, Settings(pairs=2), tmp_path)
-    assert len(again) == 10
+    assert len(again) == 26
 
 
 def test_full_injection_makes_the_donors_own_video(model):
@@ -208,6 +249,11 @@ def test_outcomes():
     assert half["turned"] == 0.5 and "shape" not in half
     assert edit_tables.outcome(_case(wanted={"not color": "blue"}), SEEN)["turned"] == 0.0
     assert edit_tables.outcome(_case(wanted={"not color": "red"}), SEEN)["turned"] == 1.0
+    gone = [
+        (_case(n, "ablate", {}, {"not color": "red"}), {**SEEN, "color": None if n < 3 else "red"}) for n in range(4)
+    ]
+    ((row,),) = (table["rows"] for table in edit_tables.tables(gone))
+    assert row["turned"] == 0.0 and row["no object read"] == 0.75
     nothing = dict.fromkeys(SEEN)
     assert set(edit_tables.outcome(_case(wanted={"not color": "red"}), nothing).values()) == {0.0}
 
@@ -229,8 +275,8 @@ def test_displacement_is_against_the_same_seed_without_the_edit():
     dx = rng.normal(-12, 3, 20)
     found = []
     for n in range(20):
-        found.append((_case(n, "bend", {"blocks": "none"}), {**SEEN, "center": [50.0 + n, 40.0]}))
-        found.append((_case(n, "bend", {"blocks": "all"}), {**SEEN, "center": [50.0 + n + dx[n], 42.0]}))
+        found.append((_case(n, "bend", {"bend": "", "blocks": "none"}), {**SEEN, "center": [50.0 + n, 40.0]}))
+        found.append((_case(n, "bend", {"bend": "x", "blocks": "all"}), {**SEEN, "center": [50.0 + n + dx[n], 42.0]}))
     (table,) = edit_tables.tables(found)
     (row,) = table["rows"]
     low, high = stats.t.interval(0.95, 19, loc=dx.mean(), scale=stats.sem(dx))
@@ -241,14 +287,18 @@ def test_displacement_is_against_the_same_seed_without_the_edit():
 def test_amplified_and_plain_are_compared_in_pairs():
     found = []
     for n in range(12):
-        for times, right in ((1.0, n < 4), (2.0, n < 10)):
-            condition = {"times": times, "strength": 0.5}
+        for way, times, right in (("", 1.0, n < 4), ("push_apart", 2.0, n < 10)):
+            condition = {"amplify": way, "times": times, "strength": 0.5}
             case = _case(n, "amplify", condition, {"color": "blue"})
             found.append((case, {**SEEN, "color": "blue" if right else "red"}))
     (table,) = edit_tables.tables(found)
     (note,) = table["notes"]
     p = stats.binomtest(6, 6).pvalue
-    assert "turned in 6 pairs" in note and "failed in 0" in note and f"p = {p:.3g}" in note
+    assert (
+        "2 times the difference by push_apart: turned in 6 pairs" in note
+        and "failed in 0" in note
+        and f"p = {p:.3g}" in note
+    )
 
 
 def test_success_by_distance():

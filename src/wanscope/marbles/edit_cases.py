@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from wanscope.edit.amplify import MODES as AMPLIFY_MODES
 from wanscope.edit.edits import Bend, Edit, Inject, Steer
 from wanscope.marbles import world
 
@@ -82,17 +83,17 @@ class Pair:
 
 
 def pairs(attribute: str, count: int, still: bool = False) -> Iterator[Pair]:
-    """`count` pairs that differ in one attribute of a single object; neither of them is a held-out combination."""
+    """`count` pairs that differ in one attribute of a single object, or in the background; neither of them is a
+    held-out combination."""
     for number in range(count):
         rng = np.random.default_rng([_STREAM, sum(map(ord, attribute)), number])
         while True:
             scene = world.sample_scene(rng, 1, held_out=False)
-            thing = scene.things[0]
-            if still != (thing.motion == "still") and (still or attribute != "motion"):
+            if still != (scene.things[0].motion == "still") and (still or attribute != "motion"):
                 continue
-            other = [value for value in VALUES[attribute] if value != getattr(thing, attribute)]
+            other = [value for value in _values(attribute) if value != _own(scene, attribute)]
             value = str(rng.choice(other))
-            if not replace(thing, **{attribute: value}).held_out:
+            if not _with(scene, attribute, value).held_out:
                 break
         phrasing = int(rng.integers(1 << 30))
         yield Pair(
@@ -100,7 +101,17 @@ def pairs(attribute: str, count: int, still: bool = False) -> Iterator[Pair]:
         )
 
 
+def _values(attribute: str) -> Sequence[str]:
+    return tuple(world.BACKGROUNDS) if attribute == "background" else VALUES[attribute]
+
+
+def _own(scene: world.Scene, attribute: str) -> str:
+    return scene.background if attribute == "background" else getattr(scene.things[0], attribute)
+
+
 def _with(scene: world.Scene, attribute: str, value: str) -> world.Scene:
+    if attribute == "background":
+        return replace(scene, background=value)
     return replace(scene, things=(replace(scene.things[0], **{attribute: value}),))
 
 
@@ -145,27 +156,58 @@ def modes(count: int) -> Iterator[Case]:
                     yield _case("modes", pair, {"donor": donor, "mode": mode, "strength": strength}, [edit])
 
 
+def styles(count: int) -> Iterator[Case]:
+    """A short donor that says what the whole frame looks like (marbles' backgrounds) and nothing of its object, on a
+    caption that says everything; the whole sentence with that background beside it."""
+    for pair in pairs("background", count):
+        yield _case("style", pair, {"donor": "none", "mode": "", "strength": 0.0}, ())
+        for strength in (0.5, 0.75):
+            edit = Inject(pair.donor, mode="mix", strength=strength)
+            yield _case("style", pair, {"donor": "sentence", "mode": "mix", "strength": strength}, [edit])
+        for mode in MODES:
+            for strength in STRENGTHS:
+                edit = Inject(f"on a {pair.value} background", mode=mode, strength=strength)
+                yield _case("style", pair, {"donor": "short", "mode": mode, "strength": strength}, [edit])
+
+
 def bends(count: int) -> Iterator[Case]:
-    """Moving the map of a still object's shape word to the left."""
+    """Moving the map of a still object's shape word to the left; and those of all words that say what it is, also while
+    they are amplified, with amplifying alone and moving to the right as what should not move it there."""
     for pair in pairs("shape", count, still=True):
-        shape = pair.scene.things[0].shape
-        yield _case("bend", pair, {"blocks": "none"}, (), wanted={})
+        thing = pair.scene.things[0]
+        yield _case("bend", pair, {"words": "", "bend": "", "blocks": "none"}, (), wanted={})
         for blocks in BLOCKS:
-            edit = Bend((shape,), "translate", x=-0.25, blocks=blocks)
-            yield _case("bend", pair, {"blocks": blocks}, [edit], wanted={})
+            edit = Bend((thing.shape,), "translate", x=-0.25, blocks=blocks)
+            condition = {"words": "shape", "bend": "translate x=-0.25", "blocks": blocks}
+            yield _case("bend", pair, condition, [edit], wanted={})
+        words = (thing.size, thing.color, thing.shape)
+        left, right = (Bend(words, "translate", x=x) for x in (-0.25, 0.25))
+        louder = Bend(words, "amplify", factor=4.0)
+        chains: list[tuple[str, str, list[Bend]]] = [
+            ("translate x=-0.25", "all", [left]),
+            ("region, left half", "all", [Bend(words, "region", box=(0.0, 0.0, 0.5, 1.0))]),
+            ("amplify 4", "all", [louder]),
+            ("translate x=0.25, amplify 4", "all", [right, louder]),
+            *(("translate x=-0.25, amplify 4", blocks, [left, louder]) for blocks in BLOCKS),
+        ]
+        for name, blocks, chain in chains:
+            edits = [edit.model_copy(update={"blocks": blocks}) for edit in chain]
+            yield _case("bend", pair, {"words": "object", "bend": name, "blocks": blocks}, edits, wanted={})
 
 
 def amplifications(count: int, natural: Callable[[str, str], float]) -> Iterator[Case]:
-    """A donor moved away from the prompt first, at equal strength. natural(prompt, donor): their raw difference."""
+    """A donor moved away from the prompt first, each way, at equal strength. natural(prompt, donor): raw difference."""
     for pair in pairs("color", count):
         own = natural(pair.prompt, pair.donor)
         for strength in (0.25, 0.5):
             plain = Inject(pair.donor, mode="mix", strength=strength)
-            yield _case("amplify", pair, {"times": 1.0, "strength": strength}, [plain])
-            for times in (1.5, 2.0):
-                edit = plain.model_copy(update={"difference": own * times, "amplify": "maximize_diff"})
-                measured = {"asked": own * times, "natural": own}
-                yield _case("amplify", pair, {"times": times, "strength": strength}, [edit], measured=measured)
+            yield _case("amplify", pair, {"amplify": "", "times": 1.0, "strength": strength}, [plain])
+            for way in AMPLIFY_MODES:
+                for times in (1.5, 2.0):
+                    edit = plain.model_copy(update={"difference": own * times, "amplify": way})
+                    condition = {"amplify": way, "times": times, "strength": strength}
+                    measured = {"asked": own * times, "natural": own}
+                    yield _case("amplify", pair, condition, [edit], measured=measured)
 
 
 def distances(count: int, figures: Callable[[str, str], dict[str, float]]) -> Iterator[Case]:

@@ -26,8 +26,9 @@ Table = dict[str, Any]
 TITLES = {
     "inject": "A donor that differs in one attribute, injected into the context (mix)",
     "modes": "Three ways on the context, all blocks, the color",
+    "style": "A short donor that says the background alone, on a caption that says everything, all blocks",
     "hidden": "Hidden states of the donor's own pass, strength 1, the color",
-    "bend": "The map of a still object's shape word moved left by a quarter of the frame",
+    "bend": "The maps of words that say what a still object is, bent (object: its size, color and shape)",
     "ablate": "A color's learned direction taken out of prompts that name it (turned: another color is read)",
     "add": "Another color's learned direction added",
     "amplify": "The donor moved away from the prompt first, all blocks, the color",
@@ -88,6 +89,8 @@ def share_table(conditions: dict[str, list[tuple[Case, Seen]]]) -> Table:
         low, high = wilson(turned, len(scores))
         row = {name: setting.get(name, "") for name in names}
         row |= {"turned": round(turned, 3), "95% interval": f"{low:.2f} to {high:.2f}"}
+        if any("not color" in case.wanted for case, _ in pairs):  # gone with its object, or painted over
+            row["no object read"] = round(float(np.mean([seen["color"] is None for _, seen in pairs])), 3)
         for name in OTHERS:
             kept = [score[name] for score in scores if name in score]
             row[f"{name} kept"] = round(float(np.mean(kept)), 3) if kept else ""
@@ -117,10 +120,10 @@ def _between(low: float, high: float, digits: int) -> str:
 
 def bend_table(conditions: dict[str, list[tuple[Case, Seen]]]) -> Table:
     """How far the object's center went against the same seed without the edit, in pixels; negative is to the left."""
-    base = {case.number: seen for case, seen in conditions[json.dumps({"blocks": "none"})]}
+    settings = [(json.loads(condition), pairs) for condition, pairs in conditions.items()]
+    base = {case.number: seen for setting, pairs in settings if setting["blocks"] == "none" for case, seen in pairs}
     rows = []
-    for condition, pairs in conditions.items():
-        setting = json.loads(condition)
+    for setting, pairs in settings:
         if setting["blocks"] == "none":
             continue
         moved = [
@@ -134,7 +137,7 @@ def bend_table(conditions: dict[str, list[tuple[Case, Seen]]]) -> Table:
         shape = float(np.mean([seen["shape"] == case.scene.things[0].shape for case, seen in pairs]))
         rows.append(
             {
-                "blocks": setting["blocks"],
+                **setting,
                 "moved in x, px": _rounded(x, 1),
                 "95% interval": _between(low, high, 1),
                 "moved in y, px": _rounded(y, 1),
@@ -151,21 +154,22 @@ def amplify_notes(conditions: dict[str, list[tuple[Case, Seen]]]) -> list[str]:
     """Amplified against plain donors at equal strength: pairs in which only one of the two turned (exact McNemar)."""
     from scipy import stats
 
-    by = {
-        (setting["times"], setting["strength"]): {case.number: outcome(case, seen)["turned"] for case, seen in pairs}
-        for setting, pairs in ((json.loads(condition), pairs) for condition, pairs in conditions.items())
-    }
+    by: dict[tuple[str, float, float], dict[int, float]] = {}
+    for condition, pairs in conditions.items():
+        setting = json.loads(condition)
+        key = (setting["amplify"], setting["times"], setting["strength"])
+        by[key] = {case.number: outcome(case, seen)["turned"] for case, seen in pairs}
     notes = []
-    for (times, strength), turned in by.items():
-        if times == 1.0:
+    for (way, times, strength), turned in by.items():
+        if not way:
             continue
-        plain = by[1.0, strength]
+        plain = by["", 1.0, strength]
         better = sum(turned[n] > plain[n] for n in turned)
         worse = sum(turned[n] < plain[n] for n in turned)
         p = float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
         notes.append(
-            f"Strength {strength:g}, {times:g} times the difference: turned in {better} pairs in which the plain donor "
-            f"did not, failed in {worse} in which it did (exact McNemar p = {p:.3g})."
+            f"Strength {strength:g}, {times:g} times the difference by {way}: turned in {better} pairs in which the "
+            f"plain donor did not, failed in {worse} in which it did (exact McNemar p = {p:.3g})."
         )
     return notes
 

@@ -137,6 +137,7 @@ def cases(maker: Maker, settings: Settings, folder: Path) -> Iterator[Case]:
     yield from edit_cases.injections(count)
     yield from edit_cases.bends(count)
     yield from edit_cases.modes(count)
+    yield from edit_cases.styles(count)
     yield from edit_cases.distances(count, figures)
     yield from edit_cases.amplifications(count, natural)
     yield from edit_cases.ablations(count, _directions(maker, folder))
