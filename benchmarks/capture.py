@@ -11,11 +11,12 @@ softmax(q k^T) v with the whole map of a block in memory, which is also what the
 does not fit, that is printed.
 
 Each way runs the same guided steps (cond and uncond) on the same inputs. One round runs all ways one after the other;
-printed are medians over the rounds, so that a machine that others use disturbs all ways alike. The first step of each
-way in each round is a warm-up and not counted. Writing is one step behind, so that a step's time holds the writing of
-the one before; the last one's, after the steps, is timed apart (`closing`). Files are written to --folder.
-Memory is the device's peak above its weights on a GPU. On the CPU it is not measured: a process's peak says little of
-one step. There time is the wall's, as writing is a thread's work: keep the machine free, or read the quartiles.
+printed are medians over the rounds, so that a machine that others use disturbs all ways alike. The first two steps of
+each way in each round are a warm-up and not counted. Writing is one step behind, so that a step's time holds the
+writing of the one before; the last one's, after the steps, is timed apart (`closing`). Files are written to --folder.
+Memory is the peak of two steps and all that is attached for them, above what was allocated before: on the CPU torch's
+own allocations (memory.py). There time is the wall's, as writing is a thread's work: keep the machine free, or read the
+quartiles.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from memory import peak_bytes
 from reporting import Table, add_options
 from torch import Tensor
 
@@ -47,6 +49,7 @@ from wanscope.wan.variants import VARIANTS
 
 NAMES = {"marbles": "marbles", "1.3b": "wan2.1-t2v-1.3b", "14b": "wan2.1-t2v-14b"}
 WORDS = 8
+WARM = 2  # steps that are not counted
 
 
 class RandomModel:
@@ -175,28 +178,37 @@ class Run:
     def plain(self) -> Iterator[Callable[[Moment], Any]]:
         yield lambda moment: contextlib.nullcontext()
 
-    def measured(self, way: str, steps: int) -> dict[str, float | None]:
-        """Seconds of the median step, and bytes of the peak above what is allocated before."""
+    def measured(self, way: str, steps: int) -> float | None:
+        """Seconds of the median step; None where it does not fit."""
         cuda = self.device.type == "cuda"
         try:
             with getattr(self, way)() as around_call:
-                self.step(0, around_call)  # warm: buffers, compiled code, the array on disk
+                for number in range(WARM):  # buffers, the array on disk; compiled code, also of a second step
+                    self.step(number, around_call)
                 if cuda:
                     torch.cuda.synchronize()
-                    torch.cuda.reset_peak_memory_stats()
-                    held = torch.cuda.memory_allocated()
                 seconds = []
-                for number in range(1, steps + 1):
+                for number in range(WARM, WARM + steps):
                     began = time.perf_counter()
                     self.step(number, around_call)
                     if cuda:
                         torch.cuda.synchronize()
                     seconds.append(time.perf_counter() - began)
-                peak = torch.cuda.max_memory_allocated() - held if cuda else None
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
-            return {"seconds": None, "peak": None}
-        return {"seconds": statistics.median(seconds), "peak": peak}
+            return None
+        return statistics.median(seconds)
+
+    def peak(self, way: str, steps: int) -> int | None:
+        """Bytes at the peak of `steps` and of all that is attached for them; None where it does not fit. After
+        `measured`, so that code is compiled."""
+
+        def work() -> None:
+            with getattr(self, way)() as around_call:
+                for number in range(steps):
+                    self.step(number, around_call)
+
+        return peak_bytes(work, self.device)
 
 
 def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
@@ -215,6 +227,24 @@ def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
     return parser
 
 
+def summary(seconds: list[float | None], plain: list[float | None]) -> dict[str, Any]:
+    """Medians over the rounds of the time and of its ratio to plain, which is taken within each round: what else the
+    machine did in it, it did to both."""
+    taken = [value for value in seconds if value is not None]
+    ratios = [one / base for one, base in zip(seconds, plain, strict=True) if one is not None and base is not None]
+    found: dict[str, Any] = {
+        "seconds": statistics.median(taken) if taken else None,
+        "ratio": statistics.median(ratios) if ratios else None,
+    }
+    return found | ({"ratio_quartiles": statistics.quantiles(ratios, n=4)[::2]} if len(ratios) > 3 else {})
+
+
+def spread(one: dict[str, Any]) -> str:
+    """The quartiles of a `summary`, for a table."""
+    low, high = one.get("ratio_quartiles", (None, None))
+    return "fewer than 4 rounds" if low is None else f"{low:.3f} to {high:.3f}"
+
+
 def main() -> None:
     parser = arguments(__doc__, rounds=9)
     parser.add_argument("--measures", nargs="+", choices=MEASURES, default=["probability"])
@@ -225,25 +255,14 @@ def main() -> None:
         args.folder.mkdir(parents=True, exist_ok=True)
     run = Run(args)
     ways = ("plain", "capturing", "naive")
-    found: dict[str, list[dict[str, float | None]]] = {way: [] for way in ways}
+    found: dict[str, list[float | None]] = {way: [] for way in ways}
     for _ in range(args.rounds):
         for way in ways:
             found[way].append(run.measured(way, args.steps))
     result: dict[str, Any] = {"model": args.model, "device": args.device, "words": min(WORDS, args.tokens)}
     result |= {"measures": list(run.measures), "compiled": args.compile, "rounds": args.rounds}
     for way in ways:
-        seconds = [one["seconds"] for one in found[way] if one["seconds"] is not None]
-        peaks = [one["peak"] for one in found[way] if one["peak"] is not None]
-        result[way] = {"seconds": statistics.median(seconds) if seconds else None, "peak": max(peaks, default=None)}
-        # a ratio within each round: what else the machine did in it, it did to both
-        ratios = [
-            one["seconds"] / base["seconds"]
-            for one, base in zip(found[way], found["plain"], strict=True)
-            if one["seconds"] is not None and base["seconds"] is not None
-        ]
-        result[way]["ratio"] = statistics.median(ratios) if ratios else None
-        if ratios and len(ratios) > 3:
-            result[way]["ratio_quartiles"] = statistics.quantiles(ratios, n=4)[::2]
+        result[way] = summary(found[way], found["plain"]) | {"peak": run.peak(way, WARM)}
     result["closing_seconds"] = statistics.median(run.closing) if run.closing else None
     device = torch.cuda.get_device_name() if run.device.type == "cuda" else ""
     table = Table("Recording attention", args, ("wanscope", "torch", "diffusers"), device)
@@ -252,19 +271,16 @@ def main() -> None:
     frames, rows, columns = run.grid
     table.say(f"{args.model}, {frames} x {rows} x {columns} positions, {run.model.blocks} blocks{compiled}; "
               f"{result['words']} words and the padding, {', '.join(run.measures)}. "
-              f"{args.rounds} rounds of {args.steps} guided steps after one that warms up.\n")  # fmt: skip
-    table.say("| way | s a step | of plain, median | quartiles | peak above weights, MB |")
+              f"{args.rounds} rounds of {args.steps} guided steps after two that warm up.\n")  # fmt: skip
+    table.say("| way | s a step | of plain, median | quartiles | peak, MB |")
     table.say("|---|---|---|---|---|")
     for way in ways:
         one = result[way]
         if one["seconds"] is None:
             table.say(f"| {way} | does not fit | | | |")
             continue
-        quartiles = one.get("ratio_quartiles")
-        spread = f"{quartiles[0]:.3f} to {quartiles[1]:.3f}" if quartiles else "fewer than 4 rounds"
-        memory = "not measured" if one["peak"] is None else f"{one['peak'] / 1e6:.0f}"
-        ratio = "" if one["ratio"] is None else f"{one['ratio']:.3f}"
-        table.say(f"| {way} | {one['seconds']:.4f} | {ratio} | {spread} | {memory} |")
+        memory = "does not fit" if one["peak"] is None else f"{one['peak'] / 1e6:.1f}"
+        table.say(f"| {way} | {one['seconds']:.4f} | {one['ratio'] or 0:.3f} | {spread(one)} | {memory} |")
     if result["closing_seconds"] is not None:
         table.say(f"\nWriting what the last step left: {result['closing_seconds']:.4f} s, median.")
     table.close()

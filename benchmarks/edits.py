@@ -1,8 +1,9 @@
 """What editing costs: time a step and peak memory with each edit, over those without, in one run.
 
-    python benchmarks/edits.py                                   marbles, on the CPU
+    python benchmarks/edits.py                                   marbles, on the CPU (also with --compile)
     python benchmarks/edits.py --model 1.3b --device cuda        random weights, 832 x 480 x 81, bf16
     python benchmarks/edits.py --model 14b --device cuda --compile
+    (each with --out FILE.md for a table to keep)
 
 Claims, at full size, edits on cond in all blocks at every step: at most 1.01 of the unedited time for edits of the
 context, at most 1.05 for bending 8 words. A `mix` runs a second cross-attention where it acts, which by itself is 0.4%
@@ -11,7 +12,8 @@ of a guided 14B step; at strength 1 it runs none. `hidden` runs the donor's own 
 Each way runs the same guided steps (cond and uncond) on the same inputs. One round runs all ways one after the other;
 ratios are within a round and printed are their medians, so that a machine that others use disturbs all ways alike. On
 the CPU time is the process's own, not the wall's: run it with OMP_NUM_THREADS=1.
-Memory is the device's peak above what is allocated before, on a GPU; on the CPU it is not measured.
+Memory is the peak of two steps and all that is attached for them, above what was allocated before: on the CPU torch's
+own allocations (memory.py).
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from reporting import Table, add_options
 
-from capture import WORDS, Run, arguments
+from capture import WARM, WORDS, Run, arguments, spread, summary
 from wanscope.capture.base import Moment
 from wanscope.edit.donors import DonorTexts
 from wanscope.edit.edits import Bend, Edit, Inject, Skip
@@ -50,12 +53,26 @@ WAYS: dict[str, list[Edit]] = {
 }
 
 
+SAID = {
+    "plain": "none",
+    "mix": "mix at 0.4",
+    "mix late": "mix at 0.4, late blocks",
+    "replace": "mix at 1 (the donor alone)",
+    "tokens": "tokens at 0.4",
+    "append": "append at 0.4",
+    "bend": "bend, 8 words translated",
+    "amplify": "bend, 8 words amplified",
+    "hidden": "hidden, mid blocks",
+    "skip": "skip, one block",
+}
+
+
 class EditRun(Run):
     """The benchmark of captures, with edits attached in place of a recorder."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
-        self.steps = args.steps + 1
+        self.steps = args.steps + WARM
         self.edits: list[Edit] = []
 
     @contextlib.contextmanager
@@ -78,43 +95,54 @@ class EditRun(Run):
             yield session.around_call
         session.verify()  # what is timed is an edit that acted
 
-    def measured(self, way: str, steps: int) -> dict[str, float | None]:
+    def measured(self, way: str, steps: int) -> float | None:
         if self.device.type == "cuda":
             return super().measured(way, steps)
         with getattr(self, way)() as around_call:
-            self.step(0, around_call)  # warm: contexts, keys, compiled code
+            for number in range(WARM):
+                self.step(number, around_call)
             seconds = []
-            for number in range(1, steps + 1):
+            for number in range(WARM, WARM + steps):
                 began = time.process_time()
                 self.step(number, around_call)
                 seconds.append(time.process_time() - began)
-        return {"seconds": statistics.median(seconds), "peak": None}
+        return statistics.median(seconds)
 
 
 def main() -> None:
     parser = arguments(__doc__, rounds=7)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    add_options(parser)
     args = parser.parse_args()
     args.measures = []
     run = EditRun(args)
     ways = list(dict.fromkeys(["plain", *args.ways]))
-    found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+    found: dict[str, list[float | None]] = {way: [] for way in ways}
     for _ in range(args.rounds):
         for way in ways:
             run.edits = WAYS[way]
             found[way].append(run.measured("editing", args.steps))
+    device = torch.cuda.get_device_name() if run.device.type == "cuda" else ""
+    table = Table("Editing", args, ("wanscope", "torch", "diffusers"), device)
     result: dict[str, Any] = {"model": args.model, "device": args.device, "compiled": args.compile, "ways": {}}
+    compiled = ", compiled" if args.compile else ""
+    frames, rows, columns = run.grid
+    table.say(f"{args.model}, {frames} x {rows} x {columns} positions, {run.model.blocks} blocks{compiled}; edits on "
+              f"cond in all blocks at every step unless said. {args.rounds} rounds of {args.steps} guided steps after "
+              "two that warm up.\n")  # fmt: skip
+    table.say("| edit | s a step | of plain, median | quartiles | peak, MB |")
+    table.say("|---|---|---|---|---|")
     for way in ways:
-        pairs = zip(found[way], found["plain"], strict=True)
-        ratios = [one["seconds"] / base["seconds"] for one, base in pairs if one["seconds"] and base["seconds"]]
-        if not ratios:
-            print(f"{way:10} does not fit")
+        one = result["ways"][way] = summary(found[way], found["plain"])
+        if one["seconds"] is None:
+            table.say(f"| {SAID[way]} | does not fit | | | |")
             continue
-        low, high = statistics.quantiles(ratios, n=4)[::2] if len(ratios) > 3 else (min(ratios), max(ratios))
-        peak = max((one["peak"] for one in found[way] if one["peak"] is not None), default=None)
-        result["ways"][way] = {"ratio": statistics.median(ratios), "quartiles": [low, high], "peak_bytes": peak}
-        memory = "" if peak is None else f"   peak above weights {peak / 1e6:.0f} MB"
-        print(f"{way:10} {statistics.median(ratios):.3f} of plain (quartiles {low:.3f} to {high:.3f}){memory}")
+        run.edits, run.steps = WAYS[way], WARM
+        one["peak"] = run.peak("editing", WARM)
+        memory = "does not fit" if one["peak"] is None else f"{one['peak'] / 1e6:.1f}"
+        table.say(f"| {SAID[way]} | {one['seconds']:.4f} | {one['ratio'] or 0:.3f} | {spread(one)} | {memory} |")
+    result["machine"] = table.machine
+    table.close()
     if args.json is not None:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
 
