@@ -6,12 +6,10 @@ found.latents, found.plan, found.session
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from helpers.tiny import video
@@ -117,11 +115,3 @@ def prompted(model: WanModel, prompt: str, scene: Scene = TINY, **settings: Any)
 
 def apart(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max())
-
-
-@functools.cache
-def double(kind: str = "2.1", **options: Any) -> WanModel:
-    """A tiny model in float64."""
-    from helpers.tiny import tiny_model
-
-    return tiny_model(kind, dtype=torch.float64, **options)

@@ -13,10 +13,10 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
-from helpers.tiny import tiny_model, tiny_transformer, transformer_config
+from helpers.tiny import KINDS, tiny_model
 from wanscope.wan.model import WanModel
 
-IMAGE_KINDS = ("i2v", "i2v-2.1", "i2v-2.2")  # 2.2: with two experts, as I2V-A14B has
+IMAGE_KINDS = tuple(kind for kind in KINDS if kind.startswith("i2v"))
 
 
 class WithImage(WanTransformer3DModel):
@@ -37,11 +37,8 @@ class WithImage(WanTransformer3DModel):
 
 def image_model(kind: str, seed: int = 0) -> WanModel:
     """A tiny model of an I2V kind with its image."""
-    model = tiny_model("i2v" if kind == "i2v-2.2" else kind, seed=seed)
-    experts = 2 if kind == "i2v-2.2" else 1
-    if experts == 2:
-        model.transformer_2, model.boundary_ratio = tiny_transformer(transformer_config("i2v"), seed + 2), 0.875
+    model = tiny_model(kind, seed=seed)
     for transformer in model.experts():
         transformer.__class__ = WithImage
-    model.variant = replace(model.variant, image_conditioned=False, experts=experts)
+    model.variant = replace(model.variant, image_conditioned=False)
     return model

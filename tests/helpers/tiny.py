@@ -1,6 +1,6 @@
 """Tiny random Wan models of every kind, the same for the same seed, for tests. A forward takes milliseconds.
 
-    model = tiny_model("2.2", seed=3)      # kinds: 2.1, 2.2, 5b, i2v, i2v-2.1
+    model = tiny_model("2.2", seed=3)      # kinds: 2.1, 2.2, 5b, i2v, i2v-2.1, i2v-2.2
     folder = tiny_folder(tmp_path, "5b")   # the same, saved as a diffusers folder
 
 Sizes: every kind makes WIDTH x HEIGHT x FRAMES videos; `video(kind)` gives such a size as keyword arguments.
@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from wanscope.wan.constants import VAE_2_1, VAE_2_2
 from wanscope.wan.model import WanModel
 
-KINDS = ("2.1", "2.2", "5b", "i2v", "i2v-2.1")
+KINDS = ("2.1", "2.2", "5b", "i2v", "i2v-2.1", "i2v-2.2")  # 2.2: two experts, as A14B has; 2.1 I2V has image tokens
 TEXT_LENGTH = 16
 TEXT_DIM = 32
 
@@ -141,7 +141,7 @@ def tiny_pipeline(
         torch.manual_seed(seed)
         encoder = UMT5EncoderModel(UMT5Config(**encoder_config()))
         vae = AutoencoderKLWan(**vae_config(kind))
-    two = kind == "2.2"
+    two = kind in ("2.2", "i2v-2.2")
     return WanPipeline(
         tokenizer=tiny_tokenizer(text_length),  # type: ignore[arg-type]
         text_encoder=encoder.eval().requires_grad_(False),  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from wanscope.edit.plan import EditPlan, PlannedEdit, PlannedText
 from wanscope.runtime import bend as bending
 from wanscope.runtime.base import Fired
 from wanscope.runtime.columns import TextRows, text_rows
-from wanscope.runtime.compose import Composed, Read
+from wanscope.runtime.compose import Composed, Read, wide
 from wanscope.runtime.diffusers_attention import BendStep, EditedAttention, ReadState
 
 if TYPE_CHECKING:
@@ -153,8 +153,7 @@ class Arming:
         padded = [[*row.reads, *[_silent(row.reads[0])] * (count - len(row.reads))] for row in rows]
         weights = [[reads[j].weight for reads in padded] for j in range(count)]
         processor.weights = tuple(weight[0] for weight in weights) if len(rows) == 1 else (0.0, 0.0)
-        wide = torch.float64 if attn.to_q.weight.dtype == torch.float64 else torch.float32
-        processor.weights_SB = self._tensor(weights, wide) if count > 1 else None
+        processor.weights_SB = self._tensor(weights, wide(attn.to_q.weight.dtype)) if count > 1 else None
         processor.reads, texts = [], []
         for j in range(count):
             state, text = self._read(expert, block, [reads[j] for reads in padded], j, attn)
@@ -174,7 +173,7 @@ class Arming:
             if text is not None and (expert, block, text) in self._keys:
                 state.keys_BNHK, state.values_BNHK = self._keys[expert, block, text]
         if any(read.log_weights for read in reads):
-            state.bias_B11N = torch.cat([self._bias(read) for read in reads])
+            state.bias_B11N = torch.cat([self._bias(read, attn) for read in reads])
         bent = any(read.bends for read in reads)
         if bent or (j == 0 and self.capture is not None):
             state.text = [self._text_rows(read) for read in reads]
@@ -186,16 +185,16 @@ class Arming:
                 for edit, s, columns in read.bends:
                     assert isinstance(edit.edit, Bend)
                     where = self._tensor([union.index(column) for column in columns], torch.int64)
-                    strength_H = self._tensor(_over_heads(edit.edit, s, attn.heads), torch.float32)
+                    strength_H = self._tensor(_over_heads(edit.edit, s, attn.heads), wide(attn.to_q.weight.dtype))
                     operation = self._operation(edit)
                     state.bends.append(BendStep(row, where, strength_H, operation, edit.edit.renormalize))
         return state, text
 
-    def _bias(self, read: Read) -> Tensor:
+    def _bias(self, read: Read, attn: Any) -> Tensor:
         values = [0.0] * self.plan.text_length
         for at, tokens, log_weight in read.log_weights:
             values[at : at + tokens] = [log_weight] * tokens
-        return self._tensor(values, torch.float32)[None, None, None]
+        return self._tensor(values, wide(attn.to_q.weight.dtype))[None, None, None]
 
     def _text_rows(self, read: Read) -> TextRows:
         key = ("rows", read.log_weights)
