@@ -237,8 +237,12 @@ def test_what_cannot_be_found_is_refused(tokenizer):
     with pytest.raises(RecipeError, match="'circels' is not in the prompt") as caught:
         find_words(tokenizer, "a red circles", ["circels"])
     assert caught.value.fix == "circles"
-    with pytest.raises(RecipeError, match="the prompt reads 'a red sun'"):
+    with pytest.raises(RecipeError, match="the prompt reads 'a red sun'") as caught:
         find_words(tokenizer, "a red sun", ["zebra"])
+    assert caught.value.fix == "one of red, sun"
+    with pytest.raises(RecipeError, match="'zebra' is not in the prompt") as caught:
+        find_words(tokenizer, "a red", ["zebra"])
+    assert caught.value.fix == "red"
     with pytest.raises(RecipeError, match="empty"):
         find_words(tokenizer, "a", ["  "])
     with pytest.raises(RecipeError, match="there stands 'red'"):

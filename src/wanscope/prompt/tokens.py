@@ -226,11 +226,13 @@ def _occurrences(cleaned: str, word: str) -> tuple[Span, ...]:
     if inside:
         longer = _without_punctuation(cleaned[slice(*_grown(cleaned, inside.span()))])
         raise RecipeError(f"the word {wanted!r} is not in the prompt", f"it only occurs inside {longer!r}", longer)
-    close = difflib.get_close_matches(wanted, _words.findall(cleaned), n=1)
+    words = list(dict.fromkeys(_words.findall(cleaned)))
+    close = difflib.get_close_matches(wanted, words, n=1)
+    some = ", ".join([word for word in words if len(word) > 2][:6]) or "a word of the prompt, as it is written there"
     raise RecipeError(
         f"the word {wanted!r} is not in the prompt",
         f"the prompt reads {_shortened(cleaned)!r}",
-        close[0] if close else "a word of the prompt, as it is written there",
+        close[0] if close else f"one of {some}" if "," in some else some,
     )
 
 
