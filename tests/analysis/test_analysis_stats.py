@@ -65,6 +65,8 @@ def test_smallest_p_is_reached_by_differences_of_one_sign(pairs: int, least: flo
 def test_definitions_of_how_many_pairs_are_needed() -> None:
     assert stats.pairs_needed(0.05) == 6
     assert stats.pairs_needed(0.05 / 100) == 12
+    assert stats.pairs_needed(0.05 / 600) is None  # 1 of 10,000 patterns is the smallest share that draws can find
+    assert stats.power_sentence(20, 600).endswith("No number of pairs helps, but fewer tests.")
     assert "no test can reach 5%" in stats.power_sentence(4, 20)
     assert "none can reach 5% after correction" in stats.power_sentence(8, 100)
     assert "nothing can be tested" in stats.power_sentence(1, 10)

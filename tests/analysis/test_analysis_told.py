@@ -84,6 +84,15 @@ def test_what_could_have_been_seen_is_said_beside_what_was_found(tmp_path: Path)
     assert found.facts()["report"] is None  # none was asked for
 
 
+def test_few_scenes_that_are_units_by_request_speak_of_no_others(tmp_path: Path) -> None:
+    write_study(tmp_path, {"color": ("red", "blue"), "where": ("home", "beach", "park")}, 2)
+    path = tmp_path / "studies" / "made" / "study.yaml"
+    path.write_text("prompt: 'a circle'\ndesign: {factor: color, blocks: [seed, where]}\n")
+    found = analyze("made", workspace=tmp_path, unit="scene", write=False)
+    assert found.tests.units == 3 and "holds for these prompts" in found.summary
+    assert "scenes like these" not in found.summary
+
+
 def test_a_damaged_poster_is_named(tmp_path: Path) -> None:
     (take,) = write_study(tmp_path, {"color": ("red",)}, 1)
     take.poster.write_bytes(b"no picture")

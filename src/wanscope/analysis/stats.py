@@ -210,9 +210,10 @@ def power_sentence(pairs: int, tests: int, alpha: float = ALPHA, of: str = "") -
         )
     if least > level:
         needed = pairs_needed(level)
+        advice = f"It takes {needed} pairs, or fewer tests." if needed else "No number of pairs helps, but fewer tests."
         return (
             f"With {counted} and {tests} tests none{of} can reach {percent} after correction: the smallest p is "
-            f"{least:.3g}, and {level:.2g} is needed. It takes {needed} pairs, or fewer tests."
+            f"{least:.3g}, and {level:.2g} is needed. {advice}"
         )
     size = smallest_effect(pairs, tests, alpha)
     corrected = f" after correction for {tests} tests" if tests > 1 else ""
@@ -222,9 +223,6 @@ def power_sentence(pairs: int, tests: int, alpha: float = ALPHA, of: str = "") -
     )
 
 
-def pairs_needed(level: float) -> int:
-    """The fewest pairs whose smallest p is at most `level`."""
-    pairs = 1
-    while smallest_p(pairs) > level and pairs <= EXACT_PAIRS:
-        pairs += 1
-    return pairs
+def pairs_needed(level: float) -> int | None:
+    """The fewest pairs whose smallest p is at most `level`; None where drawn patterns never get there."""
+    return next((pairs for pairs in range(1, EXACT_PAIRS + 2) if smallest_p(pairs) <= level), None)

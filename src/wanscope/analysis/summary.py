@@ -121,7 +121,7 @@ def _limits(analysis: Analysis) -> Iterator[str]:
                 f"words mean, put at least {SCENES} scenes or paraphrases into the prompt as a slot and name it in "
                 "design.blocks."
             )
-        else:
+        elif family.units >= SCENES:  # fewer were asked for by name; a note says what that means
             lines.append(
                 f"Units are {_count(family.units, 'scene')}: what is found speaks of scenes like these, made with "
                 "these seeds and this model."
