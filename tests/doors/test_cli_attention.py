@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -146,9 +147,13 @@ def test_a_flipped_byte_in_a_map_is_found_and_made_anew(make, cli, tmp_path: Pat
     only_take(tmp_path).verify()
 
 
-def test_a_prompt_without_marked_words_says_what_to_do(make, tmp_path: Path) -> None:
+def test_a_prompt_without_marked_words_says_what_to_do(make, cli, tmp_path: Path) -> None:
     ran = make("--store-attention", template="a red circle")
     assert ran.status == 2 and "a red (circle)" in ran.err
     assert "tokens=[circle]" in ran.err and not (tmp_path / "out").exists()
     named = make("--set", "capture.attention.tokens=[circle]", template="a red circle")
     assert named.status == 0 and only_take(tmp_path).attention.words == ("circle",)
+    refused = cli("show", only_take(tmp_path).id, "--maps", "red", "-o", tmp_path / "out")
+    pasted = shlex.split(refused.err.split("Try: ")[1].split(", and run again")[0])
+    assert refused.status == 2 and make(*pasted, template="a red circle").status == 0
+    assert set(only_take(tmp_path).attention.words) == {"red", "circle"}

@@ -119,7 +119,7 @@ class Attention:
                 f"there are those of {', '.join(self.names)}; {nearest(name, self.names)}",
                 "--store-self-attention X,Y, and run again"
                 if self.measure == "self"
-                else f"--set 'capture.attention.tokens=[\"@marked\", {name}]', and run again",
+                else f"--set 'capture.attention.tokens=[{name}]', and run again",  # what is there stays
             )
         return self.names.index(name)
 
