@@ -113,6 +113,23 @@ def test_memory_does_not_grow_with_the_latents(tmp_path: Path) -> None:
     assert peak < 16 << 20
 
 
+def test_memory_is_bounded_where_one_frame_is_large() -> None:
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((2, 16, 2, 64, 64)).astype(np.float16) for _ in range(32)]
+    path = rng.standard_normal((51, 16, 2, 64, 64)).astype(np.float16)
+    gram.one_pass(arrays[:2], statistics=False)  # what is loaded once
+    tracemalloc.start()
+    joint = gram.one_pass(arrays, statistics=False, budget_bytes=40 << 20).joint
+    passed = tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    sliced = gram.gram_of(path, budget_bytes=8 << 20)
+    own = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert passed < 44 << 20 and own < 16 << 20
+    assert joint is not None and landmarks.LEAST <= joint.landmarks < landmarks.LANDMARKS
+    assert np.allclose(sliced, gram.gram_of(path), rtol=1e-12)
+
+
 def test_the_path_is_the_gram_taken_while_sampling(tmp_path: Path) -> None:
     take = write_take(tmp_path, recipe())
     path = gram.path_of(take)

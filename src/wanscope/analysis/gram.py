@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from wanscope.analysis.landmarks import KEPT, JointAxes, JointPlaces, choose
+from wanscope.analysis.landmarks import KEPT, JointAxes, JointPlaces, choose, most_landmarks
 from wanscope.analysis.latent_statistics import Accumulator, LatentStatistics
 from wanscope.analysis.trajectory import Path
 from wanscope.capture.gram import increments
@@ -56,16 +56,20 @@ def path_of(take: Take, budget_bytes: int = BUDGET_BYTES) -> Path:
 
 
 def gram_of(latents_KCThw: Any, budget_bytes: int = BUDGET_BYTES) -> np.ndarray:
-    """Gram of the start and the increments of one path, float64 [K, K], in slices of its latent frames."""
+    """Gram of the start and the increments of one path, float64 [K, K], in slices of its latent frames, and of the
+    channels of one where it is large."""
     states, channels, frames, height, width = latents_KCThw.shape
     # A slice is there as stored (up to 4 bytes), widened and differenced (8 each).
-    group = _group(frames, budget_bytes, states * channels * height * width * 20)
+    plane_bytes = states * height * width * 20
+    group = _group(frames, budget_bytes, channels * plane_bytes)
+    planes = channels if group > 1 else _group(channels, budget_bytes, plane_bytes)  # of a frame that is too large
     gram = np.zeros((states, states))
     for start in range(0, frames, group):
         part = slice(start, min(start + group, frames))
-        slice_Kn = np.stack([_read(latents_KCThw, k, part).reshape(-1) for k in range(states)])
-        v_Kn = increments(slice_Kn)
-        gram += v_Kn @ v_Kn.T
+        for first in range(0, channels, planes):
+            some = slice(first, first + planes)
+            v_Kn = increments(np.stack([_read(latents_KCThw, k, part, some).reshape(-1) for k in range(states)]))
+            gram += v_Kn @ v_Kn.T
     return (gram + gram.T) / 2
 
 
@@ -73,10 +77,10 @@ def _group(frames: int, budget_bytes: int, frame_bytes: int) -> int:
     return int(np.clip(budget_bytes // max(frame_bytes, 1), 1, frames))
 
 
-def _read(latents: Any, state: int, frames: slice) -> np.ndarray:
+def _read(latents: Any, state: int, frames: slice, channels: slice = slice(None)) -> np.ndarray:
     """[C, t, h, w] of one state. A chunk that fails its own checksum is a DamagedTake."""
     try:
-        return np.asarray(latents[state, :, frames])
+        return np.asarray(latents[state, channels, frames])
     except (ValueError, OSError, RuntimeError) as error:
         place = getattr(getattr(latents, "store", None), "root", "an array in memory")
         raise DamagedTake(f"{place} is damaged", f"state {state} cannot be read: {error}") from error
@@ -132,7 +136,7 @@ class _Pass:
         self.bytes_read = 0
         self.joint: JointAxes | None = None
         if axes:
-            picks = choose(self.takes, self.states)
+            picks = choose(self.takes, self.states, most_landmarks(self.frame_values, budget))
             self.joint = JointAxes.build(self._slices, arrays[0].shape, picks, scratch, budget, self.takes)
 
     def run(self, progress: Progress) -> OnePass:

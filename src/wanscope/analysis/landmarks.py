@@ -21,7 +21,9 @@ import numpy as np
 from wanscope.analysis.trajectory import centered
 
 LANDMARKS = 64
+LEAST = 8  # landmarks, however large a frame is
 KEPT = 16  # axes of the landmarks within which the axes of all latents are found
+VALUE_BYTES = 20  # of a landmark's or an axis' value while the axes are made: fp32 once and float64 twice
 
 ReadSlice = Callable[[int, int, slice], np.ndarray]  # take, state, frames -> fp32 [t, C, h, w]
 
@@ -40,6 +42,11 @@ class JointPlaces:
     def explained(self) -> float:
         """Share that the axes hold together; the rest of the distances is not in the picture."""
         return float(self.share_A.sum())
+
+
+def most_landmarks(frame_values: int, budget_bytes: int) -> int:
+    """How many landmarks fit the memory side by side with one frame each: fewer of large frames."""
+    return int(np.clip(budget_bytes // (frame_values * VALUE_BYTES) - KEPT - 1, LEAST, LANDMARKS))
 
 
 def choose(takes: int, states: int, limit: int = LANDMARKS) -> list[tuple[int, int]]:
@@ -80,7 +87,7 @@ class JointAxes:
         _, channels, frames, height, width = shape
         values = channels * height * width
         # A landmark is read as fp32, and there as float64 twice while they are put together; then the axes' rows.
-        group = int(np.clip(budget_bytes // ((len(picks) * 20 + (KEPT + 1) * 20) * values), 1, frames))
+        group = int(np.clip(budget_bytes // ((len(picks) + KEPT + 1) * VALUE_BYTES * values), 1, frames))
         parts = [slice(start, min(start + group, frames)) for start in range(0, frames, group)]
 
         def slice_Ln(part: slice) -> np.ndarray:
