@@ -13,6 +13,7 @@ from wanscope.analysis import attention as maps_of
 from wanscope.analysis.overlay import OPACITY, latent_frame, overlaid, overlay_video, panels
 from wanscope.capture.arrays import create_array, open_array
 from wanscope.errors import NotCaptured, RequestError
+from wanscope.take import attention as take_attention
 from wanscope.take.attention import Attention
 from wanscope.take.video import read_frames
 
@@ -20,8 +21,11 @@ GRID = (3, 6, 8)
 ROWS = [("circle", "word"), ("red", "word"), ("pad", "pad")]
 
 
-def attention(folder: Path, values: np.ndarray, heads: list[int] | None = None, **about) -> Attention:
-    array = create_array(folder, values.shape, (*[1] * (values.ndim - 4), *GRID), "fp16", {})
+def attention(
+    folder: Path, values: np.ndarray, heads: list[int] | None = None, chunk: tuple[int, ...] | None = None, **about
+) -> Attention:
+    """chunk: of the axes between the step and the map, one each if left out."""
+    array = create_array(folder, values.shape, (*(chunk or [1] * (values.ndim - 4)), *GRID), "fp16", {})
     array[:] = values.astype(np.float16)
     array.attrs.update(
         {
@@ -93,6 +97,45 @@ def test_heads_are_averaged_and_means_leave_out_what_did_not_run(tmp_path: Path)
         found.mean("red", blocks=[2], steps=[0])
     with pytest.raises(NotCaptured, match="did you mean 'circle'"):
         found.word("cirle")
+
+
+@pytest.mark.parametrize(("chunk", "heads"), [((1, 1), None), ((2, 3), None), ((4, 1), None), ((2, 2, 3), [0, 1])])
+@pytest.mark.parametrize("maps", [1, 2, 5, 1000])
+def test_every_row_is_averaged_and_each_chunk_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: tuple[int, ...], heads: list[int] | None, maps: int
+) -> None:
+    """Whatever the room for a part is, and however many maps lie in a chunk."""
+    shape = (3, 4, *([2] if heads else []), 3, *GRID)
+    values = np.random.default_rng(0).random(shape).astype(np.float16).astype(np.float64)
+    values[1, 2] = np.nan  # a skipped block
+    found = attention(tmp_path / "a", values, heads, chunk)
+    monkeypatch.setattr(take_attention, "PART_BYTES", maps * 4 * math.prod(GRID))
+    others = tuple(axis for axis in range(len(shape) - 4))
+    assert np.allclose(found.means(), np.nanmean(values, axis=others), atol=1e-6)
+    some = values[[0, 2]][:, [0, 2, 3]]
+    assert np.allclose(found.means([0, 2, 3], [0, 2]), np.nanmean(some, axis=others), atol=1e-6)
+    assert np.array_equal(found.means()[1], found.mean("red"))
+    of_one = maps_of.profile(found).mass
+    truth = values.mean((-3, -2, -1))
+    assert np.allclose(of_one, truth.mean(2) if heads else truth, atol=1e-6, equal_nan=True)
+    seen = np.zeros(shape[1:2] + shape[-4:-3], int)
+    largest = 0
+    for blocks, rows, part in found.parts(0):
+        seen[blocks, rows] += 1
+        largest = max(largest, part.size)
+        for at, size, whole in ((blocks, chunk[0], shape[1]), (rows, chunk[-1], shape[-4])):
+            assert at.start % size == 0 and (at.stop % size == 0 or at.stop == whole)
+    assert (seen == 1).all() and largest <= max(maps, math.prod(chunk) * (1 if not heads else 2)) * math.prod(GRID)
+
+
+def test_means_without_a_map_are_refused(tmp_path: Path) -> None:
+    values = np.ones((2, 2, 3, *GRID))
+    values[:, 1] = np.nan
+    found = attention(tmp_path / "a", values)
+    with pytest.raises(NotCaptured, match="no map of 'circle' to average"):
+        found.means(blocks=[1])
+    with pytest.raises(NotCaptured, match="no map of 'red' to average"):
+        found.mean("red", steps=[7])
 
 
 def test_overlays_show_the_map_where_it_is(tmp_path: Path) -> None:

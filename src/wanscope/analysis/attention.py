@@ -100,27 +100,30 @@ class Profile:
 
 
 def profile(attention: Attention) -> Profile:
-    """The profile of a take's maps, read one step at a time."""
-    steps: list[list[np.ndarray]] = []
-    for place in range(attention.shape[0]):
-        maps = attention[place].astype(np.float32)
-        if attention.heads is not None:
-            maps = maps.mean(1)
-        steps.append([maps.mean((-3, -2, -1)), concentration(maps), travel(maps), centers(maps)])
-    mass, sharp, way, center = (np.stack(parts) for parts in zip(*steps, strict=True))
+    """The profile of a take's maps, read in parts of a step."""
+    count, (frames, _, _) = attention.shape[0], attention.grid
+    where = (count, len(attention.blocks), len(attention.names))
+    mass, sharp, way, center = (np.full((*where, *more), np.nan) for more in ((), (), (), (frames, 2)))
+    for place in range(count):
+        for blocks, rows, maps in attention.parts(place):
+            if attention.heads is not None:
+                maps = maps.mean(1)
+            at = (place, blocks, rows)
+            mass[at], sharp[at] = maps.mean((-3, -2, -1)), concentration(maps)
+            way[at], center[at] = travel(maps), centers(maps)
     return Profile(attention.names, attention.steps, attention.blocks, mass, sharp, way, center)
 
 
 def overlaps(attention: Attention, blocks: list[int] | None = None, steps: list[int] | None = None) -> np.ndarray:
     """Overlap of every two rows' mean maps, float64 [K, K], 1 on the diagonal."""
-    p_KTYX = np.stack([distribution(attention.mean(name, blocks, steps)) for name in attention.names])
+    p_KTYX = distribution(attention.means(blocks, steps))
     return np.array([[np.minimum(a, b).sum() for b in p_KTYX] for a in p_KTYX])
 
 
 def of_means(attention: Attention) -> Iterator[dict[str, object]]:
     """Tidy rows of the mean maps over steps, blocks and heads: centers by latent frame, and overlaps of every two."""
     whole = {"step": None, "block": None}
-    maps = {name: attention.mean(name) for name in attention.names}
+    maps = dict(zip(attention.names, attention.means(), strict=True))
     for name, map_TYX in maps.items():
         for frame, (x, y) in enumerate(centers(map_TYX)):
             yield {**whole, "word": name, "measure": "center_x", "frame": frame, "value": float(x)}

@@ -12,7 +12,8 @@ tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from wanscope.capture_spec import Recorded
 
 __all__ = ["FOLDERS", "Attention"]
+
+PART_BYTES = 32 << 20  # of maps read at a time, where a chunk is smaller
 
 
 class Attention:
@@ -133,28 +136,67 @@ class Attention:
         for place in range(self.shape[0]):
             yield self[(place, ..., row, slice(None), slice(None), slice(None))]
 
+    def parts(self, place: int) -> Iterator[tuple[slice, slice, np.ndarray]]:
+        """The maps of entry `place` of the first axis in parts of about PART_BYTES that no chunk is read twice for:
+        (which blocks, which rows, values float32 [l, k, T, Y, X] or [l, H, k, T, Y, X])."""
+        blocks, rows = self.shape[1], self.shape[-4]
+        one = 4 * prod(self.shape[2:-4]) * prod(self.grid)  # a block's map of a row, of all heads
+        beside = self.array.chunks[1]  # blocks that come with any map
+        k = _many(self.array.chunks[-4], PART_BYTES // (one * beside), rows)
+        m = _many(beside, PART_BYTES // (one * k), blocks)
+        for first in range(0, blocks, m):
+            for row in range(0, rows, k):
+                at, of = slice(first, min(first + m, blocks)), slice(row, min(row + k, rows))
+                yield at, of, self[(place, at, ..., of, slice(None), slice(None), slice(None))]
+
     def mean(self, name: str, blocks: Iterable[int] | None = None, steps: Iterable[int] | None = None) -> np.ndarray:
         """A row's map averaged over heads, blocks and steps (all that were kept, or these), float32 [T, Y, X].
 
         Skipped blocks (NaN) are left out. NotCaptured where none of them was kept.
         """
+        row = self.row(name)
+        key = (..., slice(row, row + 1), slice(None), slice(None), slice(None))
+        whole = slice(0, self.shape[1]), slice(0, 1)
+        return self._mean(1, lambda place: iter([(*whole, self[(place, *key)])]), name, blocks, steps)[0]
+
+    def means(self, blocks: Iterable[int] | None = None, steps: Iterable[int] | None = None) -> np.ndarray:
+        """`mean` of every row, float32 [K, T, Y, X], each chunk read once."""
+        return self._mean(self.shape[-4], self.parts, self.names[0], blocks, steps)
+
+    def _mean(
+        self,
+        rows: int,
+        parts: Callable[[int], Iterator[tuple[slice, slice, np.ndarray]]],
+        name: str,
+        blocks: Iterable[int] | None,
+        steps: Iterable[int] | None,
+    ) -> np.ndarray:
         wanted = set(self.blocks if blocks is None else blocks)
-        places = [i for i, block in enumerate(self.blocks) if block in wanted]
-        at = None if steps is None or self.averaged else set(steps)
-        total, count = np.zeros(self.grid, dtype=np.float64), np.zeros(self.grid)
-        for place, maps in enumerate(self.iter_steps(name)):
-            if at is not None and self.evaluations[place][0] not in at:
+        chosen = np.array([block in wanted for block in self.blocks])
+        only = None if steps is None or self.averaged else set(steps)
+        total = np.zeros((rows, *self.grid), dtype=np.float64)
+        count = np.zeros((rows, *self.grid), dtype=np.int32)
+        for place in range(self.shape[0]):
+            if only is not None and self.evaluations[place][0] not in only:
                 continue
-            flat = maps[places].reshape(-1, *self.grid)
-            there = np.isfinite(flat)
-            total += np.where(there, flat, 0).sum(0)
-            count += there.sum(0)
+            for at, of, values in parts(place):
+                if chosen[at].any():
+                    heads_last = np.moveaxis(values[chosen[at]], -4, 0)
+                    flat = heads_last.reshape(of.stop - of.start, -1, *self.grid)
+                    there = np.isfinite(flat)
+                    total[of] += np.where(there, flat, 0).sum(1, dtype=np.float64)
+                    count[of] += there.sum(1, dtype=np.int32)
         if not count.all():
             raise NotCaptured(
                 f"there is no map of {name!r} to average",
                 f"kept are blocks {list(self.blocks)} at steps {sorted({s for s, _ in self.evaluations})}",
             )
         return (total / count).astype(np.float32)
+
+
+def _many(unit: int, room: int, whole: int) -> int:
+    """As many as there is room for, in units, at least one unit and at most the whole."""
+    return min(whole, max(unit, room // unit * unit))
 
 
 def _around(key: Any, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[Any, ...]]:
