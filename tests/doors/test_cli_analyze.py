@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,3 +97,22 @@ def test_a_bundle_replaces_nothing_else(place: Path, cli: Callable[..., Any], tm
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
     ran = cli("export", "people", "-o", place)
     assert ran.status == 2 and "--bundle" in ran.err
+
+
+def test_a_bundle_takes_the_unit_of_its_analysis(place: Path, cli: Callable[..., Any], tmp_path: Path) -> None:
+    words = ("export", "people", "--bundle", "-o", place, "--out", tmp_path / "bundle", "--unit")
+    ran = cli(*words, "day")
+    assert ran.status == 2 and "units are seed or scene" in ran.err
+    ran = cli(*words, "scene")
+    assert ran.status == 2 and "names no slots that are scenes" in ran.err
+
+
+def test_the_summary_counts_the_contrasts_that_have_a_test(cli: Callable[..., Any], tmp_path: Path) -> None:
+    """One take is gone, which leaves one pair of its variation: nothing can be tested with that."""
+    write_study(tmp_path, {"who": ("two men", "two women", "two people")}, 2, None, "few")
+    gone = next(
+        path for path in sorted((tmp_path / "takes").iterdir()) if "two people" in (path / "take.json").read_text()
+    )
+    shutil.rmtree(gone)
+    ran = cli("analyze", "few", "-o", tmp_path, "--no-report")
+    assert ran.status == 0 and "(1 contrast of the 3)" in ran.out

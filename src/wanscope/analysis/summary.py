@@ -55,7 +55,9 @@ def _findings(analysis: Analysis) -> Iterator[str]:
         lines = [_sentence(test, analysis) for test in confirmed]
         yield "Hypotheses written before the run:\n" + "\n".join(f"- {line}" for line in lines)
     explored = [test for test in family.tests if test.found and not test.confirmatory]
-    contrasts = _count(len(analysis.comparison.contrasts), "contrast")
+    tested = {(test.factor, test.a, test.b) for test in family.tests if test.p is not None and test.kind != "omnibus"}
+    every = len(analysis.comparison.contrasts)
+    contrasts = _count(len(tested), "contrast") + (f" of the {every}" if len(tested) < every else "")
     intro = (
         f"{_count(family.size, 'test')} were made in one family ({contrasts}); "
         f"p values are corrected for all of them by Holm's method, and the smallest that one test can give is "

@@ -41,8 +41,7 @@ def run_analyze(options: AnalyzeOptions, output_dir: Path | None, json: bool) ->
         raise RequestError(
             "STUDY and --batch-dir say the same", "give one of them", f"wanscope analyze {options.study}"
         )
-    if options.unit is not None and options.unit not in UNITS:
-        raise RequestError(f"--unit {options.unit} is not known", "units are seed or scene", "--unit seed")
+    _check_unit(options.unit)
     from wanscope.analysis.analyze import analyze
 
     analysis = analyze(
@@ -61,6 +60,11 @@ def run_analyze(options: AnalyzeOptions, output_dir: Path | None, json: bool) ->
         return 0
     _say(analysis)
     return 0
+
+
+def _check_unit(unit: str | None) -> None:
+    if unit is not None and unit not in UNITS:
+        raise RequestError(f"--unit {unit} is not known", "units are seed or scene", "--unit seed")
 
 
 def _tell(event: events.Event) -> None:
@@ -105,30 +109,38 @@ def _cells(test: Test) -> tuple[str, ...]:
     )
 
 
-def run_export(
-    study: str,
-    bundle: bool,
-    path: Path | None,
-    by: str | None,
-    contrast: tuple[str, str] | None,
-    baseline: str | None,
-    output_dir: Path | None,
-    json: bool,
-) -> int:
-    if not bundle:
+@dataclass(frozen=True)
+class ExportOptions:
+    """What was typed."""
+
+    study: str
+    bundle: bool
+    out: Path | None
+    by: str | None
+    contrast: tuple[str, str] | None
+    baseline: str | None
+    unit: str | None
+
+
+def run_export(options: ExportOptions, output_dir: Path | None, json: bool) -> int:
+    if not options.bundle:
         raise RequestError(
-            "export does not say what", "a bundle is what there is to export", f"wanscope export {study} --bundle"
+            "export does not say what",
+            "a bundle is what there is to export",
+            f"wanscope export {options.study} --bundle",
         )
+    _check_unit(options.unit)
     from wanscope.analysis.bundle import export_bundle
     from wanscope.take.disk import bytes_below, files_below
 
     folder = export_bundle(
-        study,
+        options.study,
         workspace=output_dir,
-        out=path,
-        by=by,
-        contrast=contrast,
-        baseline=baseline,
+        out=options.out,
+        by=options.by,
+        contrast=options.contrast,
+        baseline=options.baseline,
+        unit=options.unit,  # type: ignore[arg-type]
         on_event=events.ignore if json else _tell,
     )
     files, size = len(files_below(folder)), bytes_below(folder)

@@ -83,10 +83,11 @@ def export(
         tuple[str, str] | None, typer.Option("--contrast", metavar="A B", help="As for `analyze`.")
     ] = None,
     baseline: Annotated[str | None, typer.Option("--baseline", metavar="C", help="As for `analyze`.")] = None,
+    unit: Annotated[str | None, typer.Option("--unit", metavar="seed|scene", help="As for `analyze`.")] = None,
     output_dir: OutputDir = None,
     json: Json = False,
 ) -> int:
     """Put what a study found and how into one folder that can be published."""
-    from wanscope.doors.cli.analyze import run_export
+    from wanscope.doors.cli.analyze import ExportOptions, run_export
 
-    return run_export(study, bundle, out, by, contrast, baseline, output_dir, json)
+    return run_export(ExportOptions(study, bundle, out, by, contrast, baseline, unit), output_dir, json)
