@@ -24,7 +24,8 @@ import wanscope as ws
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = "a red circle moves left on a black background"
 DONOR = "a green square moves left on a black background"
-STILL = "a red circle stays still on a black background"
+THING = "large red circle"
+STILL = f"a {THING} stays still on a black background"
 PAIRS = [
     (f"a red {shape} moves {way} on a {ground} background", f"a {other} {shape} moves {way} on a {ground} background")
     for shape, way, ground in (("circle", "left", "black"), ("square", "up", "white"), ("triangle", "right", "gray"))
@@ -94,18 +95,19 @@ def strengths(maker: Maker) -> list[Row]:
 
 
 def bends(maker: Maker) -> list[Row]:
-    """A still object whose word's maps are moved."""
+    """A still object: the maps of all words that say what it is, moved and amplified."""
     rows: list[Row] = [(f"no edit: {STILL}", some(maker.frames(STILL)))]
+    louder = f"bend '{THING}' amplify factor=4"
     for shift in SHIFTS:
-        line = f"bend circle translate x={shift:g}"
-        rows.append((line, some(maker.frames(STILL, line))))
+        line = f"bend '{THING}' translate x={shift:g}"
+        rows.append((f"{line}, and amplify factor=4", some(maker.frames(STILL, [line, louder]))))
     return rows
 
 
 PICTURES: dict[str, tuple[Callable[[Maker], list[Row]], str]] = {
     "kinds": (kinds, "One seed without an edit and with each kind of edit, five frames from first to last"),
     "strengths": (strengths, "A green square injected into early, middle, late and all blocks at four strengths"),
-    "bends": (bends, "The attention map of circle moved left and right by a quarter of the frame"),
+    "bends": (bends, "The attention maps of an object's words moved left and right by a quarter of the frame"),
 }
 
 
