@@ -19,6 +19,7 @@ from helpers.edited import DONOR, apart, edited, unedited
 from helpers.tiny import tiny_model, tiny_pipeline
 from wanscope.edit.edits import Bend, Edit, Inject, Skip
 from wanscope.errors import EditNotApplied
+from wanscope.runtime.diffusers_guard import VARIANTS
 from wanscope.wan.model import WanModel
 
 EDITS: dict[str, list[Edit]] = {
@@ -147,6 +148,16 @@ def test_strengths_of_other_steps_and_runs_compile_nothing_new():
     with torch.compiler.set_stance("fail_on_recompile"):
         found = edited(model, [Inject(DONOR, strength=[0.9, 0.2, 0.5, 0.3], schedule="linear(1, 0.2)")], steps=STEPS)
     assert found.session.counts() == found.plan.planned()
+
+
+def test_more_kinds_of_edits_than_torch_keeps_compiled_by_itself():
+    """Past its limit a compiled block would fail, or run uncompiled; plain runs after the edits count as well."""
+    model = compiled("none", "eager")
+    config: Any = torch._dynamo.config
+    with config.patch(recompile_limit=2):
+        for kind in ("replaced", "append", "bend", "several"):
+            assert apart(edited(model, EDITS[kind], steps=2).latents, unedited(model, steps=2)) > 1e-3
+        assert config.recompile_limit == VARIANTS
 
 
 @pytest.mark.gpu

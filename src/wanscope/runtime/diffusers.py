@@ -62,6 +62,7 @@ def attach(
     """
     for transformer in model.experts():
         diffusers_guard.check(transformer)
+        diffusers_guard.make_room(transformer)
     session = DiffusersSession(model, plan, capture, on_state, self_capture)
     blocks = [list(transformer.blocks) for transformer in model.experts()]
     try:

@@ -17,6 +17,7 @@ from wanscope.errors import ModelError
 
 # Hooks of diffusers that are put on and taken off in the first forward of streamed offload.
 PASSING_HOOKS = ("layer_execution_tracker", "lazy_prefetch_group_offloading")
+VARIANTS = 64  # of a compiled block in one process
 FIX_COMPILE = "transformer.compile_repeated_blocks() in place of torch.compile(transformer)"
 
 
@@ -59,6 +60,20 @@ def check(transformer: Any) -> None:
             )
         if processor._parallel_config is not None:
             raise ModelError("the transformer runs in parallel on several devices", "edits know one device", "")
+
+
+def make_room(transformer: Any) -> None:
+    """Let compiled blocks be compiled for each kind of call that edits make: how many contexts are read, which
+    operations bend, whether maps are recorded.
+
+    torch's own limit is 8; the ninth kind would end the run (fullgraph) or run uncompiled. What was compiled counts for
+    runs without edits too, so the limit is raised for the process and stays.
+    """
+    if any(block._compiled_call_impl is not None for block in transformer.blocks):
+        import torch._dynamo
+
+        config: Any = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, VARIANTS)
 
 
 def _caches(transformer: nn.Module) -> Iterator[str]:
