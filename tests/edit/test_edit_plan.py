@@ -24,9 +24,9 @@ def raw(text: str) -> torch.Tensor:
     return torch.randn(TOKENS[text], 6, generator=generator)
 
 
-def plan(*edits: Edit, places: dict[int, Places] | None = None, **passes: Any) -> EditPlan:
+def plan(*edits: Edit, places: dict[int, Places] | None = None, words: Any = None, **passes: Any) -> EditPlan:
     known = {text: raw(text) for text in TOKENS}
-    texts = DonorTexts(PROMPT, NEGATIVE, known[PROMPT], known[NEGATIVE], known, LENGTH, {}, places or {})
+    texts = DonorTexts(PROMPT, NEGATIVE, known[PROMPT], known[NEGATIVE], known, LENGTH, {}, places or {}, words or {})
     facts: dict[str, Any] = {"sigmas": SIGMAS, "evaluations": (1,) * 4, "guided": (frozenset(range(4)),)}
     return make_plan(edits, texts, Passes(**{**facts, **passes}), blocks=BLOCKS, heads=2, grid=GRID)
 
@@ -113,6 +113,22 @@ def test_what_a_later_injection_leaves_nothing_of_is_not_planned(later: dict[str
     assert not any(note.startswith("edits.2") or note.startswith("edits.5") for note in found.notes)
 
 
+def test_prompts_that_later_prompts_leave_nothing_of_are_not_planned():
+    found = plan(Prompts({0: "night"}), Prompts({2: "a blue square"}))
+    assert {(index, step) for index, _, _, step in found.planned()} == {(0, 0), (0, 1), (1, 2), (1, 3)}
+    assert found.notes == ("edits.0 does not act where edits.1 leaves nothing of it",)
+
+
+def test_a_word_that_no_text_read_there_has_is_told():
+    """The donor of a mix that comes later is not read yet."""
+    bend, mix = Bend(["red", "square"], "amplify", factor=2.0), Inject("a blue square", strength=0.5)
+    columns: Places = {PROMPT: (1,), "a blue square": (2,)}
+    words = {"red": frozenset({PROMPT}), "square": frozenset({"a blue square"})}
+    before = plan(bend, mix, places={0: columns}, words={0: words})
+    assert before.notes == ("edits.0 does nothing to 'square': no text that is read where it acts has it",)
+    assert not plan(mix, bend, places={1: columns}, words={1: words}).notes
+
+
 def test_equal_donors_are_one_text():
     """So that a donor's context, keys and own pass are made once, however many edits bring it."""
     found = plan(
@@ -138,6 +154,7 @@ def test_equal_donors_are_one_text():
         (Inject(PROMPT, on="both", blocks="2-4"), "the donor is the prompt itself"),
         (Inject("night", on="hidden", blocks="0-1"), ""),
         (Inject("night", on="hidden", operation="add", blocks="0"), ""),
+        (Inject(PROMPT, on="both", operation="add", blocks="2-4"), ""),
         (Inject({"prompt": "night", "after_block": 2}, on="hidden", blocks="0"), ""),
         (Inject(PROMPT, mode="append"), ""),
         (Inject(PROMPT, blocks="none"), ""),
@@ -205,6 +222,11 @@ def test_what_a_person_is_told():
     assert begun == ("edits.0 acts on no pass: cond is not run where it would (the run begins at step 2)",)
     short = plan(Inject("night", mode="tokens"), places={}).notes
     assert not short  # 2 of 4 tokens are half
+    TOKENS["hall.safetensors"] = 4
+    (called,) = plan(Inject("hall.safetensors")).notes
+    assert "the donor is the words 'hall.safetensors' and no file; a file is {embedding: hall.safetensors}" in called
+    TOKENS["a [red|blue] circle"] = 6
+    assert "is read as it stands, brackets and all" in plan(Inject("a [red|blue] circle")).notes[0]
     TOKENS["word"] = 1
     assert "most of the prompt is blended with padding" in plan(Inject("word", mode="tokens")).notes[0]
 

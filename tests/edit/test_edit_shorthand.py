@@ -103,6 +103,8 @@ WRONG = [
     ("inject 'x' where", "'where' says what the names mean"),
     ("inject 'x' operation=add", "operation add works on tokens or hidden states"),
     ("inject 'x' mode=append on hidden", "mode append is about the context"),
+    ("inject 'x' mode=append on both operation=add at -1", "strength -1 is out of range: it is from 0 to 1"),
+    ("inject 'x' on both operation=add at 2", "strength 2 is out of range: it is from 0 to 1"),
     ("inject 'x' donor_negative='y'", "branch: both"),
     ("inject 'x' during stp(3)", "did you mean 'step'"),
     ("bend", "names no word"),

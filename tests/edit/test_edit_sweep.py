@@ -40,6 +40,8 @@ def test_inner_fields_and_whole_values_are_swept() -> None:
         [nested], {"edits.0.donor": ("red", {"prompt": "x", "after_block": 2}), "edits.0.on": ("hidden",)}
     )
     assert fields[1].edits[0].donor.after_block == 2
+    captured = swept_edits([SQUARE], {"edits.0.donor.after_block": (1, 2), "edits.0.donor.prompt": ("x",)})
+    assert [each.edits[0].donor.after_block for each in captured] == [1, 2]
     heads = swept_edits([Bend("x", "flip", heads=(0, 1))], {"edits.0.heads.1": (2, 3)})
     assert [each.edits[0].heads for each in heads] == [(0, 2), (0, 3)]
 

@@ -15,7 +15,7 @@ from helpers.tiny import tiny_model
 from wanscope.doors.cli.show import edit_facts
 from wanscope.edit.amplify import amplify, boost
 from wanscope.edit.directions import Direction, weights_behind
-from wanscope.edit.edits import Edit, Inject, Steer
+from wanscope.edit.edits import Bend, Edit, Inject, Steer
 from wanscope.errors import RecipeError
 from wanscope.events import ModelLoading, Note
 from wanscope.recipe import SamplerSpec, VideoSpec
@@ -65,6 +65,21 @@ def test_the_boosters_before_and_after_are_told_and_kept_in_the_take(tmp_path: P
     assert notes == [f"take {take.id}: edits.0: {said}"]
     assert Take.open(take.folder).manifest.applied_edits[0].notes == (said,)
     assert ("", said) in edit_facts(take.manifest)
+
+
+def test_a_difference_that_can_be_reached_is_named_as_the_edit_names_it(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        made(Inject(DONOR, difference=9.0, keep_norm=True), tmp_path)
+    fix = caught.value.fix.removeprefix("difference: ").partition(",")[0]
+    take, _ = made(Inject(DONOR, difference=float(fix), keep_norm=True), tmp_path)
+    assert f"(target {float(fix):.3f}" in take.manifest.applied_edits[0].notes[0]
+
+
+def test_a_word_of_a_donor_that_is_not_read_yet_is_told(tmp_path: Path) -> None:
+    bend = Bend(["circle", "square"], "amplify", factor=2.0)
+    take, notes = made(bend, tmp_path, edits=[bend, Inject(DONOR, strength=0.5)])
+    assert "edits.0 does nothing to 'square': no text that is read where it acts has it" in notes[0]
+    assert take.manifest.applied_edits[0].planned
 
 
 def test_an_exact_difference_is_told_and_kept_in_the_take(tmp_path: Path) -> None:

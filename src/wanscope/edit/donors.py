@@ -75,6 +75,19 @@ def word_places(tokenizer: Any, prompt: str, edits: Sequence[Edit], index: int, 
     return {text: tuple(sorted(columns)) for text, columns in places.items()}
 
 
+def word_texts(
+    tokenizer: Any, prompt: str, edits: Sequence[Edit], index: int, text_length: int
+) -> dict[str, frozenset[str]]:
+    """For each word that edit `index` names, the texts of the recipe that hold it."""
+    edit = edits[index]
+    words = edit.words if isinstance(edit, Bend | Inject) else ()
+    alone = [[*edits[:index], edit.model_copy(update={"words": (word,)}), *edits[index + 1 :]] for word in words]
+    return {
+        word: frozenset(word_places(tokenizer, prompt, others, index, text_length))
+        for word, others in zip(words, alone, strict=True)
+    }
+
+
 def _read_beside(edit: Edit) -> list[str]:
     """The texts whose tokens cross-attention reads beside, or instead of, the prompt's."""
     if isinstance(edit, Inject):
@@ -248,6 +261,7 @@ class DonorTexts:
 
     main, uncond: what the loop reads, weights of marked words applied. raw: by text, as encoded. stored: by the
     file's hash. places: for each edit that names words (by its place in the list), their columns in each text.
+    word_texts: and the texts that hold each of its words.
     """
 
     prompt: str
@@ -258,6 +272,7 @@ class DonorTexts:
     text_length: int
     stored: Mapping[str, Tensor] = field(default_factory=dict)
     places: Mapping[int, Places] = field(default_factory=dict)
+    word_texts: Mapping[int, Mapping[str, frozenset[str]]] = field(default_factory=dict)
 
     def donor(self, edit: Inject) -> DonorText:
         """The embedding that `edit` injects, at the difference that it asks for.
@@ -281,7 +296,10 @@ class DonorTexts:
             return DonorText(embedding_LD, note)
         from wanscope.edit.amplify import amplify
 
-        moved = amplify(self.main, embedding_LD, edit.difference, mode=edit.amplify, keep_norm=bool(edit.keep_norm))
+        try:
+            moved = amplify(self.main, embedding_LD, edit.difference, mode=edit.amplify, keep_norm=bool(edit.keep_norm))
+        except RecipeError as error:  # the target has another name in an edit
+            raise RecipeError(error.what, error.why, error.fix.replace("target: ", "difference: ")) from None
         return DonorText(moved.embedding, " ".join(filter(None, (note, moved.describe()))), moved)
 
     def negative_donor(self, edit: Inject) -> Tensor | None:

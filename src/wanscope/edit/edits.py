@@ -128,7 +128,9 @@ class Inject(EditWithStrength):
 
     @property
     def strength_range(self) -> tuple[float, float]:
-        return (-10.0, 10.0) if self.operation == "add" else (0.0, 1.0)
+        # A mix is a share and an append a weight, beside whatever state they are asked for `on: both`.
+        adds_alone = self.operation == "add" and (self.mode == "tokens" or self.on == "hidden")
+        return (-10.0, 10.0) if adds_alone else (0.0, 1.0)
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

@@ -180,8 +180,7 @@ def make_plan(
     planned = _without_replaced(_without_skipped(planned, notes), notes)
     real = max(_real_rows(planned, branch, main[branch], texts.text_length) for branch in main)
     plan = EditPlan(tuple(planned), passes, blocks, texts.text_length, grid, main, real, tuple(dict.fromkeys(notes)))
-    _check_words(plan)
-    return plan
+    return replace(plan, notes=(*plan.notes, *_check_words(plan, texts.word_texts)))
 
 
 def _resolved(
@@ -278,9 +277,10 @@ def _without_skipped(planned: list[PlannedEdit], notes: list[str]) -> list[Plann
 
 
 def _without_replaced(planned: list[PlannedEdit], notes: list[str]) -> list[PlannedEdit]:
-    """What a later injection leaves nothing of leaves the plan there. An injection `on: both` still has its state."""
+    """What a later injection, or later prompts, leave nothing of leaves the plan there. An injection `on: both` still
+    has its state."""
     for i, later in enumerate(planned):
-        if not isinstance(later.edit, Inject):
+        if not isinstance(later.edit, Inject | Prompts):
             continue
         at = np.vectorize(functools.partial(replaces, later.edit), otypes=[bool])
         for j, other in enumerate(planned[:i]):
@@ -321,11 +321,13 @@ def _real_rows(planned: Sequence[PlannedEdit], branch: Branch, main: PlannedText
     return real
 
 
-def _check_words(plan: EditPlan) -> None:
-    """RecipeError where an edit would act on words that no text read at that place has."""
+def _check_words(plan: EditPlan, word_texts: Mapping[int, Mapping[str, frozenset[str]]]) -> Iterator[str]:
+    """RecipeError where an edit would act on words that no text read at that place has. A note for each word that none
+    of the texts read where it acts has, while they have another."""
     for edit in plan.edits:
         if not edit.columns:
             continue
+        everywhere: set[str] = set()
         for branch, table_SL in edit.tables.items():
             for step in range(plan.passes.first, plan.passes.steps):
                 if not plan.passes.has(branch, step):
@@ -339,6 +341,10 @@ def _check_words(plan: EditPlan) -> None:
                             f"no text that is read there has {' or '.join(repr(word) for word in words)}",
                             "branch: cond, other words, or other blocks or steps",
                         )
+                    everywhere.update(*read)
+        for word, holding in word_texts.get(edit.index, {}).items():
+            if everywhere and not holding & everywhere:
+                yield f"edits.{edit.index} does nothing to {word!r}: no text that is read where it acts has it"
 
 
 def texts_read(

@@ -5,6 +5,7 @@ Shape suffixes: L real tokens, D text dim.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,12 +13,14 @@ from typing import TYPE_CHECKING, Literal
 
 from wanscope.edit.donors import DonorTexts
 from wanscope.edit.edits import Inject, Prompts
+from wanscope.edit.words import quoted
 from wanscope.errors import RecipeError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Branch = Literal["cond", "uncond"]
+_alternatives = re.compile(r"\[[^\[\]]*\|[^\[\]]*\]")
 SHORT_DONOR = 0.5  # of the prompt's tokens; a shorter donor of mode `tokens` deserves a word
 
 
@@ -71,6 +74,7 @@ def donors_of(
         raise RecipeError(f"{where}: {error.what}", error.why, error.fix) from None
     if found.note:
         notes.append(f"{where}: {found.note}")
+    notes += [f"{where}: {note}" for text in edit.donor.prompts() if (note := _literal_note(text))]
     own = frozenset((edit.donor.prompt,)) if edit.donor.prompt is not None else frozenset()
     out: dict[Branch, PlannedText] = {}
     negative_LD = texts.negative_donor(edit)
@@ -96,9 +100,19 @@ def donors_of(
     return out
 
 
+def _literal_note(text: str) -> str:
+    """What a donor's text looks like and is not read as; empty for plain words."""
+    if text.rstrip().endswith(".safetensors"):
+        name = text.strip()
+        return f"the donor is the words {text!r} and no file; a file is {{embedding: {name}}} or file({quoted(name)})"
+    if _alternatives.search(text):
+        return f"the donor {text!r} is read as it stands, brackets and all: sweep the donor for alternatives"
+    return ""
+
+
 def idle_note(edit: Inject, donor: PlannedText, main: PlannedText, only_block_0: bool) -> str:
     """Why an injection changes nothing; empty where it does. only_block_0: whether it acts nowhere else."""
-    if edit.operation == "add" and (edit.mode == "tokens" or edit.on == "hidden"):
+    if edit.operation == "add" and (edit.mode == "tokens" or edit.on != "context"):
         return ""
     if edit.on == "hidden" and only_block_0 and not edit.donor.after_block:
         return "the state that enters block 0 has read no text yet, so the donor's is the same"
@@ -107,8 +121,11 @@ def idle_note(edit: Inject, donor: PlannedText, main: PlannedText, only_block_0:
     return ""
 
 
-def replaces(edit: Inject, s: float) -> bool:
-    """Whether nothing of what a block's cross-attention would read is left by an injection at strength s."""
+def replaces(edit: Inject | Prompts, s: float) -> bool:
+    """Whether nothing of what a block's cross-attention would read is left by an injection at strength s, or by other
+    prompts."""
+    if isinstance(edit, Prompts):
+        return s != 0
     if edit.on == "hidden" or edit.mode == "append" or edit.words:
         return False
     if edit.mode == "mix" or edit.operation == "blend":

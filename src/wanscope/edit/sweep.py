@@ -144,6 +144,8 @@ def _set(data: Any, path: Sequence[str], value: Any, key: str) -> Any:
             raise ValueError(f"{key}: there is no place {head!r} in a list of {len(data)}")
         place = int(head)
         return [*data[:place], _set(data[place], rest, value, key) if rest else value, *data[place + 1 :]]
+    if isinstance(data, str) and key.split(".")[2:] in (["donor", "prompt"], ["donor", "after_block"]):
+        data = {"prompt": data}  # a donor's short form
     if data is not None and not isinstance(data, dict):
         raise ValueError(f"{key}: there is nothing below {data!r}")
     inner = dict(data or {})

@@ -12,7 +12,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from wanscope import events
-from wanscope.edit.donors import DonorTexts, Places, check_texts, read_stored, stored_of, texts_of, word_places
+from wanscope.edit.donors import (
+    DonorTexts,
+    Places,
+    check_texts,
+    read_stored,
+    stored_of,
+    texts_of,
+    word_places,
+    word_texts,
+)
 from wanscope.edit.edits import Inject
 from wanscope.errors import RecipeError
 from wanscope.prompt.tokens import check_length, token_columns, unknown_words
@@ -99,10 +108,12 @@ class Texts:
         conditioning = self.conditioning(recipe)
         assert conditioning.uncond is not None
         places: dict[int, Places] = {}
+        words: dict[int, dict[str, frozenset[str]]] = {}
         for i in range(len(recipe.edits)):
             found = word_places(self.tokenizer, recipe.prompt, recipe.edits, i, self.text_length)
             if found:
                 places[i] = found
+                words[i] = word_texts(self.tokenizer, recipe.prompt, recipe.edits, i, self.text_length)
         return DonorTexts(
             recipe.prompt,
             recipe.negative,
@@ -112,6 +123,7 @@ class Texts:
             self.text_length,
             self.stored,
             places,
+            words,
         )
 
 
