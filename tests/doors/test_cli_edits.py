@@ -81,7 +81,7 @@ def test_a_take_with_changes_keeps_its_edits_and_gets_no_baseline() -> None:
 
 
 REFUSED = [
-    (["--edit", "inject 'a green square' into lat"], "did you mean 'late'? Try: into late or into 0-9,20"),
+    (["--edit", "inject 'a green square' into lat"], "did you mean 'late'? Try: into late or into 0-3,6"),
     (
         ["--edit", "inject 'a green square' at a lot"],
         "strength is 'a lot': it is neither a number nor a shape. Try: at 0.4,",

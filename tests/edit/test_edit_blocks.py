@@ -194,3 +194,12 @@ def test_any_text_is_read_or_refused(text, count):
 def test_no_torch_is_imported():
     code = "import sys, wanscope.edit; sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("wrong", ["lat", "3 5", "3,,5", [0.5]], ids=str)
+def test_what_an_error_offers_is_taken_by_a_model_of_ten_blocks(wrong):
+    with pytest.raises(RecipeError) as caught:
+        parse_blocks(wrong, 10)
+    for fix in caught.value.fix.split(" or "):
+        name, _, offered = fix.partition(": ")
+        assert name == "strength" or parse_blocks([0, 1, 6] if offered == "[0, 1, 6]" else offered, 10).chosen

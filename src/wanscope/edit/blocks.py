@@ -151,7 +151,7 @@ def _indices(value: Any, count: int | None) -> list[int]:
                 raise RecipeError(
                     f"blocks holds {item!r}",
                     "a list of blocks holds whole numbers; a number per block is a strength",
-                    "blocks: [0, 1, 20] or strength: [0.5, 0.2, ...]",
+                    "blocks: [0, 1, 6] or strength: [0.5, 0.2, ...]",
                 )
         return [_block(int(item), count) for item in value]
     raise RecipeError(f"blocks is {value!r}", "it should be a name, a range, a bit string or a list", "blocks: late")
@@ -208,9 +208,9 @@ def _from_part(part: str, text: str, count: int | None) -> Iterable[int]:
         plain = part.lstrip("0")[:9] or "0"
         raise RecipeError(f"blocks holds {part!r}", "a block's number has no leading zero, nor ten digits", plain)
     if not part:
-        raise RecipeError(f"blocks is {text!r}", "a comma has nothing beside it", "blocks: 0-9,20")
+        raise RecipeError(f"blocks is {text!r}", "a comma has nothing beside it", "blocks: 0-3,6")
     hint = nearest(name, [*PRESETS, *ALIASES])
-    raise RecipeError(f"{part!r} is not a preset, a block or a range of blocks", hint, "blocks: late or blocks: 0-9,20")
+    raise RecipeError(f"{part!r} is not a preset, a block or a range of blocks", hint, "blocks: late or blocks: 0-3,6")
 
 
 def _block(index: int, count: int | None) -> int:
