@@ -80,7 +80,7 @@ class Call:
             self.run.passes[branch] += 1
         self.tables = [self._table(edit) for edit in self.live.edits]
         for skip, table in zip(self.live.edits, self.tables, strict=True):
-            if isinstance(skip.edit, Skip) and skip.edit.part == "block":
+            if isinstance(skip.edit, Skip):
                 self._silence(skip, table)
         self._contexts: dict[PlannedText, Tensor] = {}
         self._texts: dict[tuple[int, Branch, int], PlannedText] = {}
@@ -99,10 +99,12 @@ class Call:
         return factor * np.array(edit.strengths(self.depth), dtype=np.float64)
 
     def _silence(self, skip: LiveEdit, skipped: np.ndarray) -> None:
-        """A block that does not run reads no text: what acts on its context is not due there."""
+        """A block that does not run reads no text: what acts on its context is not due there, also in part (`on:
+        both`, as in plan.py). Where only its cross-attention is skipped, `compose` leaves the rest out."""
         for i, (edit, table) in enumerate(zip(self.live.edits, self.tables, strict=True)):
-            whole = set(edit.branches()) <= set(skip.branches())
-            if edit is not skip and "hidden" not in _parts(edit) and "block" not in _parts(edit) and whole:
+            parts = set(_parts(edit))
+            gone = parts == {"hidden", "context"} or ("block" in _parts(skip) and not parts & {"hidden", "block"})
+            if edit is not skip and gone and set(edit.branches()) <= set(skip.branches()):
                 self.tables[i] = np.where(skipped != 0, 0.0, table)
 
     @property
