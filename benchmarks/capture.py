@@ -104,6 +104,7 @@ class Run:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.device = torch.device(args.device)
+        self.clock: Callable[[], float] = time.perf_counter
         self.model: WanModel | RandomModel
         if args.model == "marbles":
             self.model = load("marbles", device=args.device)
@@ -189,11 +190,11 @@ class Run:
                     torch.cuda.synchronize()
                 seconds = []
                 for number in range(WARM, WARM + steps):
-                    began = time.perf_counter()
+                    began = self.clock()
                     self.step(number, around_call)
                     if cuda:
                         torch.cuda.synchronize()
-                    seconds.append(time.perf_counter() - began)
+                    seconds.append(self.clock() - began)
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
             return None
@@ -239,10 +240,15 @@ def summary(seconds: list[float | None], plain: list[float | None]) -> dict[str,
     return found | ({"ratio_quartiles": statistics.quantiles(ratios, n=4)[::2]} if len(ratios) > 3 else {})
 
 
-def spread(one: dict[str, Any]) -> str:
-    """The quartiles of a `summary`, for a table."""
+def row(name: str, one: dict[str, Any]) -> str:
+    """A line of a table of `summary` with its `peak`."""
+    if one["seconds"] is None:
+        return f"| {name} | does not fit | | | |"
+    ratio = "" if one["ratio"] is None else f"{one['ratio']:.3f}"
     low, high = one.get("ratio_quartiles", (None, None))
-    return "fewer than 4 rounds" if low is None else f"{low:.3f} to {high:.3f}"
+    quartiles = "fewer than 4 rounds" if low is None else f"{low:.3f} to {high:.3f}"
+    memory = "does not fit" if one["peak"] is None else f"{one['peak'] / 1e6:.1f}"
+    return f"| {name} | {one['seconds']:.4f} | {ratio} | {quartiles} | {memory} |"
 
 
 def main() -> None:
@@ -261,9 +267,10 @@ def main() -> None:
             found[way].append(run.measured(way, args.steps))
     result: dict[str, Any] = {"model": args.model, "device": args.device, "words": min(WORDS, args.tokens)}
     result |= {"measures": list(run.measures), "compiled": args.compile, "rounds": args.rounds}
+    result["closing_seconds"] = statistics.median(run.closing) if run.closing else None  # of the timed runs
     for way in ways:
-        result[way] = summary(found[way], found["plain"]) | {"peak": run.peak(way, WARM)}
-    result["closing_seconds"] = statistics.median(run.closing) if run.closing else None
+        result[way] = summary(found[way], found["plain"])
+        result[way]["peak"] = None if result[way]["seconds"] is None else run.peak(way, WARM)
     device = torch.cuda.get_device_name() if run.device.type == "cuda" else ""
     table = Table("Recording attention", args, ("wanscope", "torch", "diffusers"), device)
     result["machine"] = table.machine
@@ -275,12 +282,7 @@ def main() -> None:
     table.say("| way | s a step | of plain, median | quartiles | peak, MB |")
     table.say("|---|---|---|---|---|")
     for way in ways:
-        one = result[way]
-        if one["seconds"] is None:
-            table.say(f"| {way} | does not fit | | | |")
-            continue
-        memory = "does not fit" if one["peak"] is None else f"{one['peak'] / 1e6:.1f}"
-        table.say(f"| {way} | {one['seconds']:.4f} | {one['ratio'] or 0:.3f} | {spread(one)} | {memory} |")
+        table.say(row(way, result[way]))
     if result["closing_seconds"] is not None:
         table.say(f"\nWriting what the last step left: {result['closing_seconds']:.4f} s, median.")
     table.close()

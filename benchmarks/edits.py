@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,7 +28,7 @@ from typing import Any
 import torch
 from reporting import Table, add_options
 
-from capture import WARM, WORDS, Run, arguments, spread, summary
+from capture import WARM, WORDS, Run, arguments, row, summary
 from wanscope.capture.base import Moment
 from wanscope.edit.donors import DonorTexts
 from wanscope.edit.edits import Bend, Edit, Inject, Skip
@@ -72,6 +71,8 @@ class EditRun(Run):
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
+        if self.device.type == "cpu":
+            self.clock = time.process_time
         self.steps = args.steps + WARM
         self.edits: list[Edit] = []
 
@@ -94,19 +95,6 @@ class EditRun(Run):
         with attach(self.model, plan) as session:  # type: ignore[arg-type]
             yield session.around_call
         session.verify()  # what is timed is an edit that acted
-
-    def measured(self, way: str, steps: int) -> float | None:
-        if self.device.type == "cuda":
-            return super().measured(way, steps)
-        with getattr(self, way)() as around_call:
-            for number in range(WARM):
-                self.step(number, around_call)
-            seconds = []
-            for number in range(WARM, WARM + steps):
-                began = time.process_time()
-                self.step(number, around_call)
-                seconds.append(time.process_time() - began)
-        return statistics.median(seconds)
 
 
 def main() -> None:
@@ -134,13 +122,9 @@ def main() -> None:
     table.say("|---|---|---|---|---|")
     for way in ways:
         one = result["ways"][way] = summary(found[way], found["plain"])
-        if one["seconds"] is None:
-            table.say(f"| {SAID[way]} | does not fit | | | |")
-            continue
         run.edits, run.steps = WAYS[way], WARM
-        one["peak"] = run.peak("editing", WARM)
-        memory = "does not fit" if one["peak"] is None else f"{one['peak'] / 1e6:.1f}"
-        table.say(f"| {SAID[way]} | {one['seconds']:.4f} | {one['ratio'] or 0:.3f} | {spread(one)} | {memory} |")
+        one["peak"] = None if one["seconds"] is None else run.peak("editing", WARM)
+        table.say(row(SAID[way], one))
     result["machine"] = table.machine
     table.close()
     if args.json is not None:

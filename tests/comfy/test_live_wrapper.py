@@ -151,6 +151,12 @@ def test_second_guidance_with_equal_scales_is_the_second_prompt(model):
     assert record.applied_in(0) == 3
 
 
+def test_second_guidance_stays_where_the_first_block_is_skipped(model):
+    skip = LiveEdit(Skip("0"))
+    edited, record = run(model, LiveEdit(Guide(1.0), DONOR), skip)
+    assert record.applied_in(0) == 3 and not torch.allclose(edited, run(model, skip)[0], atol=1e-3)
+
+
 def test_a_skipped_block_hands_on_what_the_wrapper_expects(model):
     _, record = run(model, LiveEdit(Skip("1", branch="both")))
     assert record.applied_in(0) == 2 * 3

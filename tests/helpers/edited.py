@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from helpers.tiny import video
-from wanscope.edit.donors import DonorTexts, texts_of, word_places
+from wanscope.edit.donors import DonorTexts, texts_of, united, word_places
 from wanscope.edit.edits import Edit
 from wanscope.edit.plan import EditPlan
 from wanscope.recipe import SamplerSpec, VideoSpec
@@ -52,7 +52,9 @@ def encoded(model: WanModel, edits: Sequence[Edit], scene: Scene = TINY) -> Dono
     """What a study's texts give for these edits."""
     names = list(dict.fromkeys([scene.prompt, scene.negative, *texts_of(edits)]))
     raw = {name: _encoded(model, name) for name in names}
-    found = {i: word_places(model.tokenizer, scene.prompt, edits, i, model.text_length) for i in range(len(edits))}
+    found = {
+        i: united(word_places(model.tokenizer, scene.prompt, edits, i, model.text_length)) for i in range(len(edits))
+    }
     places = {i: places for i, places in found.items() if places}
     main, uncond = raw[scene.prompt], raw[scene.negative]
     return DonorTexts(scene.prompt, scene.negative, main, uncond, raw, model.text_length, {}, places)

@@ -6,7 +6,7 @@
 
 Maps go to zarr arrays [step, block, row, T, Y, X], or [step, block, head, row, T, Y, X] where heads are kept, one array
 a measure, fp16, one shard a step. Maps of a block lie together in one chunk up to `CHUNK_BYTES`: zarr takes 0.3 ms a
-chunk, which with a chunk a map was more than marbles' attention itself.
+chunk, which with a chunk a map was a fifth of marbles' step.
 Compressing and writing is a thread's work, one step behind; nothing but the step at hand is held.
 
 fp16 ends at 6e-8, and a word that a block does not read gets less than that: its whole map would be zeros. So every map

@@ -46,46 +46,37 @@ def check_texts(tokenizer: Any, prompt: str, edits: Sequence[Edit], text_length:
         word_places(tokenizer, prompt, edits, index, text_length)
 
 
-def word_places(tokenizer: Any, prompt: str, edits: Sequence[Edit], index: int, text_length: int) -> Places:
-    """The token columns of the words that edit `index` names, in each text of the recipe that holds any of them.
+def word_places(tokenizer: Any, prompt: str, edits: Sequence[Edit], index: int, text_length: int) -> dict[str, Places]:
+    """For each word that edit `index` names, its token columns in each text of the recipe that holds it.
 
     The texts are the prompt, the donors and the prompts of later steps. {} for an edit without words.
     Raises RecipeError for a word that occurs in none of them.
     """
     edit = edits[index]
-    words = edit.words if isinstance(edit, Bend | Inject) else ()
-    if not words:
-        return {}
     others = [text for e in edits for text in _read_beside(e)]
-    places: dict[str, set[int]] = {}
-    for word in words:
+    places: dict[str, Places] = {}
+    for word in edit.words if isinstance(edit, Bend | Inject) else ():
         missing: RecipeError | None = None
-        found = False
+        found: dict[str, tuple[int, ...]] = {}
         for text in dict.fromkeys((prompt, *others)):
             try:
-                columns = find_words(tokenizer, text, [word], text_length)[0].columns
+                found[text] = tuple(find_words(tokenizer, text, [word], text_length)[0].columns)
             except RecipeError as error:
                 missing = missing or error
-                continue
-            found = True
-            places.setdefault(text, set()).update(columns)
         if not found and missing is not None:
             beside = ", nor in a donor" if others else ""
             raise RecipeError(f"edits.{index}: {missing.what}{beside}", missing.why, missing.fix)
-    return {text: tuple(sorted(columns)) for text, columns in places.items()}
+        places[word] = found
+    return places
 
 
-def word_texts(
-    tokenizer: Any, prompt: str, edits: Sequence[Edit], index: int, text_length: int
-) -> dict[str, frozenset[str]]:
-    """For each word that edit `index` names, the texts of the recipe that hold it."""
-    edit = edits[index]
-    words = edit.words if isinstance(edit, Bend | Inject) else ()
-    alone = [[*edits[:index], edit.model_copy(update={"words": (word,)}), *edits[index + 1 :]] for word in words]
-    return {
-        word: frozenset(word_places(tokenizer, prompt, others, index, text_length))
-        for word, others in zip(words, alone, strict=True)
-    }
+def united(places: Mapping[str, Places]) -> Places:
+    """The columns of any of the words, in each text that holds one."""
+    columns: dict[str, set[int]] = {}
+    for found in places.values():
+        for text, own in found.items():
+            columns.setdefault(text, set()).update(own)
+    return {text: tuple(sorted(own)) for text, own in columns.items()}
 
 
 def _read_beside(edit: Edit) -> list[str]:

@@ -99,12 +99,14 @@ class Call:
         return factor * np.array(edit.strengths(self.depth), dtype=np.float64)
 
     def _silence(self, skip: LiveEdit, skipped: np.ndarray) -> None:
-        """A block that does not run reads no text: what acts on its context is not due there, also in part (`on:
-        both`, as in plan.py). Where only its cross-attention is skipped, `compose` leaves the rest out."""
+        """A text that is not read where a block, or its cross-attention, does not run: what acts on it is not due
+        there, also in part (`on: both`). As `_without_skipped` in edit/plan.py has it."""
+        whole = _parts(skip) == ("block",)
         for i, (edit, table) in enumerate(zip(self.live.edits, self.tables, strict=True)):
-            parts = set(_parts(edit))
-            gone = parts == {"hidden", "context"} or ("block" in _parts(skip) and not parts & {"hidden", "block"})
-            if edit is not skip and gone and set(edit.branches()) <= set(skip.branches()):
+            stays = _parts(edit) == ("hidden",) or isinstance(edit.edit, Guide)
+            if isinstance(edit.edit, Skip):
+                stays = edit is skip or _parts(edit) == _parts(skip) or not whole
+            if not stays and set(edit.branches()) <= set(skip.branches()):
                 self.tables[i] = np.where(skipped != 0, 0.0, table)
 
     @property

@@ -19,8 +19,8 @@ from wanscope.edit.donors import (
     read_stored,
     stored_of,
     texts_of,
+    united,
     word_places,
-    word_texts,
 )
 from wanscope.edit.edits import Inject
 from wanscope.errors import RecipeError
@@ -112,8 +112,8 @@ class Texts:
         for i in range(len(recipe.edits)):
             found = word_places(self.tokenizer, recipe.prompt, recipe.edits, i, self.text_length)
             if found:
-                places[i] = found
-                words[i] = word_texts(self.tokenizer, recipe.prompt, recipe.edits, i, self.text_length)
+                places[i] = united(found)
+                words[i] = {word: frozenset(texts) for word, texts in found.items()}
         return DonorTexts(
             recipe.prompt,
             recipe.negative,

@@ -12,7 +12,7 @@ tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,23 +130,17 @@ class Attention:
         """All maps of one row, float32 [S, L, T, Y, X] or [S, L, H, T, Y, X]."""
         return self[..., self.row(name), :, :, :]
 
-    def iter_steps(self, name: str) -> Iterator[np.ndarray]:
-        """A row's maps step by step, float32 [L, T, Y, X] or [L, H, T, Y, X]."""
-        row = self.row(name)
-        for place in range(self.shape[0]):
-            yield self[(place, ..., row, slice(None), slice(None), slice(None))]
-
-    def parts(self, place: int) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    def parts(self, place: int, only: slice = slice(None)) -> Iterator[tuple[slice, slice, np.ndarray]]:
         """The maps of entry `place` of the first axis in parts of about PART_BYTES that no chunk is read twice for:
-        (which blocks, which rows, values float32 [l, k, T, Y, X] or [l, H, k, T, Y, X])."""
-        blocks, rows = self.shape[1], self.shape[-4]
+        (which blocks, which rows, values float32 [l, k, T, Y, X] or [l, H, k, T, Y, X]). only: these rows."""
+        blocks, (start, stop, _) = self.shape[1], only.indices(self.shape[-4])
         one = 4 * prod(self.shape[2:-4]) * prod(self.grid)  # a block's map of a row, of all heads
         beside = self.array.chunks[1]  # blocks that come with any map
-        k = _many(self.array.chunks[-4], PART_BYTES // (one * beside), rows)
+        k = _many(self.array.chunks[-4], PART_BYTES // (one * beside), stop - start)
         m = _many(beside, PART_BYTES // (one * k), blocks)
         for first in range(0, blocks, m):
-            for row in range(0, rows, k):
-                at, of = slice(first, min(first + m, blocks)), slice(row, min(row + k, rows))
+            for row in range(start, stop, k):
+                at, of = slice(first, min(first + m, blocks)), slice(row, min(row + k, stop))
                 yield at, of, self[(place, at, ..., of, slice(None), slice(None), slice(None))]
 
     def mean(self, name: str, blocks: Iterable[int] | None = None, steps: Iterable[int] | None = None) -> np.ndarray:
@@ -155,40 +149,32 @@ class Attention:
         Skipped blocks (NaN) are left out. NotCaptured where none of them was kept.
         """
         row = self.row(name)
-        key = (..., slice(row, row + 1), slice(None), slice(None), slice(None))
-        whole = slice(0, self.shape[1]), slice(0, 1)
-        return self._mean(1, lambda place: iter([(*whole, self[(place, *key)])]), name, blocks, steps)[0]
+        return self._means(slice(row, row + 1), blocks, steps)[0]
 
     def means(self, blocks: Iterable[int] | None = None, steps: Iterable[int] | None = None) -> np.ndarray:
         """`mean` of every row, float32 [K, T, Y, X], each chunk read once."""
-        return self._mean(self.shape[-4], self.parts, self.names[0], blocks, steps)
+        return self._means(slice(0, self.shape[-4]), blocks, steps)
 
-    def _mean(
-        self,
-        rows: int,
-        parts: Callable[[int], Iterator[tuple[slice, slice, np.ndarray]]],
-        name: str,
-        blocks: Iterable[int] | None,
-        steps: Iterable[int] | None,
-    ) -> np.ndarray:
+    def _means(self, rows: slice, blocks: Iterable[int] | None, steps: Iterable[int] | None) -> np.ndarray:
         wanted = set(self.blocks if blocks is None else blocks)
         chosen = np.array([block in wanted for block in self.blocks])
-        only = None if steps is None or self.averaged else set(steps)
-        total = np.zeros((rows, *self.grid), dtype=np.float64)
-        count = np.zeros((rows, *self.grid), dtype=np.int32)
+        at_steps = None if steps is None or self.averaged else set(steps)
+        total = np.zeros((rows.stop - rows.start, *self.grid), dtype=np.float64)
+        count = np.zeros(total.shape, dtype=np.int32)
         for place in range(self.shape[0]):
-            if only is not None and self.evaluations[place][0] not in only:
+            if at_steps is not None and self.evaluations[place][0] not in at_steps:
                 continue
-            for at, of, values in parts(place):
+            for at, of, values in self.parts(place, rows):
                 if chosen[at].any():
-                    heads_last = np.moveaxis(values[chosen[at]], -4, 0)
-                    flat = heads_last.reshape(of.stop - of.start, -1, *self.grid)
+                    rows_first = np.moveaxis(values[chosen[at]], -4, 0)
+                    flat = rows_first.reshape(len(rows_first), -1, *self.grid)
                     there = np.isfinite(flat)
-                    total[of] += np.where(there, flat, 0).sum(1, dtype=np.float64)
-                    count[of] += there.sum(1, dtype=np.int32)
+                    into = slice(of.start - rows.start, of.stop - rows.start)
+                    total[into] += np.where(there, flat, 0).sum(1, dtype=np.float64)
+                    count[into] += there.sum(1, dtype=np.int32)
         if not count.all():
             raise NotCaptured(
-                f"there is no map of {name!r} to average",
+                f"there is no map of {self.names[rows.start]!r} to average",
                 f"kept are blocks {list(self.blocks)} at steps {sorted({s for s, _ in self.evaluations})}",
             )
         return (total / count).astype(np.float32)
