@@ -15,9 +15,9 @@ from helpers.paths import write_study
 from wanscope.analysis import report
 from wanscope.analysis.analyze import analyze
 from wanscope.analysis.charts import charts
+from wanscope.analysis.collection import LeftOut
 from wanscope.analysis.preview import Preview
 from wanscope.analysis.report import rendered
-from wanscope.analysis.source import LeftOut
 
 HOSTILE = """</pre></script>"'><script>alert("1")</script><img src=x onerror='alert(2)'> {{ 7 * 7 }} &amp;"""
 NO_CLIP = Preview("", b"", 0, 0, "none")
