@@ -78,7 +78,7 @@ def test_texts_that_look_like_html_are_shown_and_never_run(tmp_path: Path) -> No
     assert video[0]["title"] == video[0]["aria-label"] == label
     assert len(image) == 1 and image[0]["alt"] == f"{found.members[2].name}: a b circle, seed 0"
     assert HOSTILE in page.said("th") and prompt in page.said("td")
-    assert f"b less {HOSTILE}" in page.said("td") or f"{HOSTILE} less b" in page.said("td")
+    assert f"b minus {HOSTILE}" in page.said("td") or f"{HOSTILE} minus b" in page.said("td")
     assert f"{HOSTILE}: {HOSTILE}" in page.said("li")
     assert any("hypothesis" in line and "alert" in line for line in page.said("p") + page.said("li"))
     assert page.said("pre") == [path.read_text()]

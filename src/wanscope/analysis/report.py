@@ -1,8 +1,8 @@
 """`report.html`: a study's videos, tests, figures and recipe on one page that opens without a network.
 
 Everything is in the file: small copies of the videos, Plotly's program, the figures' numbers. A rule in the page itself
-(Content-Security-Policy) keeps it from loading anything. What the page looks like is in templates/, which escape every
-text; here is what they are filled with.
+(Content-Security-Policy) keeps it from loading anything. The HTML is in templates/, where every text is escaped; this
+file gathers what the templates show.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def _row(test: Test) -> dict[str, Any]:
     unit = "" if test.measure == "1" or test.difference is None else f" {test.measure}"
     texts = [
         test.title + (f" ({test.part})" if test.part else "") + (" *" if test.confirmatory else ""),
-        f"all of {test.a}" if test.kind == "omnibus" else f"{test.a} less {test.b}",
+        f"all of {test.a}" if test.kind == "omnibus" else f"{test.a} minus {test.b}",
     ]
     numbers = [
         n(test.difference, "+.3g") + unit,
