@@ -35,7 +35,7 @@ from pathlib import Path
 import numpy as np
 from reporting import Table, add_options
 
-from wanscope.analysis import gram
+from wanscope.analysis import latent_pass
 from wanscope.capture.arrays import create_array, open_array
 
 CHANNELS = 16
@@ -120,13 +120,13 @@ def timed(places: list[Path], memory: list[InMemory], scratch: Path) -> tuple[di
     drop_cache(places)
     on_disk, disk_seconds = read_raw(places)
     began = time.perf_counter()
-    floor = gram.one_pass(memory, scratch=scratch)
+    floor = latent_pass.one_pass(memory, scratch=scratch)
     floor_seconds = time.perf_counter() - began
     drop_cache(places)
     check_seconds = checksums(places)
     drop_cache(places)
     began = time.perf_counter()
-    found = gram.one_pass([open_array(place) for place in places], scratch=scratch)
+    found = latent_pass.one_pass([open_array(place) for place in places], scratch=scratch)
     pass_seconds = time.perf_counter() - began
     assert found.bytes_read == floor.bytes_read
     seconds = {"disk": disk_seconds, "arithmetic": floor_seconds, "checksums": check_seconds, "pass": pass_seconds}
@@ -149,7 +149,7 @@ def main() -> None:
     stored = int(np.prod(shape_CThw)) * 2 * asked.takes * asked.states
 
     small = np.concatenate([open_array(places[0])[k : k + 1] for k in (0, asked.states - 1)])
-    gram.one_pass([InMemory(small[..., :8, :8], (2, *shape_CThw[:2], 8, 8))] * 2, scratch=asked.folder)  # warm
+    latent_pass.one_pass([InMemory(small[..., :8, :8], (2, *shape_CThw[:2], 8, 8))] * 2, scratch=asked.folder)  # warm
     before = peak_bytes()
     memory = [InMemory(small, (asked.states, *shape_CThw))] * asked.takes
     rounds = [timed(places, memory, asked.folder) for _ in range(asked.rounds)]

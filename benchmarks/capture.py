@@ -36,13 +36,13 @@ from memory import peak_bytes
 from reporting import Table, add_options
 from torch import Tensor
 
-from wanscope.capture.attention import AttentionSink
 from wanscope.capture.attention_plan import AttentionPlan, Row
-from wanscope.capture.base import Branch, Moment
-from wanscope.capture_spec import MEASURES, AttentionCapture
+from wanscope.capture.attention_sink import AttentionSink
+from wanscope.capture.moments import Branch, Moment
 from wanscope.edit.plan import EditPlan, Passes, PlannedText
-from wanscope.runtime.diffusers import attach
-from wanscope.runtime.recorder import AttentionRecorder
+from wanscope.runtime.diffusers.recorder import AttentionRecorder
+from wanscope.runtime.diffusers.session import attach
+from wanscope.spec.capture import MEASURES, AttentionCapture
 from wanscope.wan.load import load
 from wanscope.wan.model import WanModel
 from wanscope.wan.variants import VARIANTS

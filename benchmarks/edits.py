@@ -29,11 +29,11 @@ import torch
 from reporting import Table, add_options
 
 from capture import WARM, WORDS, Run, arguments, row, summary
-from wanscope.capture.base import Moment
+from wanscope.capture.moments import Moment
 from wanscope.edit.donors import DonorTexts
 from wanscope.edit.edits import Bend, Edit, Inject, Skip
 from wanscope.edit.plan import Passes, make_plan
-from wanscope.runtime.diffusers import attach
+from wanscope.runtime.diffusers.session import attach
 
 PROMPT, NEGATIVE, DONOR = "prompt", "negative", "donor"
 WORD = "words"

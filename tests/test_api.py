@@ -13,7 +13,7 @@ import wanscope as ws
 from helpers.studies import Events, model
 from wanscope.errors import NumericalError, RecipeError, TakeNotFound
 from wanscope.events import StepDone
-from wanscope.study import make
+from wanscope.study import make_take
 
 SMALL = {"width": 32, "height": 32, "frames": 5, "fps": 8, "steps": 2, "negative": ""}
 
@@ -84,6 +84,6 @@ def test_a_failing_take_raises_its_own_error(tmp_path: Path, monkeypatch: pytest
     def fail(*_: object, **__: object) -> None:
         raise NumericalError("NaN after step 1")
 
-    monkeypatch.setattr(make, "denoise", fail)
+    monkeypatch.setattr(make_take, "denoise", fail)
     with pytest.raises(NumericalError, match="NaN after step 1"):
         ws.generate(model(), "a dog", workspace=tmp_path, **SMALL)

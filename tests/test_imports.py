@@ -1,8 +1,8 @@
 """The house's shape: what may import what, what stays free of torch, and how long a file may be.
 
-Layers, lowest first: errors, events -> prompt -> wan, edit -> recipe (which holds edits) -> runtime, capture -> sample
--> take -> catalog -> analysis, study -> marbles -> doors. A file imports from its own layer and from those below,
-wherever in the file the import stands, and packages of one layer do not import each other in a circle.
+Layers, lowest first: errors, events -> spec, prompt -> wan, edit -> recipe (which holds edits) -> runtime, capture ->
+sample -> take -> catalog -> analysis, study -> marbles -> doors. A file imports from its own layer and from those
+below, wherever in the file the import stands, and packages of one layer do not import each other in a circle.
 """
 
 from __future__ import annotations
@@ -18,20 +18,10 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "wanscope"
 LAYERS = (
-    (
-        "errors",
-        "events",
-        "validation",
-        "workspace",
-        "strict_yaml",
-        "plugins",
-        "solvers",
-        "metric_names",
-        "interpolation",
-    ),
-    ("specs", "prompt"),
+    ("errors", "events", "workspace"),
+    ("spec", "prompt"),
     ("wan", "edit"),
-    ("capture_spec", "recipe", "study_file"),
+    ("recipe",),
     ("runtime", "capture"),
     ("sample",),
     ("take",),
@@ -53,11 +43,11 @@ TORCH_FREE = (
     "wanscope",
     "wanscope.errors",
     "wanscope.events",
-    "wanscope.solvers",
-    "wanscope.metric_names",
-    "wanscope.validation",
+    "wanscope.spec.solver_facts",
+    "wanscope.spec.metric_names",
+    "wanscope.spec.validation",
     "wanscope.workspace",
-    "wanscope.study_file",
+    "wanscope.study.study_file",
     "wanscope.recipe",
     "wanscope.edit",
     "wanscope.edit.edits",
@@ -81,8 +71,8 @@ TORCH_FREE = (
     "wanscope.catalog.exchange",
     "wanscope.catalog.jail",
     "wanscope.study.expand",
-    "wanscope.study.folder",
-    "wanscope.study.sources",
+    "wanscope.study.study_folder",
+    "wanscope.study.read_request",
     "wanscope.marbles.world",
 )
 

@@ -26,7 +26,7 @@ from wanscope.recipe import (
     Study,
     VideoSpec,
 )
-from wanscope.validation import validated
+from wanscope.spec.validation import validated
 
 DEFAULTS = {"solver": "unipc", "steps": 20, "shift": 5.0, "guidance": 5.0, "width": 64, "height": 48, "frames": 9}
 DEFAULTS |= {"fps": 8}

@@ -256,7 +256,7 @@ def test_python_examples_are_python_and_use_names_that_exist(page: Path) -> None
 
 
 def test_study_files_named_in_the_readme_ship() -> None:
-    from wanscope.study_file import config_names
+    from wanscope.study.study_file import config_names
 
     text = text_of("README.md")
     lines = [words for words in shell_lines(text) if words[:2] == ["wanscope", "generate"]]

@@ -17,15 +17,15 @@ from wanscope import events
 from wanscope.errors import RecipeError, nearest
 from wanscope.prompt.template import count
 from wanscope.recipe import CaptureSpec, SamplerSpec, Study, VideoSpec
+from wanscope.spec.validation import validated
 from wanscope.take.store import Take
-from wanscope.validation import validated
 from wanscope.workspace import Workspace
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from wanscope.edit.difference import Difference
-    from wanscope.edit.directions import Direction
+    from wanscope.edit.direction import Direction
     from wanscope.wan.model import WanModel
 
 BLOCKS: dict[str, type[VideoSpec | SamplerSpec]] = {"video": VideoSpec, "sampler": SamplerSpec}
@@ -92,8 +92,8 @@ def _sorted(settings: dict[str, Any], verb: str = "generate", whole: Sequence[st
 
 
 def _recipe(study: Study, model: WanModel, space: Workspace):
-    from wanscope.study.models import weights_of
     from wanscope.study.prepare import expanded_with, stored_in
+    from wanscope.study.recipe_model import weights_of
 
     expansion = expanded_with(study, model, stored_in(space))
     return expansion.recipe(expansion.template.variation(0), study.seeds[0], weights_of(model))
@@ -108,7 +108,7 @@ def difference(model: WanModel, a: str | Tensor, b: str | Tensor, *, top: int = 
     has been freed.
     """
     from wanscope.edit.difference import measure_difference
-    from wanscope.study.texts import check_length_and_words
+    from wanscope.study.encode_texts import check_length_and_words
     from wanscope.wan.text import encode
 
     prompts = {f"prompt {name}": text for name, text in (("A", a), ("B", b)) if isinstance(text, str)}
@@ -139,13 +139,15 @@ def learn_direction(
     Raises RecipeError before any work for pairs that are none, blocks the model lacks, prompts that it cannot read and
     settings that would do nothing; and where the prompts do not differ for the model.
     """
-    from wanscope.study import directions
+    from wanscope.study import direction_request
 
     data = _sorted(settings, "learn_direction", ())
-    found = directions.read_pairs(Path(pairs).expanduser()) if isinstance(pairs, str | Path) else pairs
-    lesson = directions.lesson_of(model.variant, found, on=on, blocks=blocks, seeds=seeds, negative=negative, **data)
-    directions.check(lesson, model.tokenizer, model.text_length, model.variant.name == "marbles")
-    return directions.learn(model, lesson, on_pair=on_pair)
+    found = direction_request.read_pairs(Path(pairs).expanduser()) if isinstance(pairs, str | Path) else pairs
+    lesson = direction_request.lesson_of(
+        model.variant, found, on=on, blocks=blocks, seeds=seeds, negative=negative, **data
+    )
+    direction_request.check(lesson, model.tokenizer, model.text_length, model.variant.name == "marbles")
+    return direction_request.learn(model, lesson, on_pair=on_pair)
 
 
 def open_take(name: str | Path, workspace: Workspace | Path | str | None = None) -> Take:

@@ -13,11 +13,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from wanscope.capture_spec import AttentionCapture, CaptureSpec, LatentsCapture
 from wanscope.edit.edits import Edit
 from wanscope.edit.shorthand import edit_from
 from wanscope.edit.sweep import Sweep, sweep_values, swept_edits
-from wanscope.specs import (
+from wanscope.spec.capture import AttentionCapture, CaptureSpec, LatentsCapture
+from wanscope.spec.settings import (
     Components,
     DesignSpec,
     Finite,

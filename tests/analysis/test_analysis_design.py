@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wanscope.analysis import design
-from wanscope.analysis.design import Contrast, compare, pairs_of
-from wanscope.analysis.source import Collection, Member
+from wanscope.analysis import pairing as design
+from wanscope.analysis.collection import Collection, Member
+from wanscope.analysis.pairing import Contrast, compare, pairs_of
 from wanscope.errors import RecipeError
 from wanscope.recipe import Study
 
@@ -185,7 +185,7 @@ def test_a_hypothesis_that_was_added_later_is_known(tmp_path: Path) -> None:
     import os
 
     from helpers.paths import write_study
-    from wanscope.analysis.source import collect
+    from wanscope.analysis.collection import collect
 
     hypothesis = "{text: t, metric: linearity, contrast: [red, blue]}"
     text = f"prompt: 'a [@color: red|blue] circle'\ndesign:\n  factor: color\n  hypotheses: [{hypothesis}]\n"

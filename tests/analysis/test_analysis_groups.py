@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from wanscope.analysis import groups, stats
-from wanscope.analysis.design import Pairs
+from wanscope.analysis.pairing import Pairs
 
 
 def made(pairs: int, dimension: int = 30, effect: float = 0.0, seed: int = 0) -> tuple[np.ndarray, Pairs]:

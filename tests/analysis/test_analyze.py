@@ -20,7 +20,7 @@ from wanscope.analysis.analyze import Analysis, analyze
 from wanscope.analysis.charts import charts
 from wanscope.analysis.preview import Preview, previews
 from wanscope.analysis.report import custom_figures, rendered
-from wanscope.capture.gram import increments
+from wanscope.capture.path_gram import increments
 from wanscope.errors import NotCaptured, RequestError, TakeNotFound
 from wanscope.events import Note
 from wanscope.take.store import LATENTS, Take
@@ -262,7 +262,7 @@ def test_every_way_to_name_a_study(place: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_takes_that_another_study_made_first_have_this_studys_names(tmp_path: Path) -> None:
-    from wanscope.study.folder import Row, StudyFolder
+    from wanscope.study.study_folder import Row, StudyFolder
     from wanscope.workspace import Workspace
 
     space = Workspace(tmp_path)
@@ -376,7 +376,7 @@ def test_a_third_party_metric_is_everywhere(place: Path, tmp_path: Path, monkeyp
 
 def test_the_names_that_hypotheses_may_use_are_those_that_tests_are_of(place: Path) -> None:
     from wanscope.analysis.metric import REGISTRY, all_metrics
-    from wanscope.metric_names import OF_GROUPS, TESTED, UNTESTED
+    from wanscope.spec.metric_names import OF_GROUPS, TESTED, UNTESTED
 
     all_metrics()
     found = analyze("made", workspace=place, write=False)

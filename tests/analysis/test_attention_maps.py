@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from helpers.takes import recipe, write_take
-from wanscope.analysis import attention as maps_of
+from wanscope.analysis import attention_measures as maps_of
 from wanscope.analysis.overlay import OPACITY, latent_frame, overlaid, overlay_video, panels
 from wanscope.capture.arrays import create_array, open_array
 from wanscope.errors import NotCaptured, RequestError
-from wanscope.take import attention as take_attention
-from wanscope.take.attention import Attention
+from wanscope.take import attention_maps as take_attention
+from wanscope.take.attention_maps import Attention
 from wanscope.take.video import read_frames
 
 GRID = (3, 6, 8)

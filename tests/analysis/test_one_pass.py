@@ -10,10 +10,10 @@ import pytest
 
 from helpers.takes import path_of as states_of
 from helpers.takes import recipe, write_take
-from wanscope.analysis import gram, landmarks, trajectory
+from wanscope.analysis import landmarks, latent_pass, trajectory
 from wanscope.analysis.latent_statistics import latent_statistics
 from wanscope.capture.arrays import create_array, open_array
-from wanscope.capture.gram import increments
+from wanscope.capture.path_gram import increments
 from wanscope.errors import DamagedTake, NotCaptured
 from wanscope.take.store import LATENTS
 
@@ -28,7 +28,7 @@ def latents(takes: int = 6, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> li
 @pytest.mark.parametrize("budget", [1 << 28, 30_000, 1])
 def test_between_take_grams_equal_direct_ones_whatever_the_slices(budget: int) -> None:
     arrays = latents()
-    found = gram.one_pass(arrays, budget_bytes=budget)
+    found = latent_pass.one_pass(arrays, budget_bytes=budget)
     for k in range(SHAPE[0]):
         flat = np.stack([x[k].reshape(-1).astype(np.float64) for x in arrays])
         assert np.allclose(found.gram_KNN[k], flat @ flat.T, rtol=1e-12)
@@ -38,7 +38,7 @@ def test_between_take_grams_equal_direct_ones_whatever_the_slices(budget: int) -
 
 def test_statistics_are_those_of_each_latent() -> None:
     arrays = latents()
-    found = gram.one_pass(arrays, budget_bytes=20_000)
+    found = latent_pass.one_pass(arrays, budget_bytes=20_000)
     for i, x in enumerate(arrays):
         for k in range(SHAPE[0]):
             direct, mine = latent_statistics(x[k].astype(np.float32)), found.statistics[i][k]
@@ -49,16 +49,16 @@ def test_statistics_are_those_of_each_latent() -> None:
 
 def test_it_reads_every_value_once_and_the_landmarks_twice_more() -> None:
     arrays = latents(takes=20)
-    found = gram.one_pass(arrays)
+    found = latent_pass.one_pass(arrays)
     whole = sum(x.nbytes for x in arrays)
     one = arrays[0][0].nbytes
     assert found.bytes_read == whole + 2 * len(landmarks.choose(20, SHAPE[0])) * one
-    assert gram.one_pass(arrays, axes=0).bytes_read == whole
+    assert latent_pass.one_pass(arrays, axes=0).bytes_read == whole
 
 
 def test_joint_coordinates_are_the_exact_ones_when_all_are_landmarks() -> None:
     arrays = latents()
-    found = gram.one_pass(arrays).joint
+    found = latent_pass.one_pass(arrays).joint
     assert found is not None and found.exact and found.landmarks == 30
     flat = np.concatenate([x.reshape(SHAPE[0], -1).astype(np.float64) for x in arrays])
     centered = flat - flat.mean(axis=0)
@@ -77,7 +77,7 @@ def test_with_fewer_landmarks_the_error_is_said_and_true() -> None:
         (np.einsum("ki,i...->k...", rng.standard_normal((SHAPE[0], 4)) * [8, 4, 2, 1], directions)).astype(np.float32)
         for _ in range(30)
     ]
-    found = gram.one_pass(arrays).joint
+    found = latent_pass.one_pass(arrays).joint
     assert found is not None and not found.exact and found.landmarks <= 64
     flat = np.concatenate([x.reshape(SHAPE[0], -1).astype(np.float64) for x in arrays])
     values = np.linalg.svd(flat - flat.mean(axis=0), compute_uv=False) ** 2
@@ -94,7 +94,7 @@ def test_landmarks_are_spread_and_few() -> None:
 
 def test_different_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="2 shapes"):
-        gram.one_pass([np.zeros(SHAPE), np.zeros((4, *SHAPE[1:]))])
+        latent_pass.one_pass([np.zeros(SHAPE), np.zeros((4, *SHAPE[1:]))])
 
 
 def test_memory_does_not_grow_with_the_latents(tmp_path: Path) -> None:
@@ -105,9 +105,9 @@ def test_memory_does_not_grow_with_the_latents(tmp_path: Path) -> None:
         for k in range(2):
             array[k] = np.full(shape[1:], i + k, np.float16)
         folders.append(open_array(tmp_path / f"{i}"))
-    gram.one_pass(folders[:2], budget_bytes=4 << 20)  # what is loaded once
+    latent_pass.one_pass(folders[:2], budget_bytes=4 << 20)  # what is loaded once
     tracemalloc.start()
-    gram.one_pass(folders, budget_bytes=4 << 20, scratch=tmp_path)
+    latent_pass.one_pass(folders, budget_bytes=4 << 20, scratch=tmp_path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 16 << 20
@@ -117,22 +117,22 @@ def test_memory_is_bounded_where_one_frame_is_large() -> None:
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal((2, 16, 2, 64, 64)).astype(np.float16) for _ in range(32)]
     path = rng.standard_normal((51, 16, 2, 64, 64)).astype(np.float16)
-    gram.one_pass(arrays[:2], statistics=False)  # what is loaded once
+    latent_pass.one_pass(arrays[:2], statistics=False)  # what is loaded once
     tracemalloc.start()
-    joint = gram.one_pass(arrays, statistics=False, budget_bytes=40 << 20).joint
+    joint = latent_pass.one_pass(arrays, statistics=False, budget_bytes=40 << 20).joint
     passed = tracemalloc.get_traced_memory()[1]
     tracemalloc.reset_peak()
-    sliced = gram.gram_of(path, budget_bytes=8 << 20)
+    sliced = latent_pass.gram_of(path, budget_bytes=8 << 20)
     own = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert passed < 44 << 20 and own < 16 << 20
     assert joint is not None and landmarks.LEAST <= joint.landmarks < landmarks.LANDMARKS
-    assert np.allclose(sliced, gram.gram_of(path), rtol=1e-12)
+    assert np.allclose(sliced, latent_pass.gram_of(path), rtol=1e-12)
 
 
 def test_the_path_is_the_gram_taken_while_sampling(tmp_path: Path) -> None:
     take = write_take(tmp_path, recipe())
-    path = gram.path_of(take)
+    path = latent_pass.path_of(take)
     assert np.array_equal(path.gram, take.gram) and path.dtype == "fp32"
     states = states_of(take.recipe)
     v = increments(states)
@@ -145,7 +145,7 @@ def test_without_it_the_stored_latents_are_read_with_their_floor(tmp_path: Path,
 
     take = write_take(tmp_path, recipe(capture=CaptureSpec(latents=LatentsCapture(dtype=dtype))))  # type: ignore[arg-type]
     bare = type(take)(take.folder, take.manifest.model_copy(update={"gram": None}))
-    path, exact = gram.path_of(bare, budget_bytes=1), gram.path_of(take)
+    path, exact = latent_pass.path_of(bare, budget_bytes=1), latent_pass.path_of(take)
     stored = take.latents[:].astype(np.float64)
     v = increments(stored)
     assert np.allclose(path.gram, v @ v.T, rtol=1e-12)
@@ -162,14 +162,16 @@ def test_every_nth_state(tmp_path: Path) -> None:
     thin = create_array(take.folder / "thin", (3, *take.latents.shape[1:]), (16, 1, 6, 8), "fp32", {})
     for i, k in enumerate(keep):
         thin[i] = take.latents[k]
-    path = trajectory.Path(gram.gram_of(thin), take.latents[0].size, take.sigmas[list(keep)], "fp32", np.array(keep))
-    assert trajectory.displacement(path) == pytest.approx(trajectory.displacement(gram.path_of(take)), rel=1e-6)
+    path = trajectory.Path(
+        latent_pass.gram_of(thin), take.latents[0].size, take.sigmas[list(keep)], "fp32", np.array(keep)
+    )
+    assert trajectory.displacement(path) == pytest.approx(trajectory.displacement(latent_pass.path_of(take)), rel=1e-6)
     assert path.states.tolist() == [0, 2, 4]
 
 
 def test_a_take_without_any_record_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(NotCaptured, match="--store-latents"):
-        gram.path_of(write_take(tmp_path, recipe(latents=False)))
+        latent_pass.path_of(write_take(tmp_path, recipe(latents=False)))
 
 
 def test_a_flipped_byte_is_a_damaged_take(tmp_path: Path) -> None:
@@ -180,4 +182,4 @@ def test_a_flipped_byte_is_a_damaged_take(tmp_path: Path) -> None:
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
     with pytest.raises(DamagedTake, match="cannot be read"):
-        gram.one_pass([array], axes=0)
+        latent_pass.one_pass([array], axes=0)

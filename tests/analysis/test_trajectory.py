@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wanscope.analysis import trajectory as tr
-from wanscope.capture.gram import increments
+from wanscope.capture.path_gram import increments
 
 
 def path_of(states_KD: np.ndarray, sigmas: np.ndarray | None = None, dtype: str = "fp32") -> tr.Path:

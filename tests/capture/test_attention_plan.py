@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from helpers.tiny import TEXT_LENGTH, tiny_tokenizer
 from wanscope.capture.arrays import open_array
-from wanscope.capture.attention import CHUNK_BYTES, AttentionSink, Seen, chunk_shape, exponents_file, scaled
 from wanscope.capture.attention_plan import AttentionPlan, ModelFacts, plan_attention
-from wanscope.capture.base import Moment
-from wanscope.capture_spec import ALL, MARKED, AttentionCapture, CaptureSpec, SelfAttentionCapture
+from wanscope.capture.attention_sink import CHUNK_BYTES, AttentionSink, Seen, chunk_shape, exponents_file, scaled
+from wanscope.capture.moments import Moment
 from wanscope.errors import DamagedTake, NumericalError, RecipeError, StorageError, WorkError
 from wanscope.recipe import MarkSpec
-from wanscope.take.attention import Attention
+from wanscope.spec.capture import ALL, MARKED, AttentionCapture, CaptureSpec, SelfAttentionCapture
+from wanscope.take.attention_maps import Attention
 
 FACTS = ModelFacts(blocks=8, heads=4, steps=6, start_step=0, grid=(2, 3, 4), text_length=TEXT_LENGTH)
 PROMPT = "a red circle moves qz red"
@@ -259,7 +259,7 @@ def test_what_is_not_finite_and_a_disk_that_refuses_are_errors(tmp_path: Path, m
     def full(*args: Any, **options: Any) -> None:
         raise StorageError("the disk is full")
 
-    monkeypatch.setattr("wanscope.capture.attention.create_array", full)
+    monkeypatch.setattr("wanscope.capture.attention_sink.create_array", full)
     sink.put(moment(0), {"contribution": drawn(sink.plan, 0)})
     with pytest.raises(StorageError, match="full"):  # of the writing thread, heard at the next step
         sink.put(moment(1), {"contribution": drawn(sink.plan, 1)})

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from wanscope.capture.arrays import open_array
-from wanscope.capture.base import StepState
 from wanscope.capture.latents import LatentsObserver, stored_states
+from wanscope.capture.moments import StepState
 from wanscope.errors import NumericalError
 from wanscope.recipe import LatentsCapture
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wanscope.capture.gram import PathGram, increments
+from wanscope.capture.path_gram import PathGram, increments
 
 
 def direct(states: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from wanscope.catalog.catalog import Catalog
-from wanscope.edit import embeds
+from wanscope.edit import embedding_algebra
 from wanscope.edit.amplify import amplify
 from wanscope.edit.difference import relative_l2
 from wanscope.errors import EmbeddingNotFound, ExpressionError, RecipeError
@@ -57,7 +57,7 @@ def test_every_operation_recomputes_to_the_stored_bytes(catalog: Catalog, operat
 def test_results_are_those_of_the_edit_functions(catalog: Catalog) -> None:
     beach, gothic, regular = (catalog.get(name).tensor() for name in ("beach", "gothic", "regular"))
     made = catalog.compute("expression", {"b": "beach", "g": "gothic", "r": "regular"}, expression="b + 0.5*(g - r)")
-    expected = embeds.weighted_sum([beach, gothic, regular], [1.0, 0.5, -0.5]).embedding
+    expected = embedding_algebra.weighted_sum([beach, gothic, regular], [1.0, 0.5, -0.5]).embedding
     assert torch.equal(made.tensor(len(expected)), expected)
     pushed = catalog.compute("amplify", ["beach", "gothic"], target=0.7)
     assert torch.equal(pushed.tensor(), amplify(beach, gothic, 0.7).embedding)

@@ -86,7 +86,7 @@ def test_what_is_stored_is_not_encoded_again_and_makes_the_same_bits(tmp_path: P
         raise AssertionError("the encoder was used")
 
     monkeypatch.setattr("wanscope.wan.text.encode", never)
-    monkeypatch.setattr("wanscope.study.models.place_encoder", never)
+    monkeypatch.setattr("wanscope.study.recipe_model.place_encoder", never)
     two = run({**STUDY, "seeds": 1}, workspace=tmp_path, model=model(), on_event=second)
     assert [(e.prompts, e.reused) for e in second.of(PromptsEncoded)] == [(0, 3)]
     assert [t.manifest.latents_sha256 for t in one.takes] == [t.manifest.latents_sha256 for t in two.takes]

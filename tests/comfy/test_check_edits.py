@@ -10,8 +10,9 @@ from helpers.tiny import TEXT_DIM, tiny_transformer, transformer_config
 from wanscope.doors.comfy import ALIASES, NODES, OLDER, with_aliases
 from wanscope.edit.edits import Inject
 from wanscope.errors import EditNotApplied, RecipeError
-from wanscope.runtime import comfy_native, wan_wrapper
-from wanscope.runtime.live import CONNECTED, Live, LiveEdit
+from wanscope.runtime.comfy import native as comfy_native
+from wanscope.runtime.comfy import wrapper
+from wanscope.runtime.comfy.live import CONNECTED, Live, LiveEdit
 
 
 def text(tokens: int, seed: int) -> torch.Tensor:
@@ -30,7 +31,7 @@ def staged(request):
     own = tiny_transformer(transformer_config(), seed=5)
     native = request.param == "native"
     model = Patcher(NativeWan(own) if native else WrapperWan(own))
-    runtime = comfy_native if native else wan_wrapper
+    runtime = comfy_native if native else wrapper
 
     def edited(**when):
         return runtime.attach(model, Live([LiveEdit(Inject(CONNECTED, strength=0.5), DONOR, **when)]))
@@ -80,7 +81,7 @@ def test_each_stage_says_whether_an_edit_was_due_and_acted(staged, when, said, m
 
 def test_a_stage_in_which_it_was_due_and_idle_fails_though_it_acted_before():
     model = Patcher(WrapperWan(tiny_transformer(transformer_config(), seed=5)))
-    edited = wan_wrapper.attach(model, Live([LiveEdit(Inject(CONNECTED, strength=0.5), DONOR)]))
+    edited = wrapper.attach(model, Live([LiveEdit(Inject(CONNECTED, strength=0.5), DONOR)]))
     wrapper_sample(edited, EMBEDS, NOISE, sigmas=STAGES[0])
     model.model.diffusion_model.answer_from_cache = True
     wrapper_sample(edited, EMBEDS, NOISE, sigmas=STAGES[1])
@@ -119,7 +120,7 @@ def run(name: str, model: Patcher, pattern: str):
 
 
 def acting(out) -> int:
-    live = wan_wrapper.live_of(out["result"][0])
+    live = wrapper.live_of(out["result"][0])
     return sum(1 for s in live.edits[0].strengths(30) if s) if live and live.edits else 0
 
 

@@ -10,9 +10,9 @@ import torch
 from helpers.comfy_fakes import NativeWan, Patcher, WrapperWan, sample, wrapper_sample
 from helpers.tiny import TEXT_DIM, tiny_transformer, transformer_config
 from wanscope.edit.edits import Inject
-from wanscope.runtime import comfy_native, wan_wrapper
-from wanscope.runtime.live import CONNECTED, Live, LiveEdit, Watch
-from wanscope.runtime.live_call import Call
+from wanscope.runtime.comfy import native, wrapper
+from wanscope.runtime.comfy.call import Call
+from wanscope.runtime.comfy.live import CONNECTED, Live, LiveEdit, Watch
 
 
 def text(tokens: int, seed: int) -> torch.Tensor:
@@ -32,22 +32,22 @@ EDITS = (
 class Native:
     def __init__(self) -> None:
         self.model = Patcher(NativeWan(tiny_transformer(transformer_config(), seed=5)))
-        self.runtime = comfy_native
+        self.runtime = native
 
     def sampled(self, edits=EDITS) -> tuple[torch.Tensor, Live]:
         live = Live(edits)
-        patcher = comfy_native.attach(self.model, live) if edits else self.model
+        patcher = native.attach(self.model, live) if edits else self.model
         return sample(patcher, PADDED[:1], PADDED[1:], NOISE), live
 
 
 class Wrapper:
     def __init__(self) -> None:
         self.model = Patcher(WrapperWan(tiny_transformer(transformer_config(), seed=5)))
-        self.runtime = wan_wrapper
+        self.runtime = wrapper
 
     def sampled(self, edits=EDITS) -> tuple[torch.Tensor, Live]:
         live = Live(edits)
-        patcher = wan_wrapper.attach(self.model, live, [NEGATIVE]) if edits else self.model
+        patcher = wrapper.attach(self.model, live, [NEGATIVE]) if edits else self.model
         embeds = {"prompt_embeds": [MAIN], "negative_prompt_embeds": [NEGATIVE]}
         return wrapper_sample(patcher, embeds, NOISE), live
 
@@ -77,7 +77,7 @@ def test_records_of_earlier_prompts_are_let_go(runner, monkeypatch):
     patcher = runner.runtime.attach(runner.model, live)
     sizes = []
     for prompt[0] in "abbcde":  # the first two prompts have two stages
-        if runner.runtime is comfy_native:
+        if runner.runtime is native:
             sample(patcher, PADDED[:1], PADDED[1:], NOISE)
         else:
             wrapper_sample(patcher, {"prompt_embeds": [MAIN], "negative_prompt_embeds": [NEGATIVE]}, NOISE)

@@ -12,8 +12,8 @@ from wanscope.doors.comfy import NODES
 from wanscope.doors.comfy.prompt_nodes import Words
 from wanscope.edit.edits import Bend, Inject, Skip, Steer
 from wanscope.errors import EditNotApplied, ModelError, RecipeError
-from wanscope.runtime import comfy_native
-from wanscope.runtime.live import CONNECTED, Live, LiveEdit, Watch
+from wanscope.runtime.comfy import native
+from wanscope.runtime.comfy.live import CONNECTED, Live, LiveEdit, Watch
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def inject(**data) -> LiveEdit:
 def run(model: Patcher, *edits: LiveEdit, positives=(MAIN,), negatives=(NEGATIVE,), **options):
     """(latents, the run's record)"""
     live = Live(edits)
-    patcher = comfy_native.attach(model, live) if edits else model
+    patcher = native.attach(model, live) if edits else model
     out = sample(patcher, [padded(p) for p in positives], [padded(n) for n in negatives], NOISE, **options)
     return out, live.runs[-1] if edits else None
 
@@ -76,20 +76,20 @@ def test_strength_does_not_compound_over_runs(model):
     for _ in range(3):
         assert torch.equal(run(model, inject(strength=0.5))[0], once)
     live = Live([inject(strength=0.5)])
-    patcher = comfy_native.attach(model, live)
+    patcher = native.attach(model, live)
     for _ in range(3):
         again = sample(patcher, [padded(MAIN)], [padded(NEGATIVE)], NOISE)
         assert torch.equal(again, once)
 
 
 def test_two_branches_of_a_graph_do_not_meet(model):
-    first = comfy_native.attach(model, Live([inject(strength=0.3)]))
-    second = comfy_native.attach(model, Live([inject(strength=0.8)]))
+    first = native.attach(model, Live([inject(strength=0.3)]))
+    second = native.attach(model, Live([inject(strength=0.8)]))
     texts = [padded(MAIN)], [padded(NEGATIVE)]
     expected = [run(model, inject(strength=s))[0] for s in (0.3, 0.8)]
     for patcher, wanted in ((first, expected[0]), (second, expected[1]), (first, expected[0])):
         assert torch.equal(sample(patcher, *texts, NOISE), wanted)
-    assert comfy_native.live_of(model) is None
+    assert native.live_of(model) is None
 
 
 def test_hidden_replacement_equals_context_before_it(model):
@@ -206,7 +206,7 @@ def test_a_prompt_of_another_encoder_is_refused(model):
     )
     for edit in edits:
         with pytest.raises(RecipeError, match=f"7 dimensions a token: this model reads {TEXT_DIM}"):
-            comfy_native.attach(model, Live([edit]))
+            native.attach(model, Live([edit]))
 
 
 def test_skipping_a_block_in_one_branch(model):
@@ -247,7 +247,7 @@ def test_inputs_are_never_changed(model):
     texts = [padded(MAIN), padded(NEGATIVE)]
     kept = [t.clone() for t in texts] + [DONOR.clone(), NOISE.clone()]
     edits = Live([inject(strength=0.5), inject(on="hidden", strength=0.5), inject(mode="tokens", strength=0.2)])
-    sample(comfy_native.attach(model, edits), texts[:1], texts[1:], NOISE)
+    sample(native.attach(model, edits), texts[:1], texts[1:], NOISE)
     assert all(torch.equal(a, b) for a, b in zip(kept, [*texts, DONOR, NOISE], strict=True))
 
 
@@ -261,7 +261,7 @@ def test_an_interrupted_run_leaves_nothing_behind(model):
     live = Live([inject(strength=0.5), LiveEdit(Skip("1", part="cross_attention"))])
     handle = inner.blocks[3].ffn.register_forward_hook(stop)
     with pytest.raises(KeyboardInterrupt):
-        sample(comfy_native.attach(model, live), [padded(MAIN)], [padded(NEGATIVE)], NOISE)
+        sample(native.attach(model, live), [padded(MAIN)], [padded(NEGATIVE)], NOISE)
     handle.remove()
     assert live.current is None and not live.runs[-1].finished
     assert not any(module._forward_hooks for module in inner.modules())
@@ -270,6 +270,6 @@ def test_an_interrupted_run_leaves_nothing_behind(model):
 
 def test_other_models_and_patterns_are_refused(model):
     with pytest.raises(ModelError, match="not a Wan transformer"):
-        comfy_native.attach(Patcher(torch.nn.Linear(2, 2)), Live([inject()]))
+        native.attach(Patcher(torch.nn.Linear(2, 2)), Live([inject()]))
     with pytest.raises(RecipeError, match="no block 7"):
-        comfy_native.attach(model, Live([inject(blocks="7")]))
+        native.attach(model, Live([inject(blocks="7")]))

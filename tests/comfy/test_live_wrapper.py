@@ -11,8 +11,8 @@ from helpers.comfy_fakes import Patcher, WrapperWan, wrapper_sample
 from helpers.tiny import TEXT_DIM, tiny_transformer, transformer_config
 from wanscope.edit.edits import Bend, Inject, Skip
 from wanscope.errors import ModelError
-from wanscope.runtime import wan_wrapper
-from wanscope.runtime.live import CONNECTED, Guide, Live, LiveEdit
+from wanscope.runtime.comfy import wrapper
+from wanscope.runtime.comfy.live import CONNECTED, Guide, Live, LiveEdit
 
 
 def text(tokens: int, seed: int) -> torch.Tensor:
@@ -39,7 +39,7 @@ def inject(**data) -> LiveEdit:
 
 def run(model: Patcher, *edits: LiveEdit, text_embeds=None, **options):
     live = Live(edits)
-    patcher = wan_wrapper.attach(model, live, [NEGATIVE]) if edits else model
+    patcher = wrapper.attach(model, live, [NEGATIVE]) if edits else model
     out = wrapper_sample(patcher, text_embeds or embeds(), NOISE, **options)
     return out, live.runs[-1] if live.runs else None
 
@@ -78,10 +78,10 @@ def test_the_hook_is_inert_without_our_key_and_one_however_often_attached(model)
 
 
 def test_options_of_the_wrapper_stay(model):
-    patcher = wan_wrapper.attach(model, Live([inject()]))
+    patcher = wrapper.attach(model, Live([inject()]))
     assert patcher.model_options["transformer_options"]["merge_loras"] is True
     assert "wanscope" not in model.model_options["transformer_options"]
-    live = wan_wrapper.live_of(patcher)
+    live = wrapper.live_of(patcher)
     assert copy.deepcopy(patcher.model_options)["transformer_options"]["wanscope"] is live
 
 
@@ -115,7 +115,7 @@ def test_blocks_wrapped_anew_each_run_are_edited(model):
 
 def test_an_extra_pass_that_runs_the_negative_prompt_is_known_by_it(model):
     live = Live([inject()])
-    patcher = wan_wrapper.attach(model, live, [NEGATIVE])
+    patcher = wrapper.attach(model, live, [NEGATIVE])
     transformer, options = model.model.diffusion_model, patcher.model_options["transformer_options"]
     call = {"x": [NOISE[0]], "t": torch.tensor([900.0]), "seq_len": 0, "transformer_options": options}
     audio = transformer(context=[NEGATIVE], is_uncond=False, **call)[0][0]
@@ -138,7 +138,7 @@ def test_blocks_that_skip_layer_guidance_leaves_out_are_noted(model):
 
 
 def test_vace_is_said_to_read_the_prompt_unedited(model):
-    patcher = wan_wrapper.attach(model, live := Live([inject()]))
+    patcher = wrapper.attach(model, live := Live([inject()]))
     options = patcher.model_options["transformer_options"]
     call = {"x": [NOISE[0]], "t": torch.tensor([900.0]), "seq_len": 0, "transformer_options": options}
     model.model.diffusion_model(context=[MAIN], vace_data=[{}], **call)
@@ -170,4 +170,4 @@ def test_bends_act_on_the_text_attention_alone(model):
 
 def test_other_models_are_refused(model):
     with pytest.raises(ModelError, match="not a WanVideoWrapper transformer"):
-        wan_wrapper.attach(Patcher(torch.nn.Linear(2, 2)), Live([inject()]))
+        wrapper.attach(Patcher(torch.nn.Linear(2, 2)), Live([inject()]))

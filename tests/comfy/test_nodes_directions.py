@@ -10,9 +10,9 @@ from helpers.comfy_texts import DONOR, MAIN, NEGATIVE, NOISE, OTHER, padded
 from helpers.tiny import tiny_transformer, transformer_config
 from wanscope.doors.comfy import NODES
 from wanscope.doors.comfy.direction_nodes import place_of
-from wanscope.edit.directions import Direction, DirectionManifest, read_direction
+from wanscope.edit.direction import Direction, DirectionManifest, read_direction
 from wanscope.errors import RecipeError
-from wanscope.runtime import comfy_native
+from wanscope.runtime.comfy import native
 
 
 def conditioning(tokens_LD: torch.Tensor) -> list:
@@ -53,8 +53,8 @@ def by_step(model, prompts: list[torch.Tensor]) -> torch.Tensor:
 def test_a_prompt_from_the_start_on_is_that_prompt_to_the_bit(model):
     (out,) = run("WanscopePromptSchedule", model=model, prompt_1=conditioning(DONOR), begin_1=0.0)
     assert torch.equal(sampled(out), sampled(model, DONOR))
-    assert comfy_native.live_of(out).runs[-1].applied_in(0) == 4 * 3
-    assert comfy_native.live_of(model) is None
+    assert native.live_of(out).runs[-1].applied_in(0) == 4 * 3
+    assert native.live_of(model) is None
 
 
 def test_prompts_change_at_their_times(model):
@@ -65,7 +65,7 @@ def test_prompts_change_at_their_times(model):
     )  # fmt: skip
     expected = by_step(model, [padded(MAIN), padded(DONOR), padded(OTHER)])
     assert torch.allclose(sampled(out, cfg=1.0), expected, atol=1e-6)
-    record = comfy_native.live_of(out).runs[-1]
+    record = native.live_of(out).runs[-1]
     assert record.applied_in(0) == record.due_in(0) == 4 * 2
     assert not torch.allclose(expected, sampled(model, cfg=1.0), atol=1e-3)
 
@@ -179,7 +179,7 @@ def test_a_file_of_hidden_states_steers_them(model):
         run("WanscopeSteerModel", model=model, direction=stored)
     (out,) = run("WanscopeSteerModel", model=model, direction=stored, blocks="2", strength=0.5)
     found = sampled(out, cfg=1.0)
-    assert comfy_native.live_of(out).runs[-1].applied_in(0) == 3
+    assert native.live_of(out).runs[-1].applied_in(0) == 3
     block = model.model.diffusion_model.blocks[2]
     handle = block.register_forward_pre_hook(lambda module, args: (args[0] + 0.5 * direction_ELD[1, 2], *args[1:]))
     expected = sampled(model, cfg=1.0)

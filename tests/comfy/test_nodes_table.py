@@ -270,7 +270,7 @@ def test_a_pack_that_takes_the_ids_later_is_named_once(monkeypatch, caplog):
     nodes.NODE_CLASS_MAPPINGS, aiohttp.web = {}, None
     monkeypatch.setitem(sys.modules, "nodes", nodes)
     monkeypatch.setitem(sys.modules, "aiohttp", aiohttp)
-    monkeypatch.setattr("wanscope.doors.comfy.say.server", lambda: server)
+    monkeypatch.setattr("wanscope.doors.comfy.node_log.server", lambda: server)
     attach_to_server()
     nodes.NODE_CLASS_MAPPINGS.update(NODES)
     server.handler({"prompt": {}})

@@ -11,7 +11,7 @@ from wanscope.doors.comfy import NODES
 from wanscope.doors.comfy.patterns import BlockPattern
 from wanscope.edit.difference import relative_l2
 from wanscope.errors import EditNotApplied, RecipeError
-from wanscope.runtime import wan_wrapper
+from wanscope.runtime.comfy import wrapper
 
 
 def text(tokens: int, seed: int) -> torch.Tensor:
@@ -71,7 +71,7 @@ def test_rerunning_and_changing_strength_never_compound(model):
     first = sampled(edit(model, injection_strength=0.5)[0])
     sampled(edit(model, injection_strength=0.9)[0])
     assert torch.equal(sampled(edit(model, injection_strength=0.5)[0]), first)
-    assert wan_wrapper.live_of(model) is None
+    assert wrapper.live_of(model) is None
 
 
 def test_embeds_given_are_not_changed_and_the_model_neither(model):
@@ -101,10 +101,10 @@ def test_a_pattern_of_another_length_is_refused_naming_the_right_one(model):
 def test_the_builders_pattern_fits_any_depth(model):
     (pattern,) = run("WanVideoBlockActivationBuilder", preset="late_blocks")
     assert pattern == "0" * 30 + "1" * 10
-    live = wan_wrapper.live_of(edit(model, block_activations=pattern)[0])
+    live = wrapper.live_of(edit(model, block_activations=pattern)[0])
     assert live.edits[0].strengths(4) == (0, 0, 0, 0.5)
     (custom,) = run("WanVideoBlockActivationBuilder", preset="custom", block_1=True, block_3=True)
-    assert wan_wrapper.live_of(edit(model, block_activations=custom)[0]).edits[0].strengths(4) == (0, 0.5, 0, 0.5)
+    assert wrapper.live_of(edit(model, block_activations=custom)[0]).edits[0].strengths(4) == (0, 0.5, 0, 0.5)
     with pytest.raises(RecipeError, match="no block 20"):
         edit(model, block_activations=BlockPattern([20]))
 
@@ -114,12 +114,12 @@ def test_per_block_strengths_reach_the_model(model):
     assert strengths["strengths"][-1] == 0.8 and len(picture.splitlines()) == 40
     inputs = {"model": model, "text_embeds": embeds(), "injection_embeds": embeds(DONOR), "block_strengths": strengths}
     out, _ = run("WanVideoAdvancedActivationEditor", **inputs)
-    found = wan_wrapper.live_of(out).edits[0].strengths(4)
+    found = wrapper.live_of(out).edits[0].strengths(4)
     assert found == pytest.approx((0, 0.8 / 3, 1.6 / 3, 0.8))
     uniform, _ = run(
         "WanVideoAdvancedActivationEditor", **{**inputs, "block_strengths": None}, block_activations="1111"
     )
-    assert wan_wrapper.live_of(uniform).edits[0].strengths(4) == (0.5,) * 4
+    assert wrapper.live_of(uniform).edits[0].strengths(4) == (0.5,) * 4
     assert not torch.equal(sampled(out), sampled(uniform))
 
 
@@ -127,7 +127,7 @@ def test_several_editors_on_one_model_all_act(model):
     one, _ = edit(model, injection_strength=0.5, block_activations="0011")
     two, _ = edit(one, injection_strength=0.5, block_activations="1100", injection_mode="hidden_states")
     sampled(two)
-    record = wan_wrapper.live_of(two).runs[-1]
+    record = wrapper.live_of(two).runs[-1]
     assert record.applied_in(0) == 6 and record.applied_in(1) == 6
 
 
@@ -153,11 +153,11 @@ def test_the_booster_acts_by_itself_and_gives_way_to_an_editor(model):
     plain = edit(model, injection_strength=1.0)[0]
     assert not torch.allclose(sampled(boosted), sampled(plain), atol=1e-3)
     out, _ = edit(boosted, text_embeds=carried, injection_strength=1.0, injection_embeds=None)
-    assert len(wan_wrapper.live_of(out).edits) == 1
+    assert len(wrapper.live_of(out).edits) == 1
     assert torch.equal(sampled(out), sampled(boosted))
     half, _ = edit(boosted, text_embeds=carried, injection_strength=0.5, block_activations="0011")
     sampled(half)
-    assert wan_wrapper.live_of(half).runs[-1].applied_in(0) == 6
+    assert wrapper.live_of(half).runs[-1].applied_in(0) == 6
 
 
 def test_latent_prompts_act_from_where_their_state_exists(model):
@@ -172,7 +172,7 @@ def test_latent_prompts_act_from_where_their_state_exists(model):
     # the state after two blocks, put in before the third, is what the donor's own pass has there
     before, _ = edit(model, injection_strength=1.0, block_activations="1100")
     assert torch.equal(sampled(out), sampled(before))
-    assert wan_wrapper.live_of(out).runs[-1].applied_in(0) == 3
+    assert wrapper.live_of(out).runs[-1].applied_in(0) == 3
     with pytest.raises(RecipeError, match="from block 2 on"):
         run(
             "WanVideoLatentInjector", model=model, main_latent=latents[0], injection_latent=latents[1],
@@ -186,7 +186,7 @@ def test_the_direct_injector_reaches_its_difference(model, mode):
         "WanVideoDirectInjector", model=model, text_embeds=embeds(), injection_embeds=embeds(DONOR),
         difference_target=70.0, injection_mode=mode, block_activations="1111",
     )  # fmt: skip
-    found = relative_l2(MAIN, wan_wrapper.live_of(out).edits[0].donor_LD)
+    found = relative_l2(MAIN, wrapper.live_of(out).edits[0].donor_LD)
     assert found == pytest.approx(0.7, abs=1e-3) or (mode == "replace" and found > 0.7)
     assert not torch.equal(sampled(out), sampled(model))
 
@@ -197,7 +197,7 @@ def test_the_direct_injector_needs_something_to_inject(model, monkeypatch, tmp_p
         run("WanVideoDirectInjector", model=model, text_embeds=embeds(), injection_prompt="a beach", block_activations="1111")  # fmt: skip  # noqa: E501
     run("WanscopeSaveEmbedding", conditioning=[[DONOR[None], {}]], prompt="a beach")
     out, _ = run("WanVideoDirectInjector", model=model, text_embeds=embeds(), injection_prompt="a beach", block_activations="1111")  # fmt: skip  # noqa: E501
-    assert wan_wrapper.live_of(out).edits[0].donor_LD is not None
+    assert wrapper.live_of(out).edits[0].donor_LD is not None
 
 
 def test_second_guidance_is_consumed(model):
@@ -240,10 +240,10 @@ def test_check_edits_fails_what_was_not_sampled_or_not_applied(model):
 
 
 def test_counts_are_pushed_to_the_viewer_after_the_run(model, monkeypatch):
-    from wanscope.doors.comfy import say
+    from wanscope.doors.comfy import node_log
 
     pushed = []
-    monkeypatch.setattr(say, "push", lambda node, text: pushed.append((node, text)))
+    monkeypatch.setattr(node_log, "push", lambda node, text: pushed.append((node, text)))
     out, _ = edit(model)
     run("WanVideoBlockActivationViewer", model=out, unique_id="12")
     sampled(out)
@@ -251,10 +251,10 @@ def test_counts_are_pushed_to_the_viewer_after_the_run(model, monkeypatch):
 
 
 def test_nodes_before_the_last_edit_show_its_run_too(model, monkeypatch):
-    from wanscope.doors.comfy import say
+    from wanscope.doors.comfy import node_log
 
     pushed = {}
-    monkeypatch.setattr(say, "push", lambda node, text: pushed.update({node: text}))
+    monkeypatch.setattr(node_log, "push", lambda node, text: pushed.update({node: text}))
     first, carried = edit(model, block_activations="1000", unique_id="1")
     run("WanVideoBlockActivationViewer", model=first, unique_id="2")
     second, _ = edit(first, text_embeds=carried, block_activations="0011", unique_id="3")
@@ -275,10 +275,10 @@ def test_a_prompt_of_another_encoder_is_refused_on_the_node(model, name):
 
 
 def test_what_is_left_out_of_a_donor_is_said(model, monkeypatch):
-    from wanscope.doors.comfy import say
+    from wanscope.doors.comfy import node_log
 
     pushed = {}
-    monkeypatch.setattr(say, "push", lambda node, text: pushed.update({node: text}))
+    monkeypatch.setattr(node_log, "push", lambda node, text: pushed.update({node: text}))
     several = {"prompt_embeds": [torch.cat([DONOR] * 60), MAIN], "negative_prompt_embeds": [NEGATIVE]}
     said = ("holds 2 prompts; the first is injected", "540 tokens were cut to the encoder's limit of 512")
     shown = NODES["WanVideoActivationEditor"]().run(model, embeds(), 0.5, "1111", True, injection_embeds=several)

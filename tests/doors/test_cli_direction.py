@@ -12,7 +12,7 @@ import torch
 
 import wanscope as ws
 from helpers.tiny import tiny_folder
-from wanscope.edit.directions import read_direction
+from wanscope.edit.direction import read_direction
 from wanscope.errors import RecipeError
 
 PAIRS = [("a red circle moves left", "a blue circle moves left"), ("a red square", "a blue square")]

@@ -18,10 +18,10 @@ from wanscope.doors.cli.show import edit_facts
 from wanscope.edit.edits import Bend, Inject, Skip
 from wanscope.errors import RecipeError
 from wanscope.recipe import SamplerSpec, Study, VideoSpec
-from wanscope.sample.directions import learn_direction
+from wanscope.sample.learn_direction import learn_direction
+from wanscope.spec.validation import validated
 from wanscope.study.expand import expand
-from wanscope.take.applied import applied_edits
-from wanscope.validation import validated
+from wanscope.take.applied_edits import applied_edits
 from wanscope.workspace import Workspace
 
 SMALL = ("--negative", "", "--width", 32, "--height", 32, "--frames", 5, "--steps", 3)

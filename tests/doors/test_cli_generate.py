@@ -12,7 +12,7 @@ import pytest
 
 from helpers.tiny import tiny_folder
 from wanscope import events
-from wanscope.doors.cli import generate, out, progress
+from wanscope.doors.cli import generate, output, progress
 from wanscope.errors import NumericalError, StorageRefused
 from wanscope.take.store import Take
 from wanscope.take.video import video_facts
@@ -101,7 +101,7 @@ def test_a_second_pass_starts_from_a_take(cli, make, space: Workspace) -> None:
 
 
 def test_failed_takes_are_listed_and_the_others_made(make, space: Workspace, monkeypatch, tmp_path: Path) -> None:
-    from wanscope.study import make as making
+    from wanscope.study import make_take as making
 
     true = making.denoise
     calls: list[int] = []
@@ -129,7 +129,7 @@ def test_failed_takes_are_listed_and_the_others_made(make, space: Workspace, mon
 
 
 def test_failures_with_json_are_events_and_a_status(make, monkeypatch) -> None:
-    from wanscope.study import make as making
+    from wanscope.study import make_take as making
 
     def fails(*args: Any, **options: Any) -> Any:
         raise NumericalError("the latents have NaN")
@@ -316,8 +316,8 @@ def test_a_terminal_gets_bars_and_its_cursor_back(make, monkeypatch) -> None:
     from rich.console import Console
 
     screen = Console(file=io.StringIO(), force_terminal=True, width=100, markup=False, highlight=False, emoji=False)
-    monkeypatch.setattr(out, "console", lambda: screen)
-    monkeypatch.setattr(out, "interactive", lambda stream=None: True)
+    monkeypatch.setattr(output, "console", lambda: screen)
+    monkeypatch.setattr(output, "interactive", lambda stream=None: True)
     ran = make(seeds="1")
     text = screen.file.getvalue()  # type: ignore[attr-defined]
     assert ran.status == 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from wanscope.doors.cli import out
+from wanscope.doors.cli import output
 from wanscope.prompt.template import expand
 from wanscope.wan.doctor import Check
 from wanscope.wan.variants import VARIANTS
@@ -46,7 +46,7 @@ def test_a_template_of_any_size_can_be_looked_at(cli, monkeypatch) -> None:
     ran = cli("expand", HUGE, "--limit", 2)
     assert ran.status == 0 and ran.out.startswith("about 10^90 variations\n") and "more (--limit" in ran.out
     assert json.loads(cli("expand", HUGE, "--json", "-l", 1).out)["count"] == 2**300
-    monkeypatch.setattr(out, "interactive", lambda stream=None: True)
+    monkeypatch.setattr(output, "interactive", lambda stream=None: True)
     assert cli("expand", HUGE).out.count("\n") == 2 + 2 * 100
 
 
@@ -115,7 +115,7 @@ def test_validate(cli, monkeypatch, tmp_path: Path, passed: bool) -> None:
         tell("half done")
         return report(passed)
 
-    monkeypatch.setattr("wanscope.marbles.validate.validate", validate)
+    monkeypatch.setattr("wanscope.marbles.validate.model.validate", validate)
     ran = cli("validate", "marbles", "--pairs", 7, "--out", tmp_path / "new" / "report.json")
     assert ran.status == (0 if passed else 1) and asked == [7]
     assert "half done" in ran.out and ("Every bound is met" if passed else "1 bound") in ran.out

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import wanscope
-from wanscope.doors.cli import out
+from wanscope.doors.cli import output
 from wanscope.errors import DamagedTake, Interrupted, RecipeError
 
 HEAVY = ("torch", "numpy", "yaml", "diffusers", "transformers", "zarr", "rich")
@@ -91,9 +91,9 @@ def test_an_error_is_its_text_on_stderr(cli, monkeypatch, error, status) -> None
 
 
 def test_a_fix_that_is_a_setting_is_shown_as_an_option() -> None:
-    text = out.error_text(RecipeError("18 frames cannot be made", "4n + 1", "video.frames=17"))
+    text = output.error_text(RecipeError("18 frames cannot be made", "4n + 1", "video.frames=17"))
     assert text.endswith("Try: --set video.frames=17")
-    assert out.error_text(RecipeError("x", "", "wanscope takes")).endswith("Try: wanscope takes")
+    assert output.error_text(RecipeError("x", "", "wanscope takes")).endswith("Try: wanscope takes")
 
 
 def crash(json: bool) -> int:

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from wanscope import events
-from wanscope.doors.cli import out, progress
+from wanscope.doors.cli import output, progress
 
 
 def of(take: str, index: int, takes: int = 3) -> list[events.Event]:
@@ -114,7 +114,7 @@ def test_bars_show_takes_steps_and_the_time_left(monkeypatch: pytest.MonkeyPatch
     from rich.console import Console
 
     screen = Console(file=io.StringIO(), force_terminal=True, width=120, markup=False, highlight=False, emoji=False)
-    monkeypatch.setattr(out, "console", lambda: screen)
+    monkeypatch.setattr(output, "console", lambda: screen)
     with progress.Bars() as listener:
         for event in STUDY[:-3]:
             listener(event)
@@ -128,9 +128,9 @@ def test_bars_show_takes_steps_and_the_time_left(monkeypatch: pytest.MonkeyPatch
 
 def test_the_listener_fits_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(progress.make(json=True), progress.JsonLines)
-    monkeypatch.setattr(out, "interactive", lambda stream=None: False)
+    monkeypatch.setattr(output, "interactive", lambda stream=None: False)
     assert isinstance(progress.make(json=False), progress.Lines)
-    monkeypatch.setattr(out, "interactive", lambda stream=None: True)
+    monkeypatch.setattr(output, "interactive", lambda stream=None: True)
     assert isinstance(progress.make(json=False), progress.Bars)
 
 
@@ -149,4 +149,4 @@ def test_the_listener_fits_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_seconds_text(seconds: float, text: str) -> None:
-    assert out.seconds_text(seconds) == text
+    assert output.seconds_text(seconds) == text

@@ -15,8 +15,8 @@ from wanscope.doors.cli.request import Options, apply, parse_seeds, parse_set, w
 from wanscope.errors import RecipeError, RequestError, TakeNotFound, TemplateError, WanscopeError
 from wanscope.prompt.template import parse
 from wanscope.recipe import InitSpec, LatentsCapture, LoraSpec, MarkSpec, ModelIdentity, Recipe, SamplerSpec, Study
-from wanscope.study_file import config_names
-from wanscope.validation import validated
+from wanscope.spec.validation import validated
+from wanscope.study.study_file import config_names
 from wanscope.workspace import Workspace
 
 

@@ -11,11 +11,11 @@ import pytest
 
 from helpers.takes import recipe, write_take
 from wanscope.recipe import Study
+from wanscope.spec.validation import validated
 from wanscope.study.expand import expand
-from wanscope.study.folder import Row, StudyFolder
+from wanscope.study.study_folder import Row, StudyFolder
 from wanscope.take.store import Take
 from wanscope.take.video import video_facts
-from wanscope.validation import validated
 from wanscope.workspace import Workspace
 
 
@@ -226,10 +226,10 @@ sys.exit(9 if "torch" in sys.modules else max(statuses))
 
 
 def test_tables_are_plain_in_a_pipe_and_drawn_at_a_terminal(monkeypatch, capsys) -> None:
-    from wanscope.doors.cli import out
+    from wanscope.doors.cli import output
 
-    out.table(("name", "n"), [("a", "1"), ("long [red] name\n", "20")], right=("n",))
+    output.table(("name", "n"), [("a", "1"), ("long [red] name\n", "20")], right=("n",))
     assert capsys.readouterr().out == "name               n\na                  1\nlong [red] name   20\n"
-    monkeypatch.setattr(out, "interactive", lambda stream=None: True)
-    out.table(("name", "n"), [("a", "1"), ("long [red] name", "20")], right=("n",))
+    monkeypatch.setattr(output, "interactive", lambda stream=None: True)
+    output.table(("name", "n"), [("a", "1"), ("long [red] name", "20")], right=("n",))
     assert "long [red] name" in capsys.readouterr().out

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wanscope.edit import embeds
+from wanscope.edit import embedding_algebra
 from wanscope.errors import RecipeError
 
 D = 6
@@ -40,22 +40,25 @@ def test_operations_with_unequal_lengths(dtype):
     a, b, c = rows(4, 0, dtype), rows(2, 1, dtype), rows(5, 2, dtype)
     before = [x.clone() for x in (a, b, c)]
     na, nb, nc = (full(x, 5) for x in (a, b, c))
-    close(embeds.difference(a, b).embedding, (na - nb)[:4], dtype)
-    close(embeds.difference(b, c, scale=-2.5).embedding, -2.5 * (nb - nc), dtype)
-    close(embeds.weighted_sum([a, b, c], [1, -0.5, 3]).embedding, na - 0.5 * nb + 3 * nc, dtype)
-    close(embeds.product([a, b, c]).embedding, na * nb * nc, dtype)
+    close(embedding_algebra.difference(a, b).embedding, (na - nb)[:4], dtype)
+    close(embedding_algebra.difference(b, c, scale=-2.5).embedding, -2.5 * (nb - nc), dtype)
+    close(embedding_algebra.weighted_sum([a, b, c], [1, -0.5, 3]).embedding, na - 0.5 * nb + 3 * nc, dtype)
+    close(embedding_algebra.product([a, b, c]).embedding, na * nb * nc, dtype)
     d = (na - nb)[:4]
     unit = d / np.linalg.norm(d, axis=1, keepdims=True)
-    close(embeds.difference(a, b, normalize=True, scale=2).embedding, 2 * unit, dtype)
+    close(embedding_algebra.difference(a, b, normalize=True, scale=2).embedding, 2 * unit, dtype)
     assert all(torch.equal(x, y) for x, y in zip((a, b, c), before, strict=True))
-    assert embeds.weighted_sum([a, b, c], [1, 1, 1]).note == "Token counts 4, 2, 5: aligned to 5 by rows of zeros."
-    assert embeds.difference(a, a).note == ""
+    assert (
+        embedding_algebra.weighted_sum([a, b, c], [1, 1, 1]).note
+        == "Token counts 4, 2, 5: aligned to 5 by rows of zeros."
+    )
+    assert embedding_algebra.difference(a, a).note == ""
 
 
 def test_normalize_leaves_zeros_and_scales_the_rest():
     a = rows(3)
     a[1] = 0
-    out = embeds.normalize(a, 4.0).embedding
+    out = embedding_algebra.normalize(a, 4.0).embedding
     assert torch.linalg.vector_norm(out, dim=1).tolist() == pytest.approx([4, 0, 4])
     torch.testing.assert_close(torch.cosine_similarity(out[0], a[0], dim=0), torch.tensor(1.0, dtype=torch.float64))
 
@@ -63,16 +66,19 @@ def test_normalize_leaves_zeros_and_scales_the_rest():
 def test_results_never_share_memory_with_operands():
     a = rows(3)
     for result in (
-        embeds.weighted_sum([a], [1.0]).embedding,
-        embeds.product([a]).embedding,
-        *embeds.interpolate([a, rows(3, 1)], 2).embeddings,
+        embedding_algebra.weighted_sum([a], [1.0]).embedding,
+        embedding_algebra.product([a]).embedding,
+        *embedding_algebra.interpolate([a, rows(3, 1)], 2).embeddings,
     ):
         result.zero_()
     assert torch.equal(a, rows(3))
 
 
 def test_mixed_dtypes_are_promoted():
-    assert embeds.difference(rows(2, 0, torch.bfloat16), rows(2, 1, torch.float16)).embedding.dtype == torch.float32
+    assert (
+        embedding_algebra.difference(rows(2, 0, torch.bfloat16), rows(2, 1, torch.float16)).embedding.dtype
+        == torch.float32
+    )
 
 
 # paths
@@ -82,13 +88,13 @@ def test_mixed_dtypes_are_promoted():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_path_has_all_its_steps_and_passes_through_its_operands(method, dtype):
     operands = [rows(3, 0, dtype), rows(5, 1, dtype), rows(2, 2, dtype)]
-    path = embeds.interpolate(operands, 9, method)
+    path = embedding_algebra.interpolate(operands, 9, method)
     assert path.positions == tuple(i / 4 for i in range(9))
     assert len(path.embeddings) == 9
     assert {x.shape for x in path.embeddings} == {(5, D)} and {x.dtype for x in path.embeddings} == {dtype}
     for k, operand in enumerate(operands):
         assert torch.equal(path.embeddings[4 * k], torch.from_numpy(full(operand, 5)).to(dtype))
-    inner = embeds.interpolate(operands, 7, method, include_endpoints=False)
+    inner = embedding_algebra.interpolate(operands, 7, method, include_endpoints=False)
     assert inner.positions == path.positions[1:-1]
     assert all(torch.equal(x, y) for x, y in zip(inner.embeddings, path.embeddings[1:-1], strict=True))
     assert "aligned to 5" in path.note
@@ -97,17 +103,17 @@ def test_a_path_has_all_its_steps_and_passes_through_its_operands(method, dtype)
 @pytest.mark.parametrize("method", ["linear", "spherical"])
 def test_a_place_between_two_is_that_of_their_path(method):
     a, b = rows(3, 0), rows(5, 1)
-    path = embeds.interpolate([a, b], 5, method)
+    path = embedding_algebra.interpolate([a, b], 5, method)
     for share, expected in zip((0, 0.25, 0.5, 0.75, 1), path.embeddings, strict=True):
-        assert torch.equal(embeds.between(a, b, share, method).embedding, expected)
+        assert torch.equal(embedding_algebra.between(a, b, share, method).embedding, expected)
     for share in (-0.1, 1.1, math.nan):
         with pytest.raises(RecipeError, match="a share, from 0 to 1"):
-            embeds.between(a, b, share, method)
+            embedding_algebra.between(a, b, share, method)
 
 
 def test_linear():
     a, b = rows(3), rows(3, 1)
-    path = embeds.interpolate([a, b], 5)
+    path = embedding_algebra.interpolate([a, b], 5)
     for i, x in enumerate(path.embeddings):
         np.testing.assert_allclose(x.numpy(), a.numpy() + i / 4 * (b - a).numpy(), atol=1e-15)
 
@@ -116,7 +122,7 @@ def test_linear():
 @given(st.integers(0, 1000), st.floats(0.1, 10), st.integers(2, 9))
 def test_spherical_is_the_great_circle(seed, scale, steps):
     a, b = rows(2, seed), scale * rows(2, seed + 1)
-    path = embeds.interpolate([a, b], steps, "spherical")
+    path = embedding_algebra.interpolate([a, b], steps, "spherical")
     for x, t in zip(path.embeddings, path.positions, strict=True):
         for token in range(2):
             p, q = a[token].numpy(), b[token].numpy()
@@ -131,7 +137,7 @@ def test_spherical_degenerate_tokens():
     a = rows(5)
     b = torch.stack([torch.zeros(D), 2 * a[1], -3 * a[2], a[3] * (1 + 1e-15), torch.zeros(D)])
     a[4] = 0
-    path = embeds.interpolate([a, b], 5, "spherical")
+    path = embedding_algebra.interpolate([a, b], 5, "spherical")
     for x, t in zip(path.embeddings, path.positions, strict=True):
         assert torch.isfinite(x).all()
         np.testing.assert_allclose(x[0], (1 - t) * a[0], atol=1e-14)  # to padding: straight
@@ -142,7 +148,7 @@ def test_spherical_degenerate_tokens():
         assert angle == pytest.approx(math.pi * t, abs=1e-7)
         np.testing.assert_allclose(x[3], a[3], rtol=1e-12)
         assert not x[4].any()
-    again = embeds.interpolate([a, b], 5, "spherical")
+    again = embedding_algebra.interpolate([a, b], 5, "spherical")
     assert all(torch.equal(x, y) for x, y in zip(path.embeddings, again.embeddings, strict=True))
 
 
@@ -150,7 +156,7 @@ def test_spherical_degenerate_tokens():
 @pytest.mark.parametrize("dim", [1, 2, 3, 64])
 def test_spherical_between_opposites_in_every_dtype_and_dimension(dtype, dim):
     a = torch.randn(4, dim, generator=torch.Generator().manual_seed(0)).to(dtype)
-    for x in embeds.interpolate([a, -a], 6, "spherical").embeddings:
+    for x in embedding_algebra.interpolate([a, -a], 6, "spherical").embeddings:
         assert torch.isfinite(x).all()
         if dim > 1:
             ratio = torch.linalg.vector_norm(x.double(), dim=1) / torch.linalg.vector_norm(a.double(), dim=1)
@@ -159,7 +165,7 @@ def test_spherical_between_opposites_in_every_dtype_and_dimension(dtype, dim):
 
 def test_cubic_is_catmull_rom():
     points = [rows(2, seed) for seed in range(4)]
-    path = embeds.interpolate(points, 31, "cubic")
+    path = embedding_algebra.interpolate(points, 31, "cubic")
     ext = [2 * points[0] - points[1], *points, 2 * points[3] - points[2]]
     for x, position in zip(path.embeddings, path.positions, strict=True):
         k = min(int(position), 2)
@@ -178,10 +184,10 @@ def test_cubic_is_catmull_rom():
 
 def test_cubic_through_evenly_spaced_points_is_straight_and_through_two_says_so():
     a, step = rows(2), rows(2, 1)
-    straight = embeds.interpolate([a + i * step for i in range(4)], 10, "cubic")
+    straight = embedding_algebra.interpolate([a + i * step for i in range(4)], 10, "cubic")
     for x, position in zip(straight.embeddings, straight.positions, strict=True):
         np.testing.assert_allclose(x, a + position * step, atol=1e-13)
-    two = embeds.interpolate([a, step], 4, "cubic")
+    two = embedding_algebra.interpolate([a, step], 4, "cubic")
     assert "straight line" in two.note
     np.testing.assert_allclose(two.embeddings[1], (2 * a + step) / 3, atol=1e-14)
 
@@ -189,24 +195,24 @@ def test_cubic_through_evenly_spaced_points_is_straight_and_through_two_says_so(
 def test_trim():
     a = rows(3)
     padded = torch.cat([a, torch.zeros(4, D)])
-    assert torch.equal(embeds.trim(padded), a)
-    assert embeds.trim(torch.zeros(4, D)).shape == (1, D)
+    assert torch.equal(embedding_algebra.trim(padded), a)
+    assert embedding_algebra.trim(torch.zeros(4, D)).shape == (1, D)
 
 
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: embeds.weighted_sum([], []), "no embedding"),
-        (lambda: embeds.weighted_sum([rows(2)], [1, 2]), "1 embeddings have 2 weights"),
-        (lambda: embeds.weighted_sum([rows(2)], [math.inf]), "finite number"),
-        (lambda: embeds.weighted_sum([rows(2), torch.ones(2, D + 1)], [1, 1]), "different encoders"),
-        (lambda: embeds.weighted_sum([rows(2, 0, torch.float16)], [1e6]), "float16 holds at most 6.55e"),
-        (lambda: embeds.interpolate([rows(2)], 5), "two or more"),
-        (lambda: embeds.interpolate([rows(2), rows(2)], 1), "steps is 1"),
-        (lambda: embeds.interpolate([rows(2), rows(2)], 2.0), "steps is 2.0"),  # type: ignore[arg-type]
-        (lambda: embeds.interpolate([rows(2), rows(2)], 0, include_endpoints=False), "steps is 0"),
-        (lambda: embeds.interpolate([rows(2), rows(2)], 3, "sperical"), "did you mean 'spherical'"),  # type: ignore[arg-type]
-        (lambda: embeds.normalize(rows(2)[0]), "it should be a float tensor"),
+        (lambda: embedding_algebra.weighted_sum([], []), "no embedding"),
+        (lambda: embedding_algebra.weighted_sum([rows(2)], [1, 2]), "1 embeddings have 2 weights"),
+        (lambda: embedding_algebra.weighted_sum([rows(2)], [math.inf]), "finite number"),
+        (lambda: embedding_algebra.weighted_sum([rows(2), torch.ones(2, D + 1)], [1, 1]), "different encoders"),
+        (lambda: embedding_algebra.weighted_sum([rows(2, 0, torch.float16)], [1e6]), "float16 holds at most 6.55e"),
+        (lambda: embedding_algebra.interpolate([rows(2)], 5), "two or more"),
+        (lambda: embedding_algebra.interpolate([rows(2), rows(2)], 1), "steps is 1"),
+        (lambda: embedding_algebra.interpolate([rows(2), rows(2)], 2.0), "steps is 2.0"),  # type: ignore[arg-type]
+        (lambda: embedding_algebra.interpolate([rows(2), rows(2)], 0, include_endpoints=False), "steps is 0"),
+        (lambda: embedding_algebra.interpolate([rows(2), rows(2)], 3, "sperical"), "did you mean 'spherical'"),  # type: ignore[arg-type]
+        (lambda: embedding_algebra.normalize(rows(2)[0]), "it should be a float tensor"),
     ],
 )
 def test_what_cannot_be_computed_is_refused(call, says):

@@ -10,9 +10,9 @@ import pytest
 from wanscope.edit.edits import BENDS, KINDS
 from wanscope.edit.shorthand import edit_from, parse
 from wanscope.recipe import Study
-from wanscope.strict_yaml import read_yaml
+from wanscope.spec.strict_yaml import read_yaml
+from wanscope.spec.validation import validated
 from wanscope.study.expand import expand
-from wanscope.validation import validated
 
 PAGE = (Path(__file__).parents[2] / "docs" / "editing.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| `([^`]+)` \| `(\{kind: .*\})` \|$", PAGE, re.MULTILINE)

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from helpers.edited import encoded
 from helpers.tiny import tiny_model
-from wanscope.capture.base import Moment
+from wanscope.capture.moments import Moment
 from wanscope.edit.edits import Bend, Edit, Inject
 from wanscope.edit.plan import EditPlan, Passes, make_plan
 from wanscope.runtime import bend
-from wanscope.runtime.diffusers import attach
+from wanscope.runtime.diffusers.session import attach
 from wanscope.wan.load import load
 from wanscope.wan.model import WanModel
 from wanscope.wan.text import pad

@@ -17,9 +17,9 @@ from wanscope.edit.donors import DonorTexts, texts_of, united, word_places
 from wanscope.edit.edits import Edit
 from wanscope.edit.plan import EditPlan
 from wanscope.recipe import SamplerSpec, VideoSpec
-from wanscope.runtime.diffusers import DiffusersSession, attach
+from wanscope.runtime.diffusers.session import DiffusersSession, attach
 from wanscope.sample import Conditioning, denoise, initial_noise
-from wanscope.sample.edited import edit_plan
+from wanscope.sample.plan_edits import edit_plan
 from wanscope.wan.model import WanModel
 from wanscope.wan.text import encode
 

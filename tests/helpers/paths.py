@@ -11,7 +11,7 @@ import numpy as np
 from helpers import takes as plain
 from wanscope.recipe import Recipe
 from wanscope.study.expand import slug
-from wanscope.study.folder import Row, StudyFolder
+from wanscope.study.study_folder import Row, StudyFolder
 from wanscope.take.store import Take
 from wanscope.workspace import Workspace
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from wanscope.capture.attention import Seen
+from wanscope.capture.attention_sink import Seen
 from wanscope.wan.model import WanModel
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from wanscope.capture.arrays import create_array
-from wanscope.capture.gram import PathGram
+from wanscope.capture.path_gram import PathGram
 from wanscope.recipe import CaptureSpec, LatentsCapture, ModelIdentity, Recipe, SamplerSpec, VideoSpec
 from wanscope.take.manifest import Manifest, StoredLatents, environment, list_files
 from wanscope.take.store import EVENTS, LATENTS, POSTER, VIDEO, Take, TakeWriter, latents_sha256

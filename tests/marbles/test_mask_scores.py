@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from wanscope.marbles import mask_scores, world
-from wanscope.marbles.mask_scores import THRESHOLDS
+from wanscope.marbles import world
+from wanscope.marbles.validate import mask_scores
+from wanscope.marbles.validate.mask_scores import THRESHOLDS
 
 GRID = (5, 8, 8)
 

@@ -9,7 +9,8 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors import safe_open
 from scipy.stats import binomtest
 
-from wanscope.marbles import validate, world
+from wanscope.marbles import world
+from wanscope.marbles.validate import model as validate
 from wanscope.wan.load import load
 from wanscope.wan.variants import MARBLES_WEIGHTS
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from wanscope.capture_spec import MEASURES
-from wanscope.marbles import validate_attention
-from wanscope.marbles.validate_attention import KINDS, Clip, Recorder, Settings
+from wanscope.marbles.validate import attention as validate_attention
+from wanscope.marbles.validate.attention import KINDS, Clip, Recorder, Settings
+from wanscope.spec.capture import MEASURES
 from wanscope.wan.load import load
 
 

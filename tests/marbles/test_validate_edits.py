@@ -12,9 +12,11 @@ from scipy import stats
 from wanscope.edit.amplify import MODES
 from wanscope.edit.edits import Bend, Inject, Steer
 from wanscope.errors import RequestError
-from wanscope.marbles import edit_cases, edit_tables, validate_edits, world
-from wanscope.marbles.edit_cases import Case
-from wanscope.marbles.validate_edits import Maker, Settings, make_rows
+from wanscope.marbles import world
+from wanscope.marbles.validate import edit_cases, edit_tables
+from wanscope.marbles.validate import edits as validate_edits
+from wanscope.marbles.validate.edit_cases import Case
+from wanscope.marbles.validate.edits import Maker, Settings, make_rows
 from wanscope.wan.load import load
 
 

@@ -10,12 +10,14 @@ import pytest
 
 from wanscope.analysis import stats
 from wanscope.analysis.latent_statistics import latent_statistics
-from wanscope.capture.gram import increments
+from wanscope.capture.path_gram import increments
 from wanscope.doors.cli.validate import run_validate
 from wanscope.errors import RequestError
-from wanscope.marbles import trajectory_cases, trajectory_page, trajectory_tests, validate_trajectories, world
-from wanscope.marbles.paths import Walk, Walker
-from wanscope.marbles.trajectory_tests import Columns, Measured
+from wanscope.marbles import world
+from wanscope.marbles.validate import trajectories as validate_trajectories
+from wanscope.marbles.validate import trajectory_cases, trajectory_page, trajectory_tests
+from wanscope.marbles.validate.paths import Walk, Walker
+from wanscope.marbles.validate.trajectory_tests import Columns, Measured
 from wanscope.wan.load import load
 
 

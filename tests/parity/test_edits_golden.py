@@ -233,7 +233,7 @@ def test_uncond_is_planned_only_where_it_is_run():
 
 def test_a_run_that_begins_later_is_planned_from_there():
     from wanscope.recipe import VideoSpec
-    from wanscope.runtime.diffusers import attach
+    from wanscope.runtime.diffusers.session import attach
     from wanscope.sample import Conditioning, denoise, initial_noise
 
     model, edits = subject("2.1")[0], [Inject(DONOR)]

@@ -19,7 +19,7 @@ from helpers.edited import DONOR, apart, edited, unedited
 from helpers.tiny import tiny_model, tiny_pipeline
 from wanscope.edit.edits import Bend, Edit, Inject, Skip
 from wanscope.errors import EditNotApplied
-from wanscope.runtime.diffusers_guard import VARIANTS
+from wanscope.runtime.diffusers.guard import VARIANTS
 from wanscope.wan.model import WanModel
 
 EDITS: dict[str, list[Edit]] = {

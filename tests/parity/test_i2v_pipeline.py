@@ -21,9 +21,9 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from helpers.edited import DONOR, NEGATIVE, PROMPT, SAMPLER, SEED, TINY, apart, planned
 from helpers.tiny import tiny_model, tiny_transformer, transformer_config
-from wanscope.capture.base import Moment
+from wanscope.capture.moments import Moment
 from wanscope.edit.edits import Bend, Edit, Inject, Prompts, Skip
-from wanscope.runtime.diffusers import DiffusersSession, attach
+from wanscope.runtime.diffusers.session import DiffusersSession, attach
 from wanscope.wan.model import WanModel
 
 # two-images: of Wan 2.1, which reads twice as many image tokens

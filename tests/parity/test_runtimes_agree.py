@@ -9,14 +9,15 @@ import torch
 
 from helpers.comfy_fakes import NativeWan, Patcher, WrapperWan
 from helpers.tiny import TEXT_LENGTH, tiny_model
-from wanscope.capture.base import Moment
-from wanscope.edit.directions import Direction, DirectionManifest
+from wanscope.capture.moments import Moment
+from wanscope.edit.direction import Direction, DirectionManifest
 from wanscope.edit.donors import DonorTexts
 from wanscope.edit.edits import Bend, Inject, Skip, Steer
 from wanscope.edit.plan import Passes, make_plan
-from wanscope.runtime import comfy_native, wan_wrapper
-from wanscope.runtime.diffusers import attach
-from wanscope.runtime.live import Live, LiveEdit
+from wanscope.runtime.comfy import native as comfy_native
+from wanscope.runtime.comfy import wrapper as wan_wrapper
+from wanscope.runtime.comfy.live import Live, LiveEdit
+from wanscope.runtime.diffusers.session import attach
 
 SIGMA = 0.7
 GRID = (2, 4, 4)

@@ -10,13 +10,13 @@ import torch
 
 from helpers.edited import PROMPT, TINY, apart, encoded, planned, sampled, sampler_of, unedited
 from helpers.tiny import tiny_model
-from wanscope.edit.directions import Direction, read_direction
+from wanscope.edit.direction import Direction, read_direction
 from wanscope.edit.edits import Steer
 from wanscope.errors import RecipeError
 from wanscope.recipe import VideoSpec
 from wanscope.runtime.compose import steered
-from wanscope.runtime.diffusers import attach
-from wanscope.sample.directions import learn_direction
+from wanscope.runtime.diffusers.session import attach
+from wanscope.sample.learn_direction import learn_direction
 from wanscope.wan.identity import file_hash
 from wanscope.wan.model import WanModel
 

@@ -13,19 +13,19 @@ import torch
 
 from helpers.recording import check_compiled_twice, copied
 from helpers.tiny import KINDS, tiny_model, video
-from wanscope.analysis.attention import concentration
-from wanscope.capture.attention import FOLDERS, AttentionSink, Seen
+from wanscope.analysis.attention_measures import concentration
 from wanscope.capture.attention_plan import AttentionPlan, ModelFacts, plan_attention
-from wanscope.capture.base import Moment
-from wanscope.capture_spec import AttentionCapture
+from wanscope.capture.attention_sink import FOLDERS, AttentionSink, Seen
+from wanscope.capture.moments import Moment
 from wanscope.edit.plan import EditPlan, PlannedText
 from wanscope.errors import NumericalError, WorkError
 from wanscope.recipe import SamplerSpec, VideoSpec
-from wanscope.runtime.diffusers import attach
-from wanscope.runtime.recorder import AttentionRecorder
-from wanscope.sample.edited import passes_of
+from wanscope.runtime.diffusers.recorder import AttentionRecorder
+from wanscope.runtime.diffusers.session import attach
 from wanscope.sample.loop import Conditioning, denoise, initial_noise
-from wanscope.take.attention import Attention
+from wanscope.sample.plan_edits import passes_of
+from wanscope.spec.capture import AttentionCapture
+from wanscope.take.attention_maps import Attention
 from wanscope.wan.model import WanModel
 from wanscope.wan.text import encode
 

@@ -16,7 +16,7 @@ from helpers.edited import DONOR, apart, edited, encoded, planned, sampled, uned
 from helpers.tiny import tiny_model
 from wanscope.edit.edits import Bend, Edit, Inject, Prompts, Skip
 from wanscope.errors import EditNotApplied, ModelError, NumericalError
-from wanscope.runtime.diffusers import attach
+from wanscope.runtime.diffusers.session import attach
 from wanscope.wan.model import WanModel
 
 EDITS: dict[str, list[Edit]] = {

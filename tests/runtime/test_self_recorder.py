@@ -12,19 +12,19 @@ import torch
 from helpers.edited import NEGATIVE, PROMPT, encoded
 from helpers.recording import check_compiled_twice, copied
 from helpers.tiny import tiny_model, video
-from wanscope.capture.attention import AttentionSink, Seen
 from wanscope.capture.attention_plan import AttentionPlan, ModelFacts, plan_attention, plan_self_attention
-from wanscope.capture_spec import AttentionCapture, SelfAttentionCapture
+from wanscope.capture.attention_sink import AttentionSink, Seen
 from wanscope.edit.edits import Skip
 from wanscope.edit.plan import EditPlan, PlannedText
 from wanscope.errors import RecipeError
 from wanscope.recipe import SamplerSpec, VideoSpec
-from wanscope.runtime.diffusers import attach
-from wanscope.runtime.recorder import AttentionRecorder
-from wanscope.runtime.self_recorder import SelfAttentionRecorder, rotated
-from wanscope.sample.edited import edit_plan, passes_of
+from wanscope.runtime.diffusers.recorder import AttentionRecorder
+from wanscope.runtime.diffusers.self_recorder import SelfAttentionRecorder, rotated
+from wanscope.runtime.diffusers.session import attach
 from wanscope.sample.loop import Conditioning, denoise, initial_noise
-from wanscope.take.attention import Attention
+from wanscope.sample.plan_edits import edit_plan, passes_of
+from wanscope.spec.capture import AttentionCapture, SelfAttentionCapture
+from wanscope.take.attention_maps import Attention
 from wanscope.wan.model import WanModel
 from wanscope.wan.text import encode
 

@@ -17,7 +17,7 @@ from helpers.tiny import TEXT_DIM, TEXT_LENGTH, tiny_model, video
 from wanscope.errors import Interrupted, ModelError, NumericalError, RecipeError
 from wanscope.recipe import SamplerSpec, VideoSpec
 from wanscope.sample import Conditioning, Denoised, Moment, Observer, StepState, denoise, initial_noise
-from wanscope.solvers import BUILT_IN
+from wanscope.spec.solver_facts import BUILT_IN
 from wanscope.wan.model import WanModel
 
 STEPS = 5

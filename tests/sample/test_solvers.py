@@ -21,7 +21,7 @@ from wanscope.errors import ModelError, RecipeError
 from wanscope.recipe import SamplerSpec
 from wanscope.sample import Solver, make_solver, solver
 from wanscope.sample.res import ExponentialSolver, h_phi, shifted_sigmas
-from wanscope.solvers import BUILT_IN, facts
+from wanscope.spec.solver_facts import BUILT_IN, facts
 
 UNIPC = {"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction", "use_flow_sigmas": True}
 DEFAULTS = {"solver": "unipc", "steps": 8, "shift": 5.0, "guidance": 1.0}

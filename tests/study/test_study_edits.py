@@ -22,14 +22,14 @@ from wanscope.edit.edits import Bend, Inject, Prompts, Skip, Steer
 from wanscope.errors import RecipeError
 from wanscope.events import PromptsEncoded
 from wanscope.recipe import Recipe, Study
+from wanscope.spec.validation import validated
+from wanscope.study.encode_texts import check_prompts, encode_prompts
 from wanscope.study.expand import Expansion, expand, file_label
-from wanscope.study.folder import Row, StudyFolder
 from wanscope.study.run import run
-from wanscope.study.texts import check_prompts, encode_prompts
-from wanscope.study_file import load_study_data
+from wanscope.study.study_file import load_study_data
+from wanscope.study.study_folder import Row, StudyFolder
 from wanscope.take.compare import labels_of, table
 from wanscope.take.store import Take
-from wanscope.validation import validated
 from wanscope.wan.identity import file_hash
 from wanscope.wan.text import encode
 from wanscope.workspace import Workspace

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wanscope.errors import ModelError, RecipeError
-from wanscope.metric_names import OF_GROUPS, TESTED
 from wanscope.recipe import Study
+from wanscope.spec.metric_names import OF_GROUPS, TESTED
+from wanscope.spec.validation import validated
 from wanscope.study.expand import MAX_TAKES, expand, slug
-from wanscope.validation import validated
 from wanscope.wan.variants import resolve
 
 WEIGHTS = {"transformer": "ab"}

@@ -12,12 +12,12 @@ import pytest
 from helpers.takes import recipe, write_take
 from wanscope.errors import RecipeError
 from wanscope.recipe import Study
-from wanscope.study import folder as study_folder
+from wanscope.spec.validation import validated
+from wanscope.study import study_folder
 from wanscope.study.expand import expand
-from wanscope.study.folder import Row, StudyFolder
 from wanscope.study.lock import held
-from wanscope.study_file import load_study_data
-from wanscope.validation import validated
+from wanscope.study.study_file import load_study_data
+from wanscope.study.study_folder import Row, StudyFolder
 from wanscope.workspace import Workspace
 
 

@@ -24,9 +24,9 @@ from wanscope.errors import (
 )
 from wanscope.events import Note, PromptsEncoded, StepDone, TakeDone, TakeFailed, TakeSkipped, TakeStarted
 from wanscope.sample.loop import Conditioning, denoise, initial_noise
-from wanscope.study import make, prepare
+from wanscope.study import make_take, prepare
+from wanscope.study.encode_texts import check_prompts
 from wanscope.study.run import StudyResult, run
-from wanscope.study.texts import check_prompts
 from wanscope.take.manifest import Manifest
 from wanscope.take.store import Take, latents_sha256
 from wanscope.wan.text import encode
@@ -249,7 +249,7 @@ def test_a_recipe_of_other_weights_is_refused(finished: StudyResult, tmp_path: P
 
 
 def test_one_failing_take_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = make.denoise
+    real = make_take.denoise
 
     def fails_once(model: Any, conditioning: Any, sampler: Any, noise: Any, **options: Any) -> Any:
         if np.array_equal(noise, initial_noise(noise.shape[1:], 1)):
@@ -257,7 +257,7 @@ def test_one_failing_take_does_not_stop_the_others(tmp_path: Path, monkeypatch: 
         return real(model, conditioning, sampler, noise, **options)
 
     seen: list[int] = []
-    monkeypatch.setattr(make, "denoise", fails_once)
+    monkeypatch.setattr(make_take, "denoise", fails_once)
     events = Events()
 
     def listen(event: Any) -> None:
@@ -297,7 +297,7 @@ def test_stopping_between_steps_leaves_a_clean_state(tmp_path: Path, how: str) -
 
 
 def test_a_full_disk_ends_the_run_and_leaves_what_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = make.write_video
+    real = make_take.write_video
     calls: list[Path] = []
 
     def fills(path: Path, *rest: Any) -> int:
@@ -306,7 +306,7 @@ def test_a_full_disk_ends_the_run_and_leaves_what_is_complete(tmp_path: Path, mo
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         return real(path, *rest)
 
-    monkeypatch.setattr(make, "write_video", fills)
+    monkeypatch.setattr(make_take, "write_video", fills)
     with pytest.raises(StorageError, match="is full"):
         made(tmp_path)
     assert len(calls) == 2 and len(stamps(tmp_path)) == 1

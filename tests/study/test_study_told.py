@@ -14,12 +14,12 @@ from helpers.studies import STUDY, Events, model
 from helpers.tiny import tiny_model
 from wanscope.doors.cli.show import edit_facts
 from wanscope.edit.amplify import amplify, boost
-from wanscope.edit.directions import Direction, weights_behind
+from wanscope.edit.direction import Direction, weights_behind
 from wanscope.edit.edits import Bend, Edit, Inject, Steer
 from wanscope.errors import RecipeError
 from wanscope.events import ModelLoading, Note
 from wanscope.recipe import SamplerSpec, VideoSpec
-from wanscope.sample.directions import learn_direction
+from wanscope.sample.learn_direction import learn_direction
 from wanscope.study.run import run
 from wanscope.take.store import Take
 from wanscope.wan.model import Lora, WanModel

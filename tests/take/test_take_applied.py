@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wanscope.edit.edits import Inject, Skip
-from wanscope.take.applied import AppliedEdit, applied_edits, numbers, ranges
+from wanscope.take.applied_edits import AppliedEdit, applied_edits, numbers, ranges
 
 sites = st.dictionaries(
     st.tuples(st.integers(0, 1), st.integers(0, 5), st.sampled_from(["cond", "uncond"]), st.integers(0, 6)),

@@ -281,7 +281,7 @@ def test_takes_that_differ_in_settings_alone_say_them(tmp_path: Path) -> None:
 
 
 def test_loras_are_told_apart_by_weight_and_a_long_negative_hides_nothing(tmp_path: Path) -> None:
-    from wanscope.specs import LoraSpec
+    from wanscope.spec.settings import LoraSpec
 
     def labels(*changes: dict[str, Any]) -> list[str]:
         return labels_of([write_take(tmp_path / "takes", recipe(latents=False, **each)) for each in changes])

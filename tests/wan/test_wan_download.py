@@ -16,7 +16,7 @@ import torch
 from helpers.tiny import tiny_folder
 from wanscope import events
 from wanscope.errors import ModelError
-from wanscope.wan import download, source
+from wanscope.wan import download, locate
 from wanscope.wan.load import load
 
 torch.set_num_threads(1)
@@ -156,9 +156,9 @@ def test_a_lone_file_of_a_known_variant_asks_the_hub_for_the_rest(tmp_path, monk
         raise ModelError("no network", "none")
 
     monkeypatch.setattr(download, "snapshot", snapshot)
-    variant = source.variants.VARIANTS["wan2.1-t2v-14b"]
+    variant = locate.variants.VARIANTS["wan2.1-t2v-14b"]
     with pytest.raises(ModelError, match="is a transformer alone") as error:
-        source._from_hub(variant, tmp_path / "x.safetensors", ["text_encoder", "tokenizer"], events.ignore)
+        locate._from_hub(variant, tmp_path / "x.safetensors", ["text_encoder", "tokenizer"], events.ignore)
     assert wanted == [("Wan-AI/Wan2.1-T2V-14B-Diffusers", ("text_encoder", "tokenizer"))]
     assert "encoder=umt5_xxl_fp16.safetensors" in str(error.value) and "no network" in str(error.value)
 

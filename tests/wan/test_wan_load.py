@@ -13,7 +13,7 @@ from helpers import layouts
 from helpers.tiny import KINDS, tiny_folder, tiny_model, tiny_pipeline, tiny_transformer, transformer_config, video
 from wanscope import events
 from wanscope.errors import ModelError
-from wanscope.wan import source, text, variants
+from wanscope.wan import locate, text, variants
 from wanscope.wan.constants import VAE_2_1
 from wanscope.wan.load import identify, load, pick_device
 
@@ -165,7 +165,7 @@ def test_parts_beside_the_file_are_found(tmp_path):
 def test_variants_are_told_from_dims_and_names(tmp_path):
     def named(name: str, like: str, count: int = 1) -> str:
         v = variants.VARIANTS[like]
-        return source._variant_of_files([tmp_path / name] * count, v.transformer_config()).name
+        return locate._variant_of_files([tmp_path / name] * count, v.transformer_config()).name
 
     assert named("a.safetensors", "wan2.1-t2v-1.3b") == "wan2.1-t2v-1.3b"
     assert named("a.safetensors", "wan2.1-t2v-14b") == "wan2.1-t2v-14b"

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from helpers.tiny import tiny_model, video
 from wanscope import events
 from wanscope.errors import MemoryPlanError, RecipeError
-from wanscope.wan import memory
+from wanscope.wan import memory_plan, placement
 from wanscope.wan import vae as wan_vae
 from wanscope.wan.listing import counts
-from wanscope.wan.memory import plan_memory
+from wanscope.wan.memory_plan import plan_memory
 from wanscope.wan.variants import VARIANTS
 
 torch.set_num_threads(1)
@@ -69,7 +69,7 @@ def test_offload_keeps_two_blocks_and_the_embeddings():
 
 def test_the_parts_of_a_transformer_add_up():
     for variant in VARIANTS.values():
-        w = memory.weights_of(variant, "bf16")
+        w = memory_plan.weights_of(variant, "bf16")
         assert w.outside_blocks + variant.blocks * w.block == w.experts[0] == 2 * counts(variant).transformer
 
 
@@ -132,10 +132,10 @@ def test_group_offload_changes_no_bit():
     """On the CPU, without streams: the same hooks that run on a GPU."""
     model = tiny_model("2.2")
     before = [forward(transformer) for transformer in model.experts()]
-    memory.offload(model, torch.device("cpu"))
+    placement.offload(model, torch.device("cpu"))
     assert model.placed == "offload"
     assert all(torch.equal(forward(t), b) for t, b in zip(model.experts(), before, strict=True))
-    memory.offload(model, torch.device("cpu"))  # again: nothing is hooked twice
+    placement.offload(model, torch.device("cpu"))  # again: nothing is hooked twice
     assert all(torch.equal(forward(t), b) for t, b in zip(model.experts(), before, strict=True))
 
 
@@ -144,10 +144,10 @@ def test_placing_with_offload_says_so_once(monkeypatch):
     model = tiny_model()
     before = forward(model.transformer)
     plan = plan_memory(BIG, "bf16", *P480, 24 * GB, 128 * GB, "offload")
-    monkeypatch.setattr(memory, "plan_memory", lambda *_, **__: plan)
+    monkeypatch.setattr(placement, "plan_memory", lambda *_, **__: plan)
     notes: list[events.Event] = []
     for _ in range(2):
-        memory.place(model, **video(), on_event=notes.append)
+        placement.place(model, **video(), on_event=notes.append)
     assert model.placed == "offload" and torch.equal(forward(model.transformer), before)
     assert [event.text for event in notes] == ["transformer blocks wait in host memory: 39.9 GB"]  # type: ignore
 
@@ -156,57 +156,57 @@ def test_placing_with_offload_says_so_once(monkeypatch):
 def test_the_encoder_goes_to_the_device_if_it_fits(monkeypatch, device_bytes, where):
     model = tiny_model()
     model.device = torch.device("meta")  # stands for a GPU
-    monkeypatch.setattr(memory, "capacity", lambda device: memory.Capacity(device_bytes, 64 * GB))
-    memory.place_encoder(model)
+    monkeypatch.setattr(placement, "capacity", lambda device: placement.Capacity(device_bytes, 64 * GB))
+    placement.place_encoder(model)
     assert model.encoder().device.type == where
 
 
 def test_placing_on_the_cpu():
     model = tiny_model()
     before = forward(model.transformer)
-    memory.place_encoder(model)
+    placement.place_encoder(model)
     model.free_encoder()
-    plan = memory.place(model, **video())
+    plan = placement.place(model, **video())
     assert plan.placement == model.placed == "none" and plan.device_bytes is None
     assert torch.equal(forward(model.transformer), before)
 
 
 def test_placing_refuses_before_anything_moves(monkeypatch):
     model = tiny_model()
-    monkeypatch.setattr(memory, "capacity", lambda device: memory.Capacity(None, 1000))
+    monkeypatch.setattr(placement, "capacity", lambda device: placement.Capacity(None, 1000))
     with pytest.raises(MemoryPlanError, match=r"this machine has 1\.0 kB"):
-        memory.place(model, **video())
+        placement.place(model, **video())
     assert model.placed is None
 
 
 def test_weights_in_a_loaded_model():
     model = tiny_model("2.2")
-    w = memory.weights_in(model)
+    w = placement.weights_in(model)
     parameters = sum(p.numel() for p in model.transformer.parameters())
     rope = sum(b.numel() for b in model.transformer.buffers())
     assert w.experts == (4 * (parameters + rope),) * 2
     assert w.outside_blocks + model.blocks * w.block == w.experts[0]
     assert w.encoder > 0
     model.free_encoder()
-    assert memory.weights_in(model).encoder == 0
+    assert placement.weights_in(model).encoder == 0
 
 
 def test_the_vae_in_bf16_and_back(monkeypatch):
     model = tiny_model()
     original = model.vae
     plans = iter(["bf16", "bf16", "fp32"])
-    plan = memory.plan_memory(model.variant, "fp32", 64, 64, 9, None, GB)
-    monkeypatch.setattr(memory, "plan_memory", lambda *_, **__: dataclasses.replace(plan, vae_dtype=next(plans)))
+    plan = plan_memory(model.variant, "fp32", 64, 64, 9, None, GB)
+    monkeypatch.setattr(placement, "plan_memory", lambda *_, **__: dataclasses.replace(plan, vae_dtype=next(plans)))
     notes: list[events.Event] = []
     latents = torch.randn(1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     want = wan_vae.decode(model.vae, latents)
     for _ in range(2):
-        memory.place(model, **video(), on_event=notes.append)
+        placement.place(model, **video(), on_event=notes.append)
         assert model.vae.dtype == torch.bfloat16 and model.vae is not original
     rough = wan_vae.decode(model.vae, latents)
     assert rough.dtype == torch.float32 and 0 < (rough - want).abs().max() < 0.1
     assert len(notes) == 2 and "bf16" in notes[0].text  # type: ignore[attr-defined]
-    memory.place(model, **video())
+    placement.place(model, **video())
     assert model.vae is original and torch.equal(wan_vae.decode(model.vae, latents), want)
 
 
@@ -220,6 +220,6 @@ def test_group_offload_on_a_gpu_changes_no_bit():
     results = []
     for model in (resident, offloaded):
         model.free_encoder()
-        assert memory.place(model, **video()).placement == model.memory
+        assert placement.place(model, **video()).placement == model.memory
         results.append(model.transformer(x, torch.tensor([500.0], device=device), text, return_dict=False)[0])
     assert torch.equal(*results)

@@ -159,7 +159,7 @@ def test_configs_are_what_diffusers_takes():
 def test_no_torch_is_imported():
     code = (
         "import sys, wanscope.wan.variants, wanscope.wan.cost, wanscope.wan.footprint, wanscope.wan.environment, "
-        "wanscope.wan.source, wanscope.wan.doctor; "
+        "wanscope.wan.locate, wanscope.wan.doctor; "
         "sys.exit(any(m in sys.modules for m in ('torch', 'diffusers', 'transformers', 'huggingface_hub')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

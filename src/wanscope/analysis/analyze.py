@@ -30,16 +30,16 @@ from typing import Any
 import numpy as np
 
 from wanscope import __version__, events
-from wanscope.analysis import attention_section, gram
-from wanscope.analysis.design import Comparison, Unit, compare
+from wanscope.analysis import attention_section, latent_pass
+from wanscope.analysis.collection import Collection, LeftOut, Member, collect
+from wanscope.analysis.contrast_tests import Family, Test, tested, unconfirmed
 from wanscope.analysis.groups import GroupResult, analyze_groups
 from wanscope.analysis.metric import Metric, Subject, all_metrics
-from wanscope.analysis.outdated import FACTS, FILES, REPORT, remove_outdated
-from wanscope.analysis.remember import remember
-from wanscope.analysis.source import Collection, LeftOut, Member, collect
+from wanscope.analysis.pairing import Comparison, Unit, compare
+from wanscope.analysis.remove_outdated import FACTS, FILES, REPORT, remove_outdated
+from wanscope.analysis.store_metrics import remember
 from wanscope.analysis.summary import summarized
 from wanscope.analysis.table import Table, tabulated, write_rows
-from wanscope.analysis.testing import Family, Test, tested, unconfirmed
 from wanscope.analysis.trajectory import EPSILON, common_rank
 from wanscope.analysis.trajectory import Path as PathOfTake
 from wanscope.errors import NotCaptured
@@ -65,7 +65,7 @@ class Analysis:
     groups: GroupResult
     rank: int
     paths: dict[int, PathOfTake]
-    between: gram.OnePass | None
+    between: latent_pass.OnePass | None
     compared: tuple[int, ...]
     states: tuple[int, ...]
     notes: tuple[str, ...]
@@ -170,7 +170,7 @@ def _computed(
     if compared:
         arrays = [members[i].take.latents for i in compared]
         on_event(events.Note(f"reading the latents of {len(arrays)} takes, {arrays[0].shape[0]} states each"))
-        between = gram.one_pass(arrays, scratch=folder)
+        between = latent_pass.one_pass(arrays, scratch=folder)
     states = tuple(int(k) for k in members[compared[0]].take.states) if compared else ()
     row_of = {member: row for row, member in enumerate(compared)}
     subjects = {
@@ -208,7 +208,7 @@ def _paths(collection: Collection, notes: list[str]) -> dict[int, PathOfTake]:
     paths, without = {}, []
     for i, member in enumerate(collection.members):
         try:
-            paths[i] = gram.path_of(member.take)
+            paths[i] = latent_pass.path_of(member.take)
         except NotCaptured:
             without.append(member.name)
     if not paths:

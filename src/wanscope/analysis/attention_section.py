@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wanscope.analysis.attention import of_means, profile
+from wanscope.analysis.attention_measures import of_means, profile
+from wanscope.analysis.collection import Member, from_takes
 from wanscope.analysis.overlay import overlay_video, panels
 from wanscope.analysis.preview import scaled
-from wanscope.analysis.source import Member, from_takes
 from wanscope.analysis.table import SLOT
 from wanscope.errors import DamagedTake, NotCaptured
 from wanscope.take.video import iter_frames, video_facts, write_video

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from wanscope.analysis.design import value_of
 from wanscope.analysis.metric import Metric
+from wanscope.analysis.pairing import value_of
 
 if TYPE_CHECKING:
     from wanscope.analysis.analyze import Analysis

@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 
 from wanscope.analysis import omnibus, stats
-from wanscope.analysis.design import Comparison, Contrast, Pairs, others, pairs_of, value_of
-from wanscope.analysis.gram import OnePass
-from wanscope.analysis.intervals import mean_interval
-from wanscope.analysis.source import Member
-from wanscope.analysis.testing import Test, omnibus_test
+from wanscope.analysis.collection import Member
+from wanscope.analysis.confidence_intervals import mean_interval
+from wanscope.analysis.contrast_tests import Test, omnibus_test
+from wanscope.analysis.latent_pass import OnePass
+from wanscope.analysis.pairing import Comparison, Contrast, Pairs, others, pairs_of, value_of
 from wanscope.analysis.trajectory import FLOOR_FACTOR, centered, coordinates, log_volume, rounding_floor
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from wanscope.analysis.latent_statistics import LatentStatistics
 from wanscope.analysis.trajectory import Path
 from wanscope.errors import RequestError
-from wanscope.metric_names import offered, register
+from wanscope.spec.metric_names import offered, register
 from wanscope.take.store import Take
 
 BUILT_IN = ("wanscope.analysis.metrics.path", "wanscope.analysis.metrics.latent")

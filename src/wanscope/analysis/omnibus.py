@@ -28,8 +28,8 @@ from itertools import permutations, product
 import numpy as np
 
 from wanscope.analysis import stats
-from wanscope.analysis.design import Comparison, Unit, others, value_of
-from wanscope.analysis.source import PROMPT, Member
+from wanscope.analysis.collection import PROMPT, Member
+from wanscope.analysis.pairing import Comparison, Unit, others, value_of
 
 EXACT = 10_000
 

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from wanscope.errors import RecipeError, RequestError
-from wanscope.take.attention import Attention
+from wanscope.take.attention_maps import Attention
 from wanscope.take.compare import BACKGROUND, GAP, INK, LEAST_CELL, MAX_SIDE
 from wanscope.take.store import Take
 from wanscope.take.video import write_video

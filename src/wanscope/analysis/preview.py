@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from wanscope.analysis.source import from_takes
+from wanscope.analysis.collection import from_takes
 from wanscope.errors import DamagedTake, RequestError
 from wanscope.take.store import Take
 from wanscope.take.video import iter_frames, write_video

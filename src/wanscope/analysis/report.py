@@ -19,11 +19,11 @@ from wanscope import __version__, events
 from wanscope.analysis.attention_charts import attention_charts
 from wanscope.analysis.attention_section import section as attention_section
 from wanscope.analysis.charts import Chart, charts
+from wanscope.analysis.contrast_tests import Test
 from wanscope.analysis.figures import plotly_figure, write_static
 from wanscope.analysis.metric import Metric
-from wanscope.analysis.outdated import REPORT
 from wanscope.analysis.preview import Preview, previews
-from wanscope.analysis.testing import Test
+from wanscope.analysis.remove_outdated import REPORT
 from wanscope.take.compare import table as rows_and_columns
 from wanscope.take.disk import guarded, write_atomic
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from wanscope.analysis import stats
-from wanscope.analysis.design import SCENES, Contrast
-from wanscope.analysis.testing import Test
+from wanscope.analysis.contrast_tests import Test
+from wanscope.analysis.pairing import SCENES, Contrast
 
 if TYPE_CHECKING:
     from wanscope.analysis.analyze import Analysis

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from wanscope.analysis.collection import Member
 from wanscope.analysis.metric import Metric, Row, Subject
-from wanscope.analysis.source import Member
 from wanscope.take.disk import guarded
 
 SLOT = "slot:"

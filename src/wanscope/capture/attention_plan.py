@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from wanscope.capture.base import Branch
-from wanscope.capture_spec import AttentionCapture, SelfAttentionCapture
+from wanscope.capture.moments import Branch
 from wanscope.edit.blocks import parse_blocks
 from wanscope.errors import RecipeError
 from wanscope.prompt.tokens import MarkLike, count_tokens, token_columns, token_pieces
+from wanscope.spec.capture import AttentionCapture, SelfAttentionCapture
 
 PAD = "pad"
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wanscope.capture.arrays import DTYPES, create_array
-from wanscope.capture.base import Observer, StepState
-from wanscope.capture.gram import PathGram
+from wanscope.capture.moments import Observer, StepState
+from wanscope.capture.path_gram import PathGram
 from wanscope.errors import NumericalError
 from wanscope.recipe import LatentsCapture
 

@@ -67,39 +67,39 @@ class Lineage:
 
 
 def _difference(inputs: Inputs, **parameters: Any) -> tuple[Tensor, str]:
-    from wanscope.edit import embeds
+    from wanscope.edit import embedding_algebra
 
-    result = embeds.difference(*_values(inputs, 2), **parameters)
+    result = embedding_algebra.difference(*_values(inputs, 2), **parameters)
     return result.embedding, result.note
 
 
 def _weighted_sum(inputs: Inputs, *, weights: Sequence[float]) -> tuple[Tensor, str]:
-    from wanscope.edit import embeds
+    from wanscope.edit import embedding_algebra
 
-    result = embeds.weighted_sum(_values(inputs), weights)
+    result = embedding_algebra.weighted_sum(_values(inputs), weights)
     return result.embedding, result.note
 
 
 def _product(inputs: Inputs) -> tuple[Tensor, str]:
-    from wanscope.edit import embeds
+    from wanscope.edit import embedding_algebra
 
-    result = embeds.product(_values(inputs))
+    result = embedding_algebra.product(_values(inputs))
     return result.embedding, result.note
 
 
 def _normalize(inputs: Inputs, *, length: float = 1.0) -> tuple[Tensor, str]:
-    from wanscope.edit import embeds
+    from wanscope.edit import embedding_algebra
 
-    result = embeds.normalize(_values(inputs, 1)[0], length)
+    result = embedding_algebra.normalize(_values(inputs, 1)[0], length)
     return result.embedding, result.note
 
 
 def _interpolate(
     inputs: Inputs, *, steps: int, index: int, method: Any = "linear", include_endpoints: bool = True
 ) -> tuple[Tensor, str]:
-    from wanscope.edit import embeds
+    from wanscope.edit import embedding_algebra
 
-    path = embeds.interpolate(_values(inputs), steps, method, include_endpoints=include_endpoints)
+    path = embedding_algebra.interpolate(_values(inputs), steps, method, include_endpoints=include_endpoints)
     if not 0 <= index < steps:
         raise RecipeError(f"index {index} is not on the path", f"it has the points 0 to {steps - 1}", "index=0")
     return path.embeddings[index], path.note
@@ -181,7 +181,6 @@ def compute(
     keys = _keys(db, files, [value for _, value in named])
     found = {key: files.read(key) for key in dict.fromkeys(keys)}
     headers = [found[key][1] for key in keys]
-    from wanscope.edit import amplify, embeds, evaluate  # noqa: F401 - loading torch is no part of the operation's time
 
     began = time.perf_counter()
     value_LD, note = _call(operation, [(n, found[k][0]) for (n, _), k in zip(named, keys, strict=True)], parameters)

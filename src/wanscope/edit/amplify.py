@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from wanscope.edit.difference import relative_l2
-from wanscope.edit.rows import check_same_dim, exact, padded, rounded
+from wanscope.edit.token_matrix import check_same_dim, exact, padded, rounded
 from wanscope.errors import RecipeError, nearest
 
 Mode = Literal["push_apart", "maximize_diff", "orthogonalize"]

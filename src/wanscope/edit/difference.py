@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wanscope.edit.rows import check_same_dim, exact, padded, real_tokens
+from wanscope.edit.token_matrix import check_same_dim, exact, padded, real_tokens
 from wanscope.errors import RecipeError
 
 TEXT_LENGTH = 512  # rows to which Wan pads every prompt

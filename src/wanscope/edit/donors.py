@@ -220,7 +220,7 @@ def read_stored(donor: Donor, read: Callable[[str], Tensor] | None = None) -> Te
     """
     from safetensors.torch import load_file
 
-    from wanscope.edit.rows import check_rows, real_tokens
+    from wanscope.edit.token_matrix import check_rows, real_tokens
 
     assert donor.embedding is not None
     if read is not None and not in_a_file(donor):

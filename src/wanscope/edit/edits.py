@@ -27,11 +27,11 @@ from pydantic import (
     model_validator,
 )
 
+from wanscope.edit.base import BlocksText, EditBase, EditInBlocks, EditWithStrength, Heads, Text, Words
+from wanscope.edit.canonical_fields import spoken
 from wanscope.edit.expression import parse_expression
-from wanscope.edit.fields import spoken
-from wanscope.edit.spec import BlocksText, EditBase, EditInBlocks, EditWithStrength, Heads, Text, Words
 from wanscope.errors import RecipeError, nearest
-from wanscope.specs import Finite, Spec
+from wanscope.spec.settings import Finite, Spec
 
 MAX_DIFFERENCE = 10.0
 

@@ -13,9 +13,9 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from wanscope.edit.embeds import Result, alignment_note, unit_rows
+from wanscope.edit.embedding_algebra import Result, alignment_note, unit_rows
 from wanscope.edit.expression import Call, Chain, Expression, Name, Negative, Node, Number
-from wanscope.edit.rows import check_same_dim, exact, padded, real_tokens, rounded
+from wanscope.edit.token_matrix import check_same_dim, exact, padded, real_tokens, rounded
 from wanscope.errors import ExpressionError
 
 

@@ -28,7 +28,7 @@ from wanscope.errors import ExpressionError, RecipeError, nearest
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from wanscope.edit.embeds import Result
+    from wanscope.edit.embedding_algebra import Result
 
 MAX_DEPTH = 50  # parentheses, functions and signs inside one another
 MAX_CHARACTERS = 10_000

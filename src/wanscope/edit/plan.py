@@ -26,14 +26,14 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from wanscope.edit.base import EditInBlocks, EditWithStrength
 from wanscope.edit.donors import DonorTexts, check_edits
 from wanscope.edit.edits import Bend, Edit, Inject, Prompts, Skip, Steer
 from wanscope.edit.planned_texts import Boost, Branch, PlannedText, donors_of, idle_note, keyed_texts, replaces
-from wanscope.edit.spec import EditInBlocks, EditWithStrength
 from wanscope.errors import RecipeError
 
 if TYPE_CHECKING:
-    from wanscope.edit.directions import Direction
+    from wanscope.edit.direction import Direction
 
 __all__ = ["Boost", "Branch", "EditPlan", "Part", "Passes", "PlannedEdit", "PlannedText", "Site", "make_plan"]
 

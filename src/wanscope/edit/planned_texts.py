@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from wanscope.edit.donors import DonorTexts
 from wanscope.edit.edits import Inject, Prompts
-from wanscope.edit.words import quoted
+from wanscope.edit.line_tokens import quoted
 from wanscope.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def replaces(edit: Inject | Prompts, s: float) -> bool:
 
 def keyed_texts(edit: Prompts, texts: DonorTexts, steps: int) -> tuple[PlannedText | None, ...]:
     """The text of each step: that of the last key, or between it and the next one. None before the first key."""
-    from wanscope.edit.embeds import interpolate
+    from wanscope.edit.embedding_algebra import interpolate
 
     at_key = {step: PlannedText(found, frozenset((edit.keys[step],))) for step, found in texts.keyed(edit).items()}
     out: list[PlannedText | None] = [None] * min(edit.keys)

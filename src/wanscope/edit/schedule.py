@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from wanscope.edit.calls import number, split_call
+from wanscope.edit.call_syntax import number, split_call
 from wanscope.errors import RecipeError, nearest
-from wanscope.interpolation import INTERPOLATIONS, value_at
+from wanscope.spec.interpolation import INTERPOLATIONS, value_at
 
 _FIX = "schedule: linear, schedule: step(10) or schedule: {0: 1.0, 10: 0.2}"
 

@@ -22,12 +22,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from wanscope.edit.canonical_fields import number_text
 from wanscope.edit.edits import BENDS, KINDS, Bend, Donor, Edit, Inject, Prompts, Skip, Steer, text_keys
-from wanscope.edit.fields import number_text
-from wanscope.edit.words import Token, bare, contents, is_quoted, quoted, tokens, top_level
+from wanscope.edit.line_tokens import Token, bare, contents, is_quoted, quoted, tokens, top_level
 from wanscope.errors import EditError, RecipeError, nearest
-from wanscope.strict_yaml import read_yaml
-from wanscope.validation import validated
+from wanscope.spec.strict_yaml import read_yaml
+from wanscope.spec.validation import validated
 
 EXAMPLES = {
     "inject": "inject 'a green square moves left' into late at 0.4",

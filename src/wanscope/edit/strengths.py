@@ -29,7 +29,7 @@ from numbers import Integral
 from typing import Any, TypeGuard
 
 from wanscope.edit.blocks import EMPTY, FULL, Blocks, check_blocks, parse_blocks
-from wanscope.edit.calls import number, split_call
+from wanscope.edit.call_syntax import number, split_call
 from wanscope.errors import RecipeError, nearest
 
 Weights = list[float]

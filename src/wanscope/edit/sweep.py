@@ -11,8 +11,8 @@ from itertools import product
 from math import prod
 from typing import Any
 
+from wanscope.edit.canonical_fields import number_text, spoken
 from wanscope.edit.edits import Edit
-from wanscope.edit.fields import number_text, spoken
 from wanscope.edit.shorthand import edit_from, shorthand
 from wanscope.errors import RecipeError, RequestError
 

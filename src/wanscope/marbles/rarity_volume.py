@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from wanscope.analysis import stats
-from wanscope.analysis.intervals import mean_interval, t_interval
+from wanscope.analysis.confidence_intervals import mean_interval, t_interval
 from wanscope.marbles import world
-from wanscope.marbles.trajectory_cases import Video
+from wanscope.marbles.validate.trajectory_cases import Video
 
 _STREAM = 5_000_003  # of its own, so that no scene is a training or another validation's scene
 ALPHA = stats.ALPHA

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wanscope.capture.attention import FURTHEST, TOP, AttentionSink
-from wanscope.capture.base import Moment
-from wanscope.capture_spec import Recorded
+from wanscope.capture.attention_sink import FURTHEST, TOP, AttentionSink
+from wanscope.capture.moments import Moment
 from wanscope.errors import WorkError
+from wanscope.spec.capture import Recorded
 
 
 class MapRecorder:

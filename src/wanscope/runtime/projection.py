@@ -16,7 +16,7 @@ from torch import Tensor
 
 from wanscope.edit.amplify import Boosted, boost
 from wanscope.edit.plan import Boost, PlannedText
-from wanscope.edit.rows import padded
+from wanscope.edit.token_matrix import padded
 from wanscope.runtime.compose import Project
 
 

@@ -1,10 +1,10 @@
 """Sampling: one denoising loop, its solvers and its guidance."""
 
-from wanscope.capture.base import AroundCall, Moment, Observer, StepState
+from wanscope.capture.moments import AroundCall, Moment, Observer, StepState
 from wanscope.sample.loop import Conditioning, Denoised, denoise
 from wanscope.sample.noise import initial_noise
 from wanscope.sample.solvers import Solver, make_solver, solver
-from wanscope.solvers import solver_names
+from wanscope.spec.solver_facts import solver_names
 
 __all__ = [
     "AroundCall",

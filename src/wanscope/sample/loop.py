@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from wanscope.capture.base import AroundCall, Observer, StepState
+from wanscope.capture.moments import AroundCall, Observer, StepState
 from wanscope.errors import Interrupted, NumericalError
 from wanscope.recipe import SamplerSpec
 from wanscope.sample.guidance import Guidance

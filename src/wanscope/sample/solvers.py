@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wanscope import solvers
 from wanscope.errors import ModelError, RecipeError, WorkError
 from wanscope.recipe import SamplerSpec
+from wanscope.spec import solver_facts
 
 
 class Velocity(Protocol):
@@ -59,7 +59,9 @@ def solver(
     """Registers a solver under the name that recipes use, with what `wanscope.solvers.SolverFacts` has to know."""
 
     def register(cls: SolverClass) -> SolverClass:
-        solvers.register(solvers.SolverFacts(name, cls.__module__, takes_sigmas, calls_per_step, last_step_calls))
+        solver_facts.register(
+            solver_facts.SolverFacts(name, cls.__module__, takes_sigmas, calls_per_step, last_step_calls)
+        )
         _registry[name] = cls
         return cls
 
@@ -75,8 +77,8 @@ def make_solver(sampler: SamplerSpec, scheduler_config: Mapping[str, Any], devic
     _require_resolved(sampler)
     name = str(sampler.solver)
     if name not in _registry:
-        solvers.import_solver(name)
-    if sampler.sigmas and not solvers.facts(name).takes_sigmas:
+        solver_facts.import_solver(name)
+    if sampler.sigmas and not solver_facts.facts(name).takes_sigmas:
         raise RecipeError(f"solver {name!r} takes no explicit sigmas", "it makes its own", "solver: unipc, or euler")
     made = _registry[name](sampler, scheduler_config, torch.device(device))
     made.begin(0)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from wanscope.capture.base import AroundCall, Branch, Moment
+from wanscope.capture.moments import AroundCall, Branch, Moment
 from wanscope.errors import RecipeError
 from wanscope.sample.guidance import Guidance
 from wanscope.sample.solvers import Solver, train_timesteps

@@ -17,8 +17,8 @@ import numpy as np
 
 from wanscope import events
 from wanscope.errors import ModelError
-from wanscope.study import models
-from wanscope.study.models import ModelKey
+from wanscope.study import recipe_model
+from wanscope.study.recipe_model import ModelKey
 from wanscope.take.compare import BACKGROUND, INK, LEAST_CELL
 from wanscope.take.store import Take
 from wanscope.take.video import write_video
@@ -51,7 +51,7 @@ def vae_of(take: Take, device: torch.device, on_event: events.Listener = events.
     from wanscope.wan.load import load_vae
 
     key = ModelKey.of(take.recipe)
-    source = models.find_local(key) or models.find(key, on_event)
+    source = recipe_model.find_local(key) or recipe_model.find(key, on_event)
     wanted, have = take.recipe.model.weights.get("vae"), source.identity().get("vae")
     if wanted is not None and wanted != have:
         raise ModelError(
@@ -64,7 +64,7 @@ def vae_of(take: Take, device: torch.device, on_event: events.Listener = events.
 def _frames(take: Take, clean_KCThw, vae: AutoencoderKLWan, fps: float) -> Iterator[np.ndarray]:
     import torch
 
-    from wanscope.study.make import frames_of
+    from wanscope.study.make_take import frames_of
     from wanscope.wan.vae import decode
 
     stored = take.manifest.x0

@@ -36,8 +36,8 @@ from wanscope.recipe import (
     Study,
     VideoSpec,
 )
-from wanscope.study.design import EDIT, check_design, check_edits_compared
-from wanscope.study.watch import check_places
+from wanscope.study.attention_capture import check_places
+from wanscope.study.check_design import EDIT, check_design, check_edits_compared
 from wanscope.wan.identity import file_hash
 from wanscope.wan.variants import Variant, check_video, latent_shape, resolve
 
@@ -118,7 +118,7 @@ class Expansion:
     ) -> Recipe:
         """The recipe of one variation, seed and set of edits (the study's first unless it is given).
 
-        weights: each component's SHA-256 (study/models.py).
+        weights: each component's SHA-256 (study/recipe_model.py).
         """
         edit_set = edit_set or self.edit_sets[0]
         return Recipe(

@@ -13,16 +13,16 @@ from wanscope import events
 from wanscope.edit.donors import Find, Remembered, with_hashes
 from wanscope.errors import DamagedTake, ModelError, RecipeError
 from wanscope.recipe import LoraSpec, Recipe, Study
-from wanscope.study import models
+from wanscope.study import recipe_model
+from wanscope.study.attention_capture import attention_bytes, check_attention
+from wanscope.study.check_directions import check_directions
+from wanscope.study.encode_texts import check_prompts
 from wanscope.study.expand import DTYPE_NAMES, Expansion, expand, size_of
-from wanscope.study.folder import Row
-from wanscope.study.models import ModelKey
-from wanscope.study.size import TakeSize, take_size
-from wanscope.study.sources import Made, Request, Source, read_source
-from wanscope.study.start import Start, find_start
-from wanscope.study.steering import check_directions
-from wanscope.study.texts import check_prompts
-from wanscope.study.watch import attention_bytes, check_attention
+from wanscope.study.partial_start import Start, find_start
+from wanscope.study.read_request import Made, Request, Source, read_source
+from wanscope.study.recipe_model import ModelKey
+from wanscope.study.study_folder import Row
+from wanscope.study.take_size import TakeSize, take_size
 from wanscope.take.disk import free_bytes, require_space
 from wanscope.take.store import Take, with_records_of
 from wanscope.wan.identity import file_hash
@@ -119,11 +119,11 @@ def check(prepared: Prepared, model: WanModel | None, device: str, memory: str) 
         recipes = [task.recipe for task in tasks]
         if model is not None:
             for recipe in recipes:
-                models.require_loras(recipe, model)
+                recipe_model.require_loras(recipe, model)
             tokenizer, length = model.tokenizer, model.text_length
         else:
-            tokenizer, length = models.tokenizer_of(key)
-            models.check_memory(prepared.variants[key], recipes, device, memory)
+            tokenizer, length = recipe_model.tokenizer_of(key)
+            recipe_model.check_memory(prepared.variants[key], recipes, device, memory)
         check_prompts(tokenizer, recipes, length, prepared.variants[key].name == "marbles")
         check_attention(recipes, prepared.variants[key], tokenizer, length)
         check_directions(recipes, prepared.variants[key])
@@ -146,13 +146,13 @@ def plan(source: Source, workspace: Workspace | str | None = None) -> Plan:
         needed = sum(size.kept for size in sizes) + max(size.scratch for size in sizes)
         return Plan(recipes[0].id, len(recipes), done, needed, free_bytes(space.takes), None, recipes)
     expansion = _Found(None, events.ignore, stored_in(space)).expanded(request.study, download=False)
-    source_here = models.find_local(_key(expansion))
+    source_here = recipe_model.find_local(_key(expansion))
     first = expansion.recipe(expansion.template.variation(0), request.study.seeds[0], {})
     attention = attention_bytes(first, expansion.variant)
     size = take_size(expansion.video, expansion.latent_shape, expansion.states, request.study.capture, attention)
     complete = None
     if source_here is not None:
-        weights = models.weights_of(source_here)
+        weights = recipe_model.weights_of(source_here)
         start = _study_start(expansion, space)
         if start is not None:
             expansion = replace(expansion, init=start.spec)
@@ -175,7 +175,7 @@ def stored_in(space: Workspace) -> Find:
     """How edits find the embeddings of the workspace's catalogue that they name."""
 
     def find(name: str) -> Remembered:
-        from wanscope.study.remember import finder  # most requests name none, and need no database
+        from wanscope.study.embedding_reuse import finder  # most requests name none, and need no database
 
         return finder(space)(name)
 
@@ -230,7 +230,7 @@ class _Found:
         if study.model.strip().lower() in VARIANTS:
             return expand(study, find=self.find)
         key = ModelKey(study.model, study.dtype, study.components)
-        found = models.find(key, self.on_event) if download else models.find_local(key)
+        found = recipe_model.find(key, self.on_event) if download else recipe_model.find_local(key)
         if found is None:
             raise ModelError(
                 f"what {study.model} is cannot be said without downloading it",
@@ -243,8 +243,8 @@ class _Found:
 
     def weights(self, key: ModelKey) -> dict[str, str]:
         if key not in self._weights:
-            found = self.given or models.find(key, self.on_event)
-            self._weights[key], self.variants[key] = models.weights_of(found), found.variant
+            found = self.given or recipe_model.find(key, self.on_event)
+            self._weights[key], self.variants[key] = recipe_model.weights_of(found), found.variant
         return self._weights[key]
 
 
@@ -287,7 +287,7 @@ def _recipe_tasks(request: Request, found: _Found, space: Workspace) -> list[Tas
     tasks: dict[str, Task] = {}
     for recipe in request.recipes:
         key = ModelKey.of(recipe)
-        models.require_weights(recipe, found.weights(key))
+        recipe_model.require_weights(recipe, found.weights(key))
         # files that its edits name have to be there, and be those that were recorded
         edits = with_hashes(recipe.edits, found.variants[key].text_dim, file_hash, found.find)
         recipe = recipe.model_copy(update={"edits": edits})

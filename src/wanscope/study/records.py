@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wanscope.capture.attention import AttentionSink, Kept
-from wanscope.capture.base import AroundCall, Observer
+from wanscope.capture.attention_sink import AttentionSink, Kept
 from wanscope.capture.latents import CleanObserver, LatentsObserver
+from wanscope.capture.moments import AroundCall, Observer
 from wanscope.edit.plan import EditPlan
 from wanscope.recipe import Recipe
-from wanscope.runtime.diffusers import attach
-from wanscope.runtime.recorder import AttentionRecorder
-from wanscope.runtime.self_recorder import SelfAttentionRecorder
-from wanscope.study.watch import attention_plan, self_attention_plan
-from wanscope.take.applied import Counts, applied_edits
+from wanscope.runtime.diffusers.recorder import AttentionRecorder
+from wanscope.runtime.diffusers.self_recorder import SelfAttentionRecorder
+from wanscope.runtime.diffusers.session import attach
+from wanscope.study.attention_capture import attention_plan, self_attention_plan
+from wanscope.take.applied_edits import Counts, applied_edits
 from wanscope.take.manifest import StoredAttention, StoredLatents
 from wanscope.take.store import LATENTS, X0
 

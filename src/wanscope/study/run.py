@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 
 from wanscope import events
 from wanscope.errors import Interrupted, StorageError, WanscopeError
-from wanscope.study import models
-from wanscope.study.folder import Row, StudyFolder
+from wanscope.study import recipe_model
+from wanscope.study.embedding_reuse import Memory
+from wanscope.study.encode_texts import Texts, encode_prompts, needed_texts
 from wanscope.study.lock import held
 from wanscope.study.prepare import Prepared, Task, check, prepare, standing_take
-from wanscope.study.remember import Memory
-from wanscope.study.sources import Made, Source
-from wanscope.study.texts import Texts, encode_prompts, needed_texts
+from wanscope.study.read_request import Made, Source
+from wanscope.study.study_folder import Row, StudyFolder
 from wanscope.take.disk import require_writable
 from wanscope.take.store import Take, recover, unfinished, with_records_of
 from wanscope.workspace import Workspace
@@ -163,19 +163,19 @@ class _Session:
 
     # making
 
-    def make_group(self, key: models.ModelKey, tasks: list[Task]) -> None:
+    def make_group(self, key: recipe_model.ModelKey, tasks: list[Task]) -> None:
         """All takes that one model makes."""
         recipes = [task.recipe for task in tasks]
         needed = needed_texts(recipes)
         known = self.catalog.recall(needed, recipes[0], self.given, self.device)
         encode = len(known) < len(needed)
-        model = self.given or models.load_model(key, recipes, self.device, self.memory, self.emit, encoder=encode)
+        model = self.given or recipe_model.load_model(key, recipes, self.device, self.memory, self.emit, encoder=encode)
         if encode:
-            models.place_encoder(model)
+            recipe_model.place_encoder(model)
         texts = encode_prompts(model, recipes, self.emit, known, self.catalog)
         if self.given is None:
             model.free_encoder()
-        models.place(model, recipes, self.emit)
+        recipe_model.place(model, recipes, self.emit)
         starts = {task.start.spec: task.start.latents(model) for task in tasks if task.start is not None}
         waiting = [task for task in tasks if not self.attempt(task, model, texts, starts)]
         if waiting:
@@ -185,7 +185,7 @@ class _Session:
             waiting = [task for task in waiting if not self.attempt(task, model, texts, starts)]
         if self.given is None:
             del model
-            models.free_memory()
+            recipe_model.free_memory()
 
     def attempt(self, task: Task, model: WanModel, texts: Texts, starts: dict) -> bool:
         """Make a take, or find that it is complete by now. False when another process is making it."""
@@ -211,7 +211,7 @@ class _Session:
         return True
 
     def make(self, task: Task, standing: Take | None, model: WanModel, texts: Texts, init: Tensor | None) -> None:
-        from wanscope.study.make import Job, make_take
+        from wanscope.study.make_take import Job, make_take
 
         recipe = task.recipe
         if standing is not None:
@@ -240,7 +240,7 @@ class _Session:
         except Exception as error:  # noqa: BLE001 - one take's failure is reported, and the study goes on
             task.error = error
             self.emit(events.TakeFailed(recipe.id, task.index, len(self.tasks), _said(error)))
-            models.free_memory()
+            recipe_model.free_memory()
 
     def tidy(self) -> None:
         """Remove what killed processes left, unless their takes are being made right now."""

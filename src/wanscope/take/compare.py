@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from PIL import ImageFont
 
     from wanscope.recipe import Recipe
-    from wanscope.specs import LoraSpec
+    from wanscope.spec.settings import LoraSpec
 
 BACKGROUND = (16, 16, 18)
 INK = (235, 235, 235)

@@ -17,9 +17,9 @@ from typing import Any, Literal
 from wanscope import __version__
 from wanscope.errors import DamagedTake, RecipeError
 from wanscope.recipe import Recipe, Spec
-from wanscope.take.applied import AppliedEdit
+from wanscope.spec.validation import validated
+from wanscope.take.applied_edits import AppliedEdit
 from wanscope.take.disk import file_sha256, files_below
-from wanscope.validation import validated
 from wanscope.workspace import MANIFEST
 
 MANIFEST_VERSION = 1

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from wanscope.capture.arrays import open_array
-from wanscope.capture.attention import FOLDERS, exponents_file
+from wanscope.capture.attention_sink import FOLDERS, exponents_file
 from wanscope.errors import DamagedTake, NotCaptured, RecipeError
 from wanscope.recipe import CaptureSpec, LatentsCapture, Recipe
 from wanscope.take.disk import guarded, sync_file, sync_folder, sync_tree
@@ -42,9 +42,9 @@ from wanscope.workspace import MANIFEST
 if TYPE_CHECKING:
     import zarr
 
-    from wanscope.capture_spec import Recorded
     from wanscope.prompt.tokens import MarkLike
-    from wanscope.take.attention import Attention
+    from wanscope.spec.capture import Recorded
+    from wanscope.take.attention_maps import Attention
 
 VIDEO, POSTER, FINAL, EVENTS = "video.mp4", "poster.webp", "final.npy", "events.jsonl"
 LATENTS, X0 = "latents.zarr", "x0.zarr"
@@ -102,7 +102,7 @@ class Take:
 
     @property
     def gram(self) -> np.ndarray:
-        """Inner products of x_0 and the path's increments, float64 [S + 1, S + 1] (see `wanscope.capture.gram`)."""
+        """Inner products of x_0 and the path's increments, float64 [S + 1, S + 1] (`wanscope.capture.path_gram`)."""
         if self.manifest.gram is None:
             raise self._missing("no Gram matrix of its path")
         return np.array(self.manifest.gram)
@@ -127,7 +127,7 @@ class Take:
 
     @property
     def attention(self) -> Attention:
-        """Cross-attention probabilities of words, [S, L, K, T, Y, X] (see `wanscope.take.attention`)."""
+        """Cross-attention probabilities of words, [S, L, K, T, Y, X] (see `wanscope.take.attention_maps`)."""
         return self.attention_of("probability")
 
     @property
@@ -138,7 +138,7 @@ class Take:
     def attention_of(self, measure: Recorded) -> Attention:
         """Attention maps by their measure: probability, contribution, gramcol, or self. NotCaptured where it was not
         kept."""
-        from wanscope.take.attention import Attention
+        from wanscope.take.attention_maps import Attention
 
         if measure not in self._attention:
             kept = self.manifest.self_attention if measure == "self" else self.manifest.attention

@@ -13,7 +13,7 @@ import math
 from itertools import pairwise
 from typing import Any
 
-from wanscope import solvers
+from wanscope.spec import solver_facts
 from wanscope.wan.variant import Variant, latent_shape, token_grid
 
 BYTES = {"fp16": 2, "float16": 2, "bf16": 2, "bfloat16": 2, "fp32": 4, "float32": 4}
@@ -33,7 +33,7 @@ def flops_per_forward(variant: Variant, width: int, height: int, frames: int) ->
 
 def evaluations(solver: str, steps: int) -> int:
     """How often a solver asks for a denoised prediction (each is one forward a branch)."""
-    return solvers.facts(solver).evaluations(steps)
+    return solver_facts.facts(solver).evaluations(steps)
 
 
 def flops_per_video(

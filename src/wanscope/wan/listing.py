@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
-from wanscope.specs import Keyframes
+from wanscope.spec.settings import Keyframes
 from wanscope.wan.variant import Encoder, Variant
 from wanscope.wan.variants import VARIANTS
 

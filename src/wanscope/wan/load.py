@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from wanscope import events
 from wanscope.errors import ModelError, nearest
 from wanscope.wan import lora as lora_files
+from wanscope.wan.locate import Part, Source, locate
 from wanscope.wan.model import WanModel, text_length_of
 from wanscope.wan.pickles import refuse_pickle
-from wanscope.wan.source import Part, Source, locate
 from wanscope.wan.weights import align, listed
 
 if TYPE_CHECKING:

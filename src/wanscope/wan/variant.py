@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from wanscope.errors import RecipeError
-from wanscope.specs import Keyframes
+from wanscope.spec.settings import Keyframes
 from wanscope.wan.constants import NEGATIVE, VAE_2_1
 
 MAX_PIXELS_A_SIDE = 8192

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from wanscope.errors import ModelError, nearest
-from wanscope.specs import Keyframes
+from wanscope.spec.settings import Keyframes
 from wanscope.wan.constants import NEGATIVE_I2V, VAE_2_2, VAE_MARBLES
 from wanscope.wan.variant import (
     Defaults,

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wanscope import events
-from wanscope.doors.cli import out
+from wanscope.doors.cli import output as out
 from wanscope.errors import RequestError
 from wanscope.take.disk import size_text
 
 if TYPE_CHECKING:
     from wanscope.analysis.analyze import Analysis
-    from wanscope.analysis.testing import Test
+    from wanscope.analysis.contrast_tests import Test
 
 UNITS = ("seed", "scene")
 SHOWN = 12

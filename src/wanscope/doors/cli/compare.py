@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from wanscope.doors.cli import out
+from wanscope.doors.cli import output
 from wanscope.doors.cli.takes import study_names, study_rows
 from wanscope.errors import DamagedTake, RequestError, TakeNotFound
 from wanscope.take.compare import Grid, side_by_side
@@ -26,7 +26,7 @@ def run_compare(names: Sequence[str], path: Path | None, output_dir: Path | None
     require_writable(target.parent)
     grid = side_by_side(takes, target)
     if json:
-        out.document(
+        output.document(
             {
                 "video": str(grid.path),
                 "rows": grid.rows,
@@ -42,8 +42,8 @@ def run_compare(names: Sequence[str], path: Path | None, output_dir: Path | None
 
 def say_grid(grid: Grid, count: int, notes: Sequence[str] = ()) -> None:
     for note in (*notes, *grid.notes):
-        out.say(f"note: {note}")
-    out.say(f"{count} take{'s'[: count != 1]} in {grid.rows} x {grid.columns}: {out.shown_path(grid.path)}")
+        output.say(f"note: {note}")
+    output.say(f"{count} take{'s'[: count != 1]} in {grid.rows} x {grid.columns}: {output.shown_path(grid.path)}")
 
 
 def gather(workspace: Workspace, names: Sequence[str]) -> tuple[list[Take], list[str]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wanscope.doors.cli import out
+from wanscope.doors.cli import output
 from wanscope.doors.cli.db_show import KEY, nothing_yet, opened, plain
 from wanscope.errors import RecipeError
 from wanscope.take.disk import size_text
@@ -30,10 +30,10 @@ def run_compute(
     inputs = {name: given.get(name, name) for name in parsed.names}
     made = catalog.compute("expression", inputs, expression=expression, label=label, tags=tags)
     if json:
-        out.document(plain({"key": made.key, "label": label, "tokens": made.tokens.tokens, "dim": made.tokens.dim}))
+        output.document(plain({"key": made.key, "label": label, "tokens": made.tokens.tokens, "dim": made.tokens.dim}))
         return 0
-    out.say(f"{made.key}\n{made.tokens.tokens} tokens x {made.tokens.dim} dimensions, {made.tokens.dtype}")
-    out.say(f"Its lineage: wanscope db lineage {made.key[:KEY]}")
+    output.say(f"{made.key}\n{made.tokens.tokens} tokens x {made.tokens.dim} dimensions, {made.tokens.dtype}")
+    output.say(f"Its lineage: wanscope db lineage {made.key[:KEY]}")
     return 0
 
 
@@ -56,9 +56,9 @@ def run_label(
     row = catalog.get(key, count=False).row
     found = {"key": key, "label": row["label"], "tags": catalog.tags(key)}
     if json:
-        out.document(found)
+        output.document(found)
         return 0
-    out.say(f"{key[:KEY]}  label: {row['label'] or '(none)'}, tags: {', '.join(found['tags']) or '(none)'}")
+    output.say(f"{key[:KEY]}  label: {row['label'] or '(none)'}, tags: {', '.join(found['tags']) or '(none)'}")
     return 0
 
 
@@ -83,24 +83,24 @@ def run_cleanup(
         dry_run=not yes or not catalog.exists,
     )
     if json:
-        out.document(plain(dataclasses.asdict(found)))
+        output.document(plain(dataclasses.asdict(found)))
         return 0
     for row in found.rows[:50]:
         shown = row["label"] or row["prompt"] or ("" if row["prompt"] is None else '""')
-        out.say(f"{row['key'][:KEY]}  stored {str(row['created'])[:16]}, used {row['uses']} times  {shown}")
+        output.say(f"{row['key'][:KEY]}  stored {str(row['created'])[:16]}, used {row['uses']} times  {shown}")
     if len(found.rows) > 50:
-        out.say(f"... and {len(found.rows) - 50} more")
+        output.say(f"... and {len(found.rows) - 50} more")
     word = "removed" if found.done else "would be removed"
     count = len(found.keys)
-    out.say(f"{count} embedding{'s'[: count != 1]} {word}, {size_text(found.bytes)}")
+    output.say(f"{count} embedding{'s'[: count != 1]} {word}, {size_text(found.bytes)}")
     if found.kept:
-        out.say(f"{found.kept} more fit and stay: they are labeled, tagged, or inputs of results that stay")
+        output.say(f"{found.kept} more fit and stay: they are labeled, tagged, or inputs of results that stay")
     if found.orphans:
-        out.say(f"{found.orphans} files without a row {word}")
+        output.say(f"{found.orphans} files without a row {word}")
     if older_than is None and unused_for is None and max_uses is None:
-        out.say("Say which: --older-than DAYS, --unused-for DAYS, --max-uses N; together they all have to hold.")
+        output.say("Say which: --older-than DAYS, --unused-for DAYS, --max-uses N; together they all have to hold.")
     elif count and not found.done:
-        out.say("Nothing was removed. To do it, run the same with --yes")
+        output.say("Nothing was removed. To do it, run the same with --yes")
     return 0
 
 
@@ -111,11 +111,13 @@ def run_export(folder: Path, anonymous: bool, fp16: bool, output_dir: Path | Non
         return 0
     done = catalog.export(folder, anonymous=anonymous, half=fp16)
     if json:
-        out.document(dataclasses.asdict(done))
+        output.document(dataclasses.asdict(done))
         return 0
-    out.say(f"{out.shown_path(folder.absolute())}: {_rows(done.rows)}, {size_text(done.bytes)}")
+    output.say(f"{output.shown_path(folder.absolute())}: {_rows(done.rows)}, {size_text(done.bytes)}")
     if anonymous:
-        out.say("Prompts, labels, tags, names and recipes are left out. The embeddings still carry what prompts mean.")
+        output.say(
+            "Prompts, labels, tags, names and recipes are left out. The embeddings still carry what prompts mean."
+        )
     return 0
 
 
@@ -129,13 +131,13 @@ def run_merge(other: Path, origin: str | None, output_dir: Path | None, json: bo
 
 def _taken_in(done: Exchanged, json: bool) -> int:
     if json:
-        out.document(dataclasses.asdict(done))
+        output.document(dataclasses.asdict(done))
         return 0
-    out.say(f"new: {_rows(done.rows) or 'nothing'}")
+    output.say(f"new: {_rows(done.rows) or 'nothing'}")
     if done.there:
-        out.say(f"there already: {_rows(done.there)}")
+        output.say(f"there already: {_rows(done.there)}")
     for note in done.notes:
-        out.say(f"note: {note}")
+        output.say(f"note: {note}")
     return 0
 
 
@@ -147,18 +149,18 @@ def run_check(deep: bool, output_dir: Path | None, json: bool) -> int:
     catalog = opened(output_dir)
     found = catalog.check(deep=deep)
     if json:
-        out.document(dataclasses.asdict(found))
+        output.document(dataclasses.asdict(found))
         return 1 if found.problems else 0
     if nothing_yet(catalog):
         return 0
     for problem in found.problems:
-        out.say(f"WRONG: {problem}")
+        output.say(f"WRONG: {problem}")
     for note in found.notes:
-        out.say(f"note: {note}")
+        output.say(f"note: {note}")
     how = "read and compared with their keys" if deep else "there, in their size (--deep reads them)"
     files = f"{found.files} files {how}" if not found.problems else f"{found.files} files"
-    took = out.seconds_text(found.seconds)
-    out.say(f"{found.embeddings} embeddings, {files}, {found.takes} takes: {_verdict(found.problems)} ({took})")
+    took = output.seconds_text(found.seconds)
+    output.say(f"{found.embeddings} embeddings, {files}, {found.takes} takes: {_verdict(found.problems)} ({took})")
     return 1 if found.problems else 0
 
 
@@ -170,17 +172,17 @@ def run_index(rebuild: bool, output_dir: Path | None, json: bool) -> int:
     catalog = opened(output_dir)
     found = catalog.index(rebuild=rebuild)
     if json:
-        out.document(dataclasses.asdict(found))
+        output.document(dataclasses.asdict(found))
         return 0
     if found.set_aside:
-        out.say(f"the catalogue could not be opened and was set aside as {found.set_aside}")
-        out.say("labels, tags and operations were only there; takes and embeddings were read from their own files")
+        output.say(f"the catalogue could not be opened and was set aside as {found.set_aside}")
+        output.say("labels, tags and operations were only there; takes and embeddings were read from their own files")
     studies = f"{found.studies} {'study' if found.studies == 1 else 'studies'}"
-    out.say(f"{found.takes} takes ({found.added} new, {found.removed} gone), {studies}")
+    output.say(f"{found.takes} takes ({found.added} new, {found.removed} gone), {studies}")
     if found.adopted:
-        out.say(f"{found.adopted} embeddings were read from their files")
+        output.say(f"{found.adopted} embeddings were read from their files")
     for take, damage in found.damaged.items():
-        out.say(f"damaged: {take}: {damage}")
+        output.say(f"damaged: {take}: {damage}")
     for name, why in found.unreadable.items():
-        out.say(f"unreadable: {why if name in why else f'{name}: {why}'}")
+        output.say(f"unreadable: {why if name in why else f'{name}: {why}'}")
     return 0

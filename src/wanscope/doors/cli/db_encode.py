@@ -10,7 +10,7 @@ from wanscope.catalog.catalog import Catalog
 from wanscope.catalog.content import Tokens
 from wanscope.catalog.embeddings import Embedding
 from wanscope.errors import EmbeddingNotFound
-from wanscope.study.remember import CUSTOM
+from wanscope.study.embedding_reuse import CUSTOM
 
 
 def encoded(catalog: Catalog, text: str, model: str | None) -> tuple[Embedding, str]:
@@ -48,9 +48,9 @@ def _encode(text: str, model: str, dtype: str) -> tuple[Any, str]:
     import torch
 
     from wanscope import events
-    from wanscope.study.models import ModelKey, find
-    from wanscope.study.remember import encoder_hash
-    from wanscope.study.texts import check_length_and_words
+    from wanscope.study.embedding_reuse import encoder_hash
+    from wanscope.study.encode_texts import check_length_and_words
+    from wanscope.study.recipe_model import ModelKey, find
     from wanscope.wan.load import load_encoder, load_tokenizer
     from wanscope.wan.model import text_length_of
     from wanscope.wan.text import encode

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wanscope.catalog.catalog import Catalog
-from wanscope.doors.cli import out
+from wanscope.doors.cli import output
 from wanscope.errors import EmbeddingNotFound, RequestError
 from wanscope.take.disk import size_text
 
@@ -45,7 +45,7 @@ def nothing_yet(catalog: Catalog) -> bool:
     """Say so where there is no catalogue."""
     if catalog.exists:
         return False
-    out.say(f"{catalog.path} is not there yet: the first generated video makes it. Begin with: wanscope demo")
+    output.say(f"{catalog.path} is not there yet: the first generated video makes it. Begin with: wanscope demo")
     return True
 
 
@@ -53,28 +53,28 @@ def run_stats(output_dir: Path | None, json: bool) -> int:
     catalog = opened(output_dir)
     stats = catalog.stats()
     if json:
-        out.document(plain(stats))
+        output.document(plain(stats))
         return 0
     if nothing_yet(catalog):
         return 0
     sizes, ratio, seconds = stats["bytes"], stats["ratio"], stats["seconds"]
     embeddings, takes = stats["embeddings"], stats["takes"]
-    out.facts(
+    output.facts(
         [
-            ("catalogue", out.shown_path(catalog.path)),
+            ("catalogue", output.shown_path(catalog.path)),
             ("database", size_text(sizes["database"])),
             ("takes", f"{takes['complete']} complete, {takes['damaged']} damaged, {size_text(takes['bytes'])}"),
             ("embeddings", f"{embeddings['count']}, used {embeddings['uses']} times"),
         ]
     )
     if takes["from_others"]:
-        out.say(f"{takes['from_others']} takes came from others, without their folders")
+        output.say(f"{takes['from_others']} takes came from others, without their folders")
     for kind in embeddings["kinds"]:
         encoder = f", encoder {kind['encoder'][:8]}" if kind["encoder"] else ""
-        out.say(f"  {kind['count']} x {kind['space']}, {kind['dim']} dimensions, {kind['dtype']}{encoder}")
+        output.say(f"  {kind['count']} x {kind['space']}, {kind['dim']} dimensions, {kind['dtype']}{encoder}")
     if embeddings["count"]:
-        out.say("\nsizes of the embeddings")
-        out.table(
+        output.say("\nsizes of the embeddings")
+        output.table(
             ("as", "size", "of fp32 padded to 512 tokens"),
             [
                 ("fp32, padded to 512 tokens", size_text(sizes["padded_fp32"]), "1"),
@@ -90,18 +90,18 @@ def run_stats(output_dir: Path | None, json: bool) -> int:
         )
         if seconds["mean_encoding"] is not None:
             saved = seconds["encoding_saved_by_reuse"] or 0.0
-            mean = out.seconds_text(seconds["mean_encoding"])
-            out.say(f"\nencoding took {mean} a prompt; reuse saved {out.seconds_text(saved)}")
+            mean = output.seconds_text(seconds["mean_encoding"])
+            output.say(f"\nencoding took {mean} a prompt; reuse saved {output.seconds_text(saved)}")
     if stats["operations"]:
-        out.say("")
-        out.table(
+        output.say("")
+        output.table(
             ("operation", "count", "mean time", "longest", "bytes"),
             [
                 (
                     op["operation"],
                     str(op["count"]),
-                    out.seconds_text(op["mean_seconds"]),
-                    out.seconds_text(op["max_seconds"]),
+                    output.seconds_text(op["mean_seconds"]),
+                    output.seconds_text(op["max_seconds"]),
                     size_text(op["bytes"]),
                 )
                 for op in stats["operations"]
@@ -119,20 +119,20 @@ def run_list(tags: Sequence[str], limit: int, output_dir: Path | None, json: boo
     catalog = opened(output_dir)
     rows = data_of(catalog.list(tags=tags, limit=limit))
     if json:
-        out.document(rows)
+        output.document(rows)
         return 0
     if nothing_yet(catalog):
         return 0
     total = catalog.count("embeddings")
     _print_embeddings(rows)
-    out.say(f"\n{len(rows)} of {total} embeddings")
+    output.say(f"\n{len(rows)} of {total} embeddings")
     return 0
 
 
 def _print_embeddings(rows: Sequence[dict[str, Any]]) -> None:
     if not rows:
         return
-    out.table(
+    output.table(
         ("key", "stored", "tokens", "dim", "dtype", "uses", "size", "label", "tags", "prompt"),
         [
             (
@@ -171,7 +171,7 @@ def run_show(name: str, file: Path | None, output_dir: Path | None, json: bool) 
     if json:
         data = {**plain(found.row), "tags": tags, "prompts": prompts, "file": str(catalog.files.place(found.key))}
         written = {} if file is None else {"out": str(file)}
-        out.document({**data, "operations": [op.as_data() for op in made], **written})
+        output.document({**data, "operations": [op.as_data() for op in made], **written})
         return 0
     row = found.row
     pairs = [
@@ -186,13 +186,15 @@ def run_show(name: str, file: Path | None, output_dir: Path | None, json: bool) 
         *((("from", row["origin"]),) if row["origin"] else ()),
         ("stored", str(row["created"])[:19]),
         ("used", f"{row['uses']} times" + (f", last {str(row['last_used'])[:19]}" if row["last_used"] else "")),
-        ("file", f"{out.shown_path(catalog.files.place(found.key))}, {size_text(row['file_bytes'])}"),
+        ("file", f"{output.shown_path(catalog.files.place(found.key))}, {size_text(row['file_bytes'])}"),
     ]
-    out.facts(pairs)
+    output.facts(pairs)
     for op in made:
-        out.say(f"computed    {_operation(op)}")
+        output.say(f"computed    {_operation(op)}")
     if file is not None:
-        out.say(f'written     {out.shown_path(file)}, a donor: --edit "inject {out.shown_path(file)} into mid at 0.5"')
+        output.say(
+            f'written     {output.shown_path(file)}, a donor: --edit "inject {output.shown_path(file)} into mid at 0.5"'
+        )
     return 0
 
 
@@ -202,12 +204,12 @@ def run_search(text: str, tags: Sequence[str], limit: int, output_dir: Path | No
         raise RequestError("there is nothing to search for", "", 'wanscope db search "red circle"  (or --tag TAG)')
     rows = data_of(catalog.search(text, tags=tags, limit=limit))
     if json:
-        out.document(rows)
+        output.document(rows)
         return 0
     if nothing_yet(catalog):
         return 0
     _print_embeddings(rows)
-    out.say(f"{'no' if not rows else chr(10) + str(len(rows))} embedding{'s'[: len(rows) != 1]} found")
+    output.say(f"{'no' if not rows else chr(10) + str(len(rows))} embedding{'s'[: len(rows) != 1]} found")
     return 0
 
 
@@ -228,15 +230,15 @@ def run_similar(
     table = catalog.similar(query, count=count, metric=metric, tokens=tokens, any_encoder=any_encoder)  # type: ignore[arg-type]
     rows = data_of(table)
     if json:
-        out.document(rows)
+        output.document(rows)
         return 0
     if encoded:
-        out.say(f"{names[0]!r} is not stored; it was encoded with {encoded}\n")
+        output.say(f"{names[0]!r} is not stored; it was encoded with {encoded}\n")
     if not rows:
-        out.say("nothing comparable is stored: no other embedding of this encoder")
+        output.say("nothing comparable is stored: no other embedding of this encoder")
         return 0
     of_tokens = ("tokens cos", "tokens L2") if tokens else ()
-    out.table(
+    output.table(
         ("key", "cosine", "L2", *of_tokens, "label", "prompt"),
         [
             (
@@ -270,9 +272,9 @@ def _query(catalog: Catalog, text: str, model: str | None) -> tuple[Any, str]:
 def _print_pairs(catalog: Catalog, names: Sequence[str], json: bool) -> int:
     rows = data_of(catalog.similarities(names))
     if json:
-        out.document(rows)
+        output.document(rows)
         return 0
-    out.table(
+    output.table(
         ("a", "b", "cosine", "L2", "tokens cos", "tokens L2"),
         [
             (
@@ -294,17 +296,17 @@ def run_duplicates(threshold: float | None, limit: int, output_dir: Path | None,
     catalog = opened(output_dir)
     rows = data_of(catalog.duplicates(threshold, limit))[:limit]
     if json:
-        out.document(rows)
+        output.document(rows)
         return 0
     if nothing_yet(catalog):
         return 0
     if not rows:
-        out.say("no duplicates" if threshold is None else f"no pair has a cosine of {threshold:g} or more")
+        output.say("no duplicates" if threshold is None else f"no pair has a cosine of {threshold:g} or more")
     elif threshold is None:
         cells = [(str(r["copies"]), size_text(r["bytes"]), " ".join(k[:KEY] for k in r["keys"].split())) for r in rows]
-        out.table(("copies", "size", "keys"), cells, right=("copies", "size"))
+        output.table(("copies", "size", "keys"), cells, right=("copies", "size"))
     else:
-        out.table(
+        output.table(
             ("a", "b", "cosine", "L2"),
             [(r["key_a"][:KEY], r["key_b"][:KEY], f"{r['cosine']:.5f}", f"{r['l2']:.4g}") for r in rows],
             right=("cosine", "L2"),
@@ -316,16 +318,16 @@ def run_ops(limit: int, output_dir: Path | None, json: bool) -> int:
     catalog = opened(output_dir)
     found = catalog.operations(limit)
     if json:
-        out.document([plain(op.as_data()) for op in found])
+        output.document([plain(op.as_data()) for op in found])
         return 0
     if nothing_yet(catalog):
         return 0
     if not found:
-        out.say('no operations yet. One is: wanscope db compute "a - 0.5*b" --name a=KEY --name b=KEY')
+        output.say('no operations yet. One is: wanscope db compute "a - 0.5*b" --name a=KEY --name b=KEY')
         return 0
-    out.table(
+    output.table(
         ("operation", "made", "time", "result", "what"),
-        [(op.id, op.created[:16], out.seconds_text(op.seconds), op.result[:KEY], _operation(op)) for op in found],
+        [(op.id, op.created[:16], output.seconds_text(op.seconds), op.result[:KEY], _operation(op)) for op in found],
         right=("time",),
     )
     return 0
@@ -345,22 +347,22 @@ def run_lineage(name: str, recompute: bool, output_dir: Path | None, json: bool)
     again = {op.id: same for op, same in catalog.recompute(found.key)} if recompute else {}
     if json:
         data = plain(found.as_data())
-        out.document({**data, "recomputed": again} if recompute else data)
+        output.document({**data, "recomputed": again} if recompute else data)
     else:
         _print_lineage(found, 0)
         for operation, same in again.items():
-            out.say(f"operation {operation} was done again: {'the stored bytes' if same else 'OTHER BYTES'}")
+            output.say(f"operation {operation} was done again: {'the stored bytes' if same else 'OTHER BYTES'}")
     return 0 if all(again.values()) else 1
 
 
 def _print_lineage(node: Lineage, depth: int) -> None:
     gone = "" if node.there else "  (no longer in the catalogue)"
     shown = f"  {node.shown}" if node.shown else ""
-    out.say(f"{'    ' * depth}{node.key[:KEY]}{shown}{gone}")
+    output.say(f"{'    ' * depth}{node.key[:KEY]}{shown}{gone}")
     for op, inputs in node.operations:
-        out.say(f"{'    ' * depth}  = {_operation(op)}  ({op.created}, {out.seconds_text(op.seconds)})")
+        output.say(f"{'    ' * depth}  = {_operation(op)}  ({op.created}, {output.seconds_text(op.seconds)})")
         if op.note:
-            out.say(f"{'    ' * depth}    {op.note}")
+            output.say(f"{'    ' * depth}    {op.note}")
         for source in inputs:
             _print_lineage(source, depth + 1)
 
@@ -368,9 +370,9 @@ def _print_lineage(node: Lineage, depth: int) -> None:
 def run_analyze(name: str, output_dir: Path | None, json: bool) -> int:
     figures = opened(output_dir).analyze(name)
     if json:
-        out.document(figures)
+        output.document(figures)
         return 0
-    out.facts([(figure.replace("_", " "), f"{value:.6g}") for figure, value in figures.items()])
+    output.facts([(figure.replace("_", " "), f"{value:.6g}") for figure, value in figures.items()])
     return 0
 
 
@@ -379,10 +381,10 @@ def run_sql(query: str, limit: int, output_dir: Path | None, json: bool) -> int:
     table = catalog.sql(query)
     rows = data_of(table.slice(0, limit))
     if json:
-        out.document(rows)
+        output.document(rows)
         return 0
     if table.num_columns:
-        out.table(table.column_names, [["" if v is None else str(v) for v in row.values()] for row in rows])
+        output.table(table.column_names, [["" if v is None else str(v) for v in row.values()] for row in rows])
     more = f", {limit} shown (--limit N for more)" if table.num_rows > limit else ""
-    out.say(f"\n{table.num_rows} row{'s'[: table.num_rows != 1]}{more}")
+    output.say(f"\n{table.num_rows} row{'s'[: table.num_rows != 1]}{more}")
     return 0

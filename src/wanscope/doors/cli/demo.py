@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wanscope.capture_spec import AttentionCapture
-from wanscope.doors.cli import out
+from wanscope.doors.cli import output
 from wanscope.doors.cli.compare import SIDE_BY_SIDE
 from wanscope.recipe import CaptureSpec, LatentsCapture, Study
+from wanscope.spec.capture import AttentionCapture
 from wanscope.workspace import Workspace
 
 TEMPLATE = "a [red|blue] (circle) moves [left|right] on a black background"
@@ -33,21 +33,21 @@ def run_demo(output_dir: Path | None, device: str, json: bool) -> int:
         return status
     grid = side_by_side(result.takes, result.folder / SIDE_BY_SIDE)
     if json:
-        out.json_line({"event": "GridWritten", "video": str(grid.path), "rows": grid.rows, "columns": grid.columns})
+        output.json_line({"event": "GridWritten", "video": str(grid.path), "rows": grid.rows, "columns": grid.columns})
     else:
-        out.say("analyzing what the latents and the attention did")
+        output.say("analyzing what the latents and the attention did")
     analysis = analyze(result)
     if json:
-        out.json_line({"event": "ReportWritten", "report": str(analysis.report)})
+        output.json_line({"event": "ReportWritten", "report": str(analysis.report)})
         return 0
-    out.say(f"\n{len(result.takes)} videos of: {TEMPLATE}")
-    out.facts(
+    output.say(f"\n{len(result.takes)} videos of: {TEMPLATE}")
+    output.facts(
         [
-            ("grid", out.shown_path(grid.path)),
-            ("report", out.shown_path(analysis.report) if analysis.report is not None else ""),
-            ("videos", out.shown_path(result.folder)),
-            ("records", f"{out.shown_path(workspace.takes)} (recipe, latents, maps, timings of each)"),
+            ("grid", output.shown_path(grid.path)),
+            ("report", output.shown_path(analysis.report) if analysis.report is not None else ""),
+            ("videos", output.shown_path(result.folder)),
+            ("records", f"{output.shown_path(workspace.takes)} (recipe, latents, maps, timings of each)"),
         ]
     )
-    out.say(NEXT)
+    output.say(NEXT)
     return 0

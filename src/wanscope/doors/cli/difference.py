@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from wanscope.doors.cli import out
+from wanscope.doors.cli import output
 from wanscope.doors.cli.generate import prepare_process
 from wanscope.doors.cli.request import absolute_model
 from wanscope.errors import RequestError
@@ -17,8 +17,8 @@ def run_difference(a: str, b: str, model: str, device: str, json: bool) -> int:
     prepare_process()
     from wanscope import api
     from wanscope.edit.difference import render_difference
-    from wanscope.study.models import ModelKey, place_encoder, tokenizer_of
-    from wanscope.study.texts import check_length_and_words
+    from wanscope.study.encode_texts import check_length_and_words
+    from wanscope.study.recipe_model import ModelKey, place_encoder, tokenizer_of
     from wanscope.wan.load import load
 
     spec = absolute_model(model)
@@ -28,13 +28,13 @@ def run_difference(a: str, b: str, model: str, device: str, json: bool) -> int:
     place_encoder(loaded)
     found = api.difference(loaded, a, b)
     if json:
-        out.document({"model": model, "a": a, "b": b, **found.as_data()})
+        output.document({"model": model, "a": a, "b": b, **found.as_data()})
         return 0
-    out.say(f"A: {a}")
-    out.say(f"B: {b}")
-    out.say(f"model: {loaded.variant.title}")
-    out.say()
-    out.say(render_difference(found, pieces_a=_pieces(tokenizer, a), pieces_b=_pieces(tokenizer, b)))
+    output.say(f"A: {a}")
+    output.say(f"B: {b}")
+    output.say(f"model: {loaded.variant.title}")
+    output.say()
+    output.say(render_difference(found, pieces_a=_pieces(tokenizer, a), pieces_b=_pieces(tokenizer, b)))
     return 0
 
 

@@ -7,16 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wanscope.doors.cli import out
+from wanscope.doors.cli import output as out
 from wanscope.doors.cli.generate import prepare_process
 from wanscope.doors.cli.options import MEMORY
 from wanscope.doors.cli.request import absolute_model, apply, parse_seeds, parse_set
 from wanscope.errors import RequestError, nearest
-from wanscope.study import directions
+from wanscope.study import direction_request
 from wanscope.take.disk import guarded, require_writable
 
 if TYPE_CHECKING:
-    from wanscope.edit.directions import Direction
+    from wanscope.edit.direction import Direction
 
 BLOCKS = ("sampler", "video")
 
@@ -41,18 +41,18 @@ class LearnOptions:
 def run_learn(options: LearnOptions, json: bool) -> int:
     if options.memory not in MEMORY:
         raise RequestError(f"--memory {options.memory} is not known", nearest(options.memory, MEMORY), "--memory auto")
-    pairs = directions.read_pairs(options.pairs.expanduser())
+    pairs = direction_request.read_pairs(options.pairs.expanduser())
     path = _new_file(options.out.expanduser())
     settings = _settings(options.sets)
     prepare_process()
     from wanscope import events
-    from wanscope.study.models import ModelKey, find, tokenizer_of
+    from wanscope.study.recipe_model import ModelKey, find, tokenizer_of
     from wanscope.wan.load import load, pick_device
 
     pick_device(options.device)
     key = ModelKey(absolute_model(options.model), options.dtype)
     variant = find(key, events.ignore).variant
-    lesson = directions.lesson_of(
+    lesson = direction_request.lesson_of(
         variant,
         pairs,
         on=options.on,
@@ -62,7 +62,7 @@ def run_learn(options: LearnOptions, json: bool) -> int:
         **settings,
     )
     tokenizer, length = tokenizer_of(key)
-    directions.check(lesson, tokenizer, length, variant.name == "marbles")
+    direction_request.check(lesson, tokenizer, length, variant.name == "marbles")
     require_writable(path.parent)
     tell = (lambda _: None) if json else out.say
     tell(_sized(lesson))
@@ -76,7 +76,7 @@ def run_learn(options: LearnOptions, json: bool) -> int:
         if isinstance(event, events.Note):
             tell(event.text)
 
-    direction = directions.learn(model, lesson, on_pair=on_pair, on_event=on_event)
+    direction = direction_request.learn(model, lesson, on_pair=on_pair, on_event=on_event)
     with guarded(path.parent):
         direction.save(path)
     if json:
@@ -92,7 +92,7 @@ def run_learn(options: LearnOptions, json: bool) -> int:
 def run_show(path: Path, json: bool) -> int:
     if not path.expanduser().is_file():
         raise RequestError(f"there is no file {path}", "", "wanscope direction learn PAIRS --out FILE")
-    from wanscope.edit.directions import read_direction
+    from wanscope.edit.direction import read_direction
 
     direction = read_direction(path)
     data = _data(direction)
@@ -145,7 +145,7 @@ def _settings(sets: Sequence[str]) -> dict[str, Any]:
     return apply({}, changes)
 
 
-def _sized(lesson: directions.Lesson) -> str:
+def _sized(lesson: direction_request.Lesson) -> str:
     pairs = f"{len(lesson.pairs)} pair{'s'[: len(lesson.pairs) != 1]}"
     if not lesson.samplings:
         return f"{pairs} of prompts; nothing is sampled"

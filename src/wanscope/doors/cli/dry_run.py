@@ -7,17 +7,17 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from wanscope.doors.cli import out
+from wanscope.doors.cli import output
 from wanscope.doors.cli.estimate import Estimate, estimate
 from wanscope.doors.cli.generate import prepare_process
 from wanscope.doors.cli.show import settings_text
+from wanscope.edit.base import EditInBlocks
 from wanscope.edit.edits import Edit, Steer
 from wanscope.edit.shorthand import shorthand
-from wanscope.edit.spec import EditInBlocks
 from wanscope.errors import MemoryPlanError, ModelError
 from wanscope.events import Note
 from wanscope.recipe import Recipe
-from wanscope.specs import Hypothesis
+from wanscope.spec.settings import Hypothesis
 from wanscope.take.disk import require_space, size_text
 from wanscope.workspace import Workspace
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from wanscope.study.prepare import Plan
-    from wanscope.wan.memory import MemoryPlan
+    from wanscope.wan.memory_plan import MemoryPlan
     from wanscope.wan.variant import Variant
 
 SHOWN = 20  # takes, at a terminal or in a file; --json lists all
@@ -57,10 +57,10 @@ def run_dry(source: Any, workspace: Workspace, notes: Sequence[Note], *, device:
     time = estimate(workspace, variant, recipe, place)
     takes = _takes(planned, workspace)
     if json:
-        out.document(_document(planned, recipe, list(takes), placing, time, workspace, notes))
+        output.document(_document(planned, recipe, list(takes), placing, time, workspace, notes))
     else:
         for note in notes:
-            out.say(f"note: {note.text}")
+            output.say(f"note: {note.text}")
         _print(planned, variant, recipe, placing, time, workspace)
         _print_takes(planned, takes)
     if isinstance(placing, MemoryPlanError):
@@ -76,7 +76,7 @@ def _what(planned: Plan) -> tuple[Variant, Recipe]:
     expansion = planned.expansion
     if expansion is not None:
         return expansion.variant, expansion.recipe(expansion.template.variation(0), expansion.study.seeds[0], {})
-    from wanscope.study.models import ModelKey, find_local
+    from wanscope.study.recipe_model import ModelKey, find_local
     from wanscope.wan.variants import VARIANTS
 
     recipe = planned.recipes[0]
@@ -90,9 +90,9 @@ def _what(planned: Plan) -> tuple[Variant, Recipe]:
 
 def _check_prompts(planned: Plan, recipe: Recipe, variant: Variant) -> None:
     """What only the tokenizer can say: a prompt that is too long, words that are not there or that it never saw."""
-    from wanscope.study.models import ModelKey, tokenizer_of
-    from wanscope.study.texts import check_prompts
-    from wanscope.study.watch import check_attention
+    from wanscope.study.attention_capture import check_attention
+    from wanscope.study.encode_texts import check_prompts
+    from wanscope.study.recipe_model import ModelKey, tokenizer_of
 
     tokenizer, length = tokenizer_of(ModelKey.of(recipe))
     expansion, recipes = planned.expansion, planned.recipes
@@ -110,8 +110,8 @@ def _check_prompts(planned: Plan, recipe: Recipe, variant: Variant) -> None:
 def _checked_directions(planned: Plan, variant: Variant, recipe: Recipe) -> list[Note]:
     """RecipeError for a direction that does not fit the model, which needs none of its weights; told, each once, are
     those that were learned on other weights, where the model's are on this machine."""
-    from wanscope.study.models import ModelKey, find_local, weights_of
-    from wanscope.study.steering import check_directions, strange
+    from wanscope.study.check_directions import check_directions, strange
+    from wanscope.study.recipe_model import ModelKey, find_local, weights_of
 
     recipes, expansion = planned.recipes, planned.expansion
     if expansion is not None:
@@ -127,8 +127,8 @@ def _checked_directions(planned: Plan, variant: Variant, recipe: Recipe) -> list
 
 
 def _takes(planned: Plan, workspace: Workspace) -> Iterator[Planned]:
-    from wanscope.study.models import ModelKey, find_local, weights_of
     from wanscope.study.prepare import complete_take
+    from wanscope.study.recipe_model import ModelKey, find_local, weights_of
 
     def status(recipe: Recipe) -> str:
         return "missing" if complete_take(workspace, recipe) is None else "complete"
@@ -150,7 +150,8 @@ def _takes(planned: Plan, workspace: Workspace) -> Iterator[Planned]:
 
 
 def _placing(variant: Variant, recipe: Recipe, device: torch.device, memory: str) -> MemoryPlan | MemoryPlanError:
-    from wanscope.wan.memory import capacity, plan_memory
+    from wanscope.wan.memory_plan import plan_memory
+    from wanscope.wan.placement import capacity
 
     have, video = capacity(device), recipe.video
     assert video.width and video.height and video.frames
@@ -179,7 +180,7 @@ def _print(
     workspace: Workspace,
 ) -> None:
     video = recipe.video
-    out.say(f"{planned.name}: {_counted(planned)}. Nothing is made: this is a dry run.")
+    output.say(f"{planned.name}: {_counted(planned)}. Nothing is made: this is a dry run.")
     rows = [
         ("model", f"{recipe.model.name}: {variant.title}, {recipe.dtype}"),
         ("video", f"{video.width} x {video.height}, {video.frames} frames, {video.fps} fps"),
@@ -187,13 +188,13 @@ def _print(
         ("negative", recipe.negative or "(none)"),
         *_edit_rows(planned, variant.blocks),
         *_design_rows(planned),
-        ("workspace", out.shown_path(workspace.folder)),
+        ("workspace", output.shown_path(workspace.folder)),
         ("complete", _complete(planned)),
         ("size", _size_text(planned)),
         *_time_rows(planned, time),
         ("memory", _memory_text(placing)),
     ]
-    out.facts(rows, indent="  ")
+    output.facts(rows, indent="  ")
 
 
 def _edit_rows(planned: Plan, blocks: int) -> list[tuple[str, str]]:
@@ -256,7 +257,7 @@ def _time_rows(planned: Plan, time: Estimate) -> list[tuple[str, str]]:
     count = _to_make(planned)
     if not count:
         return [("time", "nothing to make")]
-    total, each = out.seconds_text(count * time.seconds), out.seconds_text(time.seconds)
+    total, each = output.seconds_text(count * time.seconds), output.seconds_text(time.seconds)
     return [("time", f"about {total} ({each} a take)"), ("", f"from {time.basis}")]
 
 
@@ -271,11 +272,11 @@ def _memory_text(placing: MemoryPlan | MemoryPlanError) -> str:
 
 
 def _print_takes(planned: Plan, takes: Iterator[Planned]) -> None:
-    out.say()
+    output.say()
     rows = [(take.name, take.status or "", take.take or "", take.prompt) for take in islice(takes, SHOWN)]
-    out.table(("name", "status", "take", "prompt"), rows)
+    output.table(("name", "status", "take", "prompt"), rows)
     if planned.takes > SHOWN:
-        out.say(f"... and {planned.takes - SHOWN:,} more (--json lists all)")
+        output.say(f"... and {planned.takes - SHOWN:,} more (--json lists all)")
 
 
 def _document(

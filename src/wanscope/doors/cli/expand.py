@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
-from wanscope.doors.cli import out
+from wanscope.doors.cli import output
 from wanscope.prompt.template import Mark, Variation, parse
 
 AT_A_TERMINAL = 100
@@ -13,28 +13,28 @@ AT_A_TERMINAL = 100
 
 def run_expand(template: str, limit: int | None, json: bool) -> int:
     parsed = parse(template)
-    if limit is None and not json and out.interactive():
+    if limit is None and not json and output.interactive():
         limit = AT_A_TERMINAL
     shown = islice(parsed.expand(), limit)
     if json:
         # One document, written as it is made: a template may have more variations than memory.
         slots = [{"name": slot.name, "values": list(slot.values), "count": slot.count} for slot in parsed.slots]
-        head = out.json_text({"template": template, "count": parsed.count, "slots": slots})
+        head = output.json_text({"template": template, "count": parsed.count, "slots": slots})
         print(f'{head[:-1]}, "variations": [', end="")
         for variation in shown:
-            print(",\n" if variation.index else "\n", out.json_text(as_dict(variation)), sep=" ", end="")
+            print(",\n" if variation.index else "\n", output.json_text(as_dict(variation)), sep=" ", end="")
         print("\n]}")
         return 0
-    out.say(f"{count_text(parsed.count)} variation{'s'[: parsed.count != 1]}")
+    output.say(f"{count_text(parsed.count)} variation{'s'[: parsed.count != 1]}")
     last = -1
     for variation in shown:
         last = variation.index
-        out.say(f"{variation.index}  {variation.text}")
+        output.say(f"{variation.index}  {variation.text}")
         for kind, text in (("slots", _bindings(variation)), ("marked", _marks(variation.marks))):
             if text:
-                out.say(f"     {kind}: {text}")
+                output.say(f"     {kind}: {text}")
     if last + 1 < parsed.count:
-        out.say(f"... and {count_text(parsed.count - last - 1)} more (--limit N shows more)")
+        output.say(f"... and {count_text(parsed.count - last - 1)} more (--limit N shows more)")
     return 0
 
 

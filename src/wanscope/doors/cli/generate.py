@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wanscope.doors.cli import out, progress
+from wanscope.doors.cli import output, progress
 from wanscope.doors.cli.options import MEMORY
 from wanscope.doors.cli.request import Options, wanted
 from wanscope.errors import RequestError, WanscopeError, nearest
@@ -63,7 +63,7 @@ def prepare_process() -> None:
     from wanscope.wan.environment import prepare
 
     prepare()
-    if not out.interactive(sys.stderr):
+    if not output.interactive(sys.stderr):
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
@@ -99,24 +99,24 @@ def _say_result(result: StudyResult, workspace: Workspace) -> None:
     shown = [part for part in parts if not part.startswith("0 ")]
     if result.folder is None and not result.made and not result.failed:
         shown = ["made again and compared; the take that was there stays"]
-    out.say(f"{', '.join(shown)}, {out.seconds_text(result.seconds)}")
+    output.say(f"{', '.join(shown)}, {output.seconds_text(result.seconds)}")
     if result.folder is not None:
-        out.say(f"videos: {out.shown_path(result.folder)}")
+        output.say(f"videos: {output.shown_path(result.folder)}")
     else:
         for take in result.takes:
-            out.say(f"video: {out.shown_path(take.video)}")
+            output.say(f"video: {output.shown_path(take.video)}")
     if result.folder is not None and len(result.takes) > 1:
-        out.say(f"next: wanscope compare {result.name}{workspace.option}")
+        output.say(f"next: wanscope compare {result.name}{workspace.option}")
 
 
 def complain_of_failures(result: StudyResult) -> int:
     """List the takes that failed; the exit status."""
     for failure in result.failed:
-        out.complain(f"{failure.name} ({failure.take}) failed: {failure.error}{_report(failure.exception)}")
+        output.complain(f"{failure.name} ({failure.take}) failed: {failure.error}{_report(failure.exception)}")
     if not result.failed:
         return 0
     total = len(result.failed) + len(result.takes)
-    out.complain(
+    output.complain(
         f"{len(result.failed)} of {total} take{'s'[: total != 1]} failed; run the same again to try them again."
     )
     return 1

@@ -22,9 +22,9 @@ COMPLETION_VARIABLE = "_WANSCOPE_COMPLETE"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    from wanscope.doors.cli import out
+    from wanscope.doors.cli import output
 
-    out.make_safe()
+    output.make_safe()
     try:
         status = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _refused(error)
     except KeyboardInterrupt:
-        out.complain("interrupted.")
+        output.complain("interrupted.")
         return INTERRUPTED
     except BrokenPipeError:
         # The reader has left (`wanscope takes | head`). What is buffered has nowhere to go.
@@ -69,9 +69,9 @@ def debugging() -> bool:
 
 
 def _refused(error: WanscopeError) -> int:
-    from wanscope.doors.cli import out
+    from wanscope.doors.cli import output
 
-    out.complain(out.error_text(error))
+    output.complain(output.error_text(error))
     return error.exit_status
 
 
@@ -81,17 +81,17 @@ def _is_usage(error: Exception) -> bool:
 
 
 def _misused(error: Any) -> int:
-    from wanscope.doors.cli import out
+    from wanscope.doors.cli import output
 
     context = getattr(error, "ctx", None)
     place = context.command_path if context is not None else PROGRAM
     text = error.format_message().strip().rstrip(".")
-    out.complain(f"{text[:1].lower()}{text[1:]}.\nTry: {place} --help")
+    output.complain(f"{text[:1].lower()}{text[1:]}.\nTry: {place} --help")
     return 2
 
 
 def _crashed(error: Exception) -> int:
-    from wanscope.doors.cli import out
+    from wanscope.doors.cli import output
     from wanscope.doors.cli.crash import write_report
 
     kind = type(error).__name__
@@ -99,5 +99,5 @@ def _crashed(error: Exception) -> int:
     said = f"{kind}: {first_line}" if first_line else kind
     place = write_report(error)
     where = f"the traceback is in {place}" if place else "the traceback could not be written to a file"
-    out.complain(f"something went wrong that wanscope did not foresee ({said}); {where}.\nTry: wanscope --debug ...")
+    output.complain(f"something went wrong that wanscope did not foresee ({said}); {where}.\nTry: wanscope --debug ...")
     return 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wanscope.doors.cli import out
+from wanscope.doors.cli import output
 from wanscope.take.disk import size_text
 
 
@@ -11,9 +11,9 @@ def run_models(json: bool) -> int:
 
     rows = models()
     if json:
-        out.document([row.as_dict() for row in rows])
+        output.document([row.as_dict() for row in rows])
         return 0
-    out.table(
+    output.table(
         ("name", "parameters", "blocks", "weights in bf16", "encoder", "VAE", "default video", "steps"),
         [
             (
@@ -36,10 +36,10 @@ def run_models(json: bool) -> int:
     for row in rows:
         if row.note:
             notes.setdefault(row.note, []).append(row.name)
-    out.say()
+    output.say()
     for note, names in notes.items():
-        out.say(f"{', '.join(names)}: {note}.")
-    out.say("A folder in diffusers' layout, a hub id, a .safetensors or a .gguf file is a model too.")
+        output.say(f"{', '.join(names)}: {note}.")
+    output.say("A folder in diffusers' layout, a hub id, a .safetensors or a .gguf file is a model too.")
     return 0
 
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from wanscope import events
-from wanscope.doors.cli import out
+from wanscope.doors.cli import output
 
 STEP_LINE_SECONDS = 30.0  # in a file, a long take says where it is this often
 
@@ -66,7 +66,7 @@ class JsonLines(AbstractContextManager):
     """Every event as a JSON object on its line."""
 
     def __call__(self, event: events.Event) -> None:
-        out.json_line(event.as_dict())
+        output.json_line(event.as_dict())
 
     def __exit__(self, *problem: object) -> None:
         return None
@@ -75,7 +75,7 @@ class JsonLines(AbstractContextManager):
 class Lines(AbstractContextManager):
     """One short line for what matters."""
 
-    def __init__(self, now: Callable[[], float] = time.monotonic, write: Callable[[str], None] = out.say) -> None:
+    def __init__(self, now: Callable[[], float] = time.monotonic, write: Callable[[str], None] = output.say) -> None:
         self.clock, self._now, self._write, self._said = Clock(now), now, write, now()
         self._prompts: dict[str, str] = {}
 
@@ -87,7 +87,7 @@ class Lines(AbstractContextManager):
         text = line_of(event, self._prompts)
         if isinstance(event, events.StepDone) and self._now() - self._said >= STEP_LINE_SECONDS:
             left = self.clock.seconds_left()
-            text = f"step {event.step + 1} of {event.steps}" + (f", {out.seconds_text(left)} left" if left else "")
+            text = f"step {event.step + 1} of {event.steps}" + (f", {output.seconds_text(left)} left" if left else "")
         if text:
             self._said = self._now()
             self._write(text)
@@ -103,7 +103,7 @@ def line_of(event: events.Event, prompts: dict[str, str]) -> str | None:
     if isinstance(event, events.ModelLoading):
         return f"loading {event.model}"
     if isinstance(event, events.ModelReady):
-        return f"{event.model} is ready on {event.device}, {event.dtype} ({out.seconds_text(event.seconds)})"
+        return f"{event.model} is ready on {event.device}, {event.dtype} ({output.seconds_text(event.seconds)})"
     if isinstance(event, events.PromptsEncoded) and event.reused:
         encoded = f"{event.prompts} encoded" if event.prompts else "none is encoded"
         return f"texts: {event.reused} taken from the catalogue, {encoded}"
@@ -114,7 +114,7 @@ def line_of(event: events.Event, prompts: dict[str, str]) -> str | None:
         place = f"{event.index + 1:{len(str(event.takes))}d}/{event.takes} {event.take}"
         shown = f"  {prompts[event.take]}" if event.take in prompts else ""
         if isinstance(event, events.TakeDone):
-            return f"{place}  {out.seconds_text(event.seconds)}{shown}"
+            return f"{place}  {output.seconds_text(event.seconds)}{shown}"
         if isinstance(event, events.TakeSkipped):
             # Complete ones are counted when the study starts.
             return None if event.reason == "complete" else f"{place}  skipped: {event.reason}"
@@ -138,7 +138,7 @@ class Bars(AbstractContextManager):
             BarColumn(bar_width=24),
             TextColumn("{task.fields[count]}", markup=False),
             TextColumn("{task.fields[left]}", markup=False),
-            console=out.console(),
+            console=output.console(),
             transient=True,
         )
         empty: dict[str, Any] = {"total": None, "count": "", "left": ""}
@@ -158,7 +158,7 @@ class Bars(AbstractContextManager):
         self.clock(event)
         clock = self.clock
         if isinstance(event, events.ModelLoading):
-            self._progress.update(self._takes, description=f"loading {out.printable(event.model)}")
+            self._progress.update(self._takes, description=f"loading {output.printable(event.model)}")
         elif isinstance(event, events.StudyStarted):
             self._progress.update(self._takes, description="takes", total=event.takes)
         elif isinstance(event, events.TakeStarted):
@@ -173,18 +173,18 @@ class Bars(AbstractContextManager):
             self._progress.update(self._steps, completed=clock.step, count=f"step {clock.step}/{event.steps}")
         line = None if isinstance(event, events.ModelLoading) else line_of(event, self._prompts)
         if line:
-            self._progress.console.print(out.printable(line))
+            self._progress.console.print(output.printable(line))
         left = clock.seconds_left()
         self._progress.update(
             self._takes,
             completed=clock.ended,
             count=f"{clock.ended}/{clock.takes}" if clock.takes else "",
-            left="" if left is None else f"{out.seconds_text(left)} left",
+            left="" if left is None else f"{output.seconds_text(left)} left",
         )
 
 
 def _short(text: str, length: int = 48) -> str:
-    text = out.printable(text)
+    text = output.printable(text)
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
@@ -192,4 +192,4 @@ def make(json: bool) -> JsonLines | Lines | Bars:
     """The listener that fits stdout."""
     if json:
         return JsonLines()
-    return Bars() if out.interactive(sys.stdout) else Lines()
+    return Bars() if output.interactive(sys.stdout) else Lines()

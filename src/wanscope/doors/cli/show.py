@@ -6,7 +6,7 @@ import json as json_module
 from pathlib import Path
 from typing import Any
 
-from wanscope.doors.cli import out
+from wanscope.doors.cli import output
 from wanscope.doors.cli.takes import bytes_of
 from wanscope.edit.shorthand import shorthand
 from wanscope.recipe import Recipe
@@ -24,17 +24,17 @@ def run_show(take: str, verify: bool, output_dir: Path | None, json: bool) -> in
         Take(folder, manifest).verify()
     if json:
         data = json_module.loads(manifest.dumped())
-        out.document({"folder": str(folder), "verified": verify, **data})
+        output.document({"folder": str(folder), "verified": verify, **data})
         return 0
-    out.facts(_facts(folder, manifest))
-    out.say("\nfiles")
-    out.facts(_files(manifest), indent="  ")
-    out.say("\ntime")
-    out.facts([(name, out.seconds_text(value)) for name, value in manifest.seconds.items()], indent="  ")
-    out.say("\nmade with")
-    out.facts([(key, value) for key, value in manifest.environment.flat().items() if value], indent="  ")
-    out.say(f"\nsigmas ({len(manifest.sigmas)}): {' '.join(f'{sigma:.4f}' for sigma in manifest.sigmas)}")
-    out.say(
+    output.facts(_facts(folder, manifest))
+    output.say("\nfiles")
+    output.facts(_files(manifest), indent="  ")
+    output.say("\ntime")
+    output.facts([(name, output.seconds_text(value)) for name, value in manifest.seconds.items()], indent="  ")
+    output.say("\nmade with")
+    output.facts([(key, value) for key, value in manifest.environment.flat().items() if value], indent="  ")
+    output.say(f"\nsigmas ({len(manifest.sigmas)}): {' '.join(f'{sigma:.4f}' for sigma in manifest.sigmas)}")
+    output.say(
         "\nEvery file matches its checksum." if verify else "\nChecksums were not compared; every file has its size."
     )
     return 0

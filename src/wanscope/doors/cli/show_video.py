@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wanscope.doors.cli import out
+from wanscope.doors.cli import output
 from wanscope.doors.cli.generate import prepare_process
 from wanscope.errors import RequestError, nearest
 from wanscope.take.disk import require_writable
@@ -21,9 +21,9 @@ def run_show_steps(name: str, path: Path | None, device: str, output_dir: Path |
 
     steps = denoising_video(take, target, device)
     if json:
-        out.document({"video": str(target), "take": take.id, "steps": steps})
+        output.document({"video": str(target), "take": take.id, "steps": steps})
     else:
-        out.say(f"{steps} steps of take {take.id}: {out.shown_path(target)}")
+        output.say(f"{steps} steps of take {take.id}: {output.shown_path(target)}")
     return 0
 
 
@@ -31,7 +31,7 @@ def run_show_maps(
     name: str, words: str, by: str, measure: str, path: Path | None, output_dir: Path | None, json: bool
 ) -> int:
     from wanscope.analysis.overlay import overlay_video, panels
-    from wanscope.capture_spec import RECORDED
+    from wanscope.spec.capture import RECORDED
 
     if by not in BY:
         raise RequestError(f"--by {by} is not known", nearest(by, BY), "--by block")
@@ -44,9 +44,9 @@ def run_show_maps(
     rows, columns = overlay_video(take, shown, target)
     if json:
         labels = [panel.label for panel in shown]
-        out.document({"video": str(target), "take": take.id, "rows": rows, "columns": columns, "panels": labels})
+        output.document({"video": str(target), "take": take.id, "rows": rows, "columns": columns, "panels": labels})
     else:
-        out.say(f"{len(shown)} maps over take {take.id}: {out.shown_path(target)}")
+        output.say(f"{len(shown)} maps over take {take.id}: {output.shown_path(target)}")
     return 0
 
 

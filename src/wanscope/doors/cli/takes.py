@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wanscope.doors.cli import out
+from wanscope.doors.cli import output
 from wanscope.errors import DamagedTake, TakeNotFound, nearest
-from wanscope.study.folder import Row, StudyFolder
+from wanscope.study.study_folder import Row, StudyFolder
 from wanscope.take.disk import size_text
 from wanscope.take.manifest import Manifest, check_sizes, read_manifest
 from wanscope.workspace import MANIFEST, Workspace
@@ -99,24 +99,24 @@ def run_takes(study: str | None, output_dir: Path | None, json: bool) -> int:
         return _takes_of_study(workspace, study, json)
     listed = sorted(in_workspace(workspace), key=lambda take: take.manifest.made if take.manifest else "")
     if json:
-        out.document([take.as_dict() for take in listed])
+        output.document([take.as_dict() for take in listed])
         return 0
     if not listed:
-        out.say(f"{workspace.takes} holds no takes yet. Begin with: wanscope demo")
+        output.say(f"{workspace.takes} holds no takes yet. Begin with: wanscope demo")
         return 0
-    out.table(
+    output.table(
         ("take", "made", "model", "video", "seed", "time", "size", "prompt"),
         [_cells(take) for take in listed],
         right=("seed", "time", "size"),
     )
     total = sum(bytes_of(take.manifest) for take in listed if take.manifest)
     damaged = sum(bool(take.damage) for take in listed)
-    out.say(
+    output.say(
         f"\n{len(listed)} take{'s'[: len(listed) != 1]}, {size_text(total)}"
         + (f", {damaged} damaged" if damaged else "")
     )
     for name in study_names(workspace):
-        out.say(f"study: {name}")
+        output.say(f"study: {name}")
     return 0
 
 
@@ -130,7 +130,7 @@ def _cells(take: Listed) -> tuple[str, ...]:
         _short_model(recipe.model.name),
         f"{video.width}x{video.height}x{video.frames}",
         str(recipe.seed),
-        out.seconds_text(take.manifest.seconds.get("total", 0.0)),
+        output.seconds_text(take.manifest.seconds.get("total", 0.0)),
         size_text(bytes_of(take.manifest)),
         f"DAMAGED: {take.damage}" if take.damage else recipe.prompt,
     )
@@ -159,9 +159,9 @@ def _takes_of_study(workspace: Workspace, study: str, json: bool) -> int:
                 "folder": str(workspace.take_folder(row.take)),
             }
             data.append(entry | ({"problem": damage} if damage else {}))
-        out.document(data)
+        output.document(data)
         return 0
-    out.table(
+    output.table(
         ("name", "take", "status", "seed", "time", "prompt"),
         [
             (
@@ -169,7 +169,7 @@ def _takes_of_study(workspace: Workspace, study: str, json: bool) -> int:
                 row.take,
                 status,
                 str(row.seed),
-                "" if row.seconds is None else out.seconds_text(row.seconds),
+                "" if row.seconds is None else output.seconds_text(row.seconds),
                 row.prompt,
             )
             for row, (status, _) in zip(rows, statuses, strict=True)
@@ -178,9 +178,9 @@ def _takes_of_study(workspace: Workspace, study: str, json: bool) -> int:
     )
     for row, (status, problem) in zip(rows, statuses, strict=True):
         if problem:
-            out.say(f"{row.name} is {status}: {problem}")
+            output.say(f"{row.name} is {status}: {problem}")
     done = sum(status == "complete" for status, _ in statuses)
-    out.say(f"\n{done} of {len(rows)} complete")
+    output.say(f"\n{done} of {len(rows)} complete")
     return 0
 
 

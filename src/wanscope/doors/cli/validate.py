@@ -7,7 +7,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
-from wanscope.doors.cli import out
+from wanscope.doors.cli import output
 from wanscope.errors import RequestError, nearest
 from wanscope.take.disk import guarded, require_writable
 
@@ -41,7 +41,7 @@ def run_validate(
     from wanscope.wan.environment import prepare
 
     prepare()
-    tell = (lambda _: None) if json else out.say
+    tell = (lambda _: None) if json else output.say
     pairs = pairs or DEFAULT_PAIRS[what]
     if what != "marbles":
         work = work or Path("wanscope-validation") / what
@@ -52,23 +52,23 @@ def run_validate(
             else:
                 found = (_attention if what == "attention" else _trajectories)(pairs, work, tell)
         if found is None:
-            out.say(
-                f"The rows of this share are in {out.shown_path(work)}; run it once more without --share at the end."
+            output.say(
+                f"The rows of this share are in {output.shown_path(work)}; run it once more without --share at the end."
             )
             return 0
         _write(*found, path)
         if json:
-            out.document(found[0])
+            output.document(found[0])
         else:
-            out.say(found[1])
+            output.say(found[1])
             _say_where(path)
         return 0
-    from wanscope.marbles import validate
+    from wanscope.marbles.validate import model as validate
 
     report = validate.validate(pairs, tell=tell)
     _write(report, validate.as_markdown(report), path)
     if json:
-        out.document(report)
+        output.document(report)
     else:
         _print(report)
         _say_where(path)
@@ -86,7 +86,8 @@ def _share(text: str) -> tuple[int, int]:
 def _edits(
     pairs: int, work: Path, share: tuple[int, int], so_far: bool, tell: Tell
 ) -> tuple[dict[str, Any], str] | None:
-    from wanscope.marbles import edit_tables, validate_edits
+    from wanscope.marbles.validate import edit_tables
+    from wanscope.marbles.validate import edits as validate_edits
 
     settings = validate_edits.Settings(pairs=pairs, share=share, so_far=so_far)
     report = validate_edits.validate(settings, folder=work, tell=tell)
@@ -94,14 +95,15 @@ def _edits(
 
 
 def _attention(clips: int, work: Path, tell: Tell) -> tuple[dict[str, Any], str]:
-    from wanscope.marbles import validate_attention
+    from wanscope.marbles.validate import attention as validate_attention
 
     report = validate_attention.validate(validate_attention.Settings(clips=clips), folder=work, tell=tell)
     return report, validate_attention.as_markdown(report)
 
 
 def _trajectories(pairs: int, work: Path, tell: Tell) -> tuple[dict[str, Any], str]:
-    from wanscope.marbles import trajectory_page, validate_trajectories
+    from wanscope.marbles.validate import trajectories as validate_trajectories
+    from wanscope.marbles.validate import trajectory_page
 
     report = validate_trajectories.validate(validate_trajectories.Settings(pairs=pairs), folder=work, tell=tell)
     return report, trajectory_page.as_markdown(report)
@@ -118,15 +120,15 @@ def _write(report: dict[str, Any], page: str, path: Path | None) -> None:
 
 def _say_where(path: Path | None) -> None:
     if path is not None:
-        out.say(f"The report: {out.shown_path(path)} and {out.shown_path(path.with_suffix('.md'))}")
+        output.say(f"The report: {output.shown_path(path)} and {output.shown_path(path.with_suffix('.md'))}")
 
 
 def _print(report: dict[str, Any]) -> None:
-    from wanscope.marbles import validate
+    from wanscope.marbles.validate import model as validate
 
     rows = [row.cells() for row in validate.rows_of(report)]
-    out.table(validate.COLUMNS, rows, right=("value", "n"))
-    out.say(f"\nThe machine: {report['machine']}.")
+    output.table(validate.COLUMNS, rows, right=("value", "n"))
+    output.say(f"\nThe machine: {report['machine']}.")
     missed = sum(not row["passed"] for row in report["rows"])
     said = f"{missed} bound{'s are' if missed > 1 else ' is'} not met." if missed else "Every bound is met."
-    out.say(f"{said} {out.seconds_text(report['seconds'])} on {report['device']}.")
+    output.say(f"{said} {output.seconds_text(report['seconds'])} on {report['device']}.")

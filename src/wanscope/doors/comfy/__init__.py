@@ -14,9 +14,9 @@ from wanscope.doors.comfy import (
     direction_nodes,
     embeds_nodes,
     native_nodes,
+    node_log,
     prompt_nodes,
     report_nodes,
-    say,
     wrapper_nodes,
     wrapper_sources,
 )
@@ -160,7 +160,7 @@ def say_owners(what: str) -> None:
     if taken:
         packs, ids = ", ".join(sorted(set(taken.values()))), ", ".join(sorted(taken))
         fix = "Remove that pack to use wanscope's"
-        say.log.warning("wanscope: %d node ids belong to %s, which %s. %s: %s", len(taken), packs, what, fix, ids)
+        node_log.log.warning("wanscope: %d node ids belong to %s, which %s. %s: %s", len(taken), packs, what, fix, ids)
 
 
 def register(nodes: dict[str, type[Node]] = NODES) -> dict[str, type[Node]]:
@@ -172,7 +172,7 @@ def register(nodes: dict[str, type[Node]] = NODES) -> dict[str, type[Node]]:
 
 def attach_to_server(module: ModuleType | None = None) -> None:
     """Old input names in prompts, and the facts the page asks for, where ComfyUI's server is running."""
-    server = say.server()
+    server = node_log.server()
     if server is None or getattr(server, "wanscope_attached", False):
         return
     server.wanscope_attached = True  # type: ignore[attr-defined]

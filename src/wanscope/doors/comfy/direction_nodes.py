@@ -1,7 +1,7 @@
 """Concept directions: learned from pairs of prompts, kept in files, and steered along.
 
 WANSCOPE_DIRECTION is either pairs of raw texts, from which a model learns the direction while it samples, or a
-direction that was learned before (`edit/directions.py`), of one expert. Files lie in `user/wanscope/directions` of
+direction that was learned before (`edit/direction.py`), of one expert. Files lie in `user/wanscope/directions` of
 ComfyUI, and are those that `wanscope` writes and reads elsewhere too.
 """
 
@@ -15,17 +15,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from wanscope.doors.comfy import catalogue
+from wanscope.doors.comfy import catalog
 from wanscope.doors.comfy.base import CONDITIONING, DIRECTION, MODEL, Inputs, Node, choice, number, shown, socket, text
 from wanscope.doors.comfy.embeds import first_prompt
 from wanscope.doors.comfy.native_nodes import BLOCKS, BRANCH, END, START, ModelEdit, edited, projection_of
 from wanscope.doors.comfy.patterns import blocks_of
-from wanscope.edit.directions import Direction, DirectionManifest, direction_of, read_direction
+from wanscope.edit.direction import Direction, DirectionManifest, direction_of, read_direction
 from wanscope.edit.edits import Steer
 from wanscope.errors import RecipeError, nearest
-from wanscope.runtime import comfy_native
-from wanscope.runtime.live import CONNECTED, LiveEdit
-from wanscope.runtime.live_direction import learned_direction
+from wanscope.runtime.comfy import native
+from wanscope.runtime.comfy.direction import learned_direction
+from wanscope.runtime.comfy.live import CONNECTED, LiveEdit
 from wanscope.workspace import Workspace
 
 Pairs = tuple[tuple[Tensor, Tensor], ...]
@@ -91,12 +91,12 @@ class SteerModel(ModelEdit):
         branch: str,
         unique_id: str | None = None,
     ) -> dict[str, Any]:
-        chosen = blocks_of(blocks, comfy_native.depth(model))
+        chosen = blocks_of(blocks, native.depth(model))
         if operation != "add" and not 0 <= strength <= 1:
             raise RecipeError(f"strength {strength:g} for {operation}", "it is a share, from 0 to 1", "strength: 1")
         stored, pairs = (direction, ()) if isinstance(direction, Direction) else (None, tuple(direction))
         if stored is not None:
-            inner = comfy_native.diffusion_model(model)
+            inner = native.diffusion_model(model)
             stored.require_model(1, len(inner.blocks), int(inner.dim), self.TITLE)
             stored.require(stored.manifest.on, chosen.indices, self.TITLE)
         edit = Steer(
@@ -186,13 +186,13 @@ def place_of(name: str) -> Path:
         raise RecipeError(
             f"{name!r} is no name for a direction", "it is a file name without folders", "name: weathered"
         )
-    return (catalogue.folder() or Workspace.find().folder) / "directions" / f"{plain}.safetensors"
+    return (catalog.folder() or Workspace.find().folder) / "directions" / f"{plain}.safetensors"
 
 
 @torch.no_grad()
 def learned(pairs: Pairs, models: list[Any]) -> Direction:
     """The context's direction [E, L, D] on one or two experts. Raises RecipeError."""
-    inners = [comfy_native.diffusion_model(model) for model in models]
+    inners = [native.diffusion_model(model) for model in models]
     depth = len(inners[0].blocks)
     if len({(len(inner.blocks), int(inner.dim)) for inner in inners}) > 1:
         raise RecipeError("the two models differ in size", "they are the experts of one model", "")
@@ -220,7 +220,7 @@ def strange(direction: Direction, model: Any) -> str:
     Of a file made outside of ComfyUI nothing is said: it names the model's files, and a loaded model does not.
     """
     own = {sha256 for name, sha256 in direction.manifest.weights.items() if name.startswith(PROJECTION)}
-    if not own or _hash(comfy_native.diffusion_model(model).text_embedding) in own:
+    if not own or _hash(native.diffusion_model(model).text_embedding) in own:
         return ""
     return (
         f"Note: the direction was learned on other weights ({direction.manifest.model}, another text projection), so "

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wanscope.edit.embeds import trim
-from wanscope.edit.rows import check_rows
+from wanscope.edit.embedding_algebra import trim
+from wanscope.edit.token_matrix import check_rows
 from wanscope.errors import RecipeError
 
 KEY = "wanscope"

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from wanscope.doors.comfy import catalogue
+from wanscope.doors.comfy import catalog
 from wanscope.doors.comfy.base import E, Inputs, Node, choice, number, shown, socket, switch, unit, whole
 from wanscope.doors.comfy.embeds import at_most, first_prompt, only_first, prompts_of, with_prompts
-from wanscope.edit import embeds as algebra
+from wanscope.edit import embedding_algebra as algebra
 from wanscope.edit.amplify import MODES, amplify
 from wanscope.edit.difference import relative_l2
 from wanscope.errors import RecipeError
@@ -50,9 +50,9 @@ class EmbeddingAnalyzer(Node):
             if analysis_type in ("pca_preview", "all"):
                 lines.append(_axes(tokens_LD))
         if store_in_db:
-            store = catalogue.catalog()
+            store = catalog.catalog()
             for tokens_LD in prompts:
-                key = store.put(tokens_LD.detach().cpu(), encoder=catalogue.ENCODER, source="comfyui")
+                key = store.put(tokens_LD.detach().cpu(), encoder=catalog.ENCODER, source="comfyui")
                 lines.append(f"kept in the catalogue as {key[:12]}")
         report = "\n".join(lines)
         return shown(report, report, text_embeds)
@@ -97,7 +97,7 @@ class VectorDifference(Node):
     def run(self, text_embeds_a: Any, text_embeds_b: Any, normalize: bool, scale: float) -> dict[str, Any]:
         a, b = first_prompt(text_embeds_a, "text_embeds_a"), first_prompt(text_embeds_b, "text_embeds_b")
         made = algebra.difference(a, b.to(a.device), normalize=normalize, scale=scale)
-        said = catalogue.recorded("difference", [a, b], made.embedding, {"normalize": normalize, "scale": scale})
+        said = catalog.recorded("difference", [a, b], made.embedding, {"normalize": normalize, "scale": scale})
         said = _notes(made.note, only_first(text_embeds_a, text_embeds_b), said)
         return shown(said, with_prompts(text_embeds_a, [made.embedding]))
 
@@ -146,7 +146,7 @@ class VectorArithmetic(Node):
                 made = algebra.Result(algebra.normalize(before.embedding).embedding, before.note)
                 record = ("normalize", [before.embedding], {})
         several = only_first(base_embeds, *(operands.get(f"operand_{i}") for i in (1, 2, 3)))
-        said = _notes(made.note, several, catalogue.recorded(record[0], record[1], made.embedding, record[2]))
+        said = _notes(made.note, several, catalog.recorded(record[0], record[1], made.embedding, record[2]))
         return shown(said, with_prompts(base_embeds, [made.embedding]))
 
 
@@ -202,7 +202,7 @@ class EmbeddingDatabase(Node):
         return math.nan  # the catalogue changes beside the graph
 
     def run(self, action: str, cleanup_days: int, cleanup_min_access: int) -> dict[str, Any]:
-        store = catalogue.catalog()
+        store = catalog.catalog()
         if not store.exists:
             report = "The catalogue is empty; nothing has been stored yet."
         elif action == "stats":

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from wanscope.doors.comfy import say
+from wanscope.doors.comfy import node_log
 from wanscope.doors.comfy.base import (
     CONDITIONING,
     MODEL,
@@ -29,8 +29,8 @@ from wanscope.doors.comfy.patterns import blocks_of, strengths_of
 from wanscope.edit.difference import measure_difference, render_difference
 from wanscope.edit.edits import Bend, Inject, Prompts, Skip
 from wanscope.errors import RecipeError
-from wanscope.runtime import comfy_native
-from wanscope.runtime.live import CONNECTED, LiveEdit
+from wanscope.runtime.comfy import native
+from wanscope.runtime.comfy.live import CONNECTED, LiveEdit
 
 START = unit(0.0, "From which share of the whole sampling on; the same in every stage of it.")
 END = unit(1.0, "Until which share of the whole sampling.")
@@ -40,12 +40,12 @@ BRANCH = choice(("cond", "uncond", "both"), "cond", "Which pass; on both, guidan
 
 def edited(model: Any, edit: LiveEdit, unique_id: str | None, said: str, level: str = "off") -> dict[str, Any]:
     """A copy of the model with one more edit, and the node's text, which follows the runs."""
-    now = comfy_native.live_of(model)
-    live = say.with_edit(now, edit, level)
+    now = native.live_of(model)
+    live = node_log.with_edit(now, edit, level)
     live.log("verbose", f"{edit.name}: {said}")
-    out = comfy_native.attach(model, live)
-    say.follow(live, unique_id, said)
-    return shown(said, out, blocks=comfy_native.depth(model))
+    out = native.attach(model, live)
+    node_log.follow(live, unique_id, said)
+    return shown(said, out, blocks=native.depth(model))
 
 
 class ModelEdit(Node):
@@ -84,7 +84,7 @@ class InjectPrompt(ModelEdit):
         "start_percent": START,
         "end_percent": END,
         "branch": BRANCH,
-        "log_level": choice(say.LEVELS, "off", "What is written to the log."),
+        "log_level": choice(node_log.LEVELS, "off", "What is written to the log."),
     }
     OPTIONAL: ClassVar[Inputs] = {
         "block_strengths": socket(STRENGTHS, "A strength for each block."),
@@ -111,7 +111,7 @@ class InjectPrompt(ModelEdit):
         boost: float = 0.0,
         unique_id: str | None = None,
     ) -> dict[str, Any]:
-        depth = comfy_native.depth(model)
+        depth = native.depth(model)
         chosen = blocks_of(blocks, depth)
         values = [strength] * depth
         if block_strengths is not None:
@@ -160,7 +160,7 @@ class SkipBlocks(ModelEdit):
         branch: str,
         unique_id: str | None = None,
     ) -> dict[str, Any]:
-        chosen = blocks_of(blocks, comfy_native.depth(model))
+        chosen = blocks_of(blocks, native.depth(model))
         edit = LiveEdit(Skip(blocks=chosen.ranges, part=part, branch=branch), start=start_percent, end=end_percent)
         return edited(model, edit, unique_id, f"{chosen.picture}\nskipped: {chosen.describe()}")
 
@@ -192,7 +192,7 @@ class PromptSchedule(ModelEdit):
     def run(
         self, model: Any, interpolate: str, branch: str, unique_id: str | None = None, **given: Any
     ) -> dict[str, Any]:
-        depth = comfy_native.depth(model)
+        depth = native.depth(model)
         used = [i for i in (1, 2, 3, 4) if given.get(f"prompt_{i}") is not None]
         keyed = tuple((float(given[f"begin_{i}"]), first_prompt(given[f"prompt_{i}"], f"prompt_{i}")) for i in used)
         for (i, before), (j, after) in pairwise((i, share) for i, (share, _) in zip(used, keyed, strict=True)):
@@ -203,7 +203,7 @@ class PromptSchedule(ModelEdit):
                     f"begin_{j}: {min(1.0, before + 0.1):g}",
                 )
         edit = Prompts({i: f"{CONNECTED} {i}" for i in used}, interpolate=interpolate, branch=branch)
-        now = comfy_native.live_of(model)
+        now = native.live_of(model)
         mine = {"cond", "uncond"} if branch == "both" else {branch}
         others = [other for other in (now.edits if now else ()) if isinstance(other.edit, Prompts)]
         if any(mine & set(other.branches()) for other in others):
@@ -253,7 +253,7 @@ class BendAttention(ModelEdit):
         unique_id: str | None = None,
         **given: Any,
     ) -> dict[str, Any]:
-        chosen = blocks_of(blocks, comfy_native.depth(model))
+        chosen = blocks_of(blocks, native.depth(model))
         own: dict[str, Any] = {
             "amplify": {"factor": given["factor"]},
             "suppress": {"factor": given["factor"]},
@@ -287,7 +287,7 @@ class PromptDifference(Node):
     OUTPUT_NODE = True
 
     def run(self, a: Any, b: Any, model: Any = None) -> dict[str, Any]:
-        projection = None if model is None else projection_of(comfy_native.diffusion_model(model))
+        projection = None if model is None else projection_of(native.diffusion_model(model))
         with torch.no_grad():
             found = measure_difference(first_prompt(a, "a").float(), first_prompt(b, "b").float(), projection)
         report = render_difference(found)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wanscope.doors.comfy import catalogue, say
+from wanscope.doors.comfy import catalog, node_log
 from wanscope.doors.comfy.base import (
     CONDITIONING,
     MAPS,
@@ -31,10 +31,10 @@ from wanscope.doors.comfy.native_nodes import BLOCKS, END, START
 from wanscope.doors.comfy.patterns import blocks_of
 from wanscope.edit import parse_expression
 from wanscope.edit.amplify import MODES, amplify
-from wanscope.edit.embeds import between
+from wanscope.edit.embedding_algebra import between
 from wanscope.errors import RecipeError
-from wanscope.runtime import comfy_native
-from wanscope.runtime.live import Live, LiveEdit, Watch
+from wanscope.runtime.comfy import native
+from wanscope.runtime.comfy.live import Live, LiveEdit, Watch
 
 
 class EmbeddingExpression(Node):
@@ -121,11 +121,11 @@ class SaveEmbedding(Node):
     OUTPUT_NODE = True
 
     def run(self, conditioning: Any, label: str, prompt: str) -> dict[str, Any]:
-        key = catalogue.catalog().put(
+        key = catalog.catalog().put(
             first_prompt(conditioning, "conditioning").detach().cpu(),
             label=label.strip() or None,
             prompt=prompt.strip() or None,
-            encoder=catalogue.ENCODER,
+            encoder=catalog.ENCODER,
             source="comfyui",
         )
         return shown(f"kept as {key[:12]}", conditioning, key)
@@ -141,11 +141,11 @@ class LoadEmbedding(Node):
 
     @classmethod
     def IS_CHANGED(cls, name: str) -> str:
-        store = catalogue.catalog()
+        store = catalog.catalog()
         return store.get(name, count=False).key if store.exists else name
 
     def run(self, name: str) -> dict[str, Any]:
-        found = catalogue.catalog().get(name.strip())
+        found = catalog.catalog().get(name.strip())
         return shown(f"{found.key[:12]}: {found.prompt or ''}", conditioning(found.tensor()), found.key)
 
 
@@ -276,17 +276,17 @@ class WatchAttention(Node):
         end_percent: float,
         unique_id: str | None = None,
     ) -> dict[str, Any]:
-        chosen = blocks_of(blocks, comfy_native.depth(model))
+        chosen = blocks_of(blocks, native.depth(model))
         if not chosen.chosen:
             raise RecipeError("no block is watched", "maps are means over blocks", "blocks: all")
-        now = comfy_native.live_of(model)
+        now = native.live_of(model)
         edit = LiveEdit(
             Watch(chosen.ranges), columns=words.columns, words=words.words, start=start_percent, end=end_percent
         )
-        live = say.with_edit(now, edit)
+        live = node_log.with_edit(now, edit)
         said = f"watching {', '.join(words.words)}: {chosen.describe()}"
-        say.follow(live, unique_id, said)
-        return shown(said, comfy_native.attach(model, live), Maps(live, words.words))
+        node_log.follow(live, unique_id, said)
+        return shown(said, native.attach(model, live), Maps(live, words.words))
 
 
 class AttentionOverlay(Node):

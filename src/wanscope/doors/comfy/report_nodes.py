@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from wanscope.doors.comfy import say
+from wanscope.doors.comfy import node_log
 from wanscope.doors.comfy.base import MODEL, Inputs, M, Node, number, shown, socket
 from wanscope.errors import EditNotApplied, RecipeError
-from wanscope.runtime import comfy_native, wan_wrapper
-from wanscope.runtime.live import Live
-from wanscope.runtime.live_report import run_report, verdict
+from wanscope.runtime.comfy import native, wrapper
+from wanscope.runtime.comfy.live import Live
+from wanscope.runtime.comfy.report import run_report, verdict
 
 
 class CheckEdits(Node):
@@ -42,7 +42,7 @@ class CheckEdits(Node):
         seen: list[Live] = []
         stage = 0
         for place, one in enumerate((model, model_2), 1):
-            live = None if one is None else comfy_native.live_of(one) or wan_wrapper.live_of(one)
+            live = None if one is None else native.live_of(one) or wrapper.live_of(one)
             if one is None or live in seen:
                 continue
             if live is None or not live.edits:
@@ -77,9 +77,9 @@ class EditReport(Node):
     OUTPUT_NODE = True
 
     def run(self, model: Any, unique_id: str | None = None) -> dict[str, Any]:
-        live = comfy_native.live_of(model) or wan_wrapper.live_of(model)
-        say.follow(live, unique_id)
-        report = say.live_report(live)
+        live = native.live_of(model) or wrapper.live_of(model)
+        node_log.follow(live, unique_id)
+        report = node_log.live_report(live)
         return shown(report, report)
 
 

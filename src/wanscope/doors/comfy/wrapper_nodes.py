@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from wanscope.doors.comfy import say
+from wanscope.doors.comfy import node_log
 from wanscope.doors.comfy.base import (
     STRENGTHS,
     E,
@@ -40,10 +40,10 @@ from wanscope.edit.amplify import boost
 from wanscope.edit.blocks import Blocks
 from wanscope.edit.difference import measure_difference, render_difference
 from wanscope.edit.edits import Inject
-from wanscope.edit.rows import check_same_dim
+from wanscope.edit.token_matrix import check_same_dim
 from wanscope.errors import RecipeError
-from wanscope.runtime import wan_wrapper
-from wanscope.runtime.live import CONNECTED, Live, LiveEdit
+from wanscope.runtime.comfy import wrapper
+from wanscope.runtime.comfy.live import CONNECTED, Live, LiveEdit
 
 MODES = {"context": "context", "hidden_states": "hidden", "both": "both"}
 WATCHED: Inputs = {"unique_id": "UNIQUE_ID", "prompt": "PROMPT"}
@@ -52,8 +52,8 @@ BLOCKS = text(NONE, "Which blocks: a pattern node's output, zeros and ones, or w
 
 def live_on(model: Any, text_embeds: Any = None, level: str = "off") -> Live:
     """The edits on a model, with those that ride in the text embeds and are not on it yet."""
-    now = wan_wrapper.live_of(model)
-    live = say.continued(now, level)
+    now = wrapper.live_of(model)
+    live = node_log.continued(now, level)
     for edit in setting(text_embeds, "edits") or ():
         if edit not in live.edits:
             live = live.with_edit(edit)
@@ -68,11 +68,11 @@ def placed(model: Any, live: Live, text_embeds: Any, unique_id: str | None, prom
             "the model and these text embeds."
         )
     # with no edit left there may still be those of an earlier node to take off
-    untouched = not live.edits and wan_wrapper.live_of(model) is None
-    out = model if untouched else wan_wrapper.attach(model, live, negatives_of(text_embeds))
-    say.follow(live, unique_id, said)
+    untouched = not live.edits and wrapper.live_of(model) is None
+    out = model if untouched else wrapper.attach(model, live, negatives_of(text_embeds))
+    node_log.follow(live, unique_id, said)
     embeds = with_setting(text_embeds, edits=live.edits)
-    return shown(said, out, embeds, blocks=wan_wrapper.depth(model))
+    return shown(said, out, embeds, blocks=wrapper.depth(model))
 
 
 def injection(injection_embeds: Any, live: Live, node: str) -> tuple[Tensor, str]:
@@ -111,7 +111,7 @@ class ActivationEditor(Node):
         "injection_strength": unit(0.5, "From 0 (off) to 1 (the injected prompt alone)."),
         "block_activations": BLOCKS,
         "enable_patching": switch(True, "Off: nothing is edited."),
-        "log_level": choice(say.LEVELS, "off", "What is written to the log."),
+        "log_level": choice(node_log.LEVELS, "off", "What is written to the log."),
         "injection_mode": choice(MODES, "context", "What is injected into."),
     }
     OPTIONAL: ClassVar[Inputs] = {"injection_embeds": socket(E, "The prompt that is injected.")}
@@ -153,7 +153,7 @@ def inject(
     level: str = "off",
 ) -> dict[str, Any]:
     """What both editors do: an injection on a copy of the model, or a model without one and why."""
-    depth = wan_wrapper.depth(model)
+    depth = wrapper.depth(model)
     chosen = blocks_of(blocks, depth)
     live = live_on(model, text_embeds, level)
     strengths = [strength] * depth if isinstance(strength, float | int) else strength
@@ -206,7 +206,7 @@ class AdvancedActivationEditor(Node):
         unique_id: str | None = None,
         prompt: Any = None,
     ) -> dict[str, Any]:
-        depth = wan_wrapper.depth(model)
+        depth = wrapper.depth(model)
         strength: float | list[float] = uniform_strength
         blocks = block_activations
         if block_strengths is not None:
@@ -244,12 +244,12 @@ class BlockActivationViewer(Node):
         text_embeds: Any = None,
         unique_id: str | None = None,
     ) -> dict[str, Any]:
-        depth = wan_wrapper.depth(model)
+        depth = wrapper.depth(model)
         lines = [f"{depth} blocks"]
         if block_activations not in (None, "", NONE):
             chosen = blocks_of(block_activations, depth)
             lines += [chosen.picture] * show_visual + [chosen.describe()]
-        live = wan_wrapper.live_of(model)
+        live = wrapper.live_of(model)
         for i, edit in enumerate(live.edits if live else ()):
             acts = Blocks(tuple(bool(s) for s in edit.strengths(depth)))
             lines.append(f"{i + 1}. {edit.name}: {acts.picture if show_visual else ''} {acts.describe()}")
@@ -257,8 +257,8 @@ class BlockActivationViewer(Node):
         if riding:
             lines.append(f"{len(riding)} edits ride in the text embeds and are not on this model: they do not act.")
         head = "\n".join(lines)
-        say.follow(live, unique_id, head)
-        report = f"{head}\n{say.live_report(live)}"
+        node_log.follow(live, unique_id, head)
+        report = f"{head}\n{node_log.live_report(live)}"
         return shown(report, report)
 
 
@@ -281,7 +281,7 @@ class InjectionTester(Node):
 
     def run(self, model: Any, text_embeds: Any, show_details: bool, unique_id: str | None = None) -> dict[str, Any]:
         live = live_on(model, text_embeds)
-        on_model = wan_wrapper.live_of(model)
+        on_model = wrapper.live_of(model)
         lines = []
         for i, edit in enumerate(live.edits):
             if edit.donor_LD is None:
@@ -291,14 +291,14 @@ class InjectionTester(Node):
             lines.append(f"{i + 1}. {edit.name}{missing}")
             lines.append(render_difference(found) if show_details else found.advice)
         head = "\n".join(lines) or "No injection is on this model."
-        say.follow(on_model, unique_id, head)
-        report = f"{head}\n{say.live_report(on_model)}"
+        node_log.follow(on_model, unique_id, head)
+        report = f"{head}\n{node_log.live_report(on_model)}"
         return shown(report, report)
 
 
 def projection_of(model: Any) -> Any:
     """The model's text projection where its weights are in memory, else None: then only raw figures are shown."""
-    projection = wan_wrapper.transformer_of(model).text_embedding
+    projection = wrapper.transformer_of(model).text_embedding
     weight = projection[0].weight
     return None if weight.is_meta or weight.dtype.itemsize == 1 else projection
 

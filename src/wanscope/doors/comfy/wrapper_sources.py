@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from wanscope.doors.comfy import catalogue, say
+from wanscope.doors.comfy import catalog, node_log
 from wanscope.doors.comfy.base import (
     GUIDANCE,
     LATENT_EMBEDS,
@@ -30,10 +30,10 @@ from wanscope.doors.comfy.wrapper_nodes import BLOCKS, WATCHED, injection, live_
 from wanscope.edit.amplify import amplify
 from wanscope.edit.difference import relative_l2
 from wanscope.edit.edits import Inject
-from wanscope.edit.embeds import weighted_sum
+from wanscope.edit.embedding_algebra import weighted_sum
 from wanscope.errors import RecipeError, RequestError
-from wanscope.runtime import wan_wrapper
-from wanscope.runtime.live import CONNECTED, Guide, Live, LiveEdit
+from wanscope.runtime.comfy import wrapper
+from wanscope.runtime.comfy.live import CONNECTED, Guide, Live, LiveEdit
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ class LatentEncoder(Node):
     RETURN_NAMES = ("latent_embeds", "info")
 
     def run(self, model: Any, text_embeds: Any, capture_after_blocks: int, use_cache: bool) -> dict[str, Any]:
-        depth = wan_wrapper.depth(model)
+        depth = wrapper.depth(model)
         if capture_after_blocks >= depth:
             raise RecipeError(
                 f"the state after {capture_after_blocks} blocks is asked for",
@@ -114,7 +114,7 @@ class LatentInjector(Node):
                 "states are blended at one place",
                 "the same capture_after_blocks in both",
             )
-        depth, after = wan_wrapper.depth(model), injection_latent.after_blocks
+        depth, after = wrapper.depth(model), injection_latent.after_blocks
         chosen = blocks_of(block_activations, depth)
         said = chosen.describe()
         live = live_on(model)
@@ -134,8 +134,8 @@ class LatentInjector(Node):
             )
         if same_prompt(main_latent.tokens_LD, injection_latent.tokens_LD):
             said += "; both latents are the same prompt, so that nothing changes"
-        say.follow(live, unique_id, said)
-        return shown(said, wan_wrapper.attach(model, live))
+        node_log.follow(live, unique_id, said)
+        return shown(said, wrapper.attach(model, live))
 
 
 class DirectInjector(Node):
@@ -173,7 +173,7 @@ class DirectInjector(Node):
         unique_id: str | None = None,
         prompt: Any = None,
     ) -> dict[str, Any]:
-        chosen = blocks_of(block_activations, wan_wrapper.depth(model))
+        chosen = blocks_of(block_activations, wrapper.depth(model))
         live = live_on(model, text_embeds)
         if not chosen.chosen:
             return placed(model, live, text_embeds, unique_id, prompt, f"Nothing is injected: {chosen.describe()}.")
@@ -190,7 +190,7 @@ class DirectInjector(Node):
         if injection_embeds is not None:
             return injection(injection_embeds, Live(), self.TITLE)
         name = injection_prompt.strip()
-        store = catalogue.catalog() if name else None
+        store = catalog.catalog() if name else None
         if store is None or not store.exists:
             raise RecipeError(
                 f"{self.TITLE} has nothing to inject",
@@ -252,7 +252,7 @@ class GuidanceController(Node):
         blend_start: float,
         blend_end: float,
     ) -> tuple[dict[str, Any]]:
-        wan_wrapper.transformer_of(model)
+        wrapper.transformer_of(model)
         donor, note = injection(injection_conditioning, Live(), self.TITLE)
         if not cfg_scale:
             raise RecipeError("cfg_scale is 0", "the second guidance is measured in it", "cfg_scale: 6")

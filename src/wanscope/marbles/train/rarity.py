@@ -29,10 +29,10 @@ from diffusers import AutoencoderKLWan
 from wanscope.analysis.trajectory import common_rank, log_volume
 from wanscope.errors import RequestError
 from wanscope.marbles import rarity_volume, readers, world
-from wanscope.marbles.paths import Walk, Walker
 from wanscope.marbles.train import denoiser, export
-from wanscope.marbles.trajectory_cases import Video
-from wanscope.marbles.validate import machine_text
+from wanscope.marbles.validate.model import machine_text
+from wanscope.marbles.validate.paths import Walk, Walker
+from wanscope.marbles.validate.trajectory_cases import Video
 from wanscope.take.disk import write_atomic
 from wanscope.wan.variants import MARBLES_WEIGHTS
 
@@ -217,7 +217,7 @@ def _color_read(walker: Walker, video: Video, walk: Walk) -> str:
 
 
 def _decoded_color(model: WanModel, walk: Walk) -> str:
-    from wanscope.study.make import frames_of
+    from wanscope.study.make_take import frames_of
     from wanscope.wan.vae import decode
 
     latents = torch.from_numpy(walk.final_CThw)[None].to(model.device)

@@ -1,0 +1,248 @@
+"""What is analyzed: the takes of a study, those that cannot be used named and left out.
+
+A study is given by its name, its folder, its study.yaml, the workspace that holds it, what `run` returned, or as takes.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wanscope.errors import DamagedTake, RequestError, TakeNotFound, WanscopeError, nearest
+from wanscope.prompt.template import Template, parse
+from wanscope.recipe import Study
+from wanscope.spec.settings import DesignSpec
+from wanscope.spec.validation import validated
+from wanscope.study.check_design import EDIT
+from wanscope.study.study_file import read_yaml
+from wanscope.take.manifest import check_sizes
+from wanscope.take.store import Take
+from wanscope.workspace import Workspace
+
+if TYPE_CHECKING:
+    from wanscope.study.run import StudyResult
+    from wanscope.study.study_folder import Row
+
+STUDY_FILE = "study.yaml"
+PROMPT = "prompt"  # the factor where no slot varies and the prompts do
+GRACE_SECONDS = 2.0  # file systems and manifests keep whole seconds
+
+
+@dataclass(frozen=True)
+class Member:
+    """A take of the study. name: readable, unique. labels: its slots' values, and its edits'."""
+
+    name: str
+    take: Take
+    labels: Mapping[str, str]
+
+    @property
+    def seed(self) -> int:
+        return self.take.recipe.seed
+
+    @property
+    def id(self) -> str:
+        return self.take.id
+
+    @property
+    def group(self) -> str:
+        """All its labels in one text; the prompt where it has none."""
+        return ", ".join(self.labels.values()) or self.take.recipe.prompt
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A take that is not in the analysis, and why."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The takes to analyze. folder: of the study, None where the takes belong to none.
+
+    study: as it was last run. written: for each hypothesis whether it stood before the first take was made.
+    """
+
+    name: str
+    members: tuple[Member, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    folder: Path | None = None
+    study: Study | None = None
+    written: tuple[bool, ...] = ()
+
+    @property
+    def design(self) -> DesignSpec | None:
+        return None if self.study is None else self.study.design
+
+
+def from_takes(text: str, folder: Path) -> str:
+    """A sentence with the paths of a take's files from the folder of all takes on: reports are shown to others, and
+    what stands above that folder is nobody's business."""
+    for place in dict.fromkeys((folder.absolute(), folder.resolve())):
+        text = text.replace(str(place), f"{place.parent.name}/{place.name}")
+    return text
+
+
+@dataclass
+class _Found:
+    members: list[Member] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    def add(self, name: str, folder: Path, labels: Callable[[Take], Mapping[str, str]] | None = None) -> None:
+        try:
+            take = Take.open(folder)
+            check_sizes(take.folder, take.manifest.files)
+            if take.manifest.latents is not None:
+                _ = take.latents  # reads them once, against their checksums
+        except DamagedTake as error:
+            why = f"{error.what}: {error.why}" if error.why else error.what
+            self.left_out.append(LeftOut(name, from_takes(why, folder)))
+            return
+        self.members.append(Member(name, take, dict(take.recipe.labels if labels is None else labels(take))))
+
+
+def collect(source: Any, workspace: Workspace | Path | str | None = None) -> Collection:
+    """The takes that `source` means. TakeNotFound or RequestError where it means none."""
+    from wanscope.study.run import StudyResult
+
+    if isinstance(source, StudyResult):
+        return _of_result(source)
+    if isinstance(source, Take):
+        source = [source]
+    if isinstance(source, Sequence) and not isinstance(source, str):
+        return _of_takes(source)
+    space = Workspace.find(workspace)
+    name = str(source)
+    if (space.studies / name / "index.csv").is_file() and name not in ("", ".", ".."):
+        return _of_study(space.studies / name)
+    path = Path(name).expanduser().absolute()
+    if path.name == STUDY_FILE and path.is_file():
+        path = path.parent
+    if (path / "index.csv").is_file():
+        return _of_study(path)
+    if (path / "takes").is_dir():
+        return _of_workspace(Workspace(path))
+    known = sorted(p.parent.name for p in space.studies.glob("*/index.csv"))
+    raise TakeNotFound(
+        f"there is no study {name!r}",
+        nearest(name, known) if known else f"{space.studies} holds none",
+        f"wanscope {'takes' if known else 'demo'}{space.option}",
+    )
+
+
+def _of_result(result: StudyResult) -> Collection:
+    if result.folder is not None:
+        return _of_study(result.folder)
+    return _of_takes(result.takes)
+
+
+def _of_takes(takes: Sequence[Any]) -> Collection:
+    if not takes or not all(isinstance(take, Take) for take in takes):
+        raise RequestError("there is nothing to analyze", "analyze takes a study or takes of one", "wanscope takes")
+    found = _Found()
+    for take in takes:
+        found.add(_name(take), take.folder)
+    return _checked("takes", found)
+
+
+def _name(take: Take) -> str:
+    words = "-".join(take.recipe.labels.values()) or take.id
+    return f"{words}_seed{take.recipe.seed:02d}"
+
+
+def _of_workspace(space: Workspace) -> Collection:
+    studies = sorted(path.parent for path in space.studies.glob("*/index.csv"))
+    if len(studies) == 1:
+        return _of_study(studies[0])
+    if studies:
+        raise RequestError(
+            f"{space.folder} holds {len(studies)} studies",
+            ", ".join(path.name for path in studies[:8]) + (", ..." if len(studies) > 8 else ""),
+            f"wanscope analyze {studies[0].name} --output-dir {space.folder}",
+        )
+    found = _Found()
+    for take in space.take_ids():
+        found.add(take, space.take_folder(take))
+    return _checked(space.folder.name, found)
+
+
+def _of_study(folder: Path) -> Collection:
+    from wanscope.study.study_folder import StudyFolder
+
+    space = Workspace(folder.parent.parent.resolve())
+    try:
+        rows = [row for row in StudyFolder(space, folder.name).rows() if row.current]
+    except csv.Error as error:
+        raise RequestError(f"{folder / 'index.csv'} cannot be read", str(error)) from error
+    study = _study(folder / STUDY_FILE)
+    template = parse(study.prompt) if study is not None else None
+    found = _Found()
+    for row in rows:
+        place = space.take_folder(row.take)
+        if not place.exists():
+            why = row.error.splitlines()[0] if row.error else f"it is {row.status}"
+            found.left_out.append(LeftOut(row.name, why))
+            continue
+        found.add(row.name, place, lambda take, row=row: _labels(row, take, template))
+    return _checked(folder.name, found, folder.resolve(), study, _written(folder, study, found.members))
+
+
+def _labels(row: Row, take: Take, template: Template | None) -> Mapping[str, str]:
+    """What this study calls the values of a take. The take's own labels are of the study that made it first, whose
+    slots may have other names; index.csv has this study's, and cannot tell an empty value from none."""
+    own, edits = take.recipe.labels, {**({EDIT: row.edit} if row.edit else {}), **row.swept}
+    if {name: value for name, value in own.items() if value} == {**row.slots, **edits}:
+        return own
+    if template is not None and row.variation < template.count:
+        variation = template.variation(row.variation)
+        if variation.text == row.prompt:
+            return {**variation.bindings, **edits}
+    return {**row.slots, **edits}
+
+
+def _study(path: Path) -> Study | None:
+    if not path.is_file():
+        return None
+    return validated(Study, read_yaml(path.read_text(encoding="utf-8"), str(path)))
+
+
+def _written(folder: Path, study: Study | None, members: Sequence[Member]) -> tuple[bool, ...]:
+    """For each hypothesis whether a study file that holds it is as old as the first take. Files that were copied lost
+    their times, and count as written later: an analysis claims no more than it can show."""
+    if study is None or study.design is None:
+        return ()
+    first_take = min((datetime.fromisoformat(m.take.manifest.made).timestamp() for m in members), default=0.0)
+    files = [*folder.glob("study.*.yaml"), folder / STUDY_FILE]
+    early = [path for path in files if path.stat().st_mtime <= first_take + GRACE_SECONDS]
+    known: list[Any] = []
+    for path in early:
+        try:
+            older = _study(path)
+        except WanscopeError:  # of an older version: it cannot vouch for anything
+            continue
+        known += [] if older is None or older.design is None else older.design.hypotheses
+    return tuple(hypothesis in known for hypothesis in study.design.hypotheses)
+
+
+def _checked(
+    name: str, found: _Found, folder: Path | None = None, study: Study | None = None, written: tuple[bool, ...] = ()
+) -> Collection:
+    if not found.members:
+        reasons = "; ".join(f"{left.name}: {left.why}" for left in found.left_out[:3])
+        raise TakeNotFound(
+            f"{name} has no take that can be analyzed",
+            reasons or "it is empty",
+            "run the study again: it makes them anew",
+        )
+    used: dict[str, int] = {}
+    members = []
+    for member in found.members:
+        count = used[member.name] = used.get(member.name, 0) + 1
+        members.append(member if count == 1 else Member(f"{member.name}-{count}", member.take, member.labels))
+    return Collection(name, tuple(members), tuple(found.left_out), folder, study, written)

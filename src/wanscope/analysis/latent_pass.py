@@ -1,0 +1,193 @@
+"""The one pass over the latents of many takes: their inner products at every step, their statistics, shared axes.
+
+    result = one_pass(arrays)          # latents of N takes, each [K, C, T, h, w], as zarr or numpy arrays
+    result.gram_KNN[k]                 # <x_k of take i, x_k of take j>, float64
+    result.statistics[i][k]            # LatentStatistics of take i at state k
+    result.joint                       # coordinates on principal axes of all takes and steps together
+
+Distances, dispersion and separability of groups are algebra on `gram_KNN` (groups.py). Latents are read a few frames
+at a time, so that the memory is bounded by `budget_bytes` whatever the resolution; where so many takes do not fit side
+by side, they are read in blocks, each pair of blocks once.
+
+The path of one take (trajectory.py) is the Gram that was taken while sampling. A take without it is read here, and the
+floor that rounding to the stored type leaves is part of the result.
+
+Shape suffixes: N takes, K states, C channels, T latent frames, h and w latent height and width, D = C T h w values,
+n values of a slice, A axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from wanscope.analysis.landmarks import KEPT, JointAxes, JointPlaces, choose, most_landmarks
+from wanscope.analysis.latent_statistics import Accumulator, LatentStatistics
+from wanscope.analysis.trajectory import Path
+from wanscope.capture.path_gram import increments
+from wanscope.errors import DamagedTake, NotCaptured
+from wanscope.take.store import Take
+
+BUDGET_BYTES = 256 << 20
+
+Progress = Callable[[int, int], None]  # states done, states in all
+
+
+def path_of(take: Take, budget_bytes: int = BUDGET_BYTES) -> Path:
+    """The take's path: by the Gram taken while it was sampled, else by its stored latents. NotCaptured without both."""
+    manifest = take.manifest
+    dimension = int(np.prod(manifest.latent_shape))
+    if manifest.gram is not None:
+        return Path(take.gram, dimension, take.sigmas)
+    if manifest.latents is None:
+        raise NotCaptured(
+            f"take {take.id} has no record of its path",
+            "its latents were not asked for when it was made",
+            "wanscope generate STUDY --store-latents",
+        )
+    states = np.array(manifest.latents.states)
+    gram = gram_of(take.latents, budget_bytes)
+    return Path(gram, dimension, take.sigmas[states], manifest.latents.dtype, states)
+
+
+def gram_of(latents_KCThw: Any, budget_bytes: int = BUDGET_BYTES) -> np.ndarray:
+    """Gram of the start and the increments of one path, float64 [K, K], in slices of its latent frames, and of the
+    channels of one where it is large."""
+    states, channels, frames, height, width = latents_KCThw.shape
+    # A slice is there as stored (up to 4 bytes), widened and differenced (8 each).
+    plane_bytes = states * height * width * 20
+    group = _group(frames, budget_bytes, channels * plane_bytes)
+    planes = channels if group > 1 else _group(channels, budget_bytes, plane_bytes)  # of a frame that is too large
+    gram = np.zeros((states, states))
+    for start in range(0, frames, group):
+        part = slice(start, min(start + group, frames))
+        for first in range(0, channels, planes):
+            some = slice(first, first + planes)
+            v_Kn = increments(np.stack([_read(latents_KCThw, k, part, some).reshape(-1) for k in range(states)]))
+            gram += v_Kn @ v_Kn.T
+    return (gram + gram.T) / 2
+
+
+def _group(frames: int, budget_bytes: int, frame_bytes: int) -> int:
+    return int(np.clip(budget_bytes // max(frame_bytes, 1), 1, frames))
+
+
+def _read(latents: Any, state: int, frames: slice, channels: slice = slice(None)) -> np.ndarray:
+    """[C, t, h, w] of one state. A chunk that fails its own checksum is a DamagedTake."""
+    try:
+        return np.asarray(latents[state, channels, frames])
+    except (ValueError, OSError, RuntimeError) as error:
+        place = getattr(getattr(latents, "store", None), "root", "an array in memory")
+        raise DamagedTake(f"{place} is damaged", f"state {state} cannot be read: {error}") from error
+
+
+@dataclass(frozen=True)
+class OnePass:
+    """What one pass found. bytes_read: of latents, as stored numbers, however they are compressed on disk."""
+
+    gram_KNN: np.ndarray
+    dimension: int
+    statistics: list[list[LatentStatistics]] = field(default_factory=list)
+    joint: JointPlaces | None = None
+    bytes_read: int = 0
+
+
+def one_pass(
+    arrays: Sequence[Any],
+    *,
+    statistics: bool = True,
+    axes: int = 3,
+    budget_bytes: int = BUDGET_BYTES,
+    scratch: FilePath | None = None,
+    progress: Progress = lambda done, total: None,
+) -> OnePass:
+    """Read the latents of all takes once, state by state. All have one shape [K, C, T, h, w].
+
+    axes: of the joint principal components; 0 for none. scratch: where their file may lie for the time (a temporary
+    folder of the system else). ValueError for different shapes; DamagedTake for a chunk that cannot be read.
+    """
+    shapes = {tuple(array.shape) for array in arrays}
+    if len(shapes) != 1:
+        raise ValueError(f"latents of {len(shapes)} shapes cannot be compared value by value")
+    with TemporaryDirectory(prefix=".wanscope-pass-", dir=scratch) as folder:
+        found = _Pass(arrays, statistics, axes, budget_bytes, FilePath(folder) / "axes")
+        return found.run(progress)
+
+
+class _Pass:
+    def __init__(self, arrays: Sequence[Any], statistics: bool, axes: int, budget: int, scratch: FilePath) -> None:
+        self.arrays, self.wants, self.axes = arrays, statistics, axes
+        self.states, self.channels, self.frames, height, width = arrays[0].shape
+        self.frame_values = self.channels * height * width
+        self.size = (height, width)
+        self.takes = len(arrays)
+        # A value is float64 for all takes of a block, and as stored and as fp32 for one; two blocks unless one is all.
+        self.block = int(np.clip(budget // (self.frame_values * 16), 1, self.takes))
+        if self.block < self.takes:
+            self.block = max(1, self.block // 2)
+        # The joint axes are there as fp32 and float64, and a block a second time, less their mean.
+        projected = (KEPT + 1) * 12 + self.block * 8 if axes else 0
+        self.group = _group(self.frames, budget, (self.block * 8 + 24 + projected) * self.frame_values)
+        self.bytes_read = 0
+        self.joint: JointAxes | None = None
+        if axes:
+            picks = choose(self.takes, self.states, most_landmarks(self.frame_values, budget))
+            self.joint = JointAxes.build(self._slices, arrays[0].shape, picks, scratch, budget, self.takes)
+
+    def run(self, progress: Progress) -> OnePass:
+        gram_KNN = np.zeros((self.states, self.takes, self.takes))
+        table: list[list[LatentStatistics]] = [[] for _ in self.arrays]
+        for k in range(self.states):
+            accumulators = [Accumulator(self.channels) for _ in self.arrays] if self.wants else []
+            for part in self._parts():
+                self._state(gram_KNN[k], k, part, accumulators)
+            for row, accumulator in zip(table, accumulators, strict=False):
+                row.append(accumulator.result())
+            progress(k + 1, self.states)
+        gram_KNN = (gram_KNN + gram_KNN.transpose(0, 2, 1)) / 2
+        joint = None if self.joint is None else self.joint.places(self.axes)
+        dimension = self.frame_values * self.frames
+        return OnePass(gram_KNN, dimension, table if self.wants else [], joint, self.bytes_read)
+
+    def _parts(self) -> Iterator[slice]:
+        for start in range(0, self.frames, self.group):
+            yield slice(start, min(start + self.group, self.frames))
+
+    def _state(self, gram_NN: np.ndarray, k: int, part: slice, accumulators: list[Accumulator]) -> None:
+        """Add a slice of state k of all takes to their inner products, and to what watches single takes."""
+        starts = range(0, self.takes, self.block)
+        for start in starts:
+            rows = slice(start, min(start + self.block, self.takes))
+            x_Nn = self._block(k, part, rows, accumulators)
+            gram_NN[rows, rows] += x_Nn @ x_Nn.T
+            if self.joint is not None:
+                self.joint.add(k, rows, part, x_Nn)
+            for other in starts:
+                if other > start:
+                    columns = slice(other, min(other + self.block, self.takes))
+                    y_Nn = self._block(k, part, columns, [])
+                    gram_NN[rows, columns] += x_Nn @ y_Nn.T
+                    gram_NN[columns, rows] = gram_NN[rows, columns].T
+
+    def _block(self, k: int, part: slice, takes: slice, accumulators: list[Accumulator]) -> np.ndarray:
+        """A slice of the state of some takes, float64 [N, n], frame after frame."""
+        width = (part.stop - part.start) * self.frame_values
+        x_Nn = np.empty((takes.stop - takes.start, width))
+        for row, take in enumerate(range(takes.start, takes.stop)):
+            frames_tChw = self._slices(take, k, part)
+            x_Nn[row] = frames_tChw.reshape(-1)
+            if accumulators:
+                for frame_Chw in frames_tChw:
+                    accumulators[take].add(frame_Chw)
+        return x_Nn
+
+    def _slices(self, take: int, state: int, part: slice) -> np.ndarray:
+        """Frames of one state, fp32 [t, C, h, w]."""
+        stored_Cthw = _read(self.arrays[take], state, part)
+        self.bytes_read += stored_Cthw.nbytes
+        return np.ascontiguousarray(stored_Cthw.swapaxes(0, 1), dtype=np.float32)

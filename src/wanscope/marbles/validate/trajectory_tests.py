@@ -1,0 +1,254 @@
+"""The arithmetic of `wanscope validate trajectories`: every metric as one test of a contrast, and how tests behave
+where there is nothing to find.
+
+A metric of one value a take is tested as `analyze` tests it. A metric of many values (a course over the states, a value
+a channel) is one test as well: its statistic is the largest over its places of |sum d| / sqrt(sum d^2), and flipping
+the signs of the pairs gives its distribution, all places flipped together. Westfall and Young 1993, Resampling-Based
+Multiple Testing, section 2.3. The effect size stands at the place of that largest value, and its interval holds at all
+places together (Bonferroni), so that the choice of the place is paid for.
+
+Shape suffixes: N takes, n pairs, M places (columns) of a metric, B sign patterns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from wanscope.analysis import stats
+from wanscope.analysis.confidence_intervals import mean_interval
+from wanscope.analysis.contrast_tests import RESOLUTION
+from wanscope.analysis.groups import energy_distance, flipped_form, pair_form, squared_distances
+from wanscope.analysis.metric import Metric, Subject
+from wanscope.analysis.trajectory import common_rank
+from wanscope.marbles.validate.model import wilson
+from wanscope.marbles.validate.paths import Walk
+
+ALPHA = stats.ALPHA
+NULL_DRAWS = 999  # sign patterns of a test in the calibration, which makes thousands of them
+RELABELINGS = 1_000
+LATENTS = (
+    ("permanova", "Latents of the result (PERMANOVA)"),
+    ("energy", "Latents of the result (energy distance)"),
+)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A metric's values, float64 [N, M]; places: what each column is, ("",) for a metric of one value."""
+
+    name: str
+    title: str
+    unit: str
+    places: tuple[str, ...]
+    values_NM: np.ndarray
+
+    def differences(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """a - b of pairs, [n, M]; what is rounding counts as none."""
+        d_nM = self.values_NM[a] - self.values_NM[b]
+        with np.errstate(invalid="ignore"):
+            return np.where(np.abs(d_nM) > self.floor_M, d_nM, d_nM * 0)
+
+    @property
+    def floor_M(self) -> np.ndarray:
+        return RESOLUTION * np.max(np.where(np.isfinite(self.values_NM), np.abs(self.values_NM), 0.0), axis=0)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All metrics of all takes. gram_NN: inner products of the final latents, dimension values each.
+
+    rank: what log-volumes count eigenvalues to. left_out: metrics that need the files of a take.
+    """
+
+    columns: tuple[Columns, ...]
+    gram_NN: np.ndarray
+    dimension: int
+    rank: int
+    left_out: tuple[str, ...]
+
+
+def measured(walks: Sequence[Walk], metrics: Sequence[Metric]) -> Measured:
+    """Every metric of every walk, with one rank for all of them."""
+    paths = [walk.path for walk in walks]
+    rank = common_rank(paths)
+    absent: Any = None  # a walk has no files; metrics that need them are left out
+    subjects = [
+        Subject(absent, path, rank, walk.statistics, range(len(walk.sigmas)))
+        for path, walk in zip(paths, walks, strict=True)
+    ]
+    columns = []
+    for metric in metrics:
+        if "take" in metric.needs:
+            continue
+        rows = [{(row.state, row.part): row.value for row in metric.of(subject)} for subject in subjects]
+        keys = list(dict.fromkeys(key for row in rows for key in row))
+        values_NM = np.array([[row.get(key, np.nan) for key in keys] for row in rows], dtype=np.float64)
+        columns.append(Columns(metric.name, metric.title, metric.unit, tuple(map(_place, keys)), values_NM))
+    final_ND = np.stack([walk.final_CThw.reshape(-1) for walk in walks]).astype(np.float64)
+    left_out = tuple(metric.name for metric in metrics if "take" in metric.needs)
+    return Measured(tuple(columns), final_ND @ final_ND.T, final_ND.shape[1], rank, left_out)
+
+
+def _place(key: tuple[int | None, str]) -> str:
+    state, part = key
+    return ", ".join([*([f"state {state}"] if state is not None else []), *([part] if part else [])])
+
+
+def shares(d_nM: np.ndarray, signs_Bn: np.ndarray) -> np.ndarray:
+    """|sum s d| / sqrt(sum d^2) for every sign pattern, [B, M]; 0 where no pair differs. A missing pair counts as 0."""
+    d_nM = np.where(np.isfinite(d_nM), d_nM, 0.0)
+    size_M = np.sqrt((d_nM**2).sum(axis=0))
+    scaled_nM = np.divide(d_nM, size_M, out=np.zeros_like(d_nM), where=size_M > 0)
+    return np.abs(signs_Bn @ scaled_nM)
+
+
+def p_of_largest(shares_BM: np.ndarray) -> float:
+    """Share of the sign patterns whose largest value is at least that of the first, the observed one."""
+    largest_B = shares_BM.max(axis=1)
+    return float((largest_B >= largest_B[0] - stats.TIES * np.abs(largest_B[0])).mean())
+
+
+def tested(found: Measured, a: np.ndarray, b: np.ndarray) -> list[dict[str, Any]]:
+    """One row for each metric, and two for the latents of the results, of the pairs (a[i], b[i]). Uncorrected."""
+    signs_Bn = stats.sign_patterns(len(a)).astype(np.float64)
+    rows: list[dict[str, Any]] = []
+    chosen = []
+    for columns in found.columns:
+        d_nM = columns.differences(a, b)
+        shares_BM = shares(d_nM, signs_Bn)
+        at = int(shares_BM[0].argmax())
+        chosen.append(d_nM[:, at])
+        row: dict[str, Any] = {
+            "metric": columns.name,
+            "title": columns.title,
+            "unit": columns.unit,
+            "places": len(columns.places),
+            "place": columns.places[at],
+            "difference": _number(_mean(chosen[-1])),
+            "p": p_of_largest(shares_BM),
+        }
+        if len(columns.places) == 1:
+            interval = mean_interval(chosen[-1])
+            row |= {"low": _number(interval.low), "high": _number(interval.high), "interval": interval.method}
+        rows.append(row)
+    _add_effects(rows, np.stack(chosen, axis=1))
+    for (name, title), p, value in zip(LATENTS, *_latents(found, a, b, stats.DRAWS), strict=True):
+        rows.append({"metric": name, "title": title, "unit": "R2" if name == "permanova" else "rms", "places": 1})
+        rows[-1] |= {"place": "", "difference": _number(value), "effect": None, "effect_low": None}
+        rows[-1] |= {"effect_high": None, "p": p}
+    return rows
+
+
+def _add_effects(rows: list[dict[str, Any]], d_nR: np.ndarray) -> None:
+    """Give each row the effect size of its column of differences, with an interval that holds at all its places."""
+    places_R = np.array([row["places"] for row in rows])
+    for places in np.unique(places_R):
+        same = np.flatnonzero(places_R == places)
+        effect = stats.paired_effect(d_nR[:, same], confidence=1 - ALPHA / places)
+        for i, size, low, high in zip(same.tolist(), effect.size, effect.low, effect.high, strict=True):
+            rows[i] |= {"effect": _number(size), "effect_low": _number(low), "effect_high": _number(high)}
+
+
+def _latents(
+    found: Measured, a: np.ndarray, b: np.ndarray, draws: int, seed: int = 0
+) -> tuple[list[float], list[float]]:
+    """p of both tests on final latents, and their values: R2 of the pairs' distances, and the energy distance."""
+    inner_nn = pair_form(found.gram_NN, a, b)
+    distance_NN = np.sqrt(squared_distances(found.gram_NN) / found.dimension)
+    p = [
+        flipped_form(inner_nn, draws, seed),
+        flipped_form(-pair_form(distance_NN, a, b), draws, seed),
+    ]
+    within = np.trace(inner_nn)
+    r2 = inner_nn.sum() / len(a) / within if within > 0 else float("nan")
+    return p, [float(r2), energy_distance(distance_NN, a, b)]
+
+
+def corrected(contrasts: Sequence[list[dict[str, Any]]]) -> int:
+    """Give the rows of all contrasts Holm's p over the one family that they are; returns the family's size."""
+    rows = [row for contrast in contrasts for row in contrast]
+    adjusted = stats.holm(np.array([row["p"] for row in rows]))
+    for row, p in zip(rows, adjusted, strict=True):
+        row["p_holm"] = _number(p)
+        row["told_apart"] = bool(p <= ALPHA)
+    return int(np.isfinite(adjusted).sum())
+
+
+def p_values(found: Measured, a: np.ndarray, b: np.ndarray, draws: int = NULL_DRAWS, seed: int = 0) -> np.ndarray:
+    """p of every row that `tested` gives, in its order, and nothing else."""
+    signs_Bn = stats.sign_patterns(len(a), draws, seed).astype(np.float64)
+    widths = [len(columns.places) for columns in found.columns]
+    d_nM = np.concatenate([columns.differences(a, b) for columns in found.columns], axis=1)
+    shares_BM = shares(d_nM, signs_Bn)
+    edges = np.cumsum([0, *widths])
+    own = [p_of_largest(shares_BM[:, i:j]) for i, j in pairwise(edges)]
+    return np.array([*own, *_latents(found, a, b, draws, seed)[0]])
+
+
+def null_of_labels(found: Measured, takes: Sequence[int], trials: int = RELABELINGS, seed: int = 0) -> dict[str, Any]:
+    """Takes of one prompt, put into pairs and labeled at random, again and again: how often tests reject."""
+    rng = np.random.default_rng([seed, 1])
+    p = []
+    for trial in range(trials):
+        order = rng.permutation(np.asarray(takes))
+        half = len(order) // 2
+        # Sign patterns of its own for every trial: with the same for all, their luck would be the rate's.
+        p.append(p_values(found, order[:half], order[half : 2 * half], seed=trial))
+    return rates(np.array(p), names(found))
+
+
+def null_of_wordings(
+    found: Measured, said: Sequence[Sequence[int]], trials: int = RELABELINGS, seed: int = 0
+) -> dict[str, Any]:
+    """Of each scene two wordings drawn at random, the first against the second: meaning, seed and label say nothing.
+
+    said: for each wording the takes of all scenes, in one order.
+    """
+    rng = np.random.default_rng([seed, 2])
+    take_WN = np.asarray(said)
+    scenes = np.arange(take_WN.shape[1])
+    p = []
+    for trial in range(trials):
+        drawn = np.array([rng.choice(len(take_WN), 2, replace=False) for _ in scenes])
+        p.append(p_values(found, take_WN[drawn[:, 0], scenes], take_WN[drawn[:, 1], scenes], seed=trial))
+    return rates(np.array(p), names(found))
+
+
+def names(found: Measured) -> list[str]:
+    """Of the rows that `tested` gives."""
+    return [columns.name for columns in found.columns] + [name for name, _ in LATENTS]
+
+
+def rates(p_RM: np.ndarray, metrics: Sequence[str]) -> dict[str, Any]:
+    """Of R trials with a p for every metric: how often each rejects at 5%, and any of them after Holm's correction.
+
+    With 95% Wilson intervals over the trials.
+    """
+    trials = len(p_RM)
+    rejected_M = (p_RM <= ALPHA).mean(axis=0)
+    any_share = float(np.mean([bool((stats.holm(p_M) <= ALPHA).any()) for p_M in p_RM]))
+
+    def row(share: float) -> dict[str, Any]:
+        low, high = wilson(share, trials)
+        return {"share": round(share, 4), "low": round(low, 4), "high": round(high, 4)}
+
+    return {
+        "trials": trials,
+        "by_metric": {name: row(float(share)) for name, share in zip(metrics, rejected_M, strict=True)},
+        "mean": round(float(rejected_M.mean()), 4),
+        "any_after_holm": row(any_share),
+    }
+
+
+def _mean(values_n: np.ndarray) -> float:
+    kept = values_n[np.isfinite(values_n)]
+    return float(kept.mean()) if len(kept) else float("nan")
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

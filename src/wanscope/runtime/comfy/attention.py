@@ -1,0 +1,176 @@
+"""The text attention of one block in one call, where it is more than the model's own: several contexts read and summed
+by weight, log weights, bent maps, kept maps. The contexts are those of `compose.py`, one composition a batch row.
+
+Shape suffixes: B batch rows, Q video tokens, H heads, K head dim, N text rows, E heads x head dim, l bent places, p
+places of one bend.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wanscope.edit.edits import Bend
+from wanscope.errors import NumericalError, RecipeError
+from wanscope.runtime import bend as bending
+from wanscope.runtime.columns import TextRows, columns, mean_columns, pad_spread, pad_tolerance, text_rows
+from wanscope.runtime.comfy.live import Site
+from wanscope.runtime.compose import Composed, Read, wide
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q_BQE, k_BNE, v_BNE -> out_BQE
+
+
+class AttentionChange:
+    """What is done to one block's text attention. rows: what each batch row reads.
+
+    sites: what acts here; fired: the same, once `output` was called, so that it counts what really ran.
+    """
+
+    def __init__(self, rows: Sequence[Composed], heads: int, grid: tuple[int, int, int], block: int) -> None:
+        self.rows = list(rows)
+        self.heads, self.grid, self.block = heads, grid, block
+        self.sites: Counter[Site] = Counter()
+        self.fired: Counter[Site] = Counter()
+        self._watches: list[tuple[list[int], tuple[tuple[int, ...], ...], list[Any]]] = []
+
+    def watch(self, rows: list[int], words: tuple[tuple[int, ...], ...], kept: list[Any]) -> None:
+        """Keep maps: kept becomes [calls, sum over them, grid]."""
+        self._watches.append((rows, words, kept))
+
+    @property
+    def needed(self) -> bool:
+        """Whether the model's own attention, given the first contexts, does not do it already."""
+        return bool(self._watches) or not all(row.plain for row in self.rows)
+
+    @property
+    def donors(self) -> list[Tensor]:
+        """Contexts [1, N, D] whose keys and values are needed beside the rows' first ones."""
+        return [read.context_1ND for row in self.rows for read in row.reads[1:]]
+
+    @property
+    def silent_rows(self) -> list[int]:
+        """Rows whose cross-attention gives nothing at all, not even its last projection's bias."""
+        return [r for r, row in enumerate(self.rows) if row.skip]
+
+    def segment(self, row: int) -> AttentionChange:
+        """The change of one row alone, as row 0; several prompts share a video, each for a segment of its frames."""
+        if self._watches or any(read.bends for read in self.rows[row].reads):
+            raise RecipeError(
+                "attention maps are of one prompt, and these text embeds hold several", "", "a prompt without |"
+            )
+        part = AttentionChange([self.rows[row]], self.heads, self.grid, self.block)
+        if row == 0:
+            part.sites, part.fired = self.sites, self.fired
+        return part
+
+    def output(
+        self, q_BQE: Tensor, k_BNE: Tensor, v_BNE: Tensor, donors: Sequence[tuple[Tensor, Tensor]], attend: Attend
+    ) -> Tensor:
+        """The text attention's output before its last projection. donors: keys and values [1, N, E] of `donors`."""
+        self.fired.update(self.sites)
+        plain = [r for r, row in enumerate(self.rows) if row.plain]
+        out: list[Tensor | None] = [None] * len(self.rows)
+        if plain:
+            every = len(plain) == len(self.rows)
+            same = attend(*((t if every else t[plain]) for t in (q_BQE, k_BNE, v_BNE)))
+            for at, r in enumerate(plain):
+                out[r] = same[at : at + 1]
+        given = iter(donors)
+        for r, row in enumerate(self.rows):
+            first = (k_BNE[r : r + 1], v_BNE[r : r + 1])
+            keys_values = [first, *(next(given) for _ in row.reads[1:])]
+            if out[r] is None:
+                out[r] = self._row(row, q_BQE[r : r + 1], keys_values, attend)
+        for rows, words, kept in self._watches:
+            self._kept(rows, words, kept, q_BQE, k_BNE)
+        found = [o for o in out if o is not None]
+        return torch.cat(found) if len(found) > 1 else found[0]
+
+    def _row(self, row: Composed, q_1QE: Tensor, given: Sequence[tuple[Tensor, Tensor]], attend: Attend) -> Tensor:
+        if row.skip:
+            return torch.zeros_like(q_1QE)
+        parts = [self._read(read, q_1QE, k, v, attend) for read, (k, v) in zip(row.reads, given, strict=True)]
+        weights = [read.weight for read in row.reads]
+        if len(parts) == 1:
+            return parts[0]
+        if len(parts) == 2 and sum(weights) == 1:
+            return torch.lerp(parts[0], parts[1], weights[1])
+        total = torch.zeros_like(parts[0], dtype=wide(parts[0].dtype))
+        for part, weight in zip(parts, weights, strict=True):
+            total = total + weight * part.to(total.dtype)
+        return total.to(parts[0].dtype)
+
+    def _read(self, read: Read, q_1QE: Tensor, k_1NE: Tensor, v_1NE: Tensor, attend: Attend) -> Tensor:
+        if not read.log_weights:
+            out_1QE = attend(q_1QE, k_1NE, v_1NE)
+        else:
+            bias_N = torch.zeros(k_1NE.shape[1], device=q_1QE.device)
+            for at, count, weight in read.log_weights:
+                bias_N[at : at + count] = weight
+            q, k, v = (self._heads(t).transpose(1, 2) for t in (q_1QE, k_1NE, v_1NE))
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_N[None, None, None].to(q.dtype))
+            out_1QE = out.transpose(1, 2).flatten(2)
+        return self._bent(read, out_1QE, q_1QE, k_1NE, v_1NE) if read.bends else out_1QE
+
+    def _bent(self, read: Read, out_1QE: Tensor, q_1QE: Tensor, k_1NE: Tensor, v_1NE: Tensor) -> Tensor:
+        """The read's output with its words' maps bent, one bend after another."""
+        text = self._text(read, k_1NE)
+        places = sorted({c for _, _, columns_ in read.bends for c in columns_})
+        index_l = torch.tensor(places, device=q_1QE.device)
+        q, k, v, out = (self._heads(t) for t in (q_1QE, k_1NE, v_1NE, out_1QE))
+        p_BHQl, v_BlHK = columns(q, k, text, index_l), v[:, index_l]
+        for planned, s, words in read.bends:
+            spec = planned.edit
+            assert isinstance(spec, Bend)
+            at = torch.tensor([places.index(c) for c in words], device=q.device)
+            strength_H = p_BHQl.new_full((self.heads,), s)
+            if spec.heads:
+                strength_H = torch.zeros_like(strength_H)
+                strength_H[list(spec.heads)] = s
+            old = p_BHQl.index_select(-1, at)
+            operation = bending.map_operation(spec, self.grid).to(q.device)
+            new = bending.bend_maps(old, operation, strength_H, self.grid)
+            out, least = bending.bent_output(out, old, new, v_BlHK.index_select(1, at), spec.renormalize)
+            p_BHQl = p_BHQl.index_copy(-1, at, new)
+            if spec.renormalize:
+                bending.require_mass(float(least), f"in block {self.block}")
+                p_BHQl = p_BHQl / (1 + (new - old).sum(-1, keepdim=True)).clamp_min(bending.LEAST_MASS)
+        return out.flatten(2)
+
+    def _text(self, read: Read, k_1NE: Tensor) -> TextRows:
+        weights = None
+        if read.log_weights:
+            weights = [0.0] * read.real
+            for at, count, weight in read.log_weights:
+                weights[at : at + count] = [weight] * count
+        text = text_rows(read.real, k_1NE.shape[1], k_1NE.device, weights)
+        context = read.context_1ND
+        if float(pad_spread(context, text.rows)) > pad_tolerance(context.dtype):
+            raise NumericalError(
+                f"the text's padding behind {read.real} tokens is not one repeated row in block {self.block}",
+                "one column cannot stand for all of it",
+                "a prompt without a node that edits its padding",
+            )
+        return text
+
+    def _kept(
+        self, rows: list[int], words: tuple[tuple[int, ...], ...], kept: list[Any], q_BQE: Tensor, k_BNE: Tensor
+    ) -> None:
+        index = torch.tensor([c for group in words for c in group], device=q_BQE.device)
+        for r in rows:
+            text = self._text(self.rows[r].reads[0], k_BNE[r : r + 1])
+            p_1Ql = mean_columns(self._heads(q_BQE[r : r + 1]), self._heads(k_BNE[r : r + 1]), text, index)
+            parts = p_1Ql[0].split([len(group) for group in words], dim=-1)
+            sum_KQ = torch.stack([part.sum(-1) for part in parts]).float().cpu()
+            if not kept:
+                kept[:] = [0, torch.zeros_like(sum_KQ), self.grid]
+            kept[0] += 1
+            kept[1] += sum_KQ
+
+    def _heads(self, x_BNE: Tensor) -> Tensor:
+        return x_BNE.unflatten(-1, (self.heads, -1))

@@ -1,0 +1,213 @@
+"""The cross-attention of an edited or recorded block, in place of diffusers' own processor for one call.
+
+It reads one context or several (`compose.py`), adds log weights, bends the maps of chosen words, records maps, and
+counts each edit in the code that applies it. Where it has nothing to change, its numbers are diffusers' own to the bit.
+
+It runs inside compiled blocks, so all that differs between blocks and steps is a tensor: a Python number would be
+compiled in, and compiled again in every block. What is Python (how many contexts are read, which operations bend) is
+the same wherever the same edits act.
+
+Shape suffixes: B batch (branches), Q video positions, H heads, K head dim, N text positions, I image positions, D model
+dim, S contexts read, l bent places of the text, p those of one bend, m rows that stand for all of them (columns.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from torch import Tensor
+
+from wanscope.runtime.bend import LEAST_MASS, MapOperation, bend_maps, bent_output
+from wanscope.runtime.columns import TextRows, columns, pad_spread
+from wanscope.runtime.compose import wide
+
+if TYPE_CHECKING:
+    from wanscope.runtime.diffusers.recorder import AttentionRecorder
+
+IMAGE_TEXT_LENGTH = 512  # where image tokens are, diffusers takes the last 512 positions for the text
+
+
+@dataclass(eq=False)
+class BendStep:
+    """One bend of one context's maps. row: of the batch. places_p: its words, among the row's bent places. strength_H:
+    0 for heads that keep their maps."""
+
+    row: int
+    places_p: Tensor
+    strength_H: Tensor
+    operation: MapOperation
+    renormalize: bool
+
+
+@dataclass(eq=False)
+class ReadState:
+    """One context that is read. context_BND: None for the one that the model hands in. bias_B11N: log weights, float
+    [B, 1, 1, N], or None. keys, values: kept from an earlier step; made on the way where None. text, bent: by row of
+    the batch, the rows that stand for all places, and all places that any bend changes, int64 [l]."""
+
+    context_BND: Tensor | None = None
+    bias_B11N: Tensor | None = None
+    keys_BNHK: Tensor | None = None
+    values_BNHK: Tensor | None = None
+    bends: list[BendStep] = field(default_factory=list)
+    text: list[TextRows] = field(default_factory=list)
+    bent: list[Tensor] = field(default_factory=list)
+
+
+class EditedAttention:
+    """A processor for `block.attn2`, made ready for each call by its session.
+
+    skips: the rows of the batch whose cross-attention does not run. weights_SB: of the contexts' outputs, [S, B];
+    `weights` the same as numbers, for eager calls of a batch of one.
+    counter, adds: int64, one place for every edit and batch row; `adds` is what one call adds. least, spread: the
+    smallest mass that a bend left, and how far the padding is from one repeated row, for the session to check.
+    """
+
+    def __init__(self, backend: Any, counts: int, grid_TYX: tuple[int, int, int], device: torch.device) -> None:
+        self._attention_backend = backend
+        self._parallel_config = None
+        self.grid_TYX = grid_TYX
+        self.skips: tuple[bool, ...] = (False,)
+        self.reads: list[ReadState] = [ReadState()]
+        self.weights_SB: Tensor | None = None
+        self.weights: tuple[float, ...] = (1.0,)
+        self.counter = torch.zeros(counts, dtype=torch.int64, device=device)
+        self.adds = torch.zeros(counts, dtype=torch.int64, device=device)
+        self.least = torch.ones((), device=device)
+        self.spread = torch.zeros((), device=device)
+        self.recorder: AttentionRecorder | None = None
+        self.place: Tensor | None = None
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: Any = None,
+    ) -> Tensor:
+        assert encoder_hidden_states is not None and attention_mask is None and rotary_emb is None
+        self.counter.add_(self.adds)
+        if all(self.skips):
+            return torch.zeros_like(hidden_states)
+        text_BND, image_BND = encoder_hidden_states, None
+        if attn.add_k_proj is not None:
+            before = encoder_hidden_states.shape[1] - IMAGE_TEXT_LENGTH
+            image_BND, text_BND = encoder_hidden_states[:, :before], encoder_hidden_states[:, before:]
+
+        q_BQHK = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
+        outputs = []
+        for i in range(len(self.reads)):
+            read = self.reads[i]
+            context_BND = text_BND if read.context_BND is None else read.context_BND
+            if read.keys_BNHK is None or read.values_BNHK is None:
+                k_BNHK, v_BNHK = _keys_values(attn, context_BND)
+                if read.context_BND is not None:
+                    read.keys_BNHK, read.values_BNHK = k_BNHK, v_BNHK
+            else:
+                k_BNHK, v_BNHK = read.keys_BNHK, read.values_BNHK
+            out_BQHK = self._attended(q_BQHK, k_BNHK, v_BNHK, read.bias_B11N)
+            if i == 0 and self.recorder is not None and self.place is not None:
+                self.recorder.record(
+                    attn,
+                    self.place,
+                    hidden_states,
+                    q_BQHK,
+                    k_BNHK,
+                    v_BNHK,
+                    context_BND,
+                    read.text[self.recorder.sample],
+                )
+            if read.bends:
+                out_BQHK = self._bent(read, out_BQHK, q_BQHK, k_BNHK, v_BNHK, context_BND)
+            outputs.append(out_BQHK)
+        out_BQD = self._summed(outputs).flatten(2, 3).type_as(q_BQHK)
+
+        if image_BND is not None:
+            k_BIHK = attn.norm_added_k(_image_keys(attn, image_BND)).unflatten(2, (attn.heads, -1))
+            v_BIHK = _image_values(attn, image_BND).unflatten(2, (attn.heads, -1))
+            out_BQD = out_BQD + self._attended(q_BQHK, k_BIHK, v_BIHK, None).flatten(2, 3).type_as(q_BQHK)
+        out_BQD = attn.to_out[1](attn.to_out[0](out_BQD))
+        if any(self.skips):
+            rows = list(out_BQD.split(1))
+            out_BQD = torch.cat([torch.zeros_like(rows[i]) if self.skips[i] else rows[i] for i in range(len(rows))])
+        return out_BQD
+
+    def _attended(self, q_BQHK: Tensor, k_BNHK: Tensor, v_BNHK: Tensor, bias_B11N: Tensor | None) -> Tensor:
+        if bias_B11N is not None:  # the fused backends besides torch's own take no bias
+            q, k, v = (x.transpose(1, 2) for x in (q_BQHK, k_BNHK, v_BNHK))
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias_B11N.to(q.dtype)).transpose(1, 2)
+        return dispatch_attention_fn(
+            q_BQHK,
+            k_BNHK,
+            v_BNHK,
+            attn_mask=None,
+            dropout_p=0.0,
+            is_causal=False,
+            backend=self._attention_backend,
+            parallel_config=None,
+        )
+
+    def _bent(
+        self,
+        read: ReadState,
+        out_BQHK: Tensor,
+        q_BQHK: Tensor,
+        k_BNHK: Tensor,
+        v_BNHK: Tensor,
+        context_BND: Tensor,
+    ) -> Tensor:
+        """The read's output with its words' maps bent, one bend after another."""
+        rows = list(out_BQHK.split(1))
+        for row in range(len(rows)):
+            bends = [bend for bend in read.bends if bend.row == row]
+            if not bends:
+                continue
+            text, one, index_l = read.text[row], slice(row, row + 1), read.bent[row]
+            self.spread.copy_(torch.maximum(self.spread, pad_spread(context_BND[one], text.rows)))
+            p_BHQl = columns(q_BQHK[one], k_BNHK[one], text, index_l)
+            v_BlHK = v_BNHK[one].index_select(1, index_l)
+            for bend in bends:
+                old_BHQp = p_BHQl.index_select(-1, bend.places_p)
+                new_BHQp = bend_maps(old_BHQp, bend.operation, bend.strength_H, self.grid_TYX)
+                v_BpHK = v_BlHK.index_select(1, bend.places_p)
+                rows[row], least = bent_output(rows[row], old_BHQp, new_BHQp, v_BpHK, bend.renormalize)
+                p_BHQl = p_BHQl.index_copy(-1, bend.places_p, new_BHQp)
+                if bend.renormalize:
+                    p_BHQl = p_BHQl / (1 + (new_BHQp - old_BHQp).sum(-1, keepdim=True)).clamp_min(LEAST_MASS)
+                    self.least.copy_(torch.minimum(self.least, least.to(self.least.dtype)))
+        return torch.cat(rows) if len(rows) > 1 else rows[0]
+
+    def _summed(self, outputs: list[Tensor]) -> Tensor:
+        if len(outputs) == 1:
+            return outputs[0]
+        if not torch.compiler.is_compiling() and len(outputs) == 2 and self.weights[0] + self.weights[1] == 1:
+            # one kernel, with the weight in float32 whatever the dtype; a number here would be compiled in
+            return torch.lerp(outputs[0], outputs[1], self.weights[1])
+        assert self.weights_SB is not None
+        total = None
+        for i in range(len(outputs)):
+            term = outputs[i].to(wide(outputs[i].dtype)) * self.weights_SB[i][:, None, None, None]
+            total = term if total is None else total + term
+        assert total is not None
+        return total
+
+
+def _keys_values(attn: Any, context_BND: Tensor) -> tuple[Tensor, Tensor]:
+    if attn.fused_projections:
+        key, value = attn.to_kv(context_BND).chunk(2, dim=-1)
+    else:
+        key, value = attn.to_k(context_BND), attn.to_v(context_BND)
+    return attn.norm_k(key).unflatten(2, (attn.heads, -1)), value.unflatten(2, (attn.heads, -1))
+
+
+def _image_keys(attn: Any, image_BID: Tensor) -> Tensor:
+    return attn.to_added_kv(image_BID).chunk(2, dim=-1)[0] if attn.fused_projections else attn.add_k_proj(image_BID)
+
+
+def _image_values(attn: Any, image_BID: Tensor) -> Tensor:
+    return attn.to_added_kv(image_BID).chunk(2, dim=-1)[1] if attn.fused_projections else attn.add_v_proj(image_BID)

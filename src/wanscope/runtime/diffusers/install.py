@@ -1,0 +1,228 @@
+"""Makes a block's `EditedAttention` ready for one call, and reads its counters afterwards.
+
+Shape suffixes: B batch (branches), H heads, N text positions, S contexts read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from wanscope.capture.moments import Moment
+from wanscope.edit.edits import Bend
+from wanscope.edit.plan import EditPlan, PlannedEdit, PlannedText
+from wanscope.runtime import bend as bending
+from wanscope.runtime.columns import TextRows, text_rows
+from wanscope.runtime.compose import Composed, Read, wide
+from wanscope.runtime.diffusers.attention import BendStep, EditedAttention, ReadState
+from wanscope.runtime.ledger import Fired
+
+if TYPE_CHECKING:
+    from wanscope.runtime.diffusers.recorder import AttentionRecorder
+    from wanscope.runtime.diffusers.self_recorder import SelfAttentionRecorder
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the processors of one call say. least: mass that a bend left; None where nothing was bent."""
+
+    fired: dict[Fired, int]
+    least: float | None
+    spread: float
+
+
+class Arming:
+    """The processors of one attached plan, one for every block that needs it."""
+
+    def __init__(
+        self,
+        plan: EditPlan,
+        blocks: Sequence[Sequence[Any]],
+        capture: AttentionRecorder | None,
+        device: torch.device,
+    ) -> None:
+        self.plan, self.capture, self.device = plan, capture, device
+        self._blocks = blocks
+        self._processors: dict[tuple[int, int], EditedAttention] = {}
+        self._selves: dict[tuple[int, int], Any] = {}
+        self._keys: dict[tuple[int, int, PlannedText], tuple[Tensor, Tensor]] = {}
+        self._operations: dict[int, bending.MapOperation] = {}
+        self._small: dict[Any, Any] = {}
+        self._armed: list[tuple[EditedAttention, dict[int, Fired]]] = []
+
+    def clear(self) -> None:
+        for kept in (self._processors, self._selves, self._keys, self._operations, self._small, self._armed):
+            kept.clear()
+        self._blocks = ()
+
+    def begin(self, moment: Moment) -> None:
+        """A new call: nothing is armed yet."""
+        self._armed.clear()
+
+    def read(self) -> Found:
+        """The counters of this call, in one look at the device."""
+        if not self._armed:
+            return Found({}, None, 0.0)
+        counters = torch.stack([processor.counter for processor, _ in self._armed]).tolist()
+        fired = {
+            key: counts[place]
+            for (_, keys), counts in zip(self._armed, counters, strict=True)
+            for place, key in keys.items()
+        }
+        bent = [processor for processor, _ in self._armed if any(read.bends for read in processor.reads)]
+        if not bent:
+            return Found(fired, None, 0.0)
+        numbers = torch.stack([torch.stack([p.least.float(), p.spread.float()]) for p in bent]).tolist()
+        return Found(fired, min(least for least, _ in numbers), max(spread for _, spread in numbers))
+
+    @contextmanager
+    def armed(self, expert: int, block: int, moment: Moment, rows: Sequence[Composed]) -> Iterator[None]:
+        """The block's attention does what `rows` say, one for each branch of the batch, for one call."""
+        attn = self._blocks[expert][block].attn2
+        processor = self._processor(expert, block, attn)
+        texts = self._make_ready(processor, expert, block, moment, rows, attn)
+        before = attn.processor
+        attn.processor = processor
+        try:
+            yield
+        finally:
+            attn.processor = before
+        for text, read in zip(texts, processor.reads, strict=True):
+            if text is not None and read.keys_BNHK is not None and read.values_BNHK is not None:
+                self._keys[expert, block, text] = (read.keys_BNHK, read.values_BNHK)
+
+    @contextmanager
+    def recorded_self(self, expert: int, block: int, recorder: SelfAttentionRecorder, place: Tensor) -> Iterator[None]:
+        """The block's self-attention is recorded, for one call."""
+        from wanscope.runtime.diffusers.self_recorder import RecordedSelfAttention
+
+        attn = self._blocks[expert][block].attn1
+        before = attn.processor
+        if (expert, block) not in self._selves:
+            backend, parallel = before._attention_backend, before._parallel_config
+            self._selves[expert, block] = RecordedSelfAttention(backend, parallel, recorder, place)
+        attn.processor = self._selves[expert, block]
+        try:
+            yield
+        finally:
+            attn.processor = before
+
+    def _processor(self, expert: int, block: int, attn: Any) -> EditedAttention:
+        key = (expert, block)
+        if key not in self._processors:
+            backend = attn.processor._attention_backend
+            counts = 2 * max(1, len(self.plan.edits))
+            self._processors[key] = EditedAttention(backend, counts, self.plan.grid, self.device)
+        return self._processors[key]
+
+    def _make_ready(
+        self,
+        processor: EditedAttention,
+        expert: int,
+        block: int,
+        moment: Moment,
+        rows: Sequence[Composed],
+        attn: Any,
+    ) -> list[PlannedText | None]:
+        """Everything that this call's processor reads; gives the text whose keys may be kept of each read."""
+        keys: dict[int, Fired] = {}
+        places = {edit.index: i for i, edit in enumerate(self.plan.edits)}
+        for i, (branch, row) in enumerate(zip(moment.branches, rows, strict=True)):
+            for edit in row.applied:
+                part = "attention" if "attention" in edit.parts else "context"
+                keys[2 * places[edit.index] + i] = (edit.index, part, block, branch)
+        adds = [int(place in keys) for place in range(len(processor.counter))]
+        processor.counter.zero_()
+        processor.adds = self._tensor(adds, torch.int64)
+        processor.least.fill_(1.0)
+        processor.spread.zero_()
+        self._armed.append((processor, keys))
+
+        recorder, place = self.capture, None
+        if recorder is not None:
+            place = recorder.place(block) if recorder.active else None
+        processor.recorder, processor.place = (recorder, place) if place is not None else (None, None)
+        processor.skips = tuple(row.skip for row in rows)
+
+        count = max(len(row.reads) for row in rows)
+        padded = [[*row.reads, *[_silent(row.reads[0])] * (count - len(row.reads))] for row in rows]
+        weights = [[reads[j].weight for reads in padded] for j in range(count)]
+        processor.weights = tuple(weight[0] for weight in weights) if len(rows) == 1 else (0.0, 0.0)
+        processor.weights_SB = self._tensor(weights, wide(attn.to_q.weight.dtype)) if count > 1 else None
+        processor.reads, texts = [], []
+        for j in range(count):
+            state, text = self._read(expert, block, [reads[j] for reads in padded], j, attn)
+            processor.reads.append(state)
+            texts.append(text)
+        return texts
+
+    def _read(
+        self, expert: int, block: int, reads: Sequence[Read], j: int, attn: Any
+    ) -> tuple[ReadState, PlannedText | None]:
+        state, text = ReadState(), None
+        if j > 0:
+            state.context_BND = (
+                torch.cat([read.context_1ND for read in reads]) if len(reads) > 1 else reads[0].context_1ND
+            )
+            text = reads[0].text if len(reads) == 1 else None
+            if text is not None and (expert, block, text) in self._keys:
+                state.keys_BNHK, state.values_BNHK = self._keys[expert, block, text]
+        if any(read.log_weights for read in reads):
+            state.bias_B11N = torch.cat([self._bias(read, attn) for read in reads])
+        bent = any(read.bends for read in reads)
+        if bent or (j == 0 and self.capture is not None):
+            state.text = [self._text_rows(read) for read in reads]
+        if bent:
+            state.bent = []
+            for row, read in enumerate(reads):
+                union = sorted({column for _, _, columns in read.bends for column in columns})
+                state.bent.append(self._tensor(union, torch.int64))
+                for edit, s, columns in read.bends:
+                    assert isinstance(edit.edit, Bend)
+                    where = self._tensor([union.index(column) for column in columns], torch.int64)
+                    strength_H = self._tensor(_over_heads(edit.edit, s, attn.heads), wide(attn.to_q.weight.dtype))
+                    operation = self._operation(edit)
+                    state.bends.append(BendStep(row, where, strength_H, operation, edit.edit.renormalize))
+        return state, text
+
+    def _bias(self, read: Read, attn: Any) -> Tensor:
+        values = [0.0] * self.plan.text_length
+        for at, tokens, log_weight in read.log_weights:
+            values[at : at + tokens] = [log_weight] * tokens
+        return self._tensor(values, wide(attn.to_q.weight.dtype))[None, None, None]
+
+    def _text_rows(self, read: Read) -> TextRows:
+        key = ("rows", read.log_weights)
+        if key not in self._small:
+            weights = [0.0] * self.plan.real
+            for at, tokens, log_weight in read.log_weights:
+                weights[at : at + tokens] = [log_weight] * tokens
+            self._small[key] = text_rows(self.plan.real, self.plan.text_length, self.device, weights)
+        return self._small[key]
+
+    def _tensor(self, values: Sequence[Any], dtype: torch.dtype) -> Tensor:
+        """Of numbers, made once."""
+        key = (str(values), dtype)
+        if key not in self._small:
+            self._small[key] = torch.tensor(values, dtype=dtype, device=self.device)
+        return self._small[key]
+
+    def _operation(self, edit: PlannedEdit) -> bending.MapOperation:
+        if edit.index not in self._operations:
+            assert isinstance(edit.edit, Bend)
+            self._operations[edit.index] = bending.map_operation(edit.edit, self.plan.grid).to(self.device)
+        return self._operations[edit.index]
+
+
+def _silent(read: Read) -> Read:
+    """The same, weighing nothing: for a branch that reads fewer contexts than another of its batch."""
+    return replace(read, weight=0.0, bends=(), text=None)
+
+
+def _over_heads(edit: Bend, s: float, heads: int) -> list[float]:
+    return [s if not edit.heads or head in edit.heads else 0.0 for head in range(heads)]

@@ -1,0 +1,348 @@
+"""Edits on a running diffusers Wan model, attached for the duration of a `with`.
+
+    with attach(model, plan) as session:
+        denoise(model, ..., around_call=session.around_call)
+    session.verify()
+
+Each transformer block is wrapped in an `EditedBlock`, outside of what `compile_repeated_blocks` compiles and of the
+hooks of group offload. It edits the state and the text that the block gets, runs the donors' own passes beside it,
+leaves the block out, and, where attention itself is edited or recorded, puts an `EditedAttention` in the place of the
+block's own processor for that one call. After the `with`, also after an exception, the model holds the same module
+objects as before and nothing else.
+
+A donor's own pass (for hidden states) goes block by block with the main one, so that one state of it is held.
+
+Shape suffixes: B batch (branches), Q video positions, N text positions, D model dim, L real tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from wanscope.capture.moments import Moment
+from wanscope.edit.edits import Inject, Steer
+from wanscope.edit.plan import EditPlan, PlannedEdit, PlannedText, Site
+from wanscope.errors import EditNotApplied, NumericalError
+from wanscope.runtime.bend import require_mass
+from wanscope.runtime.columns import pad_tolerance
+from wanscope.runtime.compose import combined, compose, steered
+from wanscope.runtime.diffusers import guard
+from wanscope.runtime.diffusers.install import Arming
+from wanscope.runtime.ledger import Fired, Ledger
+from wanscope.runtime.projection import Projection
+
+if TYPE_CHECKING:
+    from wanscope.runtime.diffusers.recorder import AttentionRecorder
+    from wanscope.runtime.diffusers.self_recorder import SelfAttentionRecorder
+    from wanscope.wan.model import WanModel
+
+# (which call, block, state [B, Q, D])
+OnState = Callable[[Moment, int, Tensor], None]
+
+
+@contextmanager
+def attach(
+    model: WanModel,
+    plan: EditPlan,
+    capture: AttentionRecorder | None = None,
+    on_state: OnState | None = None,
+    self_capture: SelfAttentionRecorder | None = None,
+) -> Iterator[DiffusersSession]:
+    """The model with `plan`'s edits, and `capture` (of cross-attention) and `self_capture` recording, for the duration
+    of a `with`.
+
+    on_state: told the state [B, Q, D] that each block gets, before anything is edited in it; it may not be changed.
+    Raises ModelError for a model that edits cannot be attached to (step caches, foreign attention processors, compiled
+    as a whole).
+    """
+    for transformer in model.experts():
+        guard.check(transformer)
+        guard.make_room(transformer)
+    session = DiffusersSession(model, plan, capture, on_state, self_capture)
+    blocks = [list(transformer.blocks) for transformer in model.experts()]
+    try:
+        for expert, transformer in enumerate(model.experts()):
+            for i, block in enumerate(blocks[expert]):
+                transformer.blocks[i] = EditedBlock(block, session, expert, i)
+        session.seal()
+        yield session
+    finally:
+        for expert, transformer in enumerate(model.experts()):
+            for i, block in enumerate(blocks[expert]):
+                transformer.blocks[i] = block
+        session.release()
+
+
+class EditedBlock(nn.Module):
+    """A block in its session's hands. `inner` is the model's own block, the same object as before and after."""
+
+    def __init__(self, inner: nn.Module, session: DiffusersSession, expert: int, index: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self.train(inner.training)
+        self._session, self._expert, self._index = session, expert, index
+
+    def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor, temb: Tensor, rotary_emb: Any) -> Tensor:
+        inputs = BlockInputs(encoder_hidden_states, temb, rotary_emb)
+        return self._session.run(self._expert, self._index, hidden_states, inputs)
+
+
+class BlockInputs:
+    """What all blocks of one call read beside the state."""
+
+    def __init__(self, context_BND: Tensor, temb: Tensor, rotary: Any) -> None:
+        self.context_BND, self.temb, self.rotary = context_BND, temb, rotary
+
+    def row(self, row: int) -> BlockInputs:
+        """Of one branch of a batch."""
+        one = slice(row, row + 1)
+        return BlockInputs(self.context_BND[one], self.temb[one], self.rotary)
+
+    def with_text(self, text_BND: Tensor) -> BlockInputs:
+        """With other text, behind the same image tokens."""
+        before = self.context_BND.shape[1] - text_BND.shape[1]
+        if before:
+            text_BND = torch.cat([self.context_BND[:, :before], text_BND], dim=1)
+        return BlockInputs(text_BND, self.temb, self.rotary)
+
+
+class _Call:
+    """One model call under way: its moment, what fired so far, and the donors' states."""
+
+    def __init__(self, moment: Moment) -> None:
+        self.moment = moment
+        self.fired: dict[Fired, int] = {}
+        self.streams: dict[tuple[int, PlannedText, int | None], _Stream] = {}
+
+    def fire(self, edit: PlannedEdit, part: Any, block: int, branch: str) -> None:
+        key = (edit.index, part, block, branch)
+        self.fired[key] = self.fired.get(key, 0) + 1
+
+
+class _Stream:
+    """A donor's own pass: its state [1, Q, D] at the input of block `at`, and how far it goes."""
+
+    def __init__(self, state_1QD: Tensor, end: int) -> None:
+        self.state_1QD, self.at, self.end = state_1QD, 0, end
+
+
+class DiffusersSession:
+    """An attached plan; see base.Session."""
+
+    def __init__(
+        self,
+        model: WanModel,
+        plan: EditPlan,
+        capture: AttentionRecorder | None,
+        on_state: OnState | None,
+        self_capture: SelfAttentionRecorder | None = None,
+    ) -> None:
+        self.plan, self.capture, self.on_state, self.self_capture = plan, capture, on_state, self_capture
+        self.ledger = Ledger(plan)
+        self._experts = model.experts()
+        self._blocks = [list(transformer.blocks) for transformer in self._experts]
+        self._projection = Projection(self._experts, plan.text_length)
+        self._arming = Arming(plan, self._blocks, capture, model.device)
+        self._call: _Call | None = None
+        self._seals: list[Any] = []
+        self._checked: tuple[int, int] | None = None
+
+    def seal(self) -> None:
+        """Remember the model as it is now; `around_call` refuses to go on with another."""
+        self._seals = [guard.fingerprint(transformer) for transformer in self._experts]
+
+    def release(self) -> None:
+        """Let go of everything on the device."""
+        self._projection.clear()
+        self._arming.clear()
+        self._blocks, self._experts, self._call = [], (), None
+
+    def planned(self) -> dict[Site, int]:
+        return self.ledger.planned()
+
+    def counts(self) -> dict[Site, int]:
+        return self.ledger.applied()
+
+    def verify(self) -> None:
+        self.ledger.verify()
+
+    @contextmanager
+    def around_call(self, moment: Moment) -> Iterator[None]:
+        """One model call. EditNotApplied where it did not do what is planned, NumericalError where a bend cannot be."""
+        self._check_seal(moment)
+        self._call = _Call(moment)
+        self._arming.begin(moment)
+        absent = self._skipped(moment, "block")
+        unread = absent | self._skipped(moment, "attention", "context")
+        try:
+            with ExitStack() as recorded:
+                if self.capture is not None:
+                    recorded.enter_context(self.capture.around_call(moment, unread))
+                if self.self_capture is not None:
+                    recorded.enter_context(self.self_capture.around_call(moment, absent))
+                yield
+            call = self._call
+        finally:
+            self._call = None
+        found = self._arming.read()
+        for key, count in found.fired.items():
+            call.fired[key] = call.fired.get(key, 0) + count
+        self.ledger.close_call(moment, call.fired)
+        if found.least is not None:
+            require_mass(found.least, f"at step {moment.step}")
+        if found.spread > pad_tolerance(self._experts[moment.expert].dtype):
+            raise NumericalError(
+                f"the text's padding is not one repeated row at step {moment.step}",
+                f"its rows differ by {found.spread:.1e} of the context's largest value, so that one column cannot "
+                "stand for all of them",
+            )
+
+    def _skipped(self, moment: Moment, *parts: str) -> frozenset[int]:
+        """Blocks of which no branch of a call runs these parts: while one does, it runs for the whole batch."""
+        found = [
+            {
+                block
+                for edit, block in self.plan.sites(branch, moment.step)
+                if edit.edit.kind == "skip" and set(edit.parts) & set(parts)
+            }
+            for branch in moment.branches
+        ]
+        return frozenset(set.intersection(*found))
+
+    def _check_seal(self, moment: Moment) -> None:
+        """Once a step for each expert: that is when a listener of the run may have changed something."""
+        if self._checked == (moment.step, moment.expert):
+            return
+        self._checked = (moment.step, moment.expert)
+        if guard.fingerprint(self._experts[moment.expert]) != self._seals[moment.expert]:
+            raise EditNotApplied(
+                "the model was changed while edits were attached",
+                "LoRA, offload, casting and compile may change before or after, and not while keys and states are kept",
+                "make the change before the run",
+            )
+
+    # one block
+
+    def run(self, expert: int, block: int, x_BQD: Tensor, inputs: BlockInputs) -> Tensor:
+        """Block `block` of an expert, edited."""
+        call = self._call
+        if call is None:
+            raise EditNotApplied(
+                "the model was called outside of around_call",
+                "edits depend on the step and branch, which are not known there",
+                "denoise(..., around_call=session.around_call)",
+            )
+        moment = call.moment
+        if x_BQD.shape[0] != len(moment.branches):
+            raise EditNotApplied(
+                f"the call has a batch of {x_BQD.shape[0]} where the branches are {', '.join(moment.branches)}",
+                "edits act on one video at a time",
+            )
+        if self.on_state is not None:
+            self.on_state(moment, block, x_BQD)
+        if block == 0:
+            self._open_streams(call, expert, x_BQD, inputs)
+        x_BQD = self._hidden(call, expert, block, x_BQD)
+        self._advance(call, expert, block, inputs)
+        skips = [self._acting(call, branch, block, "block") for branch in moment.branches]
+        for branch, edits in zip(moment.branches, skips, strict=True):
+            for edit in edits:
+                call.fire(edit, "block", block, branch)
+        if all(skips):
+            return x_BQD
+        out_BQD = self._text_edited(call, expert, block, x_BQD, inputs)
+        if any(skips):
+            kept = [x_BQD[i : i + 1] if skips[i] else out_BQD[i : i + 1] for i in range(len(skips))]
+            return torch.cat(kept)
+        return out_BQD
+
+    def _acting(self, call: _Call, branch: str, block: int, part: str) -> list[PlannedEdit]:
+        step = call.moment.step
+        return [edit for edit in self.plan.edits if part in edit.parts and edit.strength(branch, step, block)]
+
+    def _text_edited(self, call: _Call, expert: int, block: int, x_BQD: Tensor, inputs: BlockInputs) -> Tensor:
+        moment = call.moment
+        length = self.plan.text_length
+        text_BND = inputs.context_BND[:, inputs.context_BND.shape[1] - length :]
+        own = [text_BND[i : i + 1] for i in range(len(moment.branches))]
+        project = self._projection.of(expert)
+        rows = [
+            compose(self.plan, branch, moment.step, block, expert, text_1ND, project)
+            for branch, text_1ND in zip(moment.branches, own, strict=True)
+        ]
+        changed = any(row.reads[0].context_1ND is not text_1ND for row, text_1ND in zip(rows, own, strict=True))
+        if changed:
+            first = [row.reads[0].context_1ND for row in rows]
+            inputs = inputs.with_text(torch.cat(first) if len(first) > 1 else first[0])
+        records = self.capture is not None and self.capture.active and self.capture.place(block) is not None
+        if records or not all(row.plain for row in rows):
+            with self._arming.armed(expert, block, moment, rows):
+                return self._inner(expert, block, x_BQD, inputs)
+        for branch, row in zip(moment.branches, rows, strict=True):
+            for edit in row.applied:
+                call.fire(edit, "context", block, branch)
+        return self._inner(expert, block, x_BQD, inputs)
+
+    def _inner(self, expert: int, block: int, x_BQD: Tensor, inputs: BlockInputs) -> Tensor:
+        """The model's own block, with its self-attention recorded where that is asked for."""
+        inner, recorder = self._blocks[expert][block], self.self_capture
+        place = recorder.place(block) if recorder is not None and recorder.active else None
+        if recorder is None or place is None:
+            return inner(x_BQD, inputs.context_BND, inputs.temb, inputs.rotary)
+        with self._arming.recorded_self(expert, block, recorder, place):
+            return inner(x_BQD, inputs.context_BND, inputs.temb, inputs.rotary)
+
+    # hidden states
+
+    def _hidden(self, call: _Call, expert: int, block: int, x_BQD: Tensor) -> Tensor:
+        rows: list[Tensor] | None = None
+        for i, branch in enumerate(call.moment.branches):
+            for edit in self._acting(call, branch, block, "hidden"):
+                rows = rows or list(x_BQD.split(1))
+                s = edit.strength(branch, call.moment.step, block)
+                if isinstance(edit.edit, Steer):
+                    assert edit.direction is not None
+                    rows[i] = steered(rows[i], edit.direction.at(expert, block), edit.edit.operation, s)
+                else:
+                    assert isinstance(edit.edit, Inject)
+                    stream = call.streams[i, edit.donor[branch], edit.edit.donor.after_block]  # type: ignore[index]
+                    expected = block if edit.edit.donor.after_block is None else edit.edit.donor.after_block
+                    assert stream.at == expected
+                    rows[i] = combined(rows[i], stream.state_1QD, edit.edit.operation, s)
+                call.fire(edit, "hidden", block, branch)
+        if rows is None:
+            return x_BQD
+        return torch.cat(rows) if len(rows) > 1 else rows[0]
+
+    def _open_streams(self, call: _Call, expert: int, x_BQD: Tensor, inputs: BlockInputs) -> None:
+        """Begin the donors' own passes from the state that the first block gets; latent donors go ahead at once."""
+        ends: dict[tuple[int, PlannedText, int | None], int] = {}
+        for i, branch in enumerate(call.moment.branches):
+            for edit, block in self.plan.sites(branch, call.moment.step):
+                if "hidden" in edit.parts and isinstance(edit.edit, Inject):
+                    after = edit.edit.donor.after_block
+                    key = (i, edit.donor[branch], after)  # type: ignore[index]
+                    ends[key] = max(ends.get(key, 0), block) if after is None else after
+        for (row, text, after), end in ends.items():
+            stream = _Stream(x_BQD[row : row + 1], end)
+            call.streams[row, text, after] = stream
+            while after is not None and stream.at < after:
+                self._step(stream, expert, row, text, inputs)
+
+    def _advance(self, call: _Call, expert: int, block: int, inputs: BlockInputs) -> None:
+        for (row, text, _), stream in call.streams.items():
+            if stream.at == block < stream.end:
+                self._step(stream, expert, row, text, inputs)
+
+    def _step(self, stream: _Stream, expert: int, row: int, text: PlannedText, inputs: BlockInputs) -> None:
+        """One block of a donor's own pass, by the model's own block."""
+        own = inputs.row(row) if inputs.context_BND.shape[0] > 1 else inputs
+        own = own.with_text(self._projection.of(expert)(text))
+        inner = self._blocks[expert][stream.at]
+        stream.state_1QD = inner(stream.state_1QD, own.context_BND, own.temb, own.rotary)
+        stream.at += 1

@@ -1,0 +1,89 @@
+"""From a run's settings to the plan of its edits: which steps, evaluations and passes it will make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from wanscope.edit.donors import DonorTexts
+from wanscope.edit.edits import Edit, Steer
+from wanscope.edit.plan import EditPlan, Passes, PlannedEdit, make_plan
+from wanscope.recipe import SamplerSpec
+from wanscope.sample.guidance import Guidance
+from wanscope.sample.solvers import make_solver
+
+if TYPE_CHECKING:
+    from wanscope.edit.direction import Direction
+    from wanscope.wan.model import Size, WanModel
+
+
+def passes_of(model: WanModel, sampler: SamplerSpec) -> Passes:
+    """The model calls that `denoise` makes with a resolved sampler."""
+    solver = make_solver(sampler, model.scheduler_config, model.device)
+    guidance = Guidance(sampler, solver.sigmas)
+    steps = range(len(solver.evaluations))
+    guided = tuple(
+        frozenset(step for step in steps if guidance.scale(step, expert) is not None)
+        for expert in range(len(model.experts()))
+    )
+    return Passes(tuple(solver.sigmas[:-1]), tuple(solver.evaluations), guided, sampler.start_step)
+
+
+def grid_of(model: WanModel, video: Size) -> tuple[int, int, int]:
+    """Tokens of a video: frames, rows, columns."""
+    _, *sizes = model.latent_shape(video)
+    frames, rows, columns = (-(-size // patch) for size, patch in zip(sizes, model.variant.patch, strict=True))
+    return frames, rows, columns
+
+
+def edit_plan(model: WanModel, edits: Sequence[Edit], texts: DonorTexts, sampler: SamplerSpec, video: Size) -> EditPlan:
+    """The plan of a run's edits on a loaded model, and what only a loaded model can say of them among its notes.
+
+    Raises RecipeError, naming the edit, for what cannot work.
+    """
+    plan = make_plan(
+        edits,
+        texts,
+        passes_of(model, sampler),
+        blocks=model.blocks,
+        heads=model.variant.heads,
+        grid=grid_of(model, video),
+        directions=_directions(model, edits),
+    )
+    told = [f"edits.{edit.index}: {text}" for edit in plan.edits if edit.acts for text in _told(model, edit)]
+    return replace(plan, notes=tuple(dict.fromkeys((*plan.notes, *told))))
+
+
+def _told(model: WanModel, edit: PlannedEdit) -> Iterator[str]:
+    """A direction of other weights; how far a boost moves the donor's context from the prompt's."""
+    if edit.direction is not None:
+        from wanscope.edit.direction import weights_behind
+
+        strange = edit.direction.strange(weights_behind(model.identity, model.loras))
+        if strange:
+            yield strange
+    from wanscope.runtime.projection import Projection
+
+    experts = len(model.experts())
+    for branch, table_SL in edit.tables.items():
+        text = edit.donor.get(branch)
+        if text is None or text.boost is None or not table_SL.any():
+            continue
+        projection = Projection(model.experts(), text.real)  # tokens are projected one by one: no need of a full text
+        for expert in range(experts):
+            names = [f"expert {expert}"] * (experts > 1) + ["uncond"] * (branch == "uncond")
+            where = f" ({', '.join(names)})" if names else ""
+            yield projection.boosted(expert, text).describe() + where
+
+
+def _directions(model: WanModel, edits: Sequence[Edit]) -> Mapping[str, Direction]:
+    found: dict[str, Direction] = {}
+    for i, edit in enumerate(edits):
+        if isinstance(edit, Steer):
+            from wanscope.edit.direction import read_direction
+
+            direction = read_direction(edit.direction)
+            direction.require_model(len(model.experts()), model.blocks, model.variant.dim, f"edits.{i}")
+            found[edit.sha256 or ""] = direction
+    return found

@@ -1,0 +1,182 @@
+"""Learning a concept direction: what a person asked for, checked before any weight is loaded, and then learned.
+
+lesson = lesson_of(variant, pairs, on="context")     # every limit that needs no tokenizer
+check(lesson, tokenizer, text_length, marbles)       # lengths and words
+learn(model, lesson).save("red.safetensors")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from wanscope import events
+from wanscope.edit.blocks import parse_blocks
+from wanscope.errors import RecipeError, nearest
+from wanscope.recipe import SamplerSpec, VideoSpec
+from wanscope.spec.strict_yaml import read_yaml
+from wanscope.spec.validation import validated
+from wanscope.study.encode_texts import check_length_and_words
+from wanscope.study.expand import size_of
+from wanscope.wan.variants import Variant, check_video
+
+if TYPE_CHECKING:
+    from wanscope.edit.direction import Direction
+    from wanscope.wan.model import WanModel
+
+Place = Literal["context", "hidden"]
+PLACES: tuple[Place, ...] = ("context", "hidden")
+EXAMPLE = "pairs: [[a red circle, a blue circle], [a red square, a blue square]]"
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Which direction is learned, with nothing left open. seeds, sampler and video count for hidden states alone."""
+
+    pairs: tuple[tuple[str, str], ...]
+    on: Place
+    blocks: str
+    seeds: tuple[int, ...]
+    negative: str
+    sampler: SamplerSpec
+    video: VideoSpec
+
+    @property
+    def samplings(self) -> int:
+        """Prompts that are sampled, each once a seed."""
+        return 2 * len(self.pairs) * len(self.seeds) if self.on == "hidden" else 0
+
+
+def lesson_of(
+    variant: Variant,
+    pairs: Any,
+    *,
+    on: str = "context",
+    blocks: Any = "all",
+    seeds: int | Sequence[int] | None = None,
+    negative: str | None = None,
+    sampler: Any = None,
+    video: Any = None,
+) -> Lesson:
+    """What is to be learned on a model of that variant. RecipeError for what cannot be meant.
+
+    pairs: (with the concept, without it), two plain prompts each. seeds: a count or the seeds, 1 unless given. seeds,
+    negative, sampler and video are of the sampling that hidden states need: refused with the context.
+    """
+    if on not in PLACES:
+        raise RecipeError(f"a direction of {on!r} cannot be learned", nearest(on, PLACES), "--on context")
+    if on == "context":
+        given = {"seeds": seeds, "negative": negative, "sampler": sampler or None, "video": video or None}
+        unused = next((name for name, value in given.items() if value is not None), None)
+        if unused is not None:
+            raise RecipeError(
+                f"{unused} is given for a direction of the context",
+                "nothing is sampled to learn one, so that it would do nothing",
+                f"--on hidden, or without {unused}",
+            )
+    chosen = parse_blocks(blocks, variant.blocks).indices
+    if not [block for block in chosen if block or on == "context"]:
+        raise RecipeError(
+            f"blocks is {blocks!r}: there is no block to learn in",
+            "hidden states differ from block 1 on" if chosen else f"the model has blocks 0 to {variant.blocks - 1}",
+            "--blocks all",
+        )
+    defaults = variant.defaults.values()
+    size = validated(VideoSpec, video or {}, "video").resolved(defaults)
+    check_video(variant, *size_of(size))
+    steps = validated(SamplerSpec, sampler or {}, "sampler").resolved(defaults, variant.experts)
+    if steps.start_step:
+        raise RecipeError(
+            f"sampler.start_step is {steps.start_step}", "a direction is learned on whole paths", "sampler.start_step=0"
+        )
+    own = str(variant.defaults.negative_prompt) if negative is None else negative
+    if on == "context":
+        own = ""  # not read
+    return Lesson(_pairs(pairs), on, str(blocks), _seeds(seeds), own, steps, size)
+
+
+def _pairs(pairs: Any) -> tuple[tuple[str, str], ...]:
+    if isinstance(pairs, str) or not isinstance(pairs, Sequence) or not pairs:
+        raise RecipeError("there are no pairs of prompts", "a direction is what differs between them", EXAMPLE)
+    out = []
+    for number, pair in enumerate(pairs, 1):
+        texts = [pair] if isinstance(pair, str) or not isinstance(pair, Sequence) else list(pair)
+        if len(texts) != 2 or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise RecipeError(
+                f"pair {number} is {pair!r}", "a pair is two prompts: with the concept, without it", EXAMPLE
+            )
+        if texts[0] == texts[1]:
+            raise RecipeError(
+                f"both prompts of pair {number} are {texts[0]!r}",
+                "a direction is what differs between the two",
+                EXAMPLE,
+            )
+        out.append((texts[0], texts[1]))
+    return tuple(out)
+
+
+def _seeds(seeds: int | Sequence[int] | None) -> tuple[int, ...]:
+    chosen = list(range(1 if seeds is None else seeds)) if seeds is None or isinstance(seeds, int) else list(seeds)
+    if not chosen or any(isinstance(seed, bool) or not isinstance(seed, int) or seed < 0 for seed in chosen):
+        raise RecipeError(f"seeds is {seeds!r}", "it is how many, or a list of whole numbers from 0", "--seeds 4")
+    if len(set(chosen)) != len(chosen):
+        raise RecipeError(f"seeds is {seeds!r}", "a seed is named twice", "--seeds 4")
+    return tuple(chosen)
+
+
+def read_pairs(path: Path) -> tuple[tuple[str, str], ...]:
+    """The pairs of a YAML file: `pairs:`, a list of two prompts each. RecipeError for anything else."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = "there is no such file" if not path.exists() else str(error)
+        raise RecipeError(f"the pairs {str(path)!r} cannot be read", why, "a YAML file with " + EXAMPLE) from None
+    data = read_yaml(text, str(path), "a file of pairs", EXAMPLE)
+    if list(data) != ["pairs"]:
+        extra = next((key for key in data if key != "pairs"), None)
+        why = f"{extra!r} is not a known key" if extra is not None else "its key 'pairs' is missing"
+        raise RecipeError(f"{path} is no file of pairs", why, EXAMPLE)
+    return _pairs(data["pairs"])
+
+
+def check(lesson: Lesson, tokenizer: Any, text_length: int, marbles: bool) -> None:
+    """RecipeError for a prompt that the model cannot read: too long, or with words that marbles never saw."""
+    texts = {
+        f"prompt {'AB'[place]} of pair {number}": text
+        for number, pair in enumerate(lesson.pairs, 1)
+        for place, text in enumerate(pair)
+    }
+    check_length_and_words(tokenizer, {**texts, "the negative prompt": lesson.negative}, text_length, marbles)
+
+
+def learn(
+    model: WanModel,
+    lesson: Lesson,
+    *,
+    on_pair: Callable[[int, int], None] = lambda done, of: None,
+    on_event: events.Listener = events.ignore,
+) -> Direction:
+    """The direction. The text encoder and then the transformer are brought to where they run."""
+    from wanscope.sample.learn_direction import learn_direction, texts_of_pairs
+    from wanscope.wan import placement
+    from wanscope.wan.text import encode
+
+    texts = texts_of_pairs(lesson.pairs, lesson.negative)
+    placement.place_encoder(model)
+    raw = {text: found.cpu() for text, found in zip(texts, encode(model, texts), strict=True)}
+    batch = 2 if lesson.sampler.cfg_batched else 1
+    placement.place(model, *size_of(lesson.video), batch=batch, on_event=on_event)
+    return learn_direction(
+        model,
+        lesson.pairs,
+        lesson.sampler,
+        lesson.video,
+        on=lesson.on,
+        blocks=lesson.blocks,
+        seeds=lesson.seeds,
+        negative=lesson.negative,
+        raw=raw,
+        on_pair=on_pair,
+    )

@@ -1,0 +1,185 @@
+"""The prompts of a study and the texts of its edits: checked with the model's own tokenizer, and encoded once, before
+the transformer is placed.
+
+Shape suffixes: L real tokens, D text dim.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from wanscope import events
+from wanscope.edit.donors import (
+    DonorTexts,
+    Places,
+    check_texts,
+    read_stored,
+    stored_of,
+    texts_of,
+    united,
+    word_places,
+)
+from wanscope.edit.edits import Inject
+from wanscope.errors import RecipeError
+from wanscope.prompt.tokens import check_length, token_columns, unknown_words
+from wanscope.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from wanscope.sample.loop import Conditioning
+    from wanscope.study.embedding_reuse import Memory
+    from wanscope.wan.model import WanModel
+
+SUGGESTED = "wan2.1-t2v-1.3b"
+
+
+def check_prompts(tokenizer: Any, recipes: Iterable[Recipe], text_length: int, marbles: bool) -> None:
+    """RecipeError for a text that is longer than the model reads, a word to track or bend that has no token, and, on
+    marbles, words that its tokenizer never saw."""
+    checked: set[str] = set()
+    marked: set[tuple[str, Any]] = set()
+    edited: set[tuple[str, str]] = set()
+    strangers: dict[str, None] = {}
+    for recipe in recipes:
+        texts = {recipe.prompt: "prompt", recipe.negative: "negative prompt"}
+        for text, name in (*texts.items(), *texts_of(recipe.edits).items()):
+            if text in checked:
+                continue
+            checked.add(text)
+            check_length(tokenizer, text, text_length, name)
+            if marbles:
+                strangers.update(dict.fromkeys(unknown_words(tokenizer, text)))
+        if recipe.marks and (recipe.prompt, recipe.marks) not in marked and not strangers:
+            marked.add((recipe.prompt, recipe.marks))
+            token_columns(tokenizer, recipe.prompt, recipe.marks, text_length)
+        if recipe.edits and not strangers and (key := (recipe.prompt, str(recipe.edits))) not in edited:
+            edited.add(key)
+            check_texts(tokenizer, recipe.prompt, recipe.edits, text_length)
+    _refuse_strangers(strangers)
+
+
+def check_length_and_words(tokenizer: Any, texts: Mapping[str, str], text_length: int, marbles: bool) -> None:
+    """As `check_prompts`, for texts by the name that errors call them."""
+    for name, text in texts.items():
+        check_length(tokenizer, text, text_length, name)
+    if marbles:
+        _refuse_strangers({word: None for text in texts.values() for word in unknown_words(tokenizer, text)})
+
+
+def _refuse_strangers(strangers: Iterable[str]) -> None:
+    words = ", ".join(repr(word) for word in sorted(strangers))
+    if words:
+        raise RecipeError(
+            f"marbles does not know {words}",
+            "it is a tiny world of colored shapes that move, and was never shown such words",
+            f"--model {SUGGESTED}",
+        )
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Raw embeddings [L, D] by text, on the CPU in the encoder's dtype; `conditioning` applies a recipe's weights.
+
+    stored: embeddings from files or the catalogue that edits name, by their hash.
+    """
+
+    embeddings: dict[str, Tensor]
+    tokenizer: Any
+    text_length: int
+    stored: dict[str, Tensor] = field(default_factory=dict)
+
+    def conditioning(self, recipe: Recipe) -> Conditioning:
+        """What the loop reads of a recipe's prompts, weights of marked words applied."""
+        from wanscope.sample.loop import Conditioning
+        from wanscope.wan.word_weights import apply_weights
+
+        cond_LD = self.embeddings[recipe.prompt]
+        if any(mark.weighted for mark in recipe.marks) and recipe.weights != "none":
+            columns = token_columns(self.tokenizer, recipe.prompt, recipe.marks, self.text_length)
+            cond_LD = apply_weights(cond_LD, columns, len(cond_LD), recipe.weights)
+        return Conditioning(cond_LD, self.embeddings[recipe.negative])
+
+    def donors(self, recipe: Recipe) -> DonorTexts:
+        """What the edits of a recipe read of its texts."""
+        conditioning = self.conditioning(recipe)
+        assert conditioning.uncond is not None
+        places: dict[int, Places] = {}
+        words: dict[int, dict[str, frozenset[str]]] = {}
+        for i in range(len(recipe.edits)):
+            found = word_places(self.tokenizer, recipe.prompt, recipe.edits, i, self.text_length)
+            if found:
+                places[i] = united(found)
+                words[i] = {word: frozenset(texts) for word, texts in found.items()}
+        return DonorTexts(
+            recipe.prompt,
+            recipe.negative,
+            conditioning.cond,
+            conditioning.uncond,
+            self.embeddings,
+            self.text_length,
+            self.stored,
+            places,
+            words,
+        )
+
+
+def needed_texts(recipes: Iterable[Recipe]) -> list[str]:
+    """Every prompt, negative prompt and donor, each once."""
+    texts: dict[str, None] = {}
+    for recipe in recipes:
+        texts |= dict.fromkeys((recipe.prompt, recipe.negative, *texts_of(recipe.edits)))
+    return list(texts)
+
+
+def encode_prompts(
+    model: WanModel,
+    recipes: Sequence[Recipe],
+    on_event: events.Listener,
+    remembered: Mapping[str, Tensor] | None = None,
+    memory: Memory | None = None,
+) -> Texts:
+    """Encode every prompt, negative prompt and donor of `recipes`, each once.
+
+    remembered: those that are stored already; where all are, the encoder is not touched. memory: keeps the others.
+    Raises RecipeError for a donor that cannot be brought to the difference that its edit asks for.
+    """
+    began = time.monotonic()
+    texts = needed_texts(recipes)
+    known = remembered or {}
+    missing = [text for text in texts if text not in known]
+    fresh: dict[str, Tensor] = {}
+    if missing:
+        from wanscope.wan.text import encode
+
+        fresh = {text: found.cpu() for text, found in zip(missing, encode(model, missing), strict=True)}
+        if memory is not None:
+            memory.keep(fresh, recipes[0], model, time.monotonic() - began)
+    embeddings = {text: known[text] if text in known else fresh[text] for text in texts}
+    files = {donor.sha256 or "": donor for recipe in recipes for donor in stored_of(recipe.edits)}
+    read = memory.embedding if memory is not None else None
+    stored = {sha256: read_stored(donor, read) for sha256, donor in files.items()}
+    encoded = Texts(embeddings, model.tokenizer, model.text_length, stored)
+    _check_donors(encoded, recipes)
+    on_event(events.PromptsEncoded(len(missing), time.monotonic() - began, len(texts) - len(missing)))
+    return encoded
+
+
+def _check_donors(texts: Texts, recipes: Sequence[Recipe]) -> None:
+    """Resolve every donor once, so that one that cannot be made is said before the first take."""
+    checked: set[tuple[str, str]] = set()
+    for recipe in recipes:
+        key = (recipe.prompt, str(recipe.edits))
+        if not recipe.edits or key in checked:
+            continue
+        checked.add(key)
+        donors = texts.donors(recipe)
+        for i, edit in enumerate(recipe.edits):
+            if isinstance(edit, Inject):
+                try:
+                    donors.donor(edit)
+                except RecipeError as error:
+                    raise RecipeError(f"edits.{i}: {error.what}", error.why, error.fix) from None

@@ -1,0 +1,297 @@
+"""One take: denoise, compare with what it was before, decode, write, move into place.
+
+Shape suffixes: B batch, C channels, T latent frames, h, w latent height and width, F frames, H, W pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from wanscope import events
+from wanscope.errors import DamagedTake, EditNotApplied, Interrupted, ReplayDiffers
+from wanscope.recipe import Recipe
+from wanscope.sample.loop import Conditioning, Denoised, StepState, denoise, initial_noise
+from wanscope.sample.plan_edits import edit_plan
+from wanscope.study.read_request import Made
+from wanscope.study.records import Records
+from wanscope.take.disk import guarded
+from wanscope.take.manifest import Earlier, Environment, Manifest, environment, list_files
+from wanscope.take.store import EVENTS, POSTER, VIDEO, Take, TakeWriter, latents_sha256
+from wanscope.take.video import METADATA_KEY, write_poster, write_video
+from wanscope.wan.vae import decode
+from wanscope.workspace import Workspace
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from wanscope.edit.donors import DonorTexts
+    from wanscope.edit.plan import EditPlan
+    from wanscope.wan.model import WanModel
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe to be made. index: its place among `takes`. made: what an earlier making gave, to be compared with.
+
+    standing: the take that is there already, whole or not.
+    """
+
+    recipe: Recipe
+    index: int
+    takes: int
+    made: Made | None = None
+    standing: Take | None = None
+
+
+@dataclass
+class _Record:
+    """Events of this take, for events.jsonl and for whoever listens."""
+
+    listener: events.Listener
+    began: float = field(default_factory=time.perf_counter)
+    lines: list[str] = field(default_factory=list)
+
+    def __call__(self, event: events.Event) -> None:
+        at = time.perf_counter() - self.began
+        self.lines.append(json.dumps({"at_seconds": round(at, 4), **event.as_dict()}, ensure_ascii=False))
+        self.listener(event)
+
+
+def make_take(
+    job: Job,
+    model: WanModel,
+    conditioning: Conditioning,
+    workspace: Workspace,
+    *,
+    init_latents: Tensor | None = None,
+    on_event: events.Listener = events.ignore,
+    interrupt: Callable[[], bool] = lambda: False,
+    donors: DonorTexts | None = None,
+) -> Take:
+    """Make the take of `job` and put it in its place; the caller holds its lock.
+
+    A take that was made before has to come out with the same bits on the same machine and versions, else ReplayDiffers
+    and the take that is there stays; elsewhere a difference is a Note and is recorded. A complete take that is made
+    again with the same bits stays as it is, unless a file of it does not have its checksum: then it is replaced.
+    donors: the encoded texts of the recipe's edits.
+    """
+    recipe, emit = job.recipe, _Record(on_event)
+    meter = _Meter(model.device)
+    env = environment(_device_name(model.device), torch.get_num_threads())
+    with TakeWriter(workspace.takes, recipe.id) as writer, guarded(workspace.takes), contextlib.ExitStack() as stack:
+        records = Records(recipe, model, writer.folder, stack)
+        plan = _plan(recipe, model, donors, emit)
+        result = _denoised(job, model, conditioning, init_latents, records, plan, meter, emit, interrupt)
+        final_CThw = result.latents[0].cpu().numpy()
+        earlier = _compare(job, final_CThw, env, emit)
+        if job.standing is not None and _stays(job.standing, recipe, emit):
+            return job.standing
+        if interrupt():
+            raise Interrupted("stopped after the last step", "the video was not decoded, and the take is not kept")
+        kept = records.finish()
+        decode_began = time.perf_counter()
+        frames_FHW3 = frames_of(decode(model.vae, result.latents))
+        write_began = time.perf_counter()
+        _write_files(writer, recipe, final_CThw, frames_FHW3, env, emit.lines)
+        now = time.perf_counter()
+        channels, frames, height, width = final_CThw.shape
+        manifest = Manifest(
+            id=recipe.id,
+            hash=recipe.hash,
+            recipe=recipe,
+            made=datetime.now(UTC).isoformat(timespec="seconds"),
+            environment=env,
+            seconds={
+                "denoise": result.seconds,
+                "decode": write_began - decode_began,
+                "write": now - write_began,
+                "total": now - emit.began,
+            },
+            peak_bytes=meter.peaks(),
+            evaluations=result.evaluations,
+            sigmas=result.sigmas,
+            latent_shape=(channels, frames, height, width),
+            latents_sha256=latents_sha256(final_CThw),
+            prompt_tokens=len(conditioning.cond) if conditioning.cond.ndim == 2 else None,
+            earlier=earlier,
+            files=list_files(writer.folder),
+            **kept,
+        )
+        take = writer.commit(manifest)
+    on_event(events.TakeDone(recipe.id, job.index, job.takes, str(take.folder), time.perf_counter() - emit.began))
+    return take
+
+
+def _plan(recipe: Recipe, model: WanModel, donors: DonorTexts | None, emit: events.Listener) -> EditPlan | None:
+    """The recipe's edits resolved for this model, none where only attention is recorded; None where nothing is done
+    inside the model. What a person should know of them is told."""
+    if not recipe.edits and not recipe.capture.inside:
+        return None
+    if donors is None:
+        raise EditNotApplied("the texts of the take's edits were not encoded", "make_take(donors=...) is missing")
+    plan = edit_plan(model, recipe.edits, donors, recipe.sampler, recipe.video)
+    for note in plan.notes:
+        emit(events.Note(f"take {recipe.id}: {note}"))
+    return plan
+
+
+def _denoised(
+    job: Job,
+    model: WanModel,
+    conditioning: Conditioning,
+    init_latents: Tensor | None,
+    records: Records,
+    plan: EditPlan | None,
+    meter: _Meter,
+    emit: events.Listener,
+    interrupt: Callable[[], bool],
+) -> Denoised:
+    recipe = job.recipe
+    steps = recipe.sampler.steps or 0
+    edit = recipe.labels.get("edit", "")
+    emit(events.TakeStarted(recipe.id, job.index, job.takes, recipe.prompt, recipe.seed, steps, edit))
+
+    def on_step(state: StepState) -> None:
+        used = meter.lap()
+        emit(events.StepDone(recipe.id, state.step, steps, state.sigma, state.evaluations, state.seconds, used))
+
+    with records.attached(plan) as around_call:
+        return denoise(
+            model,
+            conditioning,
+            recipe.sampler,
+            initial_noise(model.latent_shape(recipe.video), recipe.seed),
+            init_latents=init_latents,
+            observers=records.observers,
+            interrupt=interrupt,
+            on_step=on_step,
+            around_call=around_call,
+        )
+
+
+def _write_files(
+    writer: TakeWriter,
+    recipe: Recipe,
+    final_CThw: np.ndarray,
+    frames_FHW3: np.ndarray,
+    env: Environment,
+    lines: list[str],
+) -> None:
+    writer.write_final(final_CThw)
+    carried = {
+        "take": recipe.id,
+        "recipe": recipe.model_dump(mode="json", exclude_defaults=True),
+        "latents_sha256": latents_sha256(final_CThw),
+        "environment": env.model_dump(mode="json"),
+    }
+    tags = {"title": recipe.prompt, METADATA_KEY: json.dumps(carried, ensure_ascii=False)}
+    write_video(writer.folder / VIDEO, frames_FHW3, recipe.video.fps or 0, tags)
+    write_poster(writer.folder / POSTER, frames_FHW3[len(frames_FHW3) // 2])
+    (writer.folder / EVENTS).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def frames_of(video_BCFHW: Tensor) -> np.ndarray:
+    """uint8 [F, H, W, 3] of a decoded video [1, 3, F, H, W] in -1..1."""
+    video_FHWC = video_BCFHW[0].permute(1, 2, 3, 0).float()
+    return ((video_FHWC + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+
+def _compare(job: Job, final_CThw: np.ndarray, env: Environment, emit: events.Listener) -> tuple[Earlier, ...]:
+    """Say whether the bits are those of the earlier making; give what the manifest records of it where they are not."""
+    kept = job.standing.manifest.earlier if job.standing is not None else ()
+    made = job.made
+    if made is None:
+        return kept
+    if made.latents_sha256 == latents_sha256(final_CThw):
+        emit(events.Note(f"take {job.recipe.id}: the same bits as {made.source}"))
+        return kept
+    how_far = _distance(job, final_CThw)
+    changed = made.environment.differences(env)
+    if not changed:
+        raise ReplayDiffers(
+            f"take {job.recipe.id} did not come out as it was",
+            f"the machine, versions, device and threads are the same as for {made.source}, but the final latents "
+            f"differ{how_far}",
+            "report it with both take.json files; the take that is there stays",
+        )
+    emit(events.Note(f"take {job.recipe.id} differs from {made.source}{how_far}: {'; '.join(changed)}"))
+    if job.standing is None:
+        return kept
+    before = job.standing.manifest
+    return (*kept, Earlier(latents_sha256=before.latents_sha256, made=before.made, environment=before.environment))
+
+
+def _stays(standing: Take, recipe: Recipe, emit: events.Listener) -> bool:
+    """Whether the take that is there is kept: it has the records that are asked for, and every file its content."""
+    if not standing.complete(recipe.capture, recipe.marks):
+        return False
+    try:
+        standing.check_files()
+    except DamagedTake as damage:
+        emit(events.Note(f"take {recipe.id}: {damage.what} ({damage.why}); it is replaced"))
+        return False
+    return True
+
+
+def _distance(job: Job, final_CThw: np.ndarray) -> str:
+    """How far apart the results are, where the earlier one is there to be read."""
+    if job.standing is None or job.made is None or job.standing.manifest.latents_sha256 != job.made.latents_sha256:
+        return ""
+    with contextlib.suppress(DamagedTake, OSError, ValueError):
+        before = job.standing.final
+        if before.shape == final_CThw.shape:
+            relative = np.linalg.norm(final_CThw - before) / max(float(np.linalg.norm(before)), 1e-30)
+            return f" by {relative:.1e} of their length"
+    return ""
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda {torch.cuda.get_device_name(device)}"
+    return str(device)
+
+
+class _Meter:
+    """Peak memory: of the device since this take began, and of the process since it began."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self._peak = device, 0
+        self._cuda = device.type == "cuda"
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def lap(self) -> int | None:
+        """The device's peak since the last lap, bytes; None on the CPU."""
+        if not self._cuda:
+            return None
+        used = torch.cuda.max_memory_allocated(self.device)
+        self._peak = max(self._peak, used)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return used
+
+    def peaks(self) -> dict[str, int]:
+        self.lap()
+        peaks = {"process": process_peak_bytes()}
+        return {**peaks, "device": self._peak} if self._cuda else peaks
+
+
+def process_peak_bytes() -> int:
+    """The most memory this process has held, bytes."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

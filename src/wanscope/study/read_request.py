@@ -1,0 +1,126 @@
+"""What a person may hand to `run`: a study or its file, a recipe, or a take that is to be made again.
+
+A take (its id, folder, take.json or video.mp4) carries its recipe, and with it the checksum of the latents that were
+made then, so a replay can say whether it made the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wanscope.errors import DamagedTake, RecipeError, RequestError, TakeNotFound
+from wanscope.recipe import Recipe, Study
+from wanscope.spec.validation import validated
+from wanscope.study.study_file import config_names, load_study_data
+from wanscope.take.manifest import Environment
+from wanscope.take.store import Take
+from wanscope.workspace import MANIFEST, Workspace
+
+Source = Study | Recipe | Take | str | Path | Mapping[str, Any] | Sequence[Recipe]
+
+STUDY_ENDINGS = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class Made:
+    """What an earlier making of a recipe gave, and where."""
+
+    latents_sha256: str
+    environment: Environment
+    source: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """Either a study or recipes. `replays` maps the ids that are to be made again to what they gave before."""
+
+    study: Study | None = None
+    recipes: tuple[Recipe, ...] = ()
+    replays: dict[str, Made] = field(default_factory=dict)
+
+
+def read_source(source: Source, workspace: Workspace) -> Request:
+    """What is to be made. RecipeError, TakeNotFound or RequestError when `source` is nothing of the kind."""
+    if isinstance(source, Study):
+        return Request(study=source)
+    if isinstance(source, Recipe):
+        return Request(recipes=(source,))
+    if isinstance(source, Take):
+        return _replay(source)
+    if isinstance(source, Mapping):
+        return Request(study=validated(Study, dict(source)))
+    if isinstance(source, str | Path):
+        return _from_name(str(source), workspace)
+    recipes = tuple(source)
+    if not recipes or not all(isinstance(recipe, Recipe) for recipe in recipes):
+        raise RecipeError("there is nothing to make", "run takes a study, its file, recipes, or takes to make again")
+    return Request(recipes=recipes)
+
+
+def _from_name(name: str, workspace: Workspace) -> Request:
+    path = Path(name)
+    ending = path.suffix.lower()
+    if path.is_dir() and (path / MANIFEST).is_file():
+        return _replay(Take.open(path))
+    if ending in (".json", ".mp4"):
+        if not path.is_file():
+            raise TakeNotFound(f"there is no file {name}", "", "wanscope takes")
+        return _from_json(path) if ending == ".json" else _from_video(path)
+    if path.is_file() or ending in STUDY_ENDINGS or path.name in config_names():
+        return Request(study=study_from_file(name))
+    try:
+        return _replay(Take.open(workspace.find_take(name)))
+    except TakeNotFound as error:
+        raise RecipeError(
+            f"there is no study file or take {name!r}",
+            f"the packaged studies are {', '.join(config_names())}; {error.why or error.what}",
+            "wanscope generate --help",
+        ) from None
+
+
+def study_from_file(name: str) -> Study:
+    """The study in a file; one that names itself nothing is named after its file."""
+    data = load_study_data(name)
+    study = validated(Study, data)
+    return study if study.name else validated(Study, {**data, "name": Path(name).stem})
+
+
+def _replay(take: Take) -> Request:
+    manifest = take.manifest
+    made = Made(manifest.latents_sha256, manifest.environment, str(take.folder))
+    return Request(recipes=(manifest.recipe,), replays={manifest.id: made})
+
+
+def _from_json(path: Path) -> Request:
+    if path.name == MANIFEST:
+        return _replay(Take.open(path.parent))
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{path} cannot be read as JSON", str(error)) from None
+    if isinstance(data, dict) and isinstance(data.get("recipe"), dict):  # a take.json under another name
+        return _recorded(data, str(path))
+    if isinstance(data, dict) and "seeds" in data:
+        return Request(study=validated(Study, data))
+    return Request(recipes=(validated(Recipe, data),))
+
+
+def _from_video(path: Path) -> Request:
+    from wanscope.take.video import read_recipe
+
+    return _recorded(read_recipe(path), str(path))
+
+
+def _recorded(data: Mapping[str, Any], source: str) -> Request:
+    recipe = validated(Recipe, data["recipe"], "recipe")
+    if "latents_sha256" not in data or "environment" not in data:
+        return Request(recipes=(recipe,))
+    try:
+        made = Made(str(data["latents_sha256"]), validated(Environment, data["environment"]), source)
+    except RecipeError as error:
+        raise DamagedTake(f"the records in {source} cannot be read", str(error)) from None
+    return Request(recipes=(recipe,), replays={recipe.id: made})

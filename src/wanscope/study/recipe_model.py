@@ -1,0 +1,215 @@
+"""The model of a recipe: found, identified, loaded as the recipe says, and checked to be the one that is meant.
+
+What a model is has two parts: a hash of each component's weights (wan/identity.py) and `settings`, a hash of what its
+folder says beside them: the scheduler's numbers, the boundary between experts, per-token timesteps. Both determine
+pixels, so both are in a recipe's id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wanscope import events
+from wanscope.errors import ModelError
+from wanscope.recipe import Components, LoraSpec, Recipe
+from wanscope.study.expand import size_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from wanscope.wan.locate import Source
+    from wanscope.wan.model import WanModel
+    from wanscope.wan.variants import Variant
+
+# A recipe has its own; they are not the model's.
+_NOT_SETTINGS = ("flow_shift", "shift")
+
+
+@dataclass(frozen=True)
+class ModelKey:
+    """Takes with the same key are made by one loaded model."""
+
+    name: str
+    dtype: str
+    components: Components = field(default_factory=Components)
+    loras: tuple[LoraSpec, ...] = ()
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> ModelKey:
+        return cls(recipe.model.name, recipe.dtype, recipe.model.components, recipe.loras)
+
+
+def weights_of(model: Source | WanModel) -> dict[str, str]:
+    """What a recipe records of a model, {part: SHA-256}, from one that is found or one that is loaded."""
+    identity = model.identity() if callable(model.identity) else dict(model.identity)
+    if not identity:
+        raise ModelError(
+            "the model does not say what its weights are",
+            "its identity is empty, and without it a recipe would not name the weights",
+            "WanModel.from_pipeline(pipe) hashes them",
+        )
+    scheduler = model.scheduler if hasattr(model, "scheduler") else model.scheduler_config  # type: ignore[union-attr]
+    settings = {
+        "scheduler": {k: v for k, v in scheduler.items() if not k.startswith("_") and k not in _NOT_SETTINGS},
+        "boundary_ratio": model.boundary_ratio,
+        "expand_timesteps": bool(model.expand_timesteps),
+    }
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return {**identity, "settings": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def find(key: ModelKey, on_event: events.Listener) -> Source:
+    """Where the model's parts are; downloads what has to be. Loads nothing."""
+    from wanscope.wan.locate import locate
+
+    parts = key.components
+    return locate(key.name, encoder=parts.text_encoder, vae=parts.vae, tokenizer=parts.tokenizer, on_event=on_event)
+
+
+def find_local(key: ModelKey) -> Source | None:
+    """As `find` where everything lies on this machine; None where something would have to be downloaded."""
+    from wanscope.wan.variants import VARIANTS
+
+    hub_id = VARIANTS[key.name].hub_id if key.name in VARIANTS else key.name
+    if hub_id is None or Path(key.name).expanduser().is_dir():
+        return find(key, events.ignore)
+    if any(not Path(part.strip()).expanduser().is_file() for part in key.name.split(" + ")):
+        return _cached(hub_id, key)
+    return find(key, events.ignore) if key.components != Components() else None
+
+
+def _cached(hub_id: str, key: ModelKey) -> Source | None:
+    import huggingface_hub
+
+    from wanscope.wan.download import missing
+
+    try:
+        folder = Path(huggingface_hub.snapshot_download(hub_id, local_files_only=True))
+    except (OSError, ValueError):  # not in the cache, or no hub id at all
+        return None
+    return None if missing(folder) else find(ModelKey(str(folder), key.dtype, key.components), events.ignore)
+
+
+def load_model(
+    key: ModelKey,
+    recipes: Sequence[Recipe],
+    device: str,
+    memory: str,
+    on_event: events.Listener,
+    *,
+    encoder: bool = True,
+) -> WanModel:
+    """The model with its LoRAs, ready to encode the prompts of `recipes`; it is the one they were written for.
+
+    encoder: whether the text encoder is loaded; without it nothing can be encoded."""
+    from wanscope.wan.load import load
+
+    parts = key.components
+    model = load(
+        key.name,
+        device=device,
+        dtype=key.dtype,
+        loras=[(lora.path, lora.weight, lora.expert) for lora in key.loras],
+        memory=memory,
+        encoder=parts.text_encoder,
+        vae=parts.vae,
+        tokenizer=parts.tokenizer,
+        with_encoder=encoder,
+        on_event=on_event,
+    )
+    have = weights_of(model)
+    for recipe in recipes:
+        require_weights(recipe, have)
+    return model
+
+
+def require_weights(recipe: Recipe, have: Mapping[str, str]) -> None:
+    """ModelError unless the weights are those that the recipe was written for."""
+    wanted = recipe.model.weights
+    other = [part for part in wanted if wanted[part] != have.get(part)] + [p for p in have if p not in wanted]
+    if wanted and other:
+        raise ModelError(
+            f"{recipe.model.name} is not the model that this recipe was made with",
+            f"its {', '.join(dict.fromkeys(other))} differ{'' if len(other) > 1 else 's'} from those recorded",
+            "the model as it was, or a study of your own with the same prompt and settings",
+        )
+
+
+def require_loras(recipe: Recipe, model: WanModel) -> None:
+    """ModelError unless a model that was handed in has the recipe's LoRAs, no more and no fewer."""
+    wanted = sorted((lora.sha256 or "", lora.weight, lora.expert) for lora in recipe.loras)
+    have = sorted((lora.sha256, lora.weight, lora.expert) for lora in model.loras)
+    if wanted != have:
+        raise ModelError(
+            "the model's LoRAs are not the recipe's",
+            f"the model has {len(have)} and the recipe names {len(wanted)}, or they differ in weight or file",
+            "load(..., loras=[...]) as the recipe says",
+        )
+
+
+def tokenizer_of(key: ModelKey) -> tuple[PreTrainedTokenizerBase, int]:
+    """The model's tokenizer and how many tokens the model reads; no weights are loaded."""
+    from wanscope.wan.load import load_tokenizer
+    from wanscope.wan.model import text_length_of
+
+    tokenizer = load_tokenizer(find(key, events.ignore))
+    return tokenizer, text_length_of(tokenizer)
+
+
+def check_memory(variant: Variant, recipes: Sequence[Recipe], device: str, memory: str) -> None:
+    """MemoryPlanError, with the sum, where the largest of `recipes` cannot fit. Loads nothing."""
+    from wanscope.wan.load import pick_device
+    from wanscope.wan.memory_plan import plan_memory
+    from wanscope.wan.placement import capacity
+
+    largest = _largest(recipes)
+    have = capacity(pick_device(device))
+    plan_memory(
+        variant,
+        largest.dtype,
+        *size_of(largest.video),
+        have.device_bytes,
+        have.host_bytes,
+        memory,
+        batch=_batch(largest),
+    )
+
+
+def place_encoder(model: WanModel) -> None:
+    """Bring the text encoder to where it runs."""
+    from wanscope.wan import placement
+
+    placement.place_encoder(model)
+
+
+def place(model: WanModel, recipes: Sequence[Recipe], on_event: events.Listener = events.ignore) -> None:
+    """Bring transformer and VAE to where the largest of `recipes` can run."""
+    from wanscope.wan import placement
+
+    largest = _largest(recipes)
+    placement.place(model, *size_of(largest.video), batch=_batch(largest), on_event=on_event)
+
+
+def _largest(recipes: Sequence[Recipe]) -> Recipe:
+    return max(recipes, key=lambda recipe: (prod(size_of(recipe.video)), _batch(recipe)))
+
+
+def _batch(recipe: Recipe) -> int:
+    return 2 if recipe.sampler.cfg_batched else 1
+
+
+def free_memory() -> None:
+    """Give back what nothing refers to any more."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,108 @@
+"""Study files: YAML read strictly, found by path or by the name of one that ships with the package."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from wanscope.edit.shorthand import edit_from
+from wanscope.errors import RecipeError
+from wanscope.spec.strict_yaml import read_yaml
+
+
+def config_names() -> list[str]:
+    """Names of the studies that ship with the package."""
+    return sorted(path.stem for path in _config_folder().glob("*.yaml"))
+
+
+def _config_folder() -> Path:
+    return Path(__file__).parents[1] / "configs"
+
+
+def find_study_file(name: str) -> Path:
+    """A study file by path, or by the name of one that ships with the package (with or without .yaml)."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    packaged = _config_folder() / f"{path.stem}.yaml"
+    if packaged.is_file() and str(path.parent) in (".", "configs"):
+        return packaged
+    known = ", ".join(config_names())
+    raise RecipeError(f"there is no study file {name!r}", f"the packaged ones are {known}", "wanscope generate --help")
+
+
+def load_study_data(name: str) -> dict[str, Any]:
+    """The mapping in a study file; paths in it (init, loras, edits, a model file) count from the file's folder."""
+    path = find_study_file(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"the study file {name!r} cannot be read", str(error)) from None
+    data = read_yaml(text, str(name))
+    return _anchored(data, path.parent)
+
+
+def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    def anchor(value: Any) -> Any:
+        if isinstance(value, str) and not Path(value).is_absolute() and (folder / value).exists():
+            return os.path.abspath(folder / value)
+        return value
+
+    out = dict(data)
+    if isinstance(out.get("model"), str):
+        # "high.safetensors + low.safetensors" names two files. A hub id is left alone unless a folder is named so.
+        out["model"] = " + ".join(anchor(part.strip()) for part in out["model"].split(" + "))
+    for block in ("init", "components"):
+        if isinstance(out.get(block), dict):
+            out[block] = {key: anchor(value) for key, value in out[block].items()}
+    if isinstance(out.get("loras"), list):
+        out["loras"] = [_anchored_lora(lora, anchor) for lora in out["loras"]]
+    if out.get("edits"):
+        edits = out["edits"] if isinstance(out["edits"], list) else [out["edits"]]
+        out["edits"] = [edit_with_paths(edit, anchor) for edit in edits]
+    if isinstance(out.get("sweep"), dict):
+        out["sweep"] = {key: _anchored_values(str(key), values, anchor) for key, values in out["sweep"].items()}
+    return out
+
+
+def edit_with_paths(edit: Any, change: Callable[[Any], Any]) -> Any:
+    """An edit as plain data (one in a line of text is read) with every path in it changed."""
+    if isinstance(edit, str):
+        edit = edit_from(edit).model_dump(mode="json", exclude_defaults=True)
+    if not isinstance(edit, dict):
+        return edit
+    out = dict(edit)
+    if "direction" in out:
+        out["direction"] = change(out["direction"])
+    return {**out, "donor": _anchored_donor(out["donor"], change)} if "donor" in out else out
+
+
+def _anchored_donor(donor: Any, change: Callable[[Any], Any]) -> Any:
+    """A prompt stays, whatever file may be called so."""
+    if not isinstance(donor, dict):
+        return donor
+    out = {**donor, "embedding": change(donor["embedding"])} if "embedding" in donor else dict(donor)
+    if isinstance(out.get("names"), dict):
+        out["names"] = {name: _anchored_donor(inner, change) for name, inner in out["names"].items()}
+    return out
+
+
+def _anchored_values(key: str, values: Any, change: Callable[[Any], Any]) -> Any:
+    if not isinstance(values, list):
+        return values
+    field = key.rpartition(".")[2]
+    if field in ("direction", "embedding"):
+        return [change(value) for value in values]
+    return [_anchored_donor(value, change) for value in values] if field == "donor" else values
+
+
+def _anchored_lora(lora: Any, anchor: Any) -> Any:
+    """`path`, `path:weight` or a mapping with `path`."""
+    if isinstance(lora, dict) and "path" in lora:
+        return {**lora, "path": anchor(lora["path"])}
+    if isinstance(lora, str):
+        path, colon, weight = lora.rpartition(":")
+        return f"{anchor(path)}:{weight}" if colon and anchor(path) != path else anchor(lora)
+    return lora
