@@ -16,10 +16,11 @@ import pytest
 import wanscope as ws
 from helpers.paths import write_study
 from wanscope.analysis import report
-from wanscope.analysis.analyze import Analysis, analyze
+from wanscope.analysis.analyze import analyze
 from wanscope.analysis.charts import charts
 from wanscope.analysis.preview import Preview, previews
 from wanscope.analysis.report import custom_figures, rendered
+from wanscope.analysis.result import Analysis
 from wanscope.capture.path_gram import increments
 from wanscope.errors import NotCaptured, RequestError, TakeNotFound
 from wanscope.events import Note

@@ -23,7 +23,8 @@ from wanscope.errors import (
     TakeNotFound,
 )
 from wanscope.events import Note, PromptsEncoded, StepDone, TakeDone, TakeFailed, TakeSkipped, TakeStarted
-from wanscope.sample.loop import Conditioning, denoise, initial_noise
+from wanscope.sample.conditioning import Conditioning
+from wanscope.sample.loop import denoise, initial_noise
 from wanscope.study import make_take, prepare
 from wanscope.study.encode_texts import check_prompts
 from wanscope.study.run import StudyResult, run

@@ -26,10 +26,12 @@ from typing import Any
 
 from wanscope import __version__, events
 from wanscope.analysis import stats
-from wanscope.analysis.analyze import FACTS, Analysis, analyze, write_analysis
+from wanscope.analysis.analyze import analyze, write_analysis
 from wanscope.analysis.confidence_intervals import BCA_PAIRS
 from wanscope.analysis.contrast_tests import Family
 from wanscope.analysis.pairing import Unit
+from wanscope.analysis.remove_outdated import FACTS
+from wanscope.analysis.result import Analysis
 from wanscope.errors import RequestError
 from wanscope.take.disk import file_sha256, files_below, guarded, require_writable
 from wanscope.take.store import VIDEO

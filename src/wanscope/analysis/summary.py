@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from wanscope.analysis import stats
 from wanscope.analysis.contrast_tests import Test
 from wanscope.analysis.pairing import SCENES, Contrast
-
-if TYPE_CHECKING:
-    from wanscope.analysis.analyze import Analysis
+from wanscope.analysis.result import Analysis
 
 LISTED = 12
 

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from wanscope.capture.moments import AroundCall, Branch, Moment
 from wanscope.errors import RecipeError
+from wanscope.sample.conditioning import Conditioning
 from wanscope.sample.guidance import Guidance
 from wanscope.sample.solvers import Solver, train_timesteps
 
 if TYPE_CHECKING:
-    from wanscope.sample.loop import Conditioning
     from wanscope.wan.model import WanModel
 
 

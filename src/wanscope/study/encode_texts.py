@@ -30,7 +30,7 @@ from wanscope.recipe import Recipe
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from wanscope.sample.loop import Conditioning
+    from wanscope.sample.conditioning import Conditioning
     from wanscope.study.embedding_reuse import Memory
     from wanscope.wan.model import WanModel
 
@@ -94,7 +94,7 @@ class Texts:
 
     def conditioning(self, recipe: Recipe) -> Conditioning:
         """What the loop reads of a recipe's prompts, weights of marked words applied."""
-        from wanscope.sample.loop import Conditioning
+        from wanscope.sample.conditioning import Conditioning
         from wanscope.wan.word_weights import apply_weights
 
         cond_LD = self.embeddings[recipe.prompt]

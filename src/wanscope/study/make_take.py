@@ -20,7 +20,8 @@ import torch
 from wanscope import events
 from wanscope.errors import DamagedTake, EditNotApplied, Interrupted, ReplayDiffers
 from wanscope.recipe import Recipe
-from wanscope.sample.loop import Conditioning, Denoised, StepState, denoise, initial_noise
+from wanscope.sample.conditioning import Conditioning
+from wanscope.sample.loop import Denoised, StepState, denoise, initial_noise
 from wanscope.sample.plan_edits import edit_plan
 from wanscope.study.read_request import Made
 from wanscope.study.records import Records

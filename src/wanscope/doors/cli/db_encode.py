@@ -42,7 +42,7 @@ def encoded(catalog: Catalog, text: str, model: str | None) -> tuple[Embedding, 
 
 
 def _encode(text: str, model: str, dtype: str) -> tuple[Any, str]:
-    from wanscope.doors.cli.generate import prepare_process
+    from wanscope.doors.cli.process import prepare_process
 
     prepare_process()
     import torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from wanscope.doors.cli import output
-from wanscope.doors.cli.generate import prepare_process
+from wanscope.doors.cli.process import prepare_process
 from wanscope.doors.cli.request import absolute_model
 from wanscope.errors import RequestError
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wanscope.doors.cli import output as out
-from wanscope.doors.cli.generate import prepare_process
 from wanscope.doors.cli.options import MEMORY
+from wanscope.doors.cli.process import prepare_process
 from wanscope.doors.cli.request import absolute_model, apply, parse_seeds, parse_set
 from wanscope.errors import RequestError, nearest
 from wanscope.study import direction_request

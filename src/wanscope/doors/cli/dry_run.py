@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from wanscope.doors.cli import output
 from wanscope.doors.cli.estimate import Estimate, estimate
-from wanscope.doors.cli.generate import prepare_process
+from wanscope.doors.cli.process import prepare_process
 from wanscope.doors.cli.show import settings_text
 from wanscope.edit.base import EditInBlocks
 from wanscope.edit.edits import Edit, Steer

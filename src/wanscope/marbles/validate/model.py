@@ -144,7 +144,8 @@ def check_vae(model: WanModel, count: int) -> list[Row]:
 
 def generate(model: WanModel, text: str, seed: int) -> np.ndarray:
     """One video [F, H, W, 3] uint8 at the default sampler: the loop and the VAE, without a take."""
-    from wanscope.sample.loop import Conditioning, denoise, initial_noise
+    from wanscope.sample.conditioning import Conditioning
+    from wanscope.sample.loop import denoise, initial_noise
     from wanscope.wan.text import encode
     from wanscope.wan.vae import decode
 

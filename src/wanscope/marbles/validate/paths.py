@@ -125,7 +125,8 @@ class Walker:
         return walk
 
     def _made(self, prompt: str, seed: int, scratch: FilePath) -> Walk:
-        from wanscope.sample.loop import Conditioning, denoise, initial_noise
+        from wanscope.sample.conditioning import Conditioning
+        from wanscope.sample.loop import denoise, initial_noise
 
         conditioning = Conditioning(self._encoded(prompt), self._encoded(self.negative))
         observer = WalkObserver(scratch)
