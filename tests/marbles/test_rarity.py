@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from wanscope.analysis import stats
+from wanscope.analysis.permutation_tests import paired_permutation
 from wanscope.errors import RequestError
 from wanscope.marbles import rarity_volume
 from wanscope.marbles.train import __main__ as script
@@ -55,9 +55,7 @@ def test_the_report_says_which_way_it_fell():
     found = less["figures"]["rarity"]
     assert found["low"] < -0.5 < found["high"] < 0 and found["scenes"] == 24
     rare, _ = rarity_volume.parts(_volumes(-0.5, 0.0, 0.2))
-    assert found["p"] == pytest.approx(stats.paired_permutation(rare.T)[0]) and found["mean"] == pytest.approx(
-        rare.mean()
-    )
+    assert found["p"] == pytest.approx(paired_permutation(rare.T)[0]) and found["mean"] == pytest.approx(rare.mean())
     nothing = _report(_volumes(0.0, 0.0, 0.2))
     assert "no effect of rarity on the volume of paths is shown" in nothing["summary"][0]
     assert "four times in five" in nothing["summary"][0]
