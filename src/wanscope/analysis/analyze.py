@@ -33,15 +33,15 @@ from wanscope.analysis import attention_section, latent_pass
 from wanscope.analysis.collection import Collection, Member, collect
 from wanscope.analysis.contrast_tests import Test, tested, unconfirmed
 from wanscope.analysis.groups import GroupResult, analyze_groups
+from wanscope.analysis.latent_path import EPSILON, LatentPath
 from wanscope.analysis.metric import Metric, Subject, all_metrics
 from wanscope.analysis.pairing import Comparison, Unit, compare
+from wanscope.analysis.path_volume import common_rank
 from wanscope.analysis.remove_outdated import FACTS, FILES, remove_outdated
 from wanscope.analysis.result import Analysis
 from wanscope.analysis.store_metrics import remember
 from wanscope.analysis.summary import summarized
 from wanscope.analysis.table import tabulated, write_rows
-from wanscope.analysis.trajectory import EPSILON, common_rank
-from wanscope.analysis.trajectory import Path as PathOfTake
 from wanscope.errors import NotCaptured
 from wanscope.take.disk import guarded, require_writable, write_atomic
 from wanscope.workspace import Workspace
@@ -137,7 +137,7 @@ def _computed(
     return replace(result, summary=summarized(result))
 
 
-def _paths(collection: Collection, notes: list[str]) -> dict[int, PathOfTake]:
+def _paths(collection: Collection, notes: list[str]) -> dict[int, LatentPath]:
     """The path of every take that has one."""
     paths, without = {}, []
     for i, member in enumerate(collection.members):

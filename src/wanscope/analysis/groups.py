@@ -31,9 +31,11 @@ from wanscope.analysis.confidence_intervals import mean_interval
 from wanscope.analysis.contrast_tests import Test, omnibus_test
 from wanscope.analysis.effect_size import paired_effect
 from wanscope.analysis.latent_pass import OnePass
+from wanscope.analysis.latent_path import FLOOR_FACTOR, centered, rounding_floor
 from wanscope.analysis.pairing import Comparison, Contrast, Pairs, others, pairs_of, value_of
+from wanscope.analysis.path_volume import log_volume
 from wanscope.analysis.permutation_tests import DRAWS, TIES, paired_permutation, sign_patterns, smallest_p
-from wanscope.analysis.trajectory import FLOOR_FACTOR, centered, coordinates, log_volume, rounding_floor
+from wanscope.analysis.trajectory import coordinates
 
 
 @dataclass(frozen=True)

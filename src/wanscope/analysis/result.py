@@ -12,10 +12,10 @@ from wanscope.analysis.collection import Collection, LeftOut, Member
 from wanscope.analysis.contrast_tests import Family
 from wanscope.analysis.groups import GroupResult
 from wanscope.analysis.latent_pass import OnePass
+from wanscope.analysis.latent_path import LatentPath
 from wanscope.analysis.pairing import Comparison
 from wanscope.analysis.remove_outdated import REPORT
 from wanscope.analysis.table import Table
-from wanscope.analysis.trajectory import Path as PathOfTake
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Analysis:
     tests: Family
     groups: GroupResult
     rank: int
-    paths: dict[int, PathOfTake]
+    paths: dict[int, LatentPath]
     between: OnePass | None
     compared: tuple[int, ...]
     states: tuple[int, ...]

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 
-from wanscope.analysis.trajectory import common_rank, log_volume
+from wanscope.analysis.path_volume import common_rank, log_volume
 from wanscope.errors import RequestError
 from wanscope.marbles import rarity_volume, readers, world
 from wanscope.marbles.train import denoiser, export

@@ -25,9 +25,9 @@ from wanscope.analysis.effect_size import paired_effect
 from wanscope.analysis.groups import energy_distance, flipped_form, pair_form, squared_distances
 from wanscope.analysis.metric import Metric, Subject
 from wanscope.analysis.multiple_testing import holm
+from wanscope.analysis.path_volume import common_rank
 from wanscope.analysis.permutation_tests import DRAWS, TIES, sign_patterns
 from wanscope.analysis.power import ALPHA
-from wanscope.analysis.trajectory import common_rank
 from wanscope.marbles.validate.model import wilson
 from wanscope.marbles.validate.paths import Walk
 
