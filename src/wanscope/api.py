@@ -143,11 +143,11 @@ def learn_direction(
 
     data = _sorted(settings, "learn_direction", ())
     found = direction_request.read_pairs(Path(pairs).expanduser()) if isinstance(pairs, str | Path) else pairs
-    lesson = direction_request.lesson_of(
+    request = direction_request.request_direction(
         model.variant, found, on=on, blocks=blocks, seeds=seeds, negative=negative, **data
     )
-    direction_request.check(lesson, model.tokenizer, model.text_length, model.variant.name == "marbles")
-    return direction_request.learn(model, lesson, on_pair=on_pair)
+    direction_request.check(request, model.tokenizer, model.text_length, model.variant.name == "marbles")
+    return direction_request.learn(model, request, on_pair=on_pair)
 
 
 def open_take(name: str | Path, workspace: Workspace | Path | str | None = None) -> Take:

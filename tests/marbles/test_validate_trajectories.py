@@ -201,7 +201,7 @@ def _made_walk(self, prompt, seed, scratch):
 def test_the_report_claims_what_the_tests_show_and_no_more(model, monkeypatch, tmp_path):
     monkeypatch.setattr(Walker, "_made", _made_walk)
     monkeypatch.setattr(trajectory_cases, "WORDINGS", trajectory_cases.WORDINGS[:3])
-    settings = validate_trajectories.Settings(pairs=15, relabelings=5)
+    settings = validate_trajectories.TrajectoriesSettings(pairs=15, relabelings=5)
     report = validate_trajectories.validate(settings, folder=tmp_path, model=model)
     report = json.loads(json.dumps(report))
     assert report["takes"] == 6 * 30 + 3 * 15 + 30

@@ -27,7 +27,7 @@ from wanscope.study.encode_texts import check_prompts, encode_prompts
 from wanscope.study.expand import Expansion, expand, file_label
 from wanscope.study.run import run
 from wanscope.study.study_file import load_study_data
-from wanscope.study.study_folder import Row, StudyFolder
+from wanscope.study.study_folder import IndexRow, StudyFolder
 from wanscope.take.compare import labels_of, table
 from wanscope.take.store import Take
 from wanscope.wan.identity import file_hash
@@ -312,8 +312,8 @@ def test_words_of_an_edited_prompt_are_checked_for_every_variation() -> None:
 def test_the_table_has_columns_for_edits_only_where_there_are_some(tmp_path: Path) -> None:
     place = StudyFolder(Workspace(tmp_path), "mine")
     rows = [
-        Row("red_baseline_seed00", "a" * 16, 0, 0, "missing", "a red circle", {"color": "red"}, edit="baseline"),
-        Row(
+        IndexRow("red_baseline_seed00", "a" * 16, 0, 0, "missing", "a red circle", {"color": "red"}, edit="baseline"),
+        IndexRow(
             "red_late_seed00",
             "b" * 16,
             0,
@@ -330,7 +330,7 @@ def test_the_table_has_columns_for_edits_only_where_there_are_some(tmp_path: Pat
     lines = list(csv.DictReader((place.folder / "index.csv").open(newline="")))
     assert [(line["edit"], line["edits.0.blocks"]) for line in lines] == [("baseline", ""), ("late", "late")]
     plain = StudyFolder(Workspace(tmp_path), "plain")
-    plain.record([Row("red_seed00", "a" * 16, 0, 0, "missing", "a red circle", {"color": "red"})])
+    plain.record([IndexRow("red_seed00", "a" * 16, 0, 0, "missing", "a red circle", {"color": "red"})])
     head = (plain.folder / "index.csv").read_text().splitlines()[0]
     assert head == "name,take,variation,seed,status,current,seconds,prompt,error,slot:color"
 

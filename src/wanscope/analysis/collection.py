@@ -90,7 +90,7 @@ def from_takes(text: str, folder: Path) -> str:
 
 
 @dataclass
-class _Found:
+class _Members:
     members: list[Member] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
 
@@ -145,7 +145,7 @@ def _of_result(result: StudyResult) -> Collection:
 def _of_takes(takes: Sequence[Any]) -> Collection:
     if not takes or not all(isinstance(take, Take) for take in takes):
         raise RequestError("there is nothing to analyze", "analyze takes a study or takes of one", "wanscope takes")
-    found = _Found()
+    found = _Members()
     for take in takes:
         found.add(_name(take), take.folder)
     return _checked("takes", found)
@@ -166,7 +166,7 @@ def _of_workspace(space: Workspace) -> Collection:
             ", ".join(path.name for path in studies[:8]) + (", ..." if len(studies) > 8 else ""),
             f"wanscope analyze {studies[0].name} --output-dir {space.folder}",
         )
-    found = _Found()
+    found = _Members()
     for take in space.take_ids():
         found.add(take, space.take_folder(take))
     return _checked(space.folder.name, found)
@@ -182,7 +182,7 @@ def _of_study(folder: Path) -> Collection:
         raise RequestError(f"{folder / 'index.csv'} cannot be read", str(error)) from error
     study = _study(folder / STUDY_FILE)
     template = parse(study.prompt) if study is not None else None
-    found = _Found()
+    found = _Members()
     for row in rows:
         place = space.take_folder(row.take)
         if not place.exists():
@@ -231,7 +231,7 @@ def _written(folder: Path, study: Study | None, members: Sequence[Member]) -> tu
 
 
 def _checked(
-    name: str, found: _Found, folder: Path | None = None, study: Study | None = None, written: tuple[bool, ...] = ()
+    name: str, found: _Members, folder: Path | None = None, study: Study | None = None, written: tuple[bool, ...] = ()
 ) -> Collection:
     if not found.members:
         reasons = "; ".join(f"{left.name}: {left.why}" for left in found.left_out[:3])

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from wanscope.sample.conditioning import Conditioning
-    from wanscope.study.embedding_reuse import Memory
+    from wanscope.study.embedding_reuse import RunCatalog
     from wanscope.wan.model import WanModel
 
 SUGGESTED = "wan2.1-t2v-1.3b"
@@ -140,11 +140,11 @@ def encode_prompts(
     recipes: Sequence[Recipe],
     on_event: events.Listener,
     remembered: Mapping[str, Tensor] | None = None,
-    memory: Memory | None = None,
+    catalog: RunCatalog | None = None,
 ) -> Texts:
     """Encode every prompt, negative prompt and donor of `recipes`, each once.
 
-    remembered: those that are stored already; where all are, the encoder is not touched. memory: keeps the others.
+    remembered: those that are stored already; where all are, the encoder is not touched. catalog: keeps the others.
     Raises RecipeError for a donor that cannot be brought to the difference that its edit asks for.
     """
     began = time.monotonic()
@@ -156,11 +156,11 @@ def encode_prompts(
         from wanscope.wan.text import encode
 
         fresh = {text: found.cpu() for text, found in zip(missing, encode(model, missing), strict=True)}
-        if memory is not None:
-            memory.keep(fresh, recipes[0], model, time.monotonic() - began)
+        if catalog is not None:
+            catalog.keep(fresh, recipes[0], model, time.monotonic() - began)
     embeddings = {text: known[text] if text in known else fresh[text] for text in texts}
     files = {donor.sha256 or "": donor for recipe in recipes for donor in stored_of(recipe.edits)}
-    read = memory.embedding if memory is not None else None
+    read = catalog.embedding if catalog is not None else None
     stored = {sha256: read_stored(donor, read) for sha256, donor in files.items()}
     encoded = Texts(embeddings, model.tokenizer, model.text_length, stored)
     _check_donors(encoded, recipes)

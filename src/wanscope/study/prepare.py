@@ -21,7 +21,7 @@ from wanscope.study.expand import DTYPE_NAMES, Expansion, expand, size_of
 from wanscope.study.partial_start import Start, find_start
 from wanscope.study.read_request import Made, Request, Source, read_source
 from wanscope.study.recipe_model import ModelKey
-from wanscope.study.study_folder import Row
+from wanscope.study.study_folder import IndexRow
 from wanscope.study.take_size import TakeSize, take_size
 from wanscope.take.disk import free_bytes, require_space
 from wanscope.take.store import Take, with_records_of
@@ -40,7 +40,7 @@ class Task:
     recipe: Recipe
     index: int
     start: Start | None = None
-    rows: list[Row] = field(default_factory=list)
+    rows: list[IndexRow] = field(default_factory=list)
     done: Take | None = None
     error: Exception | None = None
 
@@ -268,7 +268,7 @@ def _study_tasks(expansion: Expansion, found: _Found, space: Workspace) -> list[
         take = item.recipe.id
         task = tasks.setdefault(take, Task(item.recipe, len(tasks), start))
         task.rows.append(
-            Row(
+            IndexRow(
                 item.name,
                 take,
                 item.variation.index,

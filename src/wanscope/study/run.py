@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 from wanscope import events
 from wanscope.errors import Interrupted, StorageError, WanscopeError
 from wanscope.study import recipe_model
-from wanscope.study.embedding_reuse import Memory
+from wanscope.study.embedding_reuse import RunCatalog
 from wanscope.study.encode_texts import Texts, encode_prompts, needed_texts
 from wanscope.study.lock import held
 from wanscope.study.prepare import Prepared, Task, check, prepare, standing_take
 from wanscope.study.read_request import Made, Source
-from wanscope.study.study_folder import Row, StudyFolder
+from wanscope.study.study_folder import IndexRow, StudyFolder
 from wanscope.take.disk import require_writable
 from wanscope.take.store import Take, recover, unfinished, with_records_of
 from wanscope.workspace import Workspace
@@ -112,7 +112,7 @@ class _Session:
         self.given, self.memory, self.device = model, memory, device
         self.emit, self.interrupt = on_event, interrupt
         self.made = 0
-        self.catalog = Memory(self.space, on_event)
+        self.catalog = RunCatalog(self.space, on_event)
         self.folder = StudyFolder(self.space, prepared.name) if prepared.expansion is not None else None
 
     def run(self) -> None:
@@ -147,7 +147,7 @@ class _Session:
         folder = self.folder.folder if self.folder is not None else None
         return StudyResult(self.prepared.name, folder, takes, failed, self.made, seconds)
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[IndexRow]:
         for task in self.tasks:
             for row in task.rows:
                 if task.error is not None:

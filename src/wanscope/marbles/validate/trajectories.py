@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrajectoriesSettings:
     """pairs: of a contrast, and half the pool. steps: of the sampler, the model's default where None.
 
     relabelings: of each null, trajectory_tests.RELABELINGS where None.
@@ -44,7 +44,7 @@ class Settings:
 
 
 def validate(
-    settings: Settings = Settings(),
+    settings: TrajectoriesSettings = TrajectoriesSettings(),
     *,
     folder: Path,
     model: WanModel | None = None,
