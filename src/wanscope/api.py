@@ -108,11 +108,11 @@ def difference(model: WanModel, a: str | Tensor, b: str | Tensor, *, top: int = 
     has been freed.
     """
     from wanscope.edit.difference import measure_difference
-    from wanscope.study.encode_texts import check_length_and_words
+    from wanscope.study.check_texts import check_length_and_words
     from wanscope.wan.text import encode
 
     prompts = {f"prompt {name}": text for name, text in (("A", a), ("B", b)) if isinstance(text, str)}
-    check_length_and_words(model.tokenizer, prompts, model.text_length, model.variant.name == "marbles")
+    check_length_and_words(model.tokenizer, prompts, model.text_length, model.variant.closed_vocabulary)
     a_LD, b_LD = (encode(model, [text])[0] if isinstance(text, str) else text for text in (a, b))
     projection = model.transformer.condition_embedder.text_embedder
     return measure_difference(a_LD, b_LD, projection, top=top, text_length=model.text_length)
@@ -146,7 +146,7 @@ def learn_direction(
     request = direction_request.request_direction(
         model.variant, found, on=on, blocks=blocks, seeds=seeds, negative=negative, **data
     )
-    direction_request.check(request, model.tokenizer, model.text_length, model.variant.name == "marbles")
+    direction_request.check(request, model.tokenizer, model.text_length, model.variant.closed_vocabulary)
     return direction_request.learn(model, request, on_pair=on_pair)
 
 

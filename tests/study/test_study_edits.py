@@ -23,7 +23,8 @@ from wanscope.errors import RecipeError
 from wanscope.events import PromptsEncoded
 from wanscope.recipe import Recipe, Study
 from wanscope.spec.validation import validated
-from wanscope.study.encode_texts import check_prompts, encode_prompts
+from wanscope.study.check_texts import check_prompts
+from wanscope.study.encode_texts import encode_prompts
 from wanscope.study.expand import Expansion, expand, file_label
 from wanscope.study.run import run
 from wanscope.study.study_file import load_study_data

@@ -26,7 +26,7 @@ from wanscope.events import Note, PromptsEncoded, StepDone, TakeDone, TakeFailed
 from wanscope.sample.conditioning import Conditioning
 from wanscope.sample.loop import denoise, initial_noise
 from wanscope.study import make_take, prepare
-from wanscope.study.encode_texts import check_prompts
+from wanscope.study.check_texts import check_prompts
 from wanscope.study.run import StudyResult, run
 from wanscope.take.manifest import Manifest
 from wanscope.take.store import Take, latents_sha256

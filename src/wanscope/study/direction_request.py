@@ -18,7 +18,7 @@ from wanscope.errors import RecipeError, nearest
 from wanscope.recipe import SamplerSpec, VideoSpec
 from wanscope.spec.strict_yaml import read_yaml
 from wanscope.spec.validation import validated
-from wanscope.study.encode_texts import check_length_and_words
+from wanscope.study.check_texts import check_length_and_words
 from wanscope.study.expand import size_of
 from wanscope.wan.variants import Variant, check_video
 
@@ -141,14 +141,16 @@ def read_pairs(path: Path) -> tuple[tuple[str, str], ...]:
     return _pairs(data["pairs"])
 
 
-def check(request: DirectionRequest, tokenizer: Any, text_length: int, marbles: bool) -> None:
-    """RecipeError for a prompt that the model cannot read: too long, or with words that marbles never saw."""
+def check(request: DirectionRequest, tokenizer: Any, text_length: int, closed_vocabulary: bool) -> None:
+    """RecipeError for a prompt that the model cannot read: too long, or with words outside a closed vocabulary."""
     texts = {
         f"prompt {'AB'[place]} of pair {number}": text
         for number, pair in enumerate(request.pairs, 1)
         for place, text in enumerate(pair)
     }
-    check_length_and_words(tokenizer, {**texts, "the negative prompt": request.negative}, text_length, marbles)
+    check_length_and_words(
+        tokenizer, {**texts, "the negative prompt": request.negative}, text_length, closed_vocabulary
+    )
 
 
 def learn(

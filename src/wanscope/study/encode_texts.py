@@ -1,5 +1,4 @@
-"""The prompts of a study and the texts of its edits: checked with the model's own tokenizer, and encoded once, before
-the transformer is placed.
+"""The prompts of a study and the texts of its edits, encoded once each before the transformer is placed.
 
 Shape suffixes: L real tokens, D text dim.
 """
@@ -15,7 +14,6 @@ from wanscope import events
 from wanscope.edit.donors import (
     DonorTexts,
     Places,
-    check_texts,
     read_stored,
     stored_of,
     texts_of,
@@ -24,7 +22,7 @@ from wanscope.edit.donors import (
 )
 from wanscope.edit.edits import Inject
 from wanscope.errors import RecipeError
-from wanscope.prompt.tokens import check_length, token_columns, unknown_words
+from wanscope.prompt.tokens import token_columns
 from wanscope.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -33,51 +31,6 @@ if TYPE_CHECKING:
     from wanscope.sample.conditioning import Conditioning
     from wanscope.study.embedding_reuse import RunCatalog
     from wanscope.wan.model import WanModel
-
-SUGGESTED = "wan2.1-t2v-1.3b"
-
-
-def check_prompts(tokenizer: Any, recipes: Iterable[Recipe], text_length: int, marbles: bool) -> None:
-    """RecipeError for a text that is longer than the model reads, a word to track or bend that has no token, and, on
-    marbles, words that its tokenizer never saw."""
-    checked: set[str] = set()
-    marked: set[tuple[str, Any]] = set()
-    edited: set[tuple[str, str]] = set()
-    strangers: dict[str, None] = {}
-    for recipe in recipes:
-        texts = {recipe.prompt: "prompt", recipe.negative: "negative prompt"}
-        for text, name in (*texts.items(), *texts_of(recipe.edits).items()):
-            if text in checked:
-                continue
-            checked.add(text)
-            check_length(tokenizer, text, text_length, name)
-            if marbles:
-                strangers.update(dict.fromkeys(unknown_words(tokenizer, text)))
-        if recipe.marks and (recipe.prompt, recipe.marks) not in marked and not strangers:
-            marked.add((recipe.prompt, recipe.marks))
-            token_columns(tokenizer, recipe.prompt, recipe.marks, text_length)
-        if recipe.edits and not strangers and (key := (recipe.prompt, str(recipe.edits))) not in edited:
-            edited.add(key)
-            check_texts(tokenizer, recipe.prompt, recipe.edits, text_length)
-    _refuse_strangers(strangers)
-
-
-def check_length_and_words(tokenizer: Any, texts: Mapping[str, str], text_length: int, marbles: bool) -> None:
-    """As `check_prompts`, for texts by the name that errors call them."""
-    for name, text in texts.items():
-        check_length(tokenizer, text, text_length, name)
-    if marbles:
-        _refuse_strangers({word: None for text in texts.values() for word in unknown_words(tokenizer, text)})
-
-
-def _refuse_strangers(strangers: Iterable[str]) -> None:
-    words = ", ".join(repr(word) for word in sorted(strangers))
-    if words:
-        raise RecipeError(
-            f"marbles does not know {words}",
-            "it is a tiny world of colored shapes that move, and was never shown such words",
-            f"--model {SUGGESTED}",
-        )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from wanscope.recipe import LoraSpec, Recipe, Study
 from wanscope.study import recipe_model
 from wanscope.study.attention_capture import attention_bytes, check_attention
 from wanscope.study.check_directions import check_directions
-from wanscope.study.encode_texts import check_prompts
+from wanscope.study.check_texts import check_prompts
 from wanscope.study.expand import DTYPE_NAMES, Expansion, expand, size_of
 from wanscope.study.partial_start import Start, find_start
 from wanscope.study.read_request import Made, Request, Source, read_source
@@ -124,7 +124,7 @@ def check(prepared: Prepared, model: WanModel | None, device: str, memory: str) 
         else:
             tokenizer, length = recipe_model.tokenizer_of(key)
             recipe_model.check_memory(prepared.variants[key], recipes, device, memory)
-        check_prompts(tokenizer, recipes, length, prepared.variants[key].name == "marbles")
+        check_prompts(tokenizer, recipes, length, prepared.variants[key].closed_vocabulary)
         check_attention(recipes, prepared.variants[key], tokenizer, length)
         check_directions(recipes, prepared.variants[key])
     for task in prepared.work:

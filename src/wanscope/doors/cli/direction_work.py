@@ -62,7 +62,7 @@ def run_learn(options: LearnOptions, json: bool) -> int:
         **settings,
     )
     tokenizer, length = tokenizer_of(key)
-    direction_request.check(request, tokenizer, length, variant.name == "marbles")
+    direction_request.check(request, tokenizer, length, variant.closed_vocabulary)
     require_writable(path.parent)
     tell = (lambda _: None) if json else out.say
     tell(_sized(request))

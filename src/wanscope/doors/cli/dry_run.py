@@ -91,7 +91,7 @@ def _what(planned: Plan) -> tuple[Variant, Recipe]:
 def _check_prompts(planned: Plan, recipe: Recipe, variant: Variant) -> None:
     """What only the tokenizer can say: a prompt that is too long, words that are not there or that it never saw."""
     from wanscope.study.attention_capture import check_attention
-    from wanscope.study.encode_texts import check_prompts
+    from wanscope.study.check_texts import check_prompts
     from wanscope.study.recipe_model import ModelKey, tokenizer_of
 
     tokenizer, length = tokenizer_of(ModelKey.of(recipe))
@@ -103,7 +103,7 @@ def _check_prompts(planned: Plan, recipe: Recipe, variant: Variant) -> None:
             for variation in expansion.template.expand()
             for edit_set in expansion.edit_sets
         ]
-    check_prompts(tokenizer, recipes, length, recipe.model.variant == "marbles")
+    check_prompts(tokenizer, recipes, length, variant.closed_vocabulary)
     check_attention(recipes, variant, tokenizer, length)
 
 
