@@ -304,7 +304,7 @@ def test_a_stored_embedding_longer_than_the_model_reads_is_refused(tmp_path: Pat
 def test_words_of_an_edited_prompt_are_checked_for_every_variation() -> None:
     asked = recipes("bend red flip")  # the other variation is blue
     with pytest.raises(RecipeError, match="the word 'red' is not in the prompt: the prompt reads 'a blue circle'"):
-        check_prompts(model().tokenizer, asked, 16, marbles=False)
+        check_prompts(model().tokenizer, asked, 16, closed_vocabulary=False)
 
 
 # the table and comparisons

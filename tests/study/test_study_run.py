@@ -353,9 +353,9 @@ def test_words_that_marbles_never_saw_are_named_with_a_real_model() -> None:
     from helpers.takes import recipe
 
     recipes = [recipe(prompt="a red ñandú and a 猫"), recipe(prompt="a red circle")]
-    check_prompts(model().tokenizer, recipes, 16, marbles=False)
+    check_prompts(model().tokenizer, recipes, 16, closed_vocabulary=False)
     with pytest.raises(RecipeError, match=r"(?s)marbles does not know 'ñandú', '猫'.*--model wan2\.1-t2v-1\.3b"):
-        check_prompts(model().tokenizer, recipes, 16, marbles=True)
+        check_prompts(model().tokenizer, recipes, 16, closed_vocabulary=True)
 
 
 def test_a_dtype_that_the_model_does_not_have_is_refused(tmp_path: Path) -> None:
