@@ -263,7 +263,7 @@ def test_every_way_to_name_a_study(place: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_takes_that_another_study_made_first_have_this_studys_names(tmp_path: Path) -> None:
-    from wanscope.study.study_folder import Row, StudyFolder
+    from wanscope.study.study_folder import IndexRow, StudyFolder
     from wanscope.workspace import Workspace
 
     space = Workspace(tmp_path)
@@ -273,7 +273,7 @@ def test_takes_that_another_study_made_first_have_this_studys_names(tmp_path: Pa
         name: str, template: str, slots: tuple[dict[str, str], ...], edits: tuple[str, ...] = ("", ""), step: int = 1
     ) -> Analysis:
         rows = [
-            Row(str(i), t.id, i // 3 * step, i % 3, "complete", t.recipe.prompt, slots[i // 3], edit=edits[i // 3])
+            IndexRow(str(i), t.id, i // 3 * step, i % 3, "complete", t.recipe.prompt, slots[i // 3], edit=edits[i // 3])
             for i, t in enumerate(takes)
         ]
         StudyFolder(space, name).record(rows)

@@ -25,7 +25,7 @@ from wanscope.workspace import Workspace
 
 if TYPE_CHECKING:
     from wanscope.study.run import StudyResult
-    from wanscope.study.study_folder import Row
+    from wanscope.study.study_folder import IndexRow
 
 STUDY_FILE = "study.yaml"
 PROMPT = "prompt"  # the factor where no slot varies and the prompts do
@@ -193,7 +193,7 @@ def _of_study(folder: Path) -> Collection:
     return _checked(folder.name, found, folder.resolve(), study, _written(folder, study, found.members))
 
 
-def _labels(row: Row, take: Take, template: Template | None) -> Mapping[str, str]:
+def _labels(row: IndexRow, take: Take, template: Template | None) -> Mapping[str, str]:
     """What this study calls the values of a take. The take's own labels are of the study that made it first, whose
     slots may have other names; index.csv has this study's, and cannot tell an empty value from none."""
     own, edits = take.recipe.labels, {**({EDIT: row.edit} if row.edit else {}), **row.swept}
