@@ -52,6 +52,7 @@ def generate(
 
     Raises what run raises, and where the take itself fails, what it failed with.
     """
+    from wanscope.study.read_request import Request
     from wanscope.study.run import run
 
     variations = count(prompt)
@@ -66,9 +67,8 @@ def generate(
     study = validated(Study, data)
     if capture is not None:
         study = study.model_copy(update={"capture": capture})
-    space = Workspace.find(workspace)
-    recipe = _recipe(study, model, space)
-    result = run(recipe, workspace=space, model=model, on_event=on_event, interrupt=interrupt)
+    request = Request(study=study, loose=True)
+    result = run(request, workspace=workspace, model=model, on_event=on_event, interrupt=interrupt)
     if result.failed:
         raise result.failed[0].exception
     return result.takes[0]
@@ -89,14 +89,6 @@ def _sorted(settings: dict[str, Any], verb: str = "generate", whole: Sequence[st
             block = block.model_dump(exclude_unset=True)
         data[known[key]] = {**block, key: settings[key]}
     return data
-
-
-def _recipe(study: Study, model: WanModel, space: Workspace):
-    from wanscope.study.prepare import expanded_with, stored_in
-    from wanscope.study.recipe_model import weights_of
-
-    expansion = expanded_with(study, model, stored_in(space))
-    return expansion.recipe(expansion.template.variation(0), study.seeds[0], weights_of(model))
 
 
 def difference(model: WanModel, a: str | Tensor, b: str | Tensor, *, top: int = 10) -> Difference:

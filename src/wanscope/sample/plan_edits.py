@@ -60,9 +60,9 @@ def _told(model: WanModel, edit: PlannedEdit) -> Iterator[str]:
     if edit.direction is not None:
         from wanscope.edit.direction import weights_behind
 
-        strange = edit.direction.strange(weights_behind(model.identity, model.loras))
-        if strange:
-            yield strange
+        mismatch = edit.direction.weights_mismatch_note(weights_behind(model.identity, model.loras))
+        if mismatch:
+            yield mismatch
     from wanscope.runtime.projection import Projection
 
     experts = len(model.experts())

@@ -15,7 +15,6 @@ from wanscope.events import Note
 from wanscope.workspace import Workspace
 
 if TYPE_CHECKING:
-    from wanscope.recipe import Study
     from wanscope.study.run import StudyResult
 
 
@@ -25,13 +24,12 @@ def run_generate(
     if memory not in MEMORY:
         raise RequestError(f"--memory {memory} is not known", nearest(memory, MEMORY), "--memory auto")
     workspace = Workspace.find(output_dir)
-    request = wanted(options, workspace)
-    source: Study | str | None = request.study if request.study is not None else request.again
+    asked = wanted(options, workspace)
     if dry_run:
         from wanscope.doors.cli.dry_run import run_dry
 
-        return run_dry(source, workspace, request.notes, device=device, memory=memory, json=json)
-    result = run_study(source, workspace, request.notes, device=device, memory=memory, json=json)
+        return run_dry(asked.request, workspace, asked.notes, device=device, memory=memory, json=json)
+    result = run_study(asked.request, workspace, asked.notes, device=device, memory=memory, json=json)
     if not json:
         _say_result(result, workspace)
     return complain_of_failures(result)
