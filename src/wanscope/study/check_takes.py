@@ -16,7 +16,7 @@ from wanscope.study.attention_capture import check_attention
 from wanscope.study.check_directions import check_directions
 from wanscope.study.check_texts import check_prompts
 from wanscope.study.expand import Expansion, Item
-from wanscope.study.key_takes import Keyed, existing_take
+from wanscope.study.key_takes import Keyed
 from wanscope.study.partial_start import Start
 from wanscope.study.read_request import ReplayReference
 from wanscope.study.recipe_model import ModelKey
@@ -33,15 +33,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlannedTake:
-    """One distinct recipe. index: its place among all. rows: those of the study that name it. complete: the take, where
-    it is there already."""
+    """One distinct recipe. index: its place among all. rows: those of the study that name it. existing: the take that
+    is there, whole or not; complete: with all that is asked for."""
 
     id: str
     recipe: Recipe
     index: int
     start: Start | None
     rows: tuple[IndexRow, ...]
-    complete: Take | None
+    existing: Take | None
+    complete: bool
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def check_takes(keyed: Keyed, model: WanModel | None, device: str, memory: str) 
     in, loaded; device, memory: where it is loaded otherwise."""
     takes = _distinct(keyed)
     request, models = keyed.located.expanded.request, keyed.located.models
-    work = [take for take in takes if take.complete is None or take.id in request.replays]
+    work = [take for take in takes if not take.complete or take.id in request.replays]
     groups: dict[ModelKey, list[PlannedTake]] = {}
     for take in work:
         groups.setdefault(ModelKey.of(take.recipe), []).append(take)
@@ -78,9 +79,8 @@ def check_takes(keyed: Keyed, model: WanModel | None, device: str, memory: str) 
         check_inputs(recipes, variant, tokenizer, length)
         check_directions(recipes, variant)
     for take in work:
-        existing = existing_take(keyed.space, take.id)
-        if existing is not None:
-            with_records_of(existing.recipe, take.recipe)  # refuses what one take cannot hold
+        if take.existing is not None:
+            with_records_of(take.existing.recipe, take.recipe)  # refuses what one take cannot hold
     if work:
         sizes = [recipe_size(take.recipe, models[ModelKey.of(take.recipe)].variant) for take in work]
         needed = sum(size.kept for size in sizes) + max(size.scratch for size in sizes)
@@ -111,7 +111,9 @@ def _distinct(keyed: Keyed) -> tuple[PlannedTake, ...]:
         if each.id in takes:
             takes[each.id] = replace(takes[each.id], rows=(*takes[each.id].rows, *rows))
         else:
-            takes[each.id] = PlannedTake(each.id, each.recipe, len(takes), each.start, rows, each.complete)
+            takes[each.id] = PlannedTake(
+                each.id, each.recipe, len(takes), each.start, rows, each.existing, each.complete
+            )
     return tuple(takes.values())
 
 

@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from wanscope.edit.donors import with_hashes
-from wanscope.errors import DamagedTake
 from wanscope.recipe import Recipe
 from wanscope.study.expand import Expansion, Item, size_of
 from wanscope.study.expand_request import stored_in
 from wanscope.study.locate_weights import Located
 from wanscope.study.partial_start import Start, find_start
 from wanscope.study.recipe_model import ModelKey
-from wanscope.take.store import Take
+from wanscope.take.store import Take, existing_take
 from wanscope.wan.identity import file_hash
 from wanscope.wan.variants import latent_shape
 from wanscope.workspace import Workspace
@@ -25,13 +24,14 @@ from wanscope.workspace import Workspace
 @dataclass(frozen=True)
 class KeyedTake:
     """One take that is asked for. id: None in a dry run without the weights. start: where a partial denoising begins.
-    item: its place in a study. complete: the take, where it is there with the records that are asked for."""
+    item: its place in a study. existing: the take that is there, whole or not; complete: with all that is asked for."""
 
     id: str | None
     recipe: Recipe
     start: Start | None
     item: Item | None
-    complete: Take | None
+    existing: Take | None
+    complete: bool
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,17 @@ class Keyed:
     def each(self) -> Iterator[KeyedTake]:
         """Every take in order. They are made as they are read: a study may have 100,000."""
         for recipe, start in self.recipes:
-            take = recipe.id
-            yield KeyedTake(take, recipe, start, None, _complete_take(self.space, take, recipe))
+            yield self._keyed(recipe, start, recipe.id)
         if self.expansion is None:
             return
         start, model = self.located.expanded.start, self.located.models.get(ModelKey.of_study(self.expansion))
         for item in self.expansion.items(model.weights if model is not None else {}):
-            take = item.recipe.id if model is not None else None
-            found = _complete_take(self.space, take, item.recipe) if take is not None else None
-            yield KeyedTake(take, item.recipe, start, item, found)
+            yield self._keyed(item.recipe, start, item.recipe.id if model is not None else None, item)
+
+    def _keyed(self, recipe: Recipe, start: Start | None, take: str | None, item: Item | None = None) -> KeyedTake:
+        found = existing_take(self.space.take_folder(take)) if take is not None else None
+        complete = found is not None and found.complete(recipe.capture, recipe.marks)
+        return KeyedTake(take, recipe, start, item, found, complete)
 
 
 def key_takes(located: Located, space: Workspace) -> Keyed:
@@ -81,17 +83,3 @@ def key_takes(located: Located, space: Workspace) -> Keyed:
                 recipe = recipe.model_copy(update={"init": start.spec})
         recipes.append((recipe, start))
     return Keyed(located, space, tuple(recipes))
-
-
-def _complete_take(space: Workspace, take: str, recipe: Recipe) -> Take | None:
-    """The take of a recipe, if it is there with the records that the recipe asks for."""
-    found = existing_take(space, take)
-    return found if found is not None and found.complete(recipe.capture, recipe.marks) else None
-
-
-def existing_take(space: Workspace, take: str) -> Take | None:
-    """The take that is there, whole or not; None where there is none or its take.json cannot be trusted."""
-    try:
-        return Take.open(space.take_folder(take))
-    except DamagedTake:
-        return None

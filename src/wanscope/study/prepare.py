@@ -86,7 +86,7 @@ def plan(source: StudySource | Request, workspace: Workspace | str | None = None
     space = Workspace.find(workspace)
     keyed = _keyed(source, space, recipe_model.find_local, None)
     expansion, free = keyed.expansion, free_bytes(space.takes)
-    complete = sum(each.complete is not None for each in keyed.each()) if keyed.known else None
+    complete = sum(each.complete for each in keyed.each()) if keyed.known else None
     if expansion is None:
         recipes = tuple(recipe for recipe, _ in keyed.recipes)
         sizes = [_size(recipe, keyed.located.models.get(ModelKey.of(recipe))) for recipe in recipes]

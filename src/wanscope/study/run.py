@@ -23,13 +23,12 @@ from wanscope.study import recipe_model
 from wanscope.study.check_takes import PlannedTake, Prepared
 from wanscope.study.embedding_reuse import RunCatalog
 from wanscope.study.encode_texts import Texts, encode_prompts, needed_texts
-from wanscope.study.key_takes import existing_take
 from wanscope.study.lock import held
 from wanscope.study.prepare import prepare
 from wanscope.study.read_request import ReplayReference, Request, StudySource
 from wanscope.study.study_folder import IndexRow, StudyFolder
 from wanscope.take.disk import require_writable
-from wanscope.take.store import Take, recover, unfinished, with_records_of
+from wanscope.take.store import Take, existing_take, recover, unfinished, with_records_of
 from wanscope.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ class _Session:
         interrupt: Callable[[], bool],
     ) -> None:
         self.prepared, self.space, self.takes = prepared, prepared.space, prepared.takes
-        self.done = {take.id: take.complete for take in prepared.takes if take.complete is not None}
+        self.done = {take.id: take.existing for take in prepared.takes if take.existing is not None and take.complete}
         self.errors: dict[str, Exception] = {}
         self.given, self.memory, self.device = model, memory, device
         self.emit, self.interrupt = on_event, interrupt
@@ -199,7 +198,7 @@ class _Session:
             if not ours:
                 return False
             recover(self.space.takes, take.id)
-            existing, replayed = existing_take(self.space, take.id), take.id in self.prepared.replays
+            existing, replayed = existing_take(self.space.take_folder(take.id)), take.id in self.prepared.replays
             if existing is not None and existing.complete(recipe.capture, recipe.marks) and not replayed:
                 self.done[take.id] = existing
                 self.skipped(take)

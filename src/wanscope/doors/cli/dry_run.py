@@ -124,7 +124,7 @@ def _checked_directions(planned: StudyPlan, variant: Variant, recipe: Recipe) ->
 def _takes(planned: StudyPlan) -> Iterator[Planned]:
     for each in planned.keyed.each():
         recipe = each.recipe
-        status = None if each.id is None else "missing" if each.complete is None else "complete"
+        status = None if each.id is None else "complete" if each.complete else "missing"
         if each.item is not None:
             yield Planned(each.item.name, recipe.prompt, recipe.seed, each.id, status)
         else:
