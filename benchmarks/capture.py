@@ -36,7 +36,7 @@ from memory import peak_bytes
 from reporting import Table, add_options
 from torch import Tensor
 
-from wanscope.capture.attention_plan import AttentionPlan, Row
+from wanscope.capture.attention_plan import AttentionPlan, MapRow
 from wanscope.capture.attention_sink import AttentionSink
 from wanscope.capture.moments import Branch, Moment
 from wanscope.edit.plan import EditPlan
@@ -137,8 +137,8 @@ class Run:
                 self.model.transformer(self.x, timestep, text, return_dict=False)
 
     def plan(self) -> AttentionPlan:
-        rows = [Row(f"word {i}", "word", (i,)) for i in range(min(WORDS, self.tokens))]
-        rows.append(Row("pad", "pad", (self.tokens,)))
+        rows = [MapRow(f"word {i}", "word", (i,)) for i in range(min(WORDS, self.tokens))]
+        rows.append(MapRow("pad", "pad", (self.tokens,)))
         spec = AttentionCapture(tokens="all", measures=self.measures)
         blocks, steps = tuple(range(self.model.blocks)), tuple(range(10**4))
         return AttentionPlan(spec, tuple(rows), self.tokens, blocks, None, steps, self.grid)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Set
 from functools import cache
 from pathlib import Path
 
@@ -116,6 +116,12 @@ def test_every_part_of_the_house_has_its_layer() -> None:
     assert {package_of(path) for path in files()} - {"__init__", "configs"} <= set(LEVEL)
 
 
+def test_what_is_at_the_top_of_the_house() -> None:
+    """Everything else has its room: spec/ for what a study may say, study/ for what is done with it."""
+    top = {path.stem for path in SOURCE.glob("*.py")}
+    assert top == {"__init__", "__main__", "api", "errors", "events", "recipe", "workspace"}
+
+
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(SOURCE)))
 def test_imports_go_downward_only(path: Path) -> None:
     if path == SOURCE / FACADE:
@@ -146,6 +152,62 @@ def test_no_circle_between_packages() -> None:
 
     for name in edges:
         visit(name, ())
+
+
+def name_of(path: Path) -> str:
+    """A file's name as it is imported: `wanscope.take.store`, `wanscope.edit` for edit/__init__.py."""
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_files(code: str, known: Collection[str]) -> set[str]:
+    """Our files that the code names in an import, at any depth: at the top, in a function, under TYPE_CHECKING."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            # `from wanscope.take import store` names a file, `from wanscope.take.store import Take` one as well.
+            inside = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            found.update(inside[name] if inside[name] in known else node.module for name in inside)
+    return found & set(known)
+
+
+def circles(edges: Mapping[str, Set[str]]) -> list[list[str]]:
+    """The groups of files that reach each other, and files that import themselves."""
+    reached: dict[str, set[str]] = {}
+    for start in edges:
+        seen: set[str] = set()
+        waiting = list(edges[start])
+        while waiting:
+            name = waiting.pop()
+            if name not in seen:
+                seen.add(name)
+                waiting += edges.get(name, ())
+        reached[start] = seen
+    groups = {frozenset({a, *(b for b in reached[a] if a in reached[b])}) for a in edges if a in reached[a]}
+    return sorted(sorted(group) for group in groups)
+
+
+def test_no_circle_between_files() -> None:
+    """Lazy and typing imports count: two files that need each other to be read are one concept in two places."""
+    # The package's own __init__.py is left out: it names every public module, and files read `__version__` there.
+    code = {name_of(path): path.read_text(encoding="utf-8") for path in files() if path != SOURCE / FACADE}
+    assert circles({name: imported_files(text, code) for name, text in code.items()}) == []
+
+
+def test_the_check_sees_circles_of_typing_and_lazy_imports() -> None:
+    code = {
+        "wanscope.a": "if TYPE_CHECKING:\n    from wanscope.b import Thing",
+        "wanscope.b": "def f():\n    from wanscope import c",
+        "wanscope.c": "import wanscope.a",
+        "wanscope.d": "from wanscope.a import f\nfrom wanscope.errors import WanscopeError",
+    }
+    edges = {name: imported_files(text, code) for name, text in code.items()}
+    assert edges["wanscope.d"] == {"wanscope.a"}
+    assert circles(edges) == [["wanscope.a", "wanscope.b", "wanscope.c"]]
+    assert circles({**edges, "wanscope.c": set()}) == []
+    assert circles({"wanscope.a": {"wanscope.a"}}) == [["wanscope.a"]]
 
 
 def test_the_check_sees_an_upward_import() -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from wanscope.analysis.analyze import Analysis, analyze
+    from wanscope.analysis.analyze import analyze
+    from wanscope.analysis.result import Analysis
     from wanscope.api import difference, generate, learn_direction, open_take
     from wanscope.catalog.catalog import Catalog
     from wanscope.edit.edits import Bend, Donor, Inject, Prompts, Skip, Steer
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 # Where each public name lives: module, and its name there.
 _NAMES = {
     "Bend": ("wanscope.edit.edits", "Bend"),
-    "Analysis": ("wanscope.analysis.analyze", "Analysis"),
+    "Analysis": ("wanscope.analysis.result", "Analysis"),
     "Capture": ("wanscope.recipe", "CaptureSpec"),
     "Catalog": ("wanscope.catalog.catalog", "Catalog"),
     "Donor": ("wanscope.edit.edits", "Donor"),

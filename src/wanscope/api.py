@@ -52,6 +52,7 @@ def generate(
 
     Raises what run raises, and where the take itself fails, what it failed with.
     """
+    from wanscope.study.read_request import Request
     from wanscope.study.run import run
 
     variations = count(prompt)
@@ -66,9 +67,8 @@ def generate(
     study = validated(Study, data)
     if capture is not None:
         study = study.model_copy(update={"capture": capture})
-    space = Workspace.find(workspace)
-    recipe = _recipe(study, model, space)
-    result = run(recipe, workspace=space, model=model, on_event=on_event, interrupt=interrupt)
+    request = Request(study=study, loose=True)
+    result = run(request, workspace=workspace, model=model, on_event=on_event, interrupt=interrupt)
     if result.failed:
         raise result.failed[0].exception
     return result.takes[0]
@@ -91,14 +91,6 @@ def _sorted(settings: dict[str, Any], verb: str = "generate", whole: Sequence[st
     return data
 
 
-def _recipe(study: Study, model: WanModel, space: Workspace):
-    from wanscope.study.prepare import expanded_with, stored_in
-    from wanscope.study.recipe_model import weights_of
-
-    expansion = expanded_with(study, model, stored_in(space))
-    return expansion.recipe(expansion.template.variation(0), study.seeds[0], weights_of(model))
-
-
 def difference(model: WanModel, a: str | Tensor, b: str | Tensor, *, top: int = 10) -> Difference:
     """How far prompt `b` is from prompt `a` for the model: relative L2, cosine and norm ratio over real tokens.
 
@@ -108,11 +100,11 @@ def difference(model: WanModel, a: str | Tensor, b: str | Tensor, *, top: int = 
     has been freed.
     """
     from wanscope.edit.difference import measure_difference
-    from wanscope.study.encode_texts import check_length_and_words
+    from wanscope.study.check_texts import check_length_and_words
     from wanscope.wan.text import encode
 
     prompts = {f"prompt {name}": text for name, text in (("A", a), ("B", b)) if isinstance(text, str)}
-    check_length_and_words(model.tokenizer, prompts, model.text_length, model.variant.name == "marbles")
+    check_length_and_words(model.tokenizer, prompts, model.text_length, model.variant.closed_vocabulary)
     a_LD, b_LD = (encode(model, [text])[0] if isinstance(text, str) else text for text in (a, b))
     projection = model.transformer.condition_embedder.text_embedder
     return measure_difference(a_LD, b_LD, projection, top=top, text_length=model.text_length)
@@ -143,11 +135,11 @@ def learn_direction(
 
     data = _sorted(settings, "learn_direction", ())
     found = direction_request.read_pairs(Path(pairs).expanduser()) if isinstance(pairs, str | Path) else pairs
-    lesson = direction_request.lesson_of(
+    request = direction_request.request_direction(
         model.variant, found, on=on, blocks=blocks, seeds=seeds, negative=negative, **data
     )
-    direction_request.check(lesson, model.tokenizer, model.text_length, model.variant.name == "marbles")
-    return direction_request.learn(model, lesson, on_pair=on_pair)
+    direction_request.check(request, model.tokenizer, model.text_length, model.variant.closed_vocabulary)
+    return direction_request.learn(model, request, on_pair=on_pair)
 
 
 def open_take(name: str | Path, workspace: Workspace | Path | str | None = None) -> Take:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from wanscope.analysis import groups, stats
+from wanscope.analysis import groups
 from wanscope.analysis.pairing import Pairs
+from wanscope.analysis.permutation_tests import paired_permutation, smallest_p
 
 
 def made(pairs: int, dimension: int = 30, effect: float = 0.0, seed: int = 0) -> tuple[np.ndarray, Pairs]:
@@ -89,7 +90,7 @@ def test_separability_is_nearest_centroid_with_a_seed_left_out() -> None:
 def test_what_is_apart_is_told_apart_and_what_is_not_is_not() -> None:
     x, pairs = made(12, effect=8.0)
     assert groups.separability(x @ x.T, pairs)[1] == 1
-    assert groups.flipped_form(groups.pair_form(x @ x.T, pairs.a, pairs.b)) == stats.smallest_p(12)
+    assert groups.flipped_form(groups.pair_form(x @ x.T, pairs.a, pairs.b)) == smallest_p(12)
     found = [groups.separability(z @ z.T, pairs)[1] for z, _ in (made(12, seed=s) for s in range(60))]
     assert np.mean(found) == pytest.approx(0.5, abs=0.08)
 
@@ -118,7 +119,7 @@ def test_the_tests_hold_their_level(kind: str) -> None:
         gram = x @ x.T
         if kind == "spread":
             far = np.concatenate([groups.to_centroid(gram, side) for side in (pairs.a, pairs.b)])
-            p = stats.paired_permutation((far[:8] - far[8:])[:, None])[0]
+            p = paired_permutation((far[:8] - far[8:])[:, None])[0]
         else:
             matrix = gram if kind == "permanova" else -np.sqrt(groups.squared_distances(gram))
             p = groups.flipped_form(groups.pair_form(matrix, pairs.a, pairs.b))

@@ -13,8 +13,8 @@ import pytest
 from helpers.paths import write_study
 from wanscope.analysis import attention_section
 from wanscope.analysis.analyze import analyze
+from wanscope.analysis.attention import centers, overlaps, profile
 from wanscope.analysis.attention_charts import attention_charts
-from wanscope.analysis.attention_measures import centers, overlaps, profile
 from wanscope.analysis.bundle import methods
 from wanscope.analysis.preview import Preview, previews
 from wanscope.analysis.report import rendered

@@ -16,10 +16,11 @@ import pytest
 import wanscope as ws
 from helpers.paths import write_study
 from wanscope.analysis import report
-from wanscope.analysis.analyze import Analysis, analyze
+from wanscope.analysis.analyze import analyze
 from wanscope.analysis.charts import charts
 from wanscope.analysis.preview import Preview, previews
 from wanscope.analysis.report import custom_figures, rendered
+from wanscope.analysis.result import Analysis
 from wanscope.capture.path_gram import increments
 from wanscope.errors import NotCaptured, RequestError, TakeNotFound
 from wanscope.events import Note
@@ -254,7 +255,7 @@ def test_every_way_to_name_a_study(place: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_takes_that_another_study_made_first_have_this_studys_names(tmp_path: Path) -> None:
-    from wanscope.study.study_folder import Row, StudyFolder
+    from wanscope.study.study_folder import IndexRow, StudyFolder
     from wanscope.workspace import Workspace
 
     space = Workspace(tmp_path)
@@ -264,7 +265,7 @@ def test_takes_that_another_study_made_first_have_this_studys_names(tmp_path: Pa
         name: str, template: str, slots: tuple[dict[str, str], ...], edits: tuple[str, ...] = ("", ""), step: int = 1
     ) -> Analysis:
         rows = [
-            Row(str(i), t.id, i // 3 * step, i % 3, "complete", t.recipe.prompt, slots[i // 3], edit=edits[i // 3])
+            IndexRow(str(i), t.id, i // 3 * step, i % 3, "complete", t.recipe.prompt, slots[i // 3], edit=edits[i // 3])
             for i, t in enumerate(takes)
         ]
         StudyFolder(space, name).record(rows)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from helpers.takes import recipe, write_take
-from wanscope.analysis import attention_measures as maps_of
+from wanscope.analysis import attention as maps_of
 from wanscope.analysis.overlay import OPACITY, latent_frame, overlaid, overlay_video, panels
 from wanscope.capture.arrays import create_array, open_array
 from wanscope.errors import NotCaptured, RequestError

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.takes import path_of as states_of
 from helpers.takes import recipe, write_take
-from wanscope.analysis import landmarks, latent_pass, trajectory
+from wanscope.analysis import landmarks, latent_pass, latent_path, trajectory
 from wanscope.analysis.latent_statistics import latent_statistics
 from wanscope.capture.arrays import create_array, open_array
 from wanscope.capture.path_gram import increments
@@ -150,7 +150,7 @@ def test_without_it_the_stored_latents_are_read_with_their_floor(tmp_path: Path,
     v = increments(stored)
     assert np.allclose(path.gram, v @ v.T, rtol=1e-12)
     assert path.dtype == dtype
-    assert path.floor == pytest.approx(trajectory.rounding_floor(exact.squared_norms, dtype), rel=1e-2)
+    assert path.floor == pytest.approx(latent_path.rounding_floor(exact.squared_norms, dtype), rel=1e-2)
     assert np.allclose(path.spectrum, exact.spectrum, atol=10 * path.floor + 1e-9 * exact.spectrum[0])
 
 
@@ -162,7 +162,7 @@ def test_every_nth_state(tmp_path: Path) -> None:
     thin = create_array(take.folder / "thin", (3, *take.latents.shape[1:]), (16, 1, 6, 8), "fp32", {})
     for i, k in enumerate(keep):
         thin[i] = take.latents[k]
-    path = trajectory.Path(
+    path = latent_path.LatentPath(
         latent_pass.gram_of(thin), take.latents[0].size, take.sigmas[list(keep)], "fp32", np.array(keep)
     )
     assert trajectory.displacement(path) == pytest.approx(trajectory.displacement(latent_pass.path_of(take)), rel=1e-6)

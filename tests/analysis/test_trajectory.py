@@ -10,13 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wanscope.analysis import trajectory as tr
+from wanscope.analysis.latent_path import LatentPath, rounding_floor
+from wanscope.analysis.path_volume import common_rank, explained, log_volume, participation_ratio
 from wanscope.capture.path_gram import increments
 
 
-def path_of(states_KD: np.ndarray, sigmas: np.ndarray | None = None, dtype: str = "fp32") -> tr.Path:
+def path_of(states_KD: np.ndarray, sigmas: np.ndarray | None = None, dtype: str = "fp32") -> LatentPath:
     v = increments(states_KD)
     sigmas = np.linspace(1, 0, len(states_KD)) if sigmas is None else sigmas
-    return tr.Path(v @ v.T, states_KD.shape[1], sigmas, dtype)
+    return LatentPath(v @ v.T, states_KD.shape[1], sigmas, dtype)
 
 
 def walk(states: int, dimension: int, seed: int = 0) -> np.ndarray:
@@ -24,15 +26,15 @@ def walk(states: int, dimension: int, seed: int = 0) -> np.ndarray:
     return np.cumsum(rng.standard_normal((states, dimension)) * rng.uniform(0.3, 2, (states, 1)), axis=0)
 
 
-SCALARS: dict[str, Callable[[tr.Path], float]] = {
+SCALARS: dict[str, Callable[[LatentPath], float]] = {
     "path_length": tr.path_length,
     "displacement": tr.displacement,
     "linearity": tr.linearity,
-    "participation_ratio": lambda path: tr.participation_ratio(path.spectrum),
-    "log_volume": lambda path: tr.log_volume(path.spectrum, 5, path.dimension),
+    "participation_ratio": lambda path: participation_ratio(path.spectrum),
+    "log_volume": lambda path: log_volume(path.spectrum, 5, path.dimension),
     "mean_frequency": tr.mean_frequency,
 }
-SERIES: dict[str, Callable[[tr.Path], np.ndarray]] = {
+SERIES: dict[str, Callable[[LatentPath], np.ndarray]] = {
     "velocity": tr.velocity,
     "sigma_speed": tr.sigma_speed,
     "acceleration": tr.acceleration,
@@ -114,11 +116,11 @@ def test_a_straight_line() -> None:
     assert tr.linearity(path) == pytest.approx(1)
     assert tr.alignment(path) == pytest.approx(np.ones(8))
     assert tr.turning_angles(path) == pytest.approx(np.zeros(7), abs=1e-4)
-    assert tr.participation_ratio(path.spectrum) == pytest.approx(1)
+    assert participation_ratio(path.spectrum) == pytest.approx(1)
     assert path.rank == 1
     # Nine places a step apart along one axis.
-    assert tr.log_volume(path.spectrum, 1, 64) == pytest.approx(np.log(step * np.sqrt(((np.arange(9) - 4) ** 2).sum())))
-    assert np.isnan(tr.log_volume(path.spectrum, 0, 64))
+    assert log_volume(path.spectrum, 1, 64) == pytest.approx(np.log(step * np.sqrt(((np.arange(9) - 4) ** 2).sum())))
+    assert np.isnan(log_volume(path.spectrum, 0, 64))
     assert np.isnan(tr.mean_frequency(path))
 
 
@@ -135,7 +137,7 @@ def test_a_circle(radius: float) -> None:
     assert tr.displacement(path) == pytest.approx(2 * radius * np.sin(np.pi / points))
     assert path.rank == 2
     assert path.spectrum[:2] == pytest.approx(np.full(2, points / 2 * radius**2 * dimension))
-    assert tr.participation_ratio(path.spectrum) == pytest.approx(2)
+    assert participation_ratio(path.spectrum) == pytest.approx(2)
     closed = path_of(np.concatenate([x, x[:1]]))
     assert tr.displacement(closed) == pytest.approx(0, abs=1e-7)
     # The increments of a full turn are one vector that rotates once in `points` steps.
@@ -153,7 +155,7 @@ def test_a_random_walk_in_many_dimensions() -> None:
     assert tr.velocity(path) == pytest.approx(np.ones(steps), rel=0.03)
     # Its principal axes are cosines, with variances that fall as 1/k^2 (Antognini and Sohl-Dickstein 2018,
     # arXiv 1806.08805).
-    shares = tr.explained(path.spectrum)[:3]
+    shares = explained(path.spectrum)[:3]
     assert shares == pytest.approx([6 / np.pi**2 / k**2 for k in (1, 2, 3)], rel=0.05)
     assert tr.mean_frequency(path) == pytest.approx(0.25, rel=0.1)
 
@@ -182,7 +184,7 @@ def test_the_floor_is_what_rounding_adds(dtype: str) -> None:
     x = np.random.default_rng(3).standard_normal((6, 50_000))
     rounded = x.astype({"fp16": np.float16, "fp32": np.float32}[dtype]).astype(np.float64)
     error = ((rounded - x) ** 2).sum(axis=1).max()
-    floor = tr.rounding_floor((x**2).sum(axis=1), dtype)
+    floor = rounding_floor((x**2).sum(axis=1), dtype)
     assert floor / 3 < error < floor
 
 
@@ -201,12 +203,12 @@ def test_one_rank_for_all() -> None:
     flat = path_of(rng.standard_normal((8, 3)) @ rng.standard_normal((3, 500)))
     full = path_of(walk(8, 500))
     assert (flat.rank, full.rank) == (3, 7)
-    assert tr.common_rank([flat, full]) == 3
+    assert common_rank([flat, full]) == 3
 
 
 def test_a_gram_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="does not fit"):
-        tr.Path(np.eye(3), 10, np.array([1.0, 0.0]))
+        LatentPath(np.eye(3), 10, np.array([1.0, 0.0]))
 
 
 # ---- phases

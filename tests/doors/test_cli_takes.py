@@ -13,7 +13,7 @@ from helpers.takes import recipe, write_take
 from wanscope.recipe import Study
 from wanscope.spec.validation import validated
 from wanscope.study.expand import expand
-from wanscope.study.study_folder import Row, StudyFolder
+from wanscope.study.study_folder import IndexRow, StudyFolder
 from wanscope.take.store import Take
 from wanscope.take.video import video_facts
 from wanscope.workspace import Workspace
@@ -34,10 +34,10 @@ def make_study(space: Workspace, takes: tuple[Take, ...], missing: bool = False)
     folder = StudyFolder(space, "mine")
     folder.begin(expand(validated(Study, {"prompt": "a circle", "name": "mine"})))
     rows = [
-        Row(f"name-{i}", take.id, i, take.recipe.seed, "complete", take.recipe.prompt, {"1": "x"}, True, 1.0)
+        IndexRow(f"name-{i}", take.id, i, take.recipe.seed, "complete", take.recipe.prompt, {"1": "x"}, True, 1.0)
         for i, take in enumerate(takes)
     ]
-    gone = Row("name-9", "f" * 16, 9, 9, "failed", "a square", error="NaN after step 2\nmore")
+    gone = IndexRow("name-9", "f" * 16, 9, 9, "failed", "a square", error="NaN after step 2\nmore")
     folder.record([*rows, gone] if missing else rows)
 
 

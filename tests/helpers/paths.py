@@ -11,7 +11,7 @@ import numpy as np
 from helpers import takes as plain
 from wanscope.recipe import Recipe
 from wanscope.study.expand import slug
-from wanscope.study.study_folder import Row, StudyFolder
+from wanscope.study.study_folder import IndexRow, StudyFolder
 from wanscope.take.store import Take
 from wanscope.workspace import Workspace
 
@@ -48,6 +48,6 @@ def write_study(
                 plain.path_of = original
             made.append(take)
             readable = f"{slug('-'.join(values)) or 'only'}_seed{seed:02d}"
-            rows.append(Row(readable, take.id, number, seed, "complete", recipe.prompt, labels))
+            rows.append(IndexRow(readable, take.id, number, seed, "complete", recipe.prompt, labels))
     StudyFolder(space, name).record(rows)
     return made

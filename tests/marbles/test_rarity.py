@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from wanscope.analysis import stats
+from wanscope.analysis.permutation_tests import paired_permutation
 from wanscope.errors import RequestError
 from wanscope.marbles import rarity_volume
 from wanscope.marbles.train import __main__ as script
@@ -31,7 +31,7 @@ def test_rarity_and_color_come_apart_from_scene_and_model():
 
 
 def _report(volumes, **read):
-    settings = rarity.Settings(repeats=len(volumes), scenes=volumes.shape[-1])
+    settings = rarity.RaritySettings(repeats=len(volumes), scenes=volumes.shape[-1])
     rows = [
         {"rare": rare, "color": color, "read": 0.9, "clips": 30, **read}
         for rare in ("red", "blue")
@@ -55,9 +55,7 @@ def test_the_report_says_which_way_it_fell():
     found = less["figures"]["rarity"]
     assert found["low"] < -0.5 < found["high"] < 0 and found["scenes"] == 24
     rare, _ = rarity_volume.parts(_volumes(-0.5, 0.0, 0.2))
-    assert found["p"] == pytest.approx(stats.paired_permutation(rare.T)[0]) and found["mean"] == pytest.approx(
-        rare.mean()
-    )
+    assert found["p"] == pytest.approx(paired_permutation(rare.T)[0]) and found["mean"] == pytest.approx(rare.mean())
     nothing = _report(_volumes(0.0, 0.0, 0.2))
     assert "no effect of rarity on the volume of paths is shown" in nothing["summary"][0]
     assert "four times in five" in nothing["summary"][0]
@@ -99,7 +97,7 @@ def tiny(monkeypatch):
     config = {**denoiser.CONFIG, "num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 32, "num_layers": 2}
     monkeypatch.setattr(rarity, "CONFIG", config)
     monkeypatch.setattr(rarity, "STAGES", (denoiser.Stage(2, kinds, 0.02),))
-    return rarity.Settings(clips=3, steps=2, scenes=2, sampler_steps=2)
+    return rarity.RaritySettings(clips=3, steps=2, scenes=2, sampler_steps=2)
 
 
 def test_two_variants_are_trained_measured_and_not_made_again(monkeypatch, tmp_path, tiny):
@@ -133,13 +131,13 @@ def test_two_variants_are_trained_measured_and_not_made_again(monkeypatch, tmp_p
     again = rarity.run(tiny, tmp_path)
     assert json.dumps(again["figures"]) == json.dumps(report["figures"]) and again["read"] == report["read"]
     with pytest.raises(RequestError, match="other settings"):
-        rarity.run(rarity.Settings(clips=4, steps=2, scenes=2), tmp_path)
+        rarity.run(rarity.RaritySettings(clips=4, steps=2, scenes=2), tmp_path)
 
 
 @pytest.mark.parametrize("colors", [("red", "red"), ("red", "cyan"), ("red", "pink")])
 def test_colors_that_cannot_be_compared_are_refused_before_any_work(tmp_path, colors, capsys):
     with pytest.raises(RequestError, match="cannot be compared"):
-        rarity.run(rarity.Settings(colors=colors), tmp_path / "not_made")
+        rarity.run(rarity.RaritySettings(colors=colors), tmp_path / "not_made")
     assert not (tmp_path / "not_made").exists()
     with pytest.raises(SystemExit):
         script.main(["rarity", "--colors", *colors, "--folder", str(tmp_path / "not_made")])

@@ -35,8 +35,8 @@ def test_readers_meet_their_bound_on_rendered_truth():
 
 
 def test_a_figure_under_its_bound_fails_and_is_shown():
-    row = validate.Row("one object", "shape", 0.9, 200, 0.85, 0.93, bound=0.95)
-    slow = validate.Row("speed", "one default video, after loading", 93.0, 3, unit="s", aim=4.0)
+    row = validate.ReportRow("one object", "shape", 0.9, 200, 0.85, 0.93, bound=0.95)
+    slow = validate.ReportRow("speed", "one default video, after loading", 93.0, 3, unit="s", aim=4.0)
     assert not row.passed and slow.passed  # a busy machine is no fault of marbles
     report = {
         "passed": False,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wanscope.marbles.validate import attention as validate_attention
-from wanscope.marbles.validate.attention import KINDS, Clip, Recorder, Settings
+from wanscope.marbles.validate.attention import KINDS, AttentionSettings, Clip, Recorder
 from wanscope.spec.capture import MEASURES
 from wanscope.wan.load import load
 
@@ -17,7 +17,7 @@ def model():
 
 
 def test_clips_of_both_kinds_are_kept_and_not_made_again(monkeypatch, tmp_path, model):
-    settings = Settings(clips=1, steps=2)
+    settings = AttentionSettings(clips=1, steps=2)
     made = {kind: next(validate_attention.clips(model, settings, kind, tmp_path, print)) for kind in KINDS}
     for clip in made.values():
         assert clip.maps.shape == (len(MEASURES), 2, 2, 10, 5, 8, 8) and np.isfinite(clip.maps).all()

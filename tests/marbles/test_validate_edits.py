@@ -16,7 +16,7 @@ from wanscope.marbles import world
 from wanscope.marbles.validate import edit_cases, edit_tables
 from wanscope.marbles.validate import edits as validate_edits
 from wanscope.marbles.validate.edit_cases import Case
-from wanscope.marbles.validate.edits import Maker, Settings, make_rows
+from wanscope.marbles.validate.edits import EditsSettings, Maker, make_rows
 from wanscope.wan.load import load
 
 
@@ -115,7 +115,7 @@ def _few(monkeypatch, stop_after=None):
 
 
 def test_a_stopped_run_goes_on_and_makes_nothing_twice(monkeypatch, tmp_path, model):
-    settings = Settings(pairs=4)
+    settings = EditsSettings(pairs=4)
     first = _few(monkeypatch, stop_after=7)
     with pytest.raises(KeyboardInterrupt):
         make_rows(model, settings, tmp_path)
@@ -134,10 +134,10 @@ def test_a_stopped_run_goes_on_and_makes_nothing_twice(monkeypatch, tmp_path, mo
 
 def test_shares_part_the_work(monkeypatch, tmp_path, model):
     one = _few(monkeypatch)
-    _, missing = make_rows(model, Settings(pairs=4, share=(0, 2)), tmp_path)
+    _, missing = make_rows(model, EditsSettings(pairs=4, share=(0, 2)), tmp_path)
     assert len(missing) == 26 and len(one) == 26
     two = _few(monkeypatch)
-    found, missing = make_rows(model, Settings(pairs=4, share=(1, 2)), tmp_path)
+    found, missing = make_rows(model, EditsSettings(pairs=4, share=(1, 2)), tmp_path)
     assert not missing and len(two) == 26 and not set(one) & set(two) and len(found) == 52
 
 
@@ -146,7 +146,7 @@ def test_a_video_of_two_questions_is_made_once_by_one_share(monkeypatch, tmp_pat
     both = lambda maker, settings, folder: [*edit_cases.modes(2), *edit_cases.injections(2)]  # noqa: E731
     monkeypatch.setattr(validate_edits, "cases", both)
     for share in range(3):
-        found, missing = make_rows(model, Settings(pairs=2, share=(share, 3)), tmp_path)
+        found, missing = make_rows(model, EditsSettings(pairs=2, share=(share, 3)), tmp_path)
     assert not missing and len(made) == len(set(made)) == len({case.key for case, _ in found}) < len(found)
 
 
@@ -163,12 +163,12 @@ def test_a_stopped_run_has_asked_every_question_of_as_many_pairs(monkeypatch):
 def test_so_far_makes_nothing_and_takes_whole_pairs_alone(monkeypatch, tmp_path, model):
     _few(monkeypatch)
     with pytest.raises(RequestError, match="no pair is complete yet"):
-        validate_edits.validate(Settings(pairs=4, so_far=True), folder=tmp_path, model=model)
+        validate_edits.validate(EditsSettings(pairs=4, so_far=True), folder=tmp_path, model=model)
     _few(monkeypatch, stop_after=28)  # two pairs of 13 videos, and two videos of the third
     with pytest.raises(KeyboardInterrupt):
-        make_rows(model, Settings(pairs=4), tmp_path)
+        make_rows(model, EditsSettings(pairs=4), tmp_path)
     made = _few(monkeypatch)
-    report = validate_edits.validate(Settings(pairs=4, so_far=True), folder=tmp_path, model=model)
+    report = validate_edits.validate(EditsSettings(pairs=4, so_far=True), folder=tmp_path, model=model)
     assert not made and report is not None and report["videos"] == 28 and report["missing"] == 24
     assert [row["n"] for row in report["tables"][0]["rows"]] == [2] * 12
     page = edit_tables.as_markdown(json.loads(json.dumps(report, allow_nan=False)))
@@ -177,7 +177,7 @@ def test_so_far_makes_nothing_and_takes_whole_pairs_alone(monkeypatch, tmp_path,
 
 def test_rows_do_not_outlive_a_change_of_the_sampler(monkeypatch, tmp_path, model):
     _few(monkeypatch)
-    make_rows(model, Settings(pairs=2), tmp_path)
+    make_rows(model, EditsSettings(pairs=2), tmp_path)
     resolved = Maker.__init__
 
     def other(self, model, settings):
@@ -186,14 +186,14 @@ def test_rows_do_not_outlive_a_change_of_the_sampler(monkeypatch, tmp_path, mode
 
     monkeypatch.setattr(Maker, "__init__", other)
     again = _few(monkeypatch)
-    make_rows(model, Settings(pairs=2), tmp_path)
+    make_rows(model, EditsSettings(pairs=2), tmp_path)
     assert len(again) == 26
 
 
 def test_full_injection_makes_the_donors_own_video(model):
     """The whole real path: at strength 1 in all blocks the bits are those of the donor as the prompt."""
     pair = next(edit_cases.pairs("color", 1))
-    maker = Maker(model, Settings(frames=5, steps=2))
+    maker = Maker(model, EditsSettings(frames=5, steps=2))
     case = Case("inject", {}, 0, pair.scene, pair.prompt, 3, (Inject(pair.donor),), {"color": pair.value})
     plain = replace(case, edits=())
     donor = replace(plain, prompt=pair.donor)
@@ -315,7 +315,7 @@ def test_success_by_distance():
 
 
 def test_the_page_says_every_figure(model):
-    maker = Maker(model, Settings())
+    maker = Maker(model, EditsSettings())
     projection = model.transformer.condition_embedder.text_embedder
     figures = edit_tables.difference_figures(edit_cases.difference_pairs(6), maker.encoded, projection)
     found = [(_case(n, wanted={"color": "blue"}, condition={"strength": 1.0}), SEEN) for n in range(3)]

@@ -8,8 +8,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from wanscope.analysis import stats
+from wanscope.analysis.effect_size import paired_effect
 from wanscope.analysis.latent_statistics import latent_statistics
+from wanscope.analysis.permutation_tests import paired_permutation, sign_patterns, smallest_p
 from wanscope.capture.path_gram import increments
 from wanscope.doors.cli.validate import run_validate
 from wanscope.errors import RequestError
@@ -71,15 +72,15 @@ def test_the_largest_over_places_is_tested_as_enumeration_says():
 
     every = [largest(signs) for signs in product((1, -1), repeat=7)]
     expected = np.mean([value >= largest((1,) * 7) - 1e-12 for value in every])
-    signs = stats.sign_patterns(7).astype(float)
+    signs = sign_patterns(7).astype(float)
     assert trajectory_tests.p_of_largest(trajectory_tests.shares(d, signs)) == pytest.approx(expected)
     for m in range(4):
         single = trajectory_tests.p_of_largest(trajectory_tests.shares(d[:, [m]], signs))
-        assert single == pytest.approx(stats.paired_permutation(d[:, [m]])[0])
+        assert single == pytest.approx(paired_permutation(d[:, [m]])[0])
     nothing = trajectory_tests.shares(np.zeros((7, 2)), signs)
     assert trajectory_tests.p_of_largest(nothing) == 1.0
     missing = np.vstack([d, np.full((1, 4), np.nan)])
-    there = trajectory_tests.p_of_largest(trajectory_tests.shares(missing, stats.sign_patterns(8).astype(float)))
+    there = trajectory_tests.p_of_largest(trajectory_tests.shares(missing, sign_patterns(8).astype(float)))
     assert there == pytest.approx(expected)
 
 
@@ -104,15 +105,15 @@ def test_rows_have_the_effect_at_the_place_of_the_largest_difference():
     single, many, none, permanova, energy = trajectory_tests.tested(found, a, b)
     d = course[:12, 3] - course[12:, 3]
     assert single["difference"] == pytest.approx(d.mean()) and single["low"] < d.mean() < single["high"]
-    assert single["p"] == pytest.approx(stats.paired_permutation(d[:, None])[0])
-    effect = stats.paired_effect(d[:, None])
+    assert single["p"] == pytest.approx(paired_permutation(d[:, None])[0])
+    effect = paired_effect(d[:, None])
     assert (single["effect"], single["effect_low"]) == pytest.approx((effect.size[0], effect.low[0]))
     assert many["place"] == "state 3" and many["effect"] == single["effect"] and "low" not in many
-    wide = stats.paired_effect(d[:, None], confidence=1 - 0.05 / 5)
+    wide = paired_effect(d[:, None], confidence=1 - 0.05 / 5)
     assert many["effect_low"] == pytest.approx(wide.low[0]) and many["effect_low"] < single["effect_low"]
     assert many["p"] >= single["p"]
     assert none["p"] == 1.0 and none["effect"] is None
-    assert permanova["p"] == energy["p"] == stats.smallest_p(12)
+    assert permanova["p"] == energy["p"] == smallest_p(12)
     within = final[:12] - final[12:]
     assert permanova["difference"] == pytest.approx((within.sum(0) ** 2).sum() / 12 / (within**2).sum())
 
@@ -200,7 +201,7 @@ def _made_walk(self, prompt, seed, scratch):
 def test_the_report_claims_what_the_tests_show_and_no_more(model, monkeypatch, tmp_path):
     monkeypatch.setattr(Walker, "_made", _made_walk)
     monkeypatch.setattr(trajectory_cases, "WORDINGS", trajectory_cases.WORDINGS[:3])
-    settings = validate_trajectories.Settings(pairs=15, relabelings=5)
+    settings = validate_trajectories.TrajectoriesSettings(pairs=15, relabelings=5)
     report = validate_trajectories.validate(settings, folder=tmp_path, model=model)
     report = json.loads(json.dumps(report))
     assert report["takes"] == 6 * 30 + 3 * 15 + 30

@@ -13,7 +13,7 @@ import torch
 
 from helpers.recording import check_compiled_twice, copied
 from helpers.tiny import KINDS, tiny_model, video
-from wanscope.analysis.attention_measures import concentration
+from wanscope.analysis.attention import concentration
 from wanscope.capture.attention_plan import AttentionPlan, ModelFacts, plan_attention
 from wanscope.capture.attention_sink import FOLDERS, AttentionSink, Seen
 from wanscope.capture.moments import Moment
@@ -23,7 +23,8 @@ from wanscope.errors import NumericalError, WorkError
 from wanscope.recipe import SamplerSpec, VideoSpec
 from wanscope.runtime.diffusers.recorder import AttentionRecorder
 from wanscope.runtime.diffusers.session import attach
-from wanscope.sample.loop import Conditioning, denoise, initial_noise
+from wanscope.sample.conditioning import Conditioning
+from wanscope.sample.loop import denoise, initial_noise
 from wanscope.sample.plan_edits import passes_of
 from wanscope.spec.capture import AttentionCapture
 from wanscope.take.attention_maps import Attention

@@ -22,7 +22,8 @@ from wanscope.recipe import SamplerSpec, VideoSpec
 from wanscope.runtime.diffusers.recorder import AttentionRecorder
 from wanscope.runtime.diffusers.self_recorder import SelfAttentionRecorder, rotated
 from wanscope.runtime.diffusers.session import attach
-from wanscope.sample.loop import Conditioning, denoise, initial_noise
+from wanscope.sample.conditioning import Conditioning
+from wanscope.sample.loop import denoise, initial_noise
 from wanscope.sample.plan_edits import edit_plan, passes_of
 from wanscope.spec.capture import AttentionCapture, SelfAttentionCapture
 from wanscope.take.attention_maps import Attention

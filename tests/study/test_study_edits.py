@@ -23,11 +23,12 @@ from wanscope.errors import RecipeError
 from wanscope.events import PromptsEncoded
 from wanscope.recipe import Recipe, Study
 from wanscope.spec.validation import validated
-from wanscope.study.encode_texts import check_prompts, encode_prompts
+from wanscope.study.check_texts import check_prompts
+from wanscope.study.encode_texts import encode_prompts
 from wanscope.study.expand import Expansion, expand, file_label
 from wanscope.study.run import run
 from wanscope.study.study_file import load_study_data
-from wanscope.study.study_folder import Row, StudyFolder
+from wanscope.study.study_folder import IndexRow, StudyFolder
 from wanscope.take.compare import labels_of, table
 from wanscope.take.store import Take
 from wanscope.wan.identity import file_hash
@@ -302,7 +303,7 @@ def test_a_stored_embedding_longer_than_the_model_reads_is_refused(tmp_path: Pat
 def test_words_of_an_edited_prompt_are_checked_for_every_variation() -> None:
     asked = recipes("bend red flip")  # the other variation is blue
     with pytest.raises(RecipeError, match="the word 'red' is not in the prompt: the prompt reads 'a blue circle'"):
-        check_prompts(model().tokenizer, asked, 16, marbles=False)
+        check_prompts(model().tokenizer, asked, 16, closed_vocabulary=False)
 
 
 # the table and comparisons
@@ -311,8 +312,8 @@ def test_words_of_an_edited_prompt_are_checked_for_every_variation() -> None:
 def test_the_table_has_columns_for_edits_only_where_there_are_some(tmp_path: Path) -> None:
     place = StudyFolder(Workspace(tmp_path), "mine")
     rows = [
-        Row("red_baseline_seed00", "a" * 16, 0, 0, "missing", "a red circle", {"color": "red"}, edit="baseline"),
-        Row(
+        IndexRow("red_baseline_seed00", "a" * 16, 0, 0, "missing", "a red circle", {"color": "red"}, edit="baseline"),
+        IndexRow(
             "red_late_seed00",
             "b" * 16,
             0,
@@ -329,7 +330,7 @@ def test_the_table_has_columns_for_edits_only_where_there_are_some(tmp_path: Pat
     lines = list(csv.DictReader((place.folder / "index.csv").open(newline="")))
     assert [(line["edit"], line["edits.0.blocks"]) for line in lines] == [("baseline", ""), ("late", "late")]
     plain = StudyFolder(Workspace(tmp_path), "plain")
-    plain.record([Row("red_seed00", "a" * 16, 0, 0, "missing", "a red circle", {"color": "red"})])
+    plain.record([IndexRow("red_seed00", "a" * 16, 0, 0, "missing", "a red circle", {"color": "red"})])
     head = (plain.folder / "index.csv").read_text().splitlines()[0]
     assert head == "name,take,variation,seed,status,current,seconds,prompt,error,slot:color"
 

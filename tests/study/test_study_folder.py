@@ -17,7 +17,7 @@ from wanscope.study import study_folder
 from wanscope.study.expand import expand
 from wanscope.study.lock import held
 from wanscope.study.study_file import load_study_data
-from wanscope.study.study_folder import Row, StudyFolder
+from wanscope.study.study_folder import IndexRow, StudyFolder
 from wanscope.workspace import Workspace
 
 
@@ -25,9 +25,9 @@ def study(**changes: Any) -> Study:
     return validated(Study, {"prompt": "a [@who: red|blue] circle", "seeds": 1, "name": "mine", **changes})
 
 
-def row(space: Workspace, name: str, seed: int, prompt: str = "a red circle", **changes: Any) -> Row:
+def row(space: Workspace, name: str, seed: int, prompt: str = "a red circle", **changes: Any) -> IndexRow:
     take = write_take(space.takes, recipe(seed=seed, prompt=prompt, latents=False))
-    return Row(name, take.id, 0, seed, "complete", prompt, {"who": "red"}, **changes)
+    return IndexRow(name, take.id, 0, seed, "complete", prompt, {"who": "red"}, **changes)
 
 
 def names(place: StudyFolder) -> list[str]:
@@ -79,7 +79,9 @@ def test_the_table_has_a_row_a_take_and_a_column_a_slot(space: Workspace) -> Non
     place = StudyFolder(space, "mine")
     rows = [
         row(space, "red_seed00", 0, seconds=1.5),
-        Row("blue_seed00", "f" * 16, 1, 0, "failed", 'a "blue", circle\n', {"who": "blue"}, error="it broke, badly"),
+        IndexRow(
+            "blue_seed00", "f" * 16, 1, 0, "failed", 'a "blue", circle\n', {"who": "blue"}, error="it broke, badly"
+        ),
     ]
     place.record(rows)
     assert place.rows() == rows

@@ -23,9 +23,10 @@ from wanscope.errors import (
     TakeNotFound,
 )
 from wanscope.events import Note, PromptsEncoded, StepDone, TakeDone, TakeFailed, TakeSkipped, TakeStarted
-from wanscope.sample.loop import Conditioning, denoise, initial_noise
+from wanscope.sample.conditioning import Conditioning
+from wanscope.sample.loop import denoise, initial_noise
 from wanscope.study import make_take, prepare
-from wanscope.study.encode_texts import check_prompts
+from wanscope.study.check_texts import check_prompts
 from wanscope.study.run import StudyResult, run
 from wanscope.take.manifest import Manifest
 from wanscope.take.store import Take, latents_sha256
@@ -352,9 +353,9 @@ def test_words_that_marbles_never_saw_are_named_with_a_real_model() -> None:
     from helpers.takes import recipe
 
     recipes = [recipe(prompt="a red ñandú and a 猫"), recipe(prompt="a red circle")]
-    check_prompts(model().tokenizer, recipes, 16, marbles=False)
+    check_prompts(model().tokenizer, recipes, 16, closed_vocabulary=False)
     with pytest.raises(RecipeError, match=r"(?s)marbles does not know 'ñandú', '猫'.*--model wan2\.1-t2v-1\.3b"):
-        check_prompts(model().tokenizer, recipes, 16, marbles=True)
+        check_prompts(model().tokenizer, recipes, 16, closed_vocabulary=True)
 
 
 def test_a_dtype_that_the_model_does_not_have_is_refused(tmp_path: Path) -> None:

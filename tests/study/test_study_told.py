@@ -127,12 +127,12 @@ def test_a_lora_makes_other_weights() -> None:
     found = learn_direction(model(), PAIRS, SamplerSpec(), VideoSpec(), on="context")
     at = {name: replace(found, manifest=replace(found.manifest, weights=w)) for name, w in
           {"plain": plain, "lora": with_lora, "comfy": {"text_embedding of expert 0": "12"}}.items()}  # fmt: skip
-    assert at["plain"].strange(plain) == at["lora"].strange(with_lora) == ""
-    assert "not the same: LoRA)" in at["plain"].strange(with_lora)
-    assert "not the same: LoRA)" in at["lora"].strange(plain)
-    assert "not the same: transformer)" in at["plain"].strange({"transformer": "xy"})
-    assert "is not known" in at["comfy"].strange(plain)
-    assert "not the same: transformer_2)" in at["plain"].strange({**plain, "transformer_2": "12"})
+    assert at["plain"].weights_mismatch_note(plain) == at["lora"].weights_mismatch_note(with_lora) == ""
+    assert "not the same: LoRA)" in at["plain"].weights_mismatch_note(with_lora)
+    assert "not the same: LoRA)" in at["lora"].weights_mismatch_note(plain)
+    assert "not the same: transformer)" in at["plain"].weights_mismatch_note({"transformer": "xy"})
+    assert "is not known" in at["comfy"].weights_mismatch_note(plain)
+    assert "not the same: transformer_2)" in at["plain"].weights_mismatch_note({**plain, "transformer_2": "12"})
 
 
 @pytest.mark.parametrize(

@@ -22,92 +22,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from wanscope import __version__, events
+from wanscope import events
 from wanscope.analysis import attention_section, latent_pass
-from wanscope.analysis.collection import Collection, LeftOut, Member, collect
-from wanscope.analysis.contrast_tests import Family, Test, tested, unconfirmed
+from wanscope.analysis.collection import Collection, Member, collect
+from wanscope.analysis.contrast_tests import Test, tested, unconfirmed
 from wanscope.analysis.groups import GroupResult, analyze_groups
+from wanscope.analysis.latent_path import EPSILON, LatentPath
 from wanscope.analysis.metric import Metric, Subject, all_metrics
 from wanscope.analysis.pairing import Comparison, Unit, compare
-from wanscope.analysis.remove_outdated import FACTS, FILES, REPORT, remove_outdated
+from wanscope.analysis.path_volume import common_rank
+from wanscope.analysis.remove_outdated import FACTS, FILES, remove_outdated
+from wanscope.analysis.result import Analysis
 from wanscope.analysis.store_metrics import remember
 from wanscope.analysis.summary import summarized
-from wanscope.analysis.table import Table, tabulated, write_rows
-from wanscope.analysis.trajectory import EPSILON, common_rank
-from wanscope.analysis.trajectory import Path as PathOfTake
+from wanscope.analysis.table import tabulated, write_rows
 from wanscope.errors import NotCaptured
 from wanscope.take.disk import guarded, require_writable, write_atomic
 from wanscope.workspace import Workspace
 
 FOLDER = "analysis"
 SUMMARY = "summary.txt"
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """What an analysis found. folder: where it was written, None where nothing was; page: whether with a report.
-
-    rank: the one rank of log-volumes. between: inner products of the takes at each state, and their joint places; None
-    where fewer than two takes have comparable latents. compared: the members that `between` is of, by index.
-    """
-
-    collection: Collection
-    comparison: Comparison
-    table: Table
-    tests: Family
-    groups: GroupResult
-    rank: int
-    paths: dict[int, PathOfTake]
-    between: latent_pass.OnePass | None
-    compared: tuple[int, ...]
-    states: tuple[int, ...]
-    notes: tuple[str, ...]
-    summary: str
-    folder: Path | None = None
-    page: bool = False
-
-    @property
-    def name(self) -> str:
-        return self.collection.name
-
-    @property
-    def members(self) -> tuple[Member, ...]:
-        return self.collection.members
-
-    @property
-    def left_out(self) -> tuple[LeftOut, ...]:
-        return self.collection.left_out
-
-    @property
-    def report(self) -> Path | None:
-        return self.folder / REPORT if self.folder is not None and self.page else None
-
-    def facts(self) -> dict[str, Any]:
-        """What was analyzed and found, for machines."""
-        return {
-            "study": self.name,
-            "wanscope": __version__,
-            "made": datetime.now(UTC).isoformat(timespec="seconds"),
-            "takes": [{"take": m.id, "name": m.name, "seed": m.seed, "labels": dict(m.labels)} for m in self.members],
-            "left_out": [{"name": left.name, "why": left.why} for left in self.left_out],
-            "contrasts": [{"factor": c.factor, "a": c.a, "b": c.b} for c in self.comparison.contrasts],
-            "unit": self.comparison.unit,
-            "rank": self.rank,
-            "tests": self.tests.size,
-            "smallest_p": self.tests.smallest_p,
-            "found": [t.record() for t in self.tests.tests if t.found],
-            "notes": list(self.notes),
-            "summary": self.summary,
-            "folder": None if self.folder is None else str(self.folder),
-            "report": None if self.report is None else str(self.report),
-        }
 
 
 def analyze(
@@ -194,16 +134,10 @@ def _computed(
     result = Analysis(
         collection, comparison, table, tests, groups, rank, paths, between, compared, states, tuple(notes), ""
     )
-    return _replace(result, summary=summarized(result))
+    return replace(result, summary=summarized(result))
 
 
-def _replace(analysis: Analysis, **changes: Any) -> Analysis:
-    from dataclasses import replace
-
-    return replace(analysis, **changes)
-
-
-def _paths(collection: Collection, notes: list[str]) -> dict[int, PathOfTake]:
+def _paths(collection: Collection, notes: list[str]) -> dict[int, LatentPath]:
     """The path of every take that has one."""
     paths, without = {}, []
     for i, member in enumerate(collection.members):
@@ -260,7 +194,7 @@ def write_analysis(
 
     What an earlier analysis wrote there and this one does not is removed: it would contradict the new tables.
     """
-    result = _replace(analysis, folder=folder, page=report)
+    result = replace(analysis, folder=folder, page=report)
     with guarded(folder):
         folder.mkdir(parents=True, exist_ok=True)
         written = write_rows(result.table.records(), folder / "metrics")

@@ -10,20 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from wanscope.analysis.attention_measures import of_means, profile
+from wanscope.analysis.attention import of_means, profile
 from wanscope.analysis.collection import Member, from_takes
 from wanscope.analysis.overlay import Panel, overlay_video, panels
 from wanscope.analysis.preview import Preview, scaled
+from wanscope.analysis.result import Analysis
 from wanscope.analysis.table import SLOT
 from wanscope.errors import DamagedTake, NotCaptured
 from wanscope.take.video import iter_frames, video_facts, write_video
-
-if TYPE_CHECKING:
-    from wanscope.analysis.analyze import Analysis
 
 SHOWN = 8  # variations on the page
 WORDS = 6  # panels of a video

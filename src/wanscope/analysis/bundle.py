@@ -25,11 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from wanscope import __version__, events
-from wanscope.analysis import stats
-from wanscope.analysis.analyze import FACTS, Analysis, analyze, write_analysis
+from wanscope.analysis.analyze import analyze, write_analysis
 from wanscope.analysis.confidence_intervals import BCA_PAIRS
 from wanscope.analysis.contrast_tests import Family
 from wanscope.analysis.pairing import Unit
+from wanscope.analysis.permutation_tests import DRAWS, EXACT_PAIRS
+from wanscope.analysis.remove_outdated import FACTS
+from wanscope.analysis.result import Analysis
 from wanscope.errors import RequestError
 from wanscope.take.disk import file_sha256, files_below, guarded, require_writable
 from wanscope.take.store import VIDEO
@@ -181,8 +183,8 @@ def methods(analysis: Analysis) -> str:
         )
     if family.size:
         units = f"{family.units} {family.unit}s"
-        exact = family.units <= stats.EXACT_PAIRS
-        drawn = "all sign patterns were counted" if exact else f"{stats.DRAWS} random sign patterns were drawn"
+        exact = family.units <= EXACT_PAIRS
+        drawn = "all sign patterns were counted" if exact else f"{DRAWS} random sign patterns were drawn"
         interval = "bias-corrected and accelerated bootstrap" if family.units >= BCA_PAIRS else "paired t"
         contrasts = "; ".join(f"{c.a} against {c.b}" for c in analysis.comparison.contrasts)
         parts.append(

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from wanscope.analysis.metric import Metric
 from wanscope.analysis.pairing import value_of
-
-if TYPE_CHECKING:
-    from wanscope.analysis.analyze import Analysis
+from wanscope.analysis.result import Analysis
 
 Kind = Literal["line", "thin", "points", "interval"]
 MANY_GROUPS = 12  # more are drawn without thin lines of single takes

@@ -25,7 +25,7 @@ from wanscope.workspace import Workspace
 
 if TYPE_CHECKING:
     from wanscope.study.run import StudyResult
-    from wanscope.study.study_folder import Row
+    from wanscope.study.study_folder import IndexRow
 
 STUDY_FILE = "study.yaml"
 PROMPT = "prompt"  # the factor where no slot varies and the prompts do
@@ -90,7 +90,7 @@ def from_takes(text: str, folder: Path) -> str:
 
 
 @dataclass
-class _Found:
+class _Members:
     members: list[Member] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
 
@@ -145,7 +145,7 @@ def _of_result(result: StudyResult) -> Collection:
 def _of_takes(takes: Sequence[Any]) -> Collection:
     if not takes or not all(isinstance(take, Take) for take in takes):
         raise RequestError("there is nothing to analyze", "analyze takes a study or takes of one", "wanscope takes")
-    found = _Found()
+    found = _Members()
     for take in takes:
         found.add(_name(take), take.folder)
     return _checked("takes", found)
@@ -166,7 +166,7 @@ def _of_workspace(space: Workspace) -> Collection:
             ", ".join(path.name for path in studies[:8]) + (", ..." if len(studies) > 8 else ""),
             f"wanscope analyze {studies[0].name} --output-dir {space.folder}",
         )
-    found = _Found()
+    found = _Members()
     for take in space.take_ids():
         found.add(take, space.take_folder(take))
     return _checked(space.folder.name, found)
@@ -182,7 +182,7 @@ def _of_study(folder: Path) -> Collection:
         raise RequestError(f"{folder / 'index.csv'} cannot be read", str(error)) from error
     study = _study(folder / STUDY_FILE)
     template = parse(study.prompt) if study is not None else None
-    found = _Found()
+    found = _Members()
     for row in rows:
         place = space.take_folder(row.take)
         if not place.exists():
@@ -193,7 +193,7 @@ def _of_study(folder: Path) -> Collection:
     return _checked(folder.name, found, folder.resolve(), study, _written(folder, study, found.members))
 
 
-def _labels(row: Row, take: Take, template: Template | None) -> Mapping[str, str]:
+def _labels(row: IndexRow, take: Take, template: Template | None) -> Mapping[str, str]:
     """What this study calls the values of a take. The take's own labels are of the study that made it first, whose
     slots may have other names; index.csv has this study's, and cannot tell an empty value from none."""
     own, edits = take.recipe.labels, {**({EDIT: row.edit} if row.edit else {}), **row.swept}
@@ -231,7 +231,7 @@ def _written(folder: Path, study: Study | None, members: Sequence[Member]) -> tu
 
 
 def _checked(
-    name: str, found: _Found, folder: Path | None = None, study: Study | None = None, written: tuple[bool, ...] = ()
+    name: str, found: _Members, folder: Path | None = None, study: Study | None = None, written: tuple[bool, ...] = ()
 ) -> Collection:
     if not found.members:
         reasons = "; ".join(f"{left.name}: {left.why}" for left in found.left_out[:3])

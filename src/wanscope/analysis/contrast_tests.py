@@ -12,14 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from wanscope.analysis import omnibus, stats
+from wanscope.analysis import omnibus
 from wanscope.analysis.collection import Collection, Member
 from wanscope.analysis.confidence_intervals import mean_interval
+from wanscope.analysis.effect_size import paired_effect
+from wanscope.analysis.multiple_testing import benjamini_hochberg, holm
 from wanscope.analysis.pairing import Comparison, Contrast, Pairs, confirms, pairs_of
+from wanscope.analysis.permutation_tests import paired_permutation, smallest_p
+from wanscope.analysis.power import ALPHA, power_sentence
 from wanscope.analysis.table import Table
 from wanscope.errors import nearest
 
-ALPHA = stats.ALPHA
 RESOLUTION = 1e-7  # relative: differences of fp32 latents below this are rounding, and count as none
 
 
@@ -106,7 +109,7 @@ class Family:
     def power(self) -> str:
         """What so many units could have seen, in a sentence or two."""
         whole = [test.smallest_p for test in self.tests if test.kind == "omnibus" and test.p is not None]
-        text = stats.power_sentence(self.units, max(self.size, 1), of=" of two values" if whole else "")
+        text = power_sentence(self.units, max(self.size, 1), of=" of two values" if whole else "")
         if whole:
             text += f" A test of all values of a factor at once can give a p of {min(whole):.2g}, before correction."
         return text
@@ -146,7 +149,7 @@ def _paired(
     d_nM = pairs.differences(values_NM, comparison.unit)
     size_M = np.nanmax(np.abs(values_NM), axis=0)
     d_nM = np.where(np.abs(d_nM) > RESOLUTION * size_M, d_nM, d_nM * 0)
-    p_M, effect = stats.paired_permutation(d_nM), stats.paired_effect(d_nM)
+    p_M, effect = paired_permutation(d_nM), paired_effect(d_nM)
     with np.errstate(invalid="ignore"):
         mean_a_M, mean_b_M = pairs.means(values_NM)
     design = collection.design
@@ -180,7 +183,7 @@ def _paired(
                 effect_high=_number(effect.high[m]),
                 # One unit has no repetition: there is nothing to test.
                 p=_number(p_M[m]) if len(there) > 1 else None,
-                smallest_p=stats.smallest_p(len(there)),
+                smallest_p=smallest_p(len(there)),
                 confirmatory=confirms(hypotheses, collection.written, contrast, metric.name),
                 tokens_a=tokens[0],
                 tokens_b=tokens[1],
@@ -316,10 +319,10 @@ def _corrected(tests: Sequence[Test]) -> list[Test]:
     p = np.array([np.nan if test.p is None else test.p for test in tests])
     family = int(np.isfinite(p).sum())
     confirm = np.array([test.confirmatory for test in tests], dtype=bool)
-    holm, bh = stats.holm(p), stats.benjamini_hochberg(p)
-    among = stats.holm(np.where(confirm, p, np.nan)) if confirm.any() else np.full(len(p), np.nan)
+    adjusted, bh = holm(p), benjamini_hochberg(p)
+    among = holm(np.where(confirm, p, np.nan)) if confirm.any() else np.full(len(p), np.nan)
     return [
-        replace(test, p_holm=_number(holm[i]), q_bh=_number(bh[i]), p_confirmatory=_number(among[i]), family=family)
+        replace(test, p_holm=_number(adjusted[i]), q_bh=_number(bh[i]), p_confirmatory=_number(among[i]), family=family)
         for i, test in enumerate(tests)
     ]
 

@@ -25,13 +25,17 @@ from typing import Any
 
 import numpy as np
 
-from wanscope.analysis import omnibus, stats
+from wanscope.analysis import omnibus
 from wanscope.analysis.collection import Member
 from wanscope.analysis.confidence_intervals import mean_interval
 from wanscope.analysis.contrast_tests import Test, omnibus_test
+from wanscope.analysis.effect_size import paired_effect
 from wanscope.analysis.latent_pass import OnePass
+from wanscope.analysis.latent_path import FLOOR_FACTOR, centered, rounding_floor
 from wanscope.analysis.pairing import Comparison, Contrast, Pairs, others, pairs_of, value_of
-from wanscope.analysis.trajectory import FLOOR_FACTOR, centered, coordinates, log_volume, rounding_floor
+from wanscope.analysis.path_volume import log_volume
+from wanscope.analysis.permutation_tests import DRAWS, TIES, paired_permutation, sign_patterns, smallest_p
+from wanscope.analysis.trajectory import coordinates
 
 
 @dataclass(frozen=True)
@@ -88,12 +92,12 @@ def summed(form_PP: np.ndarray, units: Sequence[Any]) -> np.ndarray:
     return member_UP @ form_PP @ member_UP.T
 
 
-def flipped_form(form_UU: np.ndarray, draws: int = stats.DRAWS, seed: int = 0) -> float:
+def flipped_form(form_UU: np.ndarray, draws: int = DRAWS, seed: int = 0) -> float:
     """Share of sign patterns whose s' M s is at least the observed one: p of a test that large values speak against."""
-    signs_BU = stats.sign_patterns(len(form_UU), draws, seed).astype(np.float64)
+    signs_BU = sign_patterns(len(form_UU), draws, seed).astype(np.float64)
     found_B = np.einsum("bu,uv,bv->b", signs_BU, form_UU, signs_BU, optimize=True)
     scale = np.abs(form_UU).sum()
-    return float((found_B >= found_B[0] - stats.TIES * scale).mean())
+    return float((found_B >= found_B[0] - TIES * scale).mean())
 
 
 def permanova(gram_NN: np.ndarray, pairs: Pairs) -> tuple[float, float]:
@@ -315,7 +319,7 @@ def _group_test(
 def _spread_test(contrast: Contrast, comparison: Comparison, pairs: Pairs, spread_N: np.ndarray) -> Test:
     """Distance to the own group's centroid, compared in pairs."""
     d_U = pairs.differences(spread_N[:, None], comparison.unit)
-    effect, interval = stats.paired_effect(d_U), mean_interval(d_U[:, 0])
+    effect, interval = paired_effect(d_U), mean_interval(d_U[:, 0])
 
     def known(value: float) -> float | None:
         return float(value) if np.isfinite(value) else None
@@ -328,7 +332,7 @@ def _spread_test(contrast: Contrast, comparison: Comparison, pairs: Pairs, sprea
         "rms",
         "paired",
         len(d_U),
-        float(stats.paired_permutation(d_U)[0]) if len(d_U) > 1 else None,
+        float(paired_permutation(d_U)[0]) if len(d_U) > 1 else None,
         mean_a=float(spread_N[pairs.a].mean()),
         mean_b=float(spread_N[pairs.b].mean()),
         difference=float(d_U.mean()),
@@ -369,6 +373,6 @@ def _test(
         unit=comparison.unit,
         units=units,
         p=p,
-        smallest_p=stats.smallest_p(units),
+        smallest_p=smallest_p(units),
         **{"interval": "none", **blank, **numbers},
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wanscope.analysis.trajectory import centered
+from wanscope.analysis.latent_path import centered
 
 LANDMARKS = 64
 LEAST = 8  # landmarks, however large a frame is

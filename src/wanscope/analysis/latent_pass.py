@@ -9,7 +9,7 @@ Distances, dispersion and separability of groups are algebra on `gram_KNN` (grou
 at a time, so that the memory is bounded by `budget_bytes` whatever the resolution; where so many takes do not fit side
 by side, they are read in blocks, each pair of blocks once.
 
-The path of one take (trajectory.py) is the Gram that was taken while sampling. A take without it is read here, and the
+The path of one take (latent_path.py) is the Gram that was taken while sampling. A take without it is read here, and the
 floor that rounding to the stored type leaves is part of the result.
 
 Shape suffixes: N takes, K states, C channels, T latent frames, h and w latent height and width, D = C T h w values,
@@ -20,15 +20,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path as FilePath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from wanscope.analysis.landmarks import KEPT, JointAxes, JointPlaces, choose, most_landmarks
+from wanscope.analysis.latent_path import LatentPath
 from wanscope.analysis.latent_statistics import Accumulator, LatentStatistics
-from wanscope.analysis.trajectory import Path
 from wanscope.capture.path_gram import increments
 from wanscope.errors import DamagedTake, NotCaptured
 from wanscope.take.store import Take
@@ -38,12 +38,12 @@ BUDGET_BYTES = 256 << 20
 Progress = Callable[[int, int], None]  # states done, states in all
 
 
-def path_of(take: Take, budget_bytes: int = BUDGET_BYTES) -> Path:
+def path_of(take: Take, budget_bytes: int = BUDGET_BYTES) -> LatentPath:
     """The take's path: by the Gram taken while it was sampled, else by its stored latents. NotCaptured without both."""
     manifest = take.manifest
     dimension = int(np.prod(manifest.latent_shape))
     if manifest.gram is not None:
-        return Path(take.gram, dimension, take.sigmas)
+        return LatentPath(take.gram, dimension, take.sigmas)
     if manifest.latents is None:
         raise NotCaptured(
             f"take {take.id} has no record of its path",
@@ -52,7 +52,7 @@ def path_of(take: Take, budget_bytes: int = BUDGET_BYTES) -> Path:
         )
     states = np.array(manifest.latents.states)
     gram = gram_of(take.latents, budget_bytes)
-    return Path(gram, dimension, take.sigmas[states], manifest.latents.dtype, states)
+    return LatentPath(gram, dimension, take.sigmas[states], manifest.latents.dtype, states)
 
 
 def gram_of(latents_KCThw: Any, budget_bytes: int = BUDGET_BYTES) -> np.ndarray:
@@ -103,7 +103,7 @@ def one_pass(
     statistics: bool = True,
     axes: int = 3,
     budget_bytes: int = BUDGET_BYTES,
-    scratch: FilePath | None = None,
+    scratch: Path | None = None,
     progress: Progress = lambda done, total: None,
 ) -> OnePass:
     """Read the latents of all takes once, state by state. All have one shape [K, C, T, h, w].
@@ -115,12 +115,12 @@ def one_pass(
     if len(shapes) != 1:
         raise ValueError(f"latents of {len(shapes)} shapes cannot be compared value by value")
     with TemporaryDirectory(prefix=".wanscope-pass-", dir=scratch) as folder:
-        found = _Pass(arrays, statistics, axes, budget_bytes, FilePath(folder) / "axes")
+        found = _Pass(arrays, statistics, axes, budget_bytes, Path(folder) / "axes")
         return found.run(progress)
 
 
 class _Pass:
-    def __init__(self, arrays: Sequence[Any], statistics: bool, axes: int, budget: int, scratch: FilePath) -> None:
+    def __init__(self, arrays: Sequence[Any], statistics: bool, axes: int, budget: int, scratch: Path) -> None:
         self.arrays, self.wants, self.axes = arrays, statistics, axes
         self.states, self.channels, self.frames, height, width = arrays[0].shape
         self.frame_values = self.channels * height * width

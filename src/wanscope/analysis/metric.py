@@ -21,8 +21,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from wanscope.analysis.latent_path import LatentPath
 from wanscope.analysis.latent_statistics import LatentStatistics
-from wanscope.analysis.trajectory import Path
 from wanscope.errors import RequestError
 from wanscope.spec.metric_names import offered, register
 from wanscope.take.store import Take
@@ -50,7 +50,7 @@ class Subject:
     """
 
     take: Take
-    path: Path
+    path: LatentPath
     rank: int
     statistics: Sequence[LatentStatistics] = ()
     states: Sequence[int] = ()

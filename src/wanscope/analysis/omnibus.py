@@ -27,9 +27,9 @@ from itertools import permutations, product
 
 import numpy as np
 
-from wanscope.analysis import stats
 from wanscope.analysis.collection import PROMPT, Member
 from wanscope.analysis.pairing import Comparison, Unit, others, value_of
+from wanscope.analysis.permutation_tests import DRAWS, TIES
 
 EXACT = 10_000
 
@@ -92,7 +92,7 @@ def blocks_of(
 
 
 @lru_cache(maxsize=16)
-def patterns(units: int, values: int, draws: int = stats.DRAWS, seed: int = 0) -> np.ndarray:
+def patterns(units: int, values: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
     """Which value each of a unit's numbers is taken for, int8 [B, n, k], the observed one first."""
     orders = np.array(list(permutations(range(values))), dtype=np.int8)
     if counted(units, values):
@@ -108,7 +108,7 @@ def counted(units: int, values: int) -> bool:
     return math.factorial(values) ** max(units - 1, 0) <= EXACT
 
 
-def smallest_p(units: int, values: int, draws: int = stats.DRAWS) -> float:
+def smallest_p(units: int, values: int, draws: int = DRAWS) -> float:
     """The smallest p that a test of so many units and values can give."""
     if units < 2:
         return 1.0
@@ -124,7 +124,7 @@ def _f(between: np.ndarray, within: np.ndarray, units: int, values: int) -> np.n
         return np.where(within <= 0, np.nan, np.where(rest <= 1e-12 * within, np.inf, f))
 
 
-def permuted_f(values_nkM: np.ndarray, draws: int = stats.DRAWS, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def permuted_f(values_nkM: np.ndarray, draws: int = DRAWS, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """F of each metric and its p by shuffling values within units, both [M].
 
     NaN where a number is missing, or nothing varies within units. Needs two units.
@@ -141,12 +141,12 @@ def permuted_f(values_nkM: np.ndarray, draws: int = stats.DRAWS, seed: int = 0) 
         between_BM += sums_BM**2 / n
     usable_M = np.isfinite(within_M) & (within_M > 0)
     # F rises with what lies between, of a sum that shuffling leaves as it is
-    p_M = (between_BM >= between_BM[0] - stats.TIES * within_M).mean(axis=0)
+    p_M = (between_BM >= between_BM[0] - TIES * within_M).mean(axis=0)
     f_M = _f(between_BM[0], within_M, n, k)
     return np.where(usable_M, f_M, np.nan), np.where(usable_M, p_M, np.nan)
 
 
-def permanova(gram_nknk: np.ndarray, draws: int = stats.DRAWS, seed: int = 0) -> tuple[float, float, float]:
+def permanova(gram_nknk: np.ndarray, draws: int = DRAWS, seed: int = 0) -> tuple[float, float, float]:
     """F of all values within units, R^2 (the share of what varies within units that lies between values), and p."""
     n, k = gram_nknk.shape[:2]
     inside = gram_nknk - gram_nknk.mean(axis=1, keepdims=True)
@@ -161,6 +161,6 @@ def permanova(gram_nknk: np.ndarray, draws: int = stats.DRAWS, seed: int = 0) ->
         at_Bn = np.arange(n) * k + found[:, :, value]
         for unit in range(n):
             between_B += flat[at_Bn[:, unit][:, None], at_Bn].sum(axis=1) / n
-    p = float((between_B >= between_B[0] - stats.TIES * within).mean())
+    p = float((between_B >= between_B[0] - TIES * within).mean())
     f = float(_f(between_B[:1], np.array([within]), n, k)[0])
     return f, float(between_B[0]) / within, p

@@ -1,7 +1,8 @@
 """What is compared with what, and what repeats: factors, contrasts, and pairs that share everything but the factor.
 
 A pair is two takes that differ in the factor alone: the same seed, the same values of all other slots. The difference
-of a pair is one number a metric. Pairs are averaged into units, and the units' signs are flipped (stats.py):
+of a pair is one number per metric. Pairs are averaged into units, and the units' signs are flipped
+(permutation_tests.py):
 
 - units are seeds, each averaged over the scenes, where scenes are fixed: a claim about these prompts;
 - units are scenes, each averaged over its seeds, where `design.blocks` names the slots that are scenes and at least

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wanscope import __version__, events
 from wanscope.analysis.attention_charts import attention_charts
@@ -23,11 +23,9 @@ from wanscope.analysis.figures import plotly_figure, write_static
 from wanscope.analysis.metric import Metric
 from wanscope.analysis.preview import Preview, previews
 from wanscope.analysis.remove_outdated import REPORT
+from wanscope.analysis.result import Analysis
 from wanscope.take.compare import table as rows_and_columns
 from wanscope.take.disk import guarded, write_atomic
-
-if TYPE_CHECKING:
-    from wanscope.analysis.analyze import Analysis
 
 FIGURES = "figures"
 SHOWN_SIDE = 176  # pixels; smaller videos are enlarged on the page

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
-from wanscope.analysis import stats
 from wanscope.analysis.contrast_tests import Test
 from wanscope.analysis.pairing import SCENES, Contrast
-
-if TYPE_CHECKING:
-    from wanscope.analysis.analyze import Analysis
+from wanscope.analysis.power import ALPHA, power_sentence
+from wanscope.analysis.result import Analysis
 
 LISTED = 12
 
@@ -64,7 +61,7 @@ def _findings(analysis: Analysis) -> Iterator[str]:
         f"{family.smallest_p:.3g}."
     )
     if family.size == 0:
-        yield "Nothing was tested. " + stats.power_sentence(family.units, 1)
+        yield "Nothing was tested. " + power_sentence(family.units, 1)
         return
     yield intro
     if explored:
@@ -80,9 +77,9 @@ def _findings(analysis: Analysis) -> Iterator[str]:
             f"{what} shows a difference after correction. That is no proof that there is none: "
             + _first_lower(family.power)
         )
-        hints = [t for t in family.tests if t.p is not None and t.p <= stats.ALPHA and not t.confirmatory]
+        hints = [t for t in family.tests if t.p is not None and t.p <= ALPHA and not t.confirmatory]
         if hints:
-            expected = stats.ALPHA * family.size
+            expected = ALPHA * family.size
             yield (
                 f"{_count(len(hints), 'test')} had p of at most 0.05 before correction; about {expected:.1f} would by "
                 "chance alone. They are leads for a new run with a hypothesis written first, not results."

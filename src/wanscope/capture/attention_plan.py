@@ -16,17 +16,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from wanscope.capture.moments import Branch
 from wanscope.edit.blocks import parse_blocks
 from wanscope.errors import RecipeError
 from wanscope.prompt.tokens import MarkLike, count_tokens, token_columns, token_pieces
+from wanscope.spec.branch import Branch
 from wanscope.spec.capture import AttentionCapture, SelfAttentionCapture
 
 PAD = "pad"
 
 
 @dataclass(frozen=True)
-class Row:
+class MapRow:
     """What one map shows. columns: the text positions whose shares it sums; the pad's is the first behind the text.
 
     Of self-attention a row is a position of the video, and `columns` is its token, counted frame by frame, row by row.
@@ -58,7 +58,7 @@ class AttentionPlan:
     """A capture with nothing left open. heads: None where they are averaged. real: the text's tokens, and its end."""
 
     spec: AttentionCapture | SelfAttentionCapture
-    rows: tuple[Row, ...]
+    rows: tuple[MapRow, ...]
     real: int
     blocks: tuple[int, ...]
     heads: tuple[int, ...] | None
@@ -103,7 +103,7 @@ def plan_self_attention(spec: SelfAttentionCapture, facts: ModelFacts) -> Attent
             "branch: cond",
         )
     rows = tuple(
-        Row(name, "position", (token_at(position, facts.grid),))
+        MapRow(name, "position", (token_at(position, facts.grid),))
         for name, position in zip(spec.names, spec.positions, strict=True)
     )
     return _planned(spec, rows, 0, facts, "capture.self_attention")
@@ -117,7 +117,7 @@ def token_at(position: tuple[float, float, float], grid_TYX: tuple[int, int, int
 
 
 def _planned(
-    spec: AttentionCapture | SelfAttentionCapture, rows: tuple[Row, ...], real: int, facts: ModelFacts, name: str
+    spec: AttentionCapture | SelfAttentionCapture, rows: tuple[MapRow, ...], real: int, facts: ModelFacts, name: str
 ) -> AttentionPlan:
     blocks = chosen(spec.blocks, facts.blocks, "blocks", name)
     steps = [step for step in chosen(spec.steps, facts.steps, "steps", name) if step >= facts.start_step]
@@ -157,7 +157,7 @@ def text_rows_of(
     negative: str,
     marks: Sequence[MarkLike],
     text_length: int,
-) -> tuple[tuple[Row, ...], int]:
+) -> tuple[tuple[MapRow, ...], int]:
     """The rows of a capture's maps, and how many real tokens the branch's text has."""
     if spec.branch == "uncond":
         text, marks = negative, ()
@@ -174,15 +174,15 @@ def text_rows_of(
     found = token_columns(tokenizer, text, wanted, text_length)
     real = count_tokens(tokenizer, text)
     names = _Names()
-    rows = [Row(names.unique(words.text), "word", words.columns) for words in found]
+    rows = [MapRow(names.unique(words.text), "word", words.columns) for words in found]
     pieces = token_pieces(tokenizer, text)
     if spec.everything:
-        rows += [Row(names.unique(pieces[column]), "token", (column,)) for column in range(real)]
+        rows += [MapRow(names.unique(pieces[column]), "token", (column,)) for column in range(real)]
     elif spec.keep != "mean":
         columns = dict.fromkeys(c for words in found if len(words.columns) > 1 for c in words.columns)
-        rows += [Row(names.unique(pieces[column]), "token", (column,)) for column in columns]
+        rows += [MapRow(names.unique(pieces[column]), "token", (column,)) for column in columns]
     if real < text_length:
-        rows.append(Row(names.unique(PAD), "pad", (real,)))
+        rows.append(MapRow(names.unique(PAD), "pad", (real,)))
     return tuple(rows), real
 
 

@@ -29,9 +29,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wanscope.capture.arrays import create_array
-from wanscope.capture.attention_plan import AttentionPlan, Row
-from wanscope.capture.moments import Branch, Moment
+from wanscope.capture.attention_plan import AttentionPlan, MapRow
+from wanscope.capture.moments import Moment
 from wanscope.errors import NumericalError, WorkError
+from wanscope.spec.branch import Branch
 from wanscope.spec.capture import Recorded
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Seen:
     branch: Branch
     block: int
     measure: Recorded
-    rows: tuple[Row, ...]
+    rows: tuple[MapRow, ...]
     maps: np.ndarray
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from wanscope.spec.branch import Branch
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Branch = Literal["cond", "uncond"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Shape suffixes: L tokens, D dimension; a mean token is [1, D] until it meets an 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from wanscope.edit.embedding_algebra import Result, alignment_note, unit_rows
-from wanscope.edit.expression import Call, Chain, Expression, Name, Negative, Node, Number
+from wanscope.edit.expression_nodes import Call, Chain, Name, Negative, Node, Number
 from wanscope.edit.token_matrix import check_same_dim, exact, padded, real_tokens, rounded
 from wanscope.errors import ExpressionError
 
@@ -31,15 +31,18 @@ _Value = float | _Rows
 
 
 @torch.no_grad()
-def evaluate(expression: Expression, bindings: Mapping[str, Tensor]) -> Result:
-    """`Expression.evaluate`."""
-    expression.check_names(bindings)
-    used = [bindings[name] for name in expression.names]
-    check_same_dim(used, [f"the embedding {name!r}" for name in expression.names])
+def evaluate(text: str, root: Node, names: Sequence[str], bindings: Mapping[str, Tensor]) -> Result:
+    """The embedding that an expression means; `Expression.evaluate` says what it raises.
+
+    text: the expression as it was written, for errors. root: its tree. names: those it uses, in order of appearance,
+    each of them bound to a token matrix [L, D] in `bindings`.
+    """
+    used = [bindings[name] for name in names]
+    check_same_dim(used, [f"the embedding {name!r}" for name in names])
     device, dtype = used[0].device, reduce(torch.promote_types, (e.dtype for e in used))
-    rows = {name: exact(e).to(device) for name, e in zip(expression.names, used, strict=True)}
-    evaluation = _Evaluation(expression.text, rows)
-    value = evaluation.of(expression.root)
+    rows = {name: exact(e).to(device) for name, e in zip(names, used, strict=True)}
+    evaluation = _Evaluation(text, rows)
+    value = evaluation.of(root)
     if not isinstance(value, _Rows):  # only functions of embeddings and numbers exist, so a name makes rows of it
         raise AssertionError("an expression with a name is an embedding")
     return Result(rounded(value.rows_LD, dtype).clone(), alignment_note(sorted(evaluation.aligned)))

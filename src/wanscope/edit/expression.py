@@ -21,8 +21,9 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING
 
+from wanscope.edit.expression_nodes import Call, Chain, Name, Negative, Node, Number, walk
 from wanscope.errors import ExpressionError, RecipeError, nearest
 
 if TYPE_CHECKING:
@@ -38,43 +39,6 @@ _token = re.compile(
     r"\s*(?:(?P<number>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)|(?P<name>[A-Za-z_][A-Za-z0-9_]*)|(?P<sign>[-+*/()]))"
 )
 _space = re.compile(r"\s*")
-
-
-@dataclass(frozen=True)
-class Number:
-    value: float
-    at: int = field(compare=False)
-
-
-@dataclass(frozen=True)
-class Name:
-    name: str
-    at: int = field(compare=False)
-
-
-@dataclass(frozen=True)
-class Call:
-    function: str
-    inside: Node
-    at: int = field(compare=False)
-
-
-@dataclass(frozen=True)
-class Negative:
-    inside: Node
-    at: int = field(compare=False)
-
-
-@dataclass(frozen=True)
-class Chain:
-    """Operands of one precedence, from left to right. operators[i] stands before operands[i + 1], at ats[i]."""
-
-    operands: tuple[Node, ...]
-    operators: tuple[str, ...]
-    ats: tuple[int, ...] = field(compare=False)
-
-
-Node = Union[Number, Name, Call, Negative, Chain]  # noqa: UP007  forward references
 
 
 @dataclass(frozen=True)
@@ -94,7 +58,8 @@ class Expression:
         """
         from wanscope.edit.evaluate import evaluate
 
-        return evaluate(self, bindings)
+        self.check_names(bindings)
+        return evaluate(self.text, self.root, self.names, bindings)
 
     def check_names(self, known: Iterable[str]) -> None:
         """ExpressionError for the first name that is not known."""
@@ -131,14 +96,6 @@ def check_name(name: str) -> None:
             "a name is made of the letters a-z and A-Z, digits and '_', and does not begin with a digit",
             re.sub(r"\W+", "_", name, flags=re.ASCII).lstrip("0123456789") or "beach",
         )
-
-
-def walk(node: Node) -> Iterable[Node]:
-    """A node and all below it, from left to right."""
-    yield node
-    below = node.operands if isinstance(node, Chain) else (node.inside,) if isinstance(node, Call | Negative) else ()
-    for child in below:
-        yield from walk(child)
 
 
 class _Parser:

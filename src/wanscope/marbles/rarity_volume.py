@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from wanscope.analysis import stats
 from wanscope.analysis.confidence_intervals import mean_interval, t_interval
+from wanscope.analysis.effect_size import paired_effect
+from wanscope.analysis.permutation_tests import paired_permutation, smallest_p
+from wanscope.analysis.power import ALPHA, power_sentence
 from wanscope.marbles import world
 from wanscope.marbles.validate.trajectory_cases import Video
 
 _STREAM = 5_000_003  # of its own, so that no scene is a training or another validation's scene
-ALPHA = stats.ALPHA
 
 
 def prompts(colors: Sequence[str], count: int) -> list[tuple[Video, ...]]:
@@ -56,13 +57,13 @@ def parts(volumes_RVCn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def estimate(values_n: np.ndarray) -> dict[str, Any]:
     """Mean of the scenes' values with its interval, p by sign flips, and the effect size with its interval."""
     interval = mean_interval(values_n)
-    effect = stats.paired_effect(values_n[:, None])
+    effect = paired_effect(values_n[:, None])
     return {
         "mean": _number(values_n.mean()),
         "low": _number(interval.low),
         "high": _number(interval.high),
         "interval": interval.method,
-        "p": _number(stats.paired_permutation(values_n[:, None])[0]),
+        "p": _number(paired_permutation(values_n[:, None])[0]),
         "effect": _number(effect.size[0]),
         "effect_low": _number(effect.low[0]),
         "effect_high": _number(effect.high[0]),
@@ -87,13 +88,13 @@ def measured(volumes_RVCn: np.ndarray, colors: Sequence[str]) -> dict[str, Any]:
     }
     if len(of_repeats) > 1:
         low, high = t_interval(of_repeats)
-        p = stats.paired_permutation(of_repeats[:, None])[0]
+        p = paired_permutation(of_repeats[:, None])[0]
         out["over_repeats"] = {
             "mean": float(of_repeats.mean()),
             "low": low,
             "high": high,
             "p": float(p),
-            "smallest_p": stats.smallest_p(len(of_repeats)),
+            "smallest_p": smallest_p(len(of_repeats)),
         }
     return out
 
@@ -114,7 +115,7 @@ def summary(report: dict[str, Any]) -> list[str]:
     else:
         first = (
             f"In these models no effect of rarity on the volume of paths is shown: {rare['mean']:+.3f} nats{bounds}. "
-            f"{stats.power_sentence(rare['scenes'], 1)}"
+            f"{power_sentence(rare['scenes'], 1)}"
         )
     lines = [first]
     color = found["color"]

@@ -25,7 +25,8 @@ from wanscope.errors import RecipeError
 from wanscope.recipe import SamplerSpec
 from wanscope.runtime.diffusers.session import attach
 from wanscope.runtime.projection import Projection
-from wanscope.sample.loop import Conditioning, denoise
+from wanscope.sample.conditioning import Conditioning
+from wanscope.sample.loop import denoise
 from wanscope.sample.noise import initial_noise
 from wanscope.sample.plan_edits import edit_plan
 from wanscope.wan.text import encode

@@ -1,7 +1,6 @@
 """The denoising loop: from noise to clean latents, in steps that can be watched, interrupted and edited.
 
-Shape suffixes: C latent channels, T latent frames, h and w latent height and width, L and N text tokens (real, and
-with padding), D text dim.
+Shape suffixes: C latent channels, T latent frames, h and w latent height and width.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from torch import Tensor
 from wanscope.capture.moments import AroundCall, Observer, StepState
 from wanscope.errors import Interrupted, NumericalError
 from wanscope.recipe import SamplerSpec
+from wanscope.sample.conditioning import Conditioning
 from wanscope.sample.guidance import Guidance
 from wanscope.sample.noise import initial_noise, starting_latents
 from wanscope.sample.solvers import make_solver
@@ -25,15 +25,7 @@ from wanscope.sample.velocity import GuidedVelocity
 if TYPE_CHECKING:
     from wanscope.wan.model import WanModel
 
-__all__ = ["Conditioning", "Denoised", "Observer", "StepState", "denoise", "initial_noise"]
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """Raw text embeddings: [L, D] of the real tokens, or [1, N, D] padded. uncond may be None where guidance is 1."""
-
-    cond: Tensor
-    uncond: Tensor | None = None
+__all__ = ["Denoised", "Observer", "StepState", "denoise", "initial_noise"]
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from wanscope.capture.moments import AroundCall, Branch, Moment
+from wanscope.capture.moments import AroundCall, Moment
 from wanscope.errors import RecipeError
+from wanscope.sample.conditioning import Conditioning
 from wanscope.sample.guidance import Guidance
 from wanscope.sample.solvers import Solver, train_timesteps
+from wanscope.spec.branch import Branch
 
 if TYPE_CHECKING:
-    from wanscope.sample.loop import Conditioning
     from wanscope.wan.model import WanModel
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from wanscope.spec.branch import Branch
 from wanscope.spec.settings import Spec
 
 MARKED, ALL = "@marked", "@all"  # among words: the prompt's marked ones, and every token
@@ -53,7 +54,7 @@ class MapsCapture(Spec):
     heads: Literal["mean", "all"] | tuple[Annotated[int, Field(ge=0, strict=True)], ...] = "mean"
     blocks: Places = "all"
     steps: Places = "all"
-    branch: Literal["cond", "uncond"] = "cond"
+    branch: Branch = "cond"
     evaluations: Literal["first", "all"] = "first"
     keep: Literal["maps", "mean", "nothing"] = "maps"
 

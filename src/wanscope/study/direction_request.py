@@ -1,8 +1,8 @@
 """Learning a concept direction: what a person asked for, checked before any weight is loaded, and then learned.
 
-lesson = lesson_of(variant, pairs, on="context")     # every limit that needs no tokenizer
-check(lesson, tokenizer, text_length, marbles)       # lengths and words
-learn(model, lesson).save("red.safetensors")
+request = request_direction(variant, pairs, on="context")     # every limit that needs no tokenizer
+check(request, tokenizer, text_length, closed_vocabulary)     # lengths and words
+learn(model, request).save("red.safetensors")
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from wanscope.errors import RecipeError, nearest
 from wanscope.recipe import SamplerSpec, VideoSpec
 from wanscope.spec.strict_yaml import read_yaml
 from wanscope.spec.validation import validated
-from wanscope.study.encode_texts import check_length_and_words
+from wanscope.study.check_texts import check_length_and_words
 from wanscope.study.expand import size_of
 from wanscope.wan.variants import Variant, check_video
 
@@ -32,7 +32,7 @@ EXAMPLE = "pairs: [[a red circle, a blue circle], [a red square, a blue square]]
 
 
 @dataclass(frozen=True)
-class Lesson:
+class DirectionRequest:
     """Which direction is learned, with nothing left open. seeds, sampler and video count for hidden states alone."""
 
     pairs: tuple[tuple[str, str], ...]
@@ -49,7 +49,7 @@ class Lesson:
         return 2 * len(self.pairs) * len(self.seeds) if self.on == "hidden" else 0
 
 
-def lesson_of(
+def request_direction(
     variant: Variant,
     pairs: Any,
     *,
@@ -59,7 +59,7 @@ def lesson_of(
     negative: str | None = None,
     sampler: Any = None,
     video: Any = None,
-) -> Lesson:
+) -> DirectionRequest:
     """What is to be learned on a model of that variant. RecipeError for what cannot be meant.
 
     pairs: (with the concept, without it), two plain prompts each. seeds: a count or the seeds, 1 unless given. seeds,
@@ -94,7 +94,7 @@ def lesson_of(
     own = str(variant.defaults.negative_prompt) if negative is None else negative
     if on == "context":
         own = ""  # not read
-    return Lesson(_pairs(pairs), on, str(blocks), _seeds(seeds), own, steps, size)
+    return DirectionRequest(_pairs(pairs), on, str(blocks), _seeds(seeds), own, steps, size)
 
 
 def _pairs(pairs: Any) -> tuple[tuple[str, str], ...]:
@@ -141,19 +141,21 @@ def read_pairs(path: Path) -> tuple[tuple[str, str], ...]:
     return _pairs(data["pairs"])
 
 
-def check(lesson: Lesson, tokenizer: Any, text_length: int, marbles: bool) -> None:
-    """RecipeError for a prompt that the model cannot read: too long, or with words that marbles never saw."""
+def check(request: DirectionRequest, tokenizer: Any, text_length: int, closed_vocabulary: bool) -> None:
+    """RecipeError for a prompt that the model cannot read: too long, or with words outside a closed vocabulary."""
     texts = {
         f"prompt {'AB'[place]} of pair {number}": text
-        for number, pair in enumerate(lesson.pairs, 1)
+        for number, pair in enumerate(request.pairs, 1)
         for place, text in enumerate(pair)
     }
-    check_length_and_words(tokenizer, {**texts, "the negative prompt": lesson.negative}, text_length, marbles)
+    check_length_and_words(
+        tokenizer, {**texts, "the negative prompt": request.negative}, text_length, closed_vocabulary
+    )
 
 
 def learn(
     model: WanModel,
-    lesson: Lesson,
+    request: DirectionRequest,
     *,
     on_pair: Callable[[int, int], None] = lambda done, of: None,
     on_event: events.Listener = events.ignore,
@@ -163,20 +165,20 @@ def learn(
     from wanscope.wan import placement
     from wanscope.wan.text import encode
 
-    texts = texts_of_pairs(lesson.pairs, lesson.negative)
+    texts = texts_of_pairs(request.pairs, request.negative)
     placement.place_encoder(model)
     raw = {text: found.cpu() for text, found in zip(texts, encode(model, texts), strict=True)}
-    batch = 2 if lesson.sampler.cfg_batched else 1
-    placement.place(model, *size_of(lesson.video), batch=batch, on_event=on_event)
+    batch = 2 if request.sampler.cfg_batched else 1
+    placement.place(model, *size_of(request.video), batch=batch, on_event=on_event)
     return learn_direction(
         model,
-        lesson.pairs,
-        lesson.sampler,
-        lesson.video,
-        on=lesson.on,
-        blocks=lesson.blocks,
-        seeds=lesson.seeds,
-        negative=lesson.negative,
+        request.pairs,
+        request.sampler,
+        request.video,
+        on=request.on,
+        blocks=request.blocks,
+        seeds=request.seeds,
+        negative=request.negative,
         raw=raw,
         on_pair=on_pair,
     )

@@ -32,7 +32,7 @@ WAIT_SECONDS = 30.0
 CUSTOM = "custom"  # models that are no known variant: a folder's name would tell of a person in an export
 
 
-class Memory:
+class RunCatalog:
     """What one run reads from the catalogue and writes to it."""
 
     def __init__(self, space: Workspace, on_event: events.Listener) -> None:

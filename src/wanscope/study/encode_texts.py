@@ -1,5 +1,4 @@
-"""The prompts of a study and the texts of its edits: checked with the model's own tokenizer, and encoded once, before
-the transformer is placed.
+"""The prompts of a study and the texts of its edits, encoded once each before the transformer is placed.
 
 Shape suffixes: L real tokens, D text dim.
 """
@@ -15,62 +14,16 @@ from wanscope import events
 from wanscope.edit.edits import stored_of
 from wanscope.edit.encoded_texts import DonorTexts, Places
 from wanscope.edit.named_files import read_stored
-from wanscope.edit.word_places import check_texts, texts_of, united, word_places
-from wanscope.errors import RecipeError
-from wanscope.prompt.tokens import check_length, token_columns, unknown_words
+from wanscope.edit.word_places import texts_of, united, word_places
+from wanscope.prompt.tokens import token_columns
 from wanscope.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from wanscope.sample.loop import Conditioning
-    from wanscope.study.embedding_reuse import Memory
+    from wanscope.sample.conditioning import Conditioning
+    from wanscope.study.embedding_reuse import RunCatalog
     from wanscope.wan.model import WanModel
-
-SUGGESTED = "wan2.1-t2v-1.3b"
-
-
-def check_prompts(tokenizer: Any, recipes: Iterable[Recipe], text_length: int, marbles: bool) -> None:
-    """RecipeError for a text that is longer than the model reads, a word to track or bend that has no token, and, on
-    marbles, words that its tokenizer never saw."""
-    checked: set[str] = set()
-    marked: set[tuple[str, Any]] = set()
-    edited: set[tuple[str, str]] = set()
-    strangers: dict[str, None] = {}
-    for recipe in recipes:
-        texts = {recipe.prompt: "prompt", recipe.negative: "negative prompt"}
-        for text, name in (*texts.items(), *texts_of(recipe.edits).items()):
-            if text in checked:
-                continue
-            checked.add(text)
-            check_length(tokenizer, text, text_length, name)
-            if marbles:
-                strangers.update(dict.fromkeys(unknown_words(tokenizer, text)))
-        if recipe.marks and (recipe.prompt, recipe.marks) not in marked and not strangers:
-            marked.add((recipe.prompt, recipe.marks))
-            token_columns(tokenizer, recipe.prompt, recipe.marks, text_length)
-        if recipe.edits and not strangers and (key := (recipe.prompt, str(recipe.edits))) not in edited:
-            edited.add(key)
-            check_texts(tokenizer, recipe.prompt, recipe.edits, text_length)
-    _refuse_strangers(strangers)
-
-
-def check_length_and_words(tokenizer: Any, texts: Mapping[str, str], text_length: int, marbles: bool) -> None:
-    """As `check_prompts`, for texts by the name that errors call them."""
-    for name, text in texts.items():
-        check_length(tokenizer, text, text_length, name)
-    if marbles:
-        _refuse_strangers({word: None for text in texts.values() for word in unknown_words(tokenizer, text)})
-
-
-def _refuse_strangers(strangers: Iterable[str]) -> None:
-    words = ", ".join(repr(word) for word in sorted(strangers))
-    if words:
-        raise RecipeError(
-            f"marbles does not know {words}",
-            "it is a tiny world of colored shapes that move, and was never shown such words",
-            f"--model {SUGGESTED}",
-        )
 
 
 @dataclass(frozen=True)
@@ -87,7 +40,7 @@ class Texts:
 
     def conditioning(self, recipe: Recipe) -> Conditioning:
         """What the loop reads of a recipe's prompts, weights of marked words applied."""
-        from wanscope.sample.loop import Conditioning
+        from wanscope.sample.conditioning import Conditioning
         from wanscope.wan.word_weights import apply_weights
 
         cond_LD = self.embeddings[recipe.prompt]
@@ -133,11 +86,11 @@ def encode_prompts(
     recipes: Sequence[Recipe],
     on_event: events.Listener,
     remembered: Mapping[str, Tensor] | None = None,
-    memory: Memory | None = None,
+    catalog: RunCatalog | None = None,
 ) -> Texts:
     """Encode every prompt, negative prompt and donor of `recipes`, each once.
 
-    remembered: those that are stored already; where all are, the encoder is not touched. memory: keeps the others.
+    remembered: those that are stored already; where all are, the encoder is not touched. catalog: keeps the others.
     Raises RecipeError for a donor that cannot be brought to the difference that its edit asks for.
     """
     began = time.monotonic()
@@ -149,11 +102,11 @@ def encode_prompts(
         from wanscope.wan.text import encode
 
         fresh = {text: found.cpu() for text, found in zip(missing, encode(model, missing), strict=True)}
-        if memory is not None:
-            memory.keep(fresh, recipes[0], model, time.monotonic() - began)
+        if catalog is not None:
+            catalog.keep(fresh, recipes[0], model, time.monotonic() - began)
     embeddings = {text: known[text] if text in known else fresh[text] for text in texts}
     files = {donor.sha256 or "": donor for recipe in recipes for donor in stored_of(recipe.edits)}
-    read = memory.embedding if memory is not None else None
+    read = catalog.embedding if catalog is not None else None
     stored = {sha256: read_stored(donor, read) for sha256, donor in files.items()}
     encoded = Texts(embeddings, model.tokenizer, model.text_length, stored)
     _check_donors(encoded, recipes)

@@ -146,6 +146,11 @@ class Expansion:
             labels={**variation.bindings, **edit_set.labels},
         )
 
+    @cached_property
+    def first_recipe(self) -> Recipe:
+        """Of the first take, the weights not filled in: all takes have its model, video, sampler and captures."""
+        return self.recipe(self.template.variation(0), self.study.seeds[0], {})
+
     def _weight_mode(self, variation: Variation) -> Any:
         if self.study.weights != "auto":
             return self.study.weights

@@ -20,9 +20,10 @@ import torch
 from wanscope import events
 from wanscope.errors import DamagedTake, EditNotApplied, Interrupted, ReplayDiffers
 from wanscope.recipe import Recipe
-from wanscope.sample.loop import Conditioning, Denoised, StepState, denoise, initial_noise
+from wanscope.sample.conditioning import Conditioning
+from wanscope.sample.loop import Denoised, StepState, denoise, initial_noise
 from wanscope.sample.plan_edits import edit_plan
-from wanscope.study.read_request import Made
+from wanscope.study.read_request import ReplayReference
 from wanscope.study.records import Records
 from wanscope.take.disk import guarded
 from wanscope.take.manifest import Earlier, Environment, Manifest, environment, list_files
@@ -40,17 +41,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Job:
-    """A recipe to be made. index: its place among `takes`. made: what an earlier making gave, to be compared with.
+class TakeJob:
+    """A recipe to be made now. index: its place among `takes`. reference: what an earlier making gave, to be compared
+    with.
 
-    standing: the take that is there already, whole or not.
+    existing: the take that is there already, whole or not.
     """
 
     recipe: Recipe
     index: int
     takes: int
-    made: Made | None = None
-    standing: Take | None = None
+    reference: ReplayReference | None = None
+    existing: Take | None = None
 
 
 @dataclass
@@ -68,7 +70,7 @@ class _Record:
 
 
 def make_take(
-    job: Job,
+    job: TakeJob,
     model: WanModel,
     conditioning: Conditioning,
     workspace: Workspace,
@@ -94,8 +96,8 @@ def make_take(
         result = _denoised(job, model, conditioning, init_latents, records, plan, meter, emit, interrupt)
         final_CThw = result.latents[0].cpu().numpy()
         earlier = _compare(job, final_CThw, env, emit)
-        if job.standing is not None and _stays(job.standing, recipe, emit):
-            return job.standing
+        if job.existing is not None and _stays(job.existing, recipe, emit):
+            return job.existing
         if interrupt():
             raise Interrupted("stopped after the last step", "the video was not decoded, and the take is not kept")
         kept = records.finish()
@@ -146,7 +148,7 @@ def _plan(recipe: Recipe, model: WanModel, donors: DonorTexts | None, emit: even
 
 
 def _denoised(
-    job: Job,
+    job: TakeJob,
     model: WanModel,
     conditioning: Conditioning,
     init_latents: Tensor | None,
@@ -206,49 +208,50 @@ def frames_of(video_BCFHW: Tensor) -> np.ndarray:
     return ((video_FHWC + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
 
 
-def _compare(job: Job, final_CThw: np.ndarray, env: Environment, emit: events.Listener) -> tuple[Earlier, ...]:
+def _compare(job: TakeJob, final_CThw: np.ndarray, env: Environment, emit: events.Listener) -> tuple[Earlier, ...]:
     """Say whether the bits are those of the earlier making; give what the manifest records of it where they are not."""
-    kept = job.standing.manifest.earlier if job.standing is not None else ()
-    made = job.made
-    if made is None:
+    kept = job.existing.manifest.earlier if job.existing is not None else ()
+    reference = job.reference
+    if reference is None:
         return kept
-    if made.latents_sha256 == latents_sha256(final_CThw):
-        emit(events.Note(f"take {job.recipe.id}: the same bits as {made.source}"))
+    if reference.latents_sha256 == latents_sha256(final_CThw):
+        emit(events.Note(f"take {job.recipe.id}: the same bits as {reference.source}"))
         return kept
     how_far = _distance(job, final_CThw)
-    changed = made.environment.differences(env)
+    changed = reference.environment.differences(env)
     if not changed:
         raise ReplayDiffers(
             f"take {job.recipe.id} did not come out as it was",
-            f"the machine, versions, device and threads are the same as for {made.source}, but the final latents "
+            f"the machine, versions, device and threads are the same as for {reference.source}, but the final latents "
             f"differ{how_far}",
             "report it with both take.json files; the take that is there stays",
         )
-    emit(events.Note(f"take {job.recipe.id} differs from {made.source}{how_far}: {'; '.join(changed)}"))
-    if job.standing is None:
+    emit(events.Note(f"take {job.recipe.id} differs from {reference.source}{how_far}: {'; '.join(changed)}"))
+    if job.existing is None:
         return kept
-    before = job.standing.manifest
+    before = job.existing.manifest
     return (*kept, Earlier(latents_sha256=before.latents_sha256, made=before.made, environment=before.environment))
 
 
-def _stays(standing: Take, recipe: Recipe, emit: events.Listener) -> bool:
+def _stays(existing: Take, recipe: Recipe, emit: events.Listener) -> bool:
     """Whether the take that is there is kept: it has the records that are asked for, and every file its content."""
-    if not standing.complete(recipe.capture, recipe.marks):
+    if not existing.complete(recipe.capture, recipe.marks):
         return False
     try:
-        standing.check_files()
+        existing.check_files()
     except DamagedTake as damage:
         emit(events.Note(f"take {recipe.id}: {damage.what} ({damage.why}); it is replaced"))
         return False
     return True
 
 
-def _distance(job: Job, final_CThw: np.ndarray) -> str:
+def _distance(job: TakeJob, final_CThw: np.ndarray) -> str:
     """How far apart the results are, where the earlier one is there to be read."""
-    if job.standing is None or job.made is None or job.standing.manifest.latents_sha256 != job.made.latents_sha256:
+    existing, reference = job.existing, job.reference
+    if existing is None or reference is None or existing.manifest.latents_sha256 != reference.latents_sha256:
         return ""
     with contextlib.suppress(DamagedTake, OSError, ValueError):
-        before = job.standing.final
+        before = existing.final
         if before.shape == final_CThw.shape:
             relative = np.linalg.norm(final_CThw - before) / max(float(np.linalg.norm(before)), 1e-30)
             return f" by {relative:.1e} of their length"

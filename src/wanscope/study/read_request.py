@@ -20,14 +20,14 @@ from wanscope.take.manifest import Environment
 from wanscope.take.store import Take
 from wanscope.workspace import MANIFEST, Workspace
 
-Source = Study | Recipe | Take | str | Path | Mapping[str, Any] | Sequence[Recipe]
+StudySource = Study | Recipe | Take | str | Path | Mapping[str, Any] | Sequence[Recipe]
 
 STUDY_ENDINGS = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
-class Made:
-    """What an earlier making of a recipe gave, and where."""
+class ReplayReference:
+    """What an earlier making of a recipe gave, and where: a replay is compared with it."""
 
     latents_sha256: str
     environment: Environment
@@ -36,15 +36,24 @@ class Made:
 
 @dataclass(frozen=True)
 class Request:
-    """Either a study or recipes. `replays` maps the ids that are to be made again to what they gave before."""
+    """Either a study or recipes. `replays` maps the ids that are to be made again to what they gave before.
+
+    loose: a study whose takes get no folder in `studies/`.
+    """
 
     study: Study | None = None
     recipes: tuple[Recipe, ...] = ()
-    replays: dict[str, Made] = field(default_factory=dict)
+    replays: dict[str, ReplayReference] = field(default_factory=dict)
+    loose: bool = False
 
 
-def read_source(source: Source, workspace: Workspace) -> Request:
-    """What is to be made. RecipeError, TakeNotFound or RequestError when `source` is nothing of the kind."""
+def read_source(source: StudySource | Request, workspace: Workspace) -> Request:
+    """What is to be made; a request that was read already is passed on.
+
+    RecipeError, TakeNotFound or RequestError when `source` is nothing of the kind.
+    """
+    if isinstance(source, Request):
+        return source
     if isinstance(source, Study):
         return Request(study=source)
     if isinstance(source, Recipe):
@@ -91,7 +100,7 @@ def study_from_file(name: str) -> Study:
 
 def _replay(take: Take) -> Request:
     manifest = take.manifest
-    made = Made(manifest.latents_sha256, manifest.environment, str(take.folder))
+    made = ReplayReference(manifest.latents_sha256, manifest.environment, str(take.folder))
     return Request(recipes=(manifest.recipe,), replays={manifest.id: made})
 
 
@@ -120,7 +129,7 @@ def _recorded(data: Mapping[str, Any], source: str) -> Request:
     if "latents_sha256" not in data or "environment" not in data:
         return Request(recipes=(recipe,))
     try:
-        made = Made(str(data["latents_sha256"]), validated(Environment, data["environment"]), source)
+        made = ReplayReference(str(data["latents_sha256"]), validated(Environment, data["environment"]), source)
     except RecipeError as error:
         raise DamagedTake(f"the records in {source} cannot be read", str(error)) from None
     return Request(recipes=(recipe,), replays={recipe.id: made})

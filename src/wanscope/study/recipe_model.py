@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from wanscope import events
 from wanscope.errors import ModelError
 from wanscope.recipe import Components, LoraSpec, Recipe
-from wanscope.study.expand import size_of
+from wanscope.study.expand import Expansion, size_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,6 +43,10 @@ class ModelKey:
     @classmethod
     def of(cls, recipe: Recipe) -> ModelKey:
         return cls(recipe.model.name, recipe.dtype, recipe.model.components, recipe.loras)
+
+    @classmethod
+    def of_study(cls, expansion: Expansion) -> ModelKey:
+        return cls(expansion.study.model, expansion.dtype, expansion.study.components, expansion.loras)
 
 
 def weights_of(model: Source | WanModel) -> dict[str, str]:

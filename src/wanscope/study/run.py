@@ -1,6 +1,6 @@
 """Running a study: everything is checked first, what is complete is skipped, and nothing that was finished is lost.
 
-    run(source)  ->  read -> expand -> find the weights -> which takes are missing -> tokens, space
+    run(source)  ->  read -> expand -> locate weights -> key -> check   (prepare.py)
                  ->  load -> encode all prompts -> free the encoder -> place the transformer
                  ->  for each take: lock -> make -> rename into place
 
@@ -12,7 +12,7 @@ processes on one study share the work: each take is made by who holds its lock, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING
 from wanscope import events
 from wanscope.errors import Interrupted, StorageError, WanscopeError
 from wanscope.study import recipe_model
-from wanscope.study.embedding_reuse import Memory
+from wanscope.study.check_takes import PlannedTake, Prepared
+from wanscope.study.embedding_reuse import RunCatalog
 from wanscope.study.encode_texts import Texts, encode_prompts, needed_texts
 from wanscope.study.lock import held
-from wanscope.study.prepare import Prepared, Task, check, prepare, standing_take
-from wanscope.study.read_request import Made, Source
-from wanscope.study.study_folder import Row, StudyFolder
+from wanscope.study.prepare import prepare
+from wanscope.study.read_request import ReplayReference, Request, StudySource
+from wanscope.study.study_folder import IndexRow, StudyFolder
 from wanscope.take.disk import require_writable
-from wanscope.take.store import Take, recover, unfinished, with_records_of
+from wanscope.take.store import Take, existing_take, recover, unfinished, with_records_of
 from wanscope.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class StudyResult:
 
 
 def run(
-    source: Source,
+    source: StudySource | Request,
     *,
     workspace: Workspace | Path | str | None = None,
     model: WanModel | None = None,
@@ -86,8 +87,7 @@ def run(
     """
     began = time.monotonic()
     try:
-        prepared = prepare(source, Workspace.find(workspace), model, on_event)
-        check(prepared, model, device, memory)
+        prepared = prepare(source, Workspace.find(workspace), model, device, memory, on_event)
     except KeyboardInterrupt:
         raise Interrupted("stopped before any work", "", "run the same again") from None
     session = _Session(prepared, model, memory, device, on_event, interrupt)
@@ -108,11 +108,13 @@ class _Session:
         on_event: events.Listener,
         interrupt: Callable[[], bool],
     ) -> None:
-        self.prepared, self.space, self.tasks = prepared, prepared.space, prepared.tasks
+        self.prepared, self.space, self.takes = prepared, prepared.space, prepared.takes
+        self.done = {take.id: take.existing for take in prepared.takes if take.existing is not None and take.complete}
+        self.errors: dict[str, Exception] = {}
         self.given, self.memory, self.device = model, memory, device
         self.emit, self.interrupt = on_event, interrupt
         self.made = 0
-        self.catalog = Memory(self.space, on_event)
+        self.catalog = RunCatalog(self.space, on_event)
         self.folder = StudyFolder(self.space, prepared.name) if prepared.expansion is not None else None
 
     def run(self) -> None:
@@ -121,15 +123,14 @@ class _Session:
             for note in self.folder.begin(self.prepared.expansion):
                 self.emit(note)
             self.folder.record(self.rows())
-        done = sum(task.done is not None for task in self.tasks)
-        self.emit(events.StudyStarted(self.prepared.name, self.where, len(self.tasks), done))
-        for task in self.tasks:
-            if task.done is not None and task.recipe.id not in self.prepared.replays:
-                self.skipped(task)
+        self.emit(events.StudyStarted(self.prepared.name, self.where, len(self.takes), len(self.done)))
+        for take in self.takes:
+            if take.id in self.done and take.id not in self.prepared.replays:
+                self.skipped(take)
         try:
             self.tidy()
-            for key, tasks in self.prepared.by_model().items():
-                self.make_group(key, tasks)
+            for key, takes in self.prepared.groups.items():
+                self.make_group(key, takes)
         finally:
             if self.folder is not None:
                 self.folder.record(self.rows())
@@ -140,32 +141,33 @@ class _Session:
         return str(self.folder.folder if self.folder is not None else self.space.takes)
 
     def result(self, seconds: float) -> StudyResult:
-        failed = tuple(_failure(task, task.error) for task in self.tasks if task.error is not None)
-        skipped = len(self.tasks) - self.made - len(failed)
+        failed = tuple(_failure(take, self.errors[take.id]) for take in self.takes if take.id in self.errors)
+        skipped = len(self.takes) - self.made - len(failed)
         self.emit(events.StudyDone(self.prepared.name, self.where, self.made, skipped, len(failed), seconds))
-        takes = tuple(task.done for task in self.tasks if task.done is not None)
+        takes = tuple(self.done[take.id] for take in self.takes if take.id in self.done)
         folder = self.folder.folder if self.folder is not None else None
         return StudyResult(self.prepared.name, folder, takes, failed, self.made, seconds)
 
-    def rows(self) -> Iterator[Row]:
-        for task in self.tasks:
-            for row in task.rows:
-                if task.error is not None:
-                    yield replace(row, status="failed", error=_said(task.error))
-                elif task.done is not None:
-                    yield replace(row, status="complete", seconds=task.done.manifest.seconds.get("total"))
+    def rows(self) -> Iterator[IndexRow]:
+        for take in self.takes:
+            error, done = self.errors.get(take.id), self.done.get(take.id)
+            for row in take.rows:
+                if error is not None:
+                    yield replace(row, status="failed", error=_error_text(error))
+                elif done is not None:
+                    yield replace(row, status="complete", seconds=done.manifest.seconds.get("total"))
                 else:
                     yield row
 
-    def skipped(self, task: Task) -> None:
-        folder = str(self.space.take_folder(task.recipe.id))
-        self.emit(events.TakeSkipped(task.recipe.id, task.index, len(self.tasks), folder, "complete"))
+    def skipped(self, take: PlannedTake) -> None:
+        folder = str(self.space.take_folder(take.id))
+        self.emit(events.TakeSkipped(take.id, take.index, len(self.takes), folder, "complete"))
 
     # making
 
-    def make_group(self, key: recipe_model.ModelKey, tasks: list[Task]) -> None:
+    def make_group(self, key: recipe_model.ModelKey, takes: Sequence[PlannedTake]) -> None:
         """All takes that one model makes."""
-        recipes = [task.recipe for task in tasks]
+        recipes = [take.recipe for take in takes]
         needed = needed_texts(recipes)
         known = self.catalog.recall(needed, recipes[0], self.given, self.device)
         encode = len(known) < len(needed)
@@ -176,53 +178,56 @@ class _Session:
         if self.given is None:
             model.free_encoder()
         recipe_model.place(model, recipes, self.emit)
-        starts = {task.start.spec: task.start.latents(model) for task in tasks if task.start is not None}
-        waiting = [task for task in tasks if not self.attempt(task, model, texts, starts)]
+        starts = {take.start.spec: take.start.latents(model) for take in takes if take.start is not None}
+        waiting = [take for take in takes if not self.attempt(take, model, texts, starts)]
         if waiting:
             self.emit(events.Note(f"waiting for {len(waiting)} takes that another process is making"))
         while waiting:
             time.sleep(WAIT_SECONDS)
-            waiting = [task for task in waiting if not self.attempt(task, model, texts, starts)]
+            waiting = [take for take in waiting if not self.attempt(take, model, texts, starts)]
         if self.given is None:
             del model
             recipe_model.free_memory()
 
-    def attempt(self, task: Task, model: WanModel, texts: Texts, starts: dict) -> bool:
+    def attempt(self, take: PlannedTake, model: WanModel, texts: Texts, starts: dict) -> bool:
         """Make a take, or find that it is complete by now. False when another process is making it."""
         if self.interrupt():
             raise self.stopped()
-        take = task.recipe.id
-        with held(self.space.takes, take) as ours:
+        recipe = take.recipe
+        with held(self.space.takes, take.id) as ours:
             if not ours:
                 return False
-            recover(self.space.takes, take)
-            standing = standing_take(self.space, take)
-            recipe, replayed = task.recipe, take in self.prepared.replays
-            if standing is not None and standing.complete(recipe.capture, recipe.marks) and not replayed:
-                task.done = standing
-                self.skipped(task)
+            recover(self.space.takes, take.id)
+            existing, replayed = existing_take(self.space.take_folder(take.id)), take.id in self.prepared.replays
+            if existing is not None and existing.complete(recipe.capture, recipe.marks) and not replayed:
+                self.done[take.id] = existing
+                self.skipped(take)
             else:
-                init = starts[task.start.spec] if task.start is not None else None
-                self.make(task, standing, model, texts, init)
-        if self.folder is not None and task.done is not None:
-            self.folder.link(task.rows)
-        if task.done is not None:
-            self.catalog.index([task.done.folder])
+                init = starts[take.start.spec] if take.start is not None else None
+                self.make(take, existing, model, texts, init)
+        done = self.done.get(take.id)
+        if self.folder is not None and done is not None:
+            self.folder.link(take.rows)
+        if done is not None:
+            self.catalog.index([done.folder])
         return True
 
-    def make(self, task: Task, standing: Take | None, model: WanModel, texts: Texts, init: Tensor | None) -> None:
-        from wanscope.study.make_take import Job, make_take
+    def make(
+        self, take: PlannedTake, existing: Take | None, model: WanModel, texts: Texts, init: Tensor | None
+    ) -> None:
+        from wanscope.study.make_take import TakeJob, make_take
 
-        recipe = task.recipe
-        if standing is not None:
-            recipe = with_records_of(standing.recipe, recipe)
-        made = self.prepared.replays.get(recipe.id)
-        if made is None and standing is not None:
-            made = Made(standing.manifest.latents_sha256, standing.manifest.environment, str(standing.folder))
-        job = Job(recipe, task.index, len(self.tasks), made, standing)
+        recipe = take.recipe
+        if existing is not None:
+            recipe = with_records_of(existing.recipe, recipe)
+        reference = self.prepared.replays.get(take.id)
+        if reference is None and existing is not None:
+            there = existing.manifest
+            reference = ReplayReference(there.latents_sha256, there.environment, str(existing.folder))
+        job = TakeJob(recipe, take.index, len(self.takes), reference, existing)
         try:
             conditioning = texts.conditioning(recipe)
-            task.done = make_take(
+            done = make_take(
                 job,
                 model,
                 conditioning,
@@ -232,14 +237,15 @@ class _Session:
                 interrupt=self.interrupt,
                 donors=texts.donors(recipe) if recipe.edits or recipe.capture.inside else None,
             )
-            self.made += task.done is not standing
+            self.done[take.id] = done
+            self.made += done is not existing
         except Interrupted:
             raise self.stopped() from None
         except StorageError:
             raise
         except Exception as error:  # noqa: BLE001 - one take's failure is reported, and the study goes on
-            task.error = error
-            self.emit(events.TakeFailed(recipe.id, task.index, len(self.tasks), _said(error)))
+            self.errors[take.id] = error
+            self.emit(events.TakeFailed(take.id, take.index, len(self.takes), _error_text(error)))
             recipe_model.free_memory()
 
     def tidy(self) -> None:
@@ -250,19 +256,18 @@ class _Session:
                     recover(self.space.takes, take)
 
     def stopped(self) -> Interrupted:
-        done = sum(task.done is not None for task in self.tasks)
         return Interrupted(
-            f"stopped with {done} of {len(self.tasks)} takes complete",
+            f"stopped with {len(self.done)} of {len(self.takes)} takes complete",
             "they stay, and the one in progress is not kept",
             "run the same again to go on",
         )
 
 
-def _said(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return str(error) if isinstance(error, WanscopeError) else f"{type(error).__name__}: {error}"
 
 
-def _failure(task: Task, error: Exception) -> Failure:
-    recipe = task.recipe
-    name = task.rows[0].name if task.rows else recipe.id
-    return Failure(recipe.id, name, recipe.prompt, recipe.seed, _said(error), error)
+def _failure(take: PlannedTake, error: Exception) -> Failure:
+    recipe = take.recipe
+    name = take.rows[0].name if take.rows else take.id
+    return Failure(take.id, name, recipe.prompt, recipe.seed, _error_text(error), error)

@@ -38,7 +38,7 @@ EDIT = "edit"  # a column only where a study has edits
 
 
 @dataclass(frozen=True)
-class Row:
+class IndexRow:
     """One line of index.csv. status: complete, failed or missing. slots: the variation's bindings.
 
     edit: baseline, edited, or what its place in the sweep is; "" where the study has no edits. swept: {setting: value}.
@@ -83,7 +83,7 @@ class StudyFolder:
             write_atomic(path, study_yaml(expansion))
             return notes
 
-    def record(self, rows: Iterable[Row]) -> None:
+    def record(self, rows: Iterable[IndexRow]) -> None:
         """Bring index.csv and the links up to date: `rows` are the study's own, earlier ones stay as not current."""
         with self._locked(), guarded(self.folder):
             mine = list(rows)
@@ -93,13 +93,13 @@ class StudyFolder:
             write_atomic(self.folder / INDEX, _csv([*mine, *kept]))
             self._set_links([*mine, *kept])
 
-    def link(self, rows: Iterable[Row]) -> None:
+    def link(self, rows: Iterable[IndexRow]) -> None:
         """Make the links of finished takes, before the table is written at the end."""
         with self._locked(), guarded(self.folder):
             for row in rows:
                 _link(self.folder / f"{row.name}.mp4", self._video(row.take))
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[IndexRow]:
         """What index.csv says, [] before there is one."""
         path = self.folder / INDEX
         if not path.exists():
@@ -110,7 +110,7 @@ class StudyFolder:
     def _video(self, take: str) -> Path:
         return self.workspace.take_folder(take) / VIDEO
 
-    def _set_links(self, rows: list[Row]) -> None:
+    def _set_links(self, rows: list[IndexRow]) -> None:
         wanted = {}
         for row in rows:
             if self._video(row.take).exists():
@@ -172,7 +172,7 @@ def _changes(before: Study, after: Study) -> str:
     return ", ".join(changed) or "its text"
 
 
-def _csv(rows: list[Row]) -> str:
+def _csv(rows: list[IndexRow]) -> str:
     slots = list(dict.fromkeys(slot for row in rows for slot in row.slots))
     swept = list(dict.fromkeys(key for row in rows for key in row.swept))
     edit = [EDIT] if any(row.edit for row in rows) else []
@@ -188,9 +188,9 @@ def _csv(rows: list[Row]) -> str:
     return text.getvalue()
 
 
-def _row(line: dict[str, str]) -> Row:
+def _row(line: dict[str, str]) -> IndexRow:
     try:
-        return Row(
+        return IndexRow(
             line["name"],
             line["take"],
             int(line["variation"]),

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from math import prod
 
 from wanscope.capture.latents import stored_states
-from wanscope.recipe import CaptureSpec, VideoSpec
+from wanscope.recipe import CaptureSpec, Recipe, VideoSpec
+from wanscope.study.attention_capture import attention_bytes
+from wanscope.study.expand import size_of
+from wanscope.wan.variants import Variant, latent_shape
 
 # Of H.264 at the rate factor in take/video.py, bytes per pixel of a frame. Marbles takes 0.1; footage with grain more.
 VIDEO_BYTES_A_PIXEL = 0.2
@@ -44,3 +47,10 @@ def take_size(
         kept = len(stored_states(states - 1, capture.x0.every))
         x0 = kept * values * (2 if capture.x0.dtype == "fp16" else 4)
     return TakeSize(int(pixels * VIDEO_BYTES_A_PIXEL), 4 * values, latents, scratch, x0, attention)
+
+
+def recipe_size(recipe: Recipe, variant: Variant) -> TakeSize:
+    """Bytes of a recipe's take."""
+    states = (recipe.sampler.steps or 0) - recipe.sampler.start_step + 1
+    shape = latent_shape(variant, *size_of(recipe.video))
+    return take_size(recipe.video, shape, states, recipe.capture, attention_bytes(recipe, variant))

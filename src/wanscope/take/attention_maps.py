@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wanscope.capture.arrays import open_array
-from wanscope.capture.attention_plan import Row
+from wanscope.capture.attention_plan import MapRow
 from wanscope.capture.attention_sink import FOLDERS, exponents_file
 from wanscope.errors import DamagedTake, NotCaptured, nearest
 
@@ -47,7 +47,7 @@ class Attention:
         self.measure: Recorded = about["measure"]
         self.averaged: bool = about["keep"] == "mean"
         self.branch: str = about["branch"]
-        self.rows = tuple(Row(r["name"], r["kind"], tuple(r["columns"])) for r in about["rows"])
+        self.rows = tuple(MapRow(r["name"], r["kind"], tuple(r["columns"])) for r in about["rows"])
         self.blocks = tuple(about["blocks"])
         self.heads = None if about["heads"] is None else tuple(about["heads"])
         self.real_tokens: int = about["real_tokens"]

@@ -287,6 +287,14 @@ def union(have: CaptureSpec, asked: CaptureSpec) -> CaptureSpec:
     )
 
 
+def existing_take(folder: Path) -> Take | None:
+    """The take in `folder`, whole or not; None where there is none or its take.json cannot be trusted."""
+    try:
+        return Take.open(folder)
+    except DamagedTake:
+        return None
+
+
 def with_records_of(had: Recipe, recipe: Recipe) -> Recipe:
     """`recipe` with the captures and tracked words of an earlier making of the same take added. RecipeError as `union`.
 

@@ -89,7 +89,11 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Variant:
-    """One Wan model. Dims as in the paper; `vae_stride` and `patch` are (frames, height, width)."""
+    """One Wan model. Dims as in the paper; `vae_stride` and `patch` are (frames, height, width).
+
+    closed_vocabulary: the tokenizer knows the words that the model was trained on and no others, so that a prompt with
+    any other word is refused.
+    """
 
     name: str
     title: str
@@ -111,6 +115,7 @@ class Variant:
     boundary_ratio: float | None = None
     expand_timesteps: bool = False
     image_conditioned: bool = False
+    closed_vocabulary: bool = False
     image_dim: int | None = None
     added_kv_dim: int | None = None
     dtype: str = "bfloat16"

@@ -67,6 +67,7 @@ def _marbles() -> Variant:
         heads=4,
         text_dim=128,
         text_length=64,
+        closed_vocabulary=True,
         dtype="float32",
         sizes=((128, 128),),
         vae=VAE_MARBLES,

@@ -1,9 +1,10 @@
-"""Metrics of the path, from its Gram (trajectory.py). Lengths are root mean squares per latent value (rms)."""
+"""Metrics of the path, from its Gram (latent_path.py). Lengths are root mean squares per latent value (rms)."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from wanscope.analysis import path_volume
 from wanscope.analysis import trajectory as tr
 from wanscope.analysis.metric import Row, Subject, mean_of, metric, one, per_state
 
@@ -82,7 +83,7 @@ def mean_acceleration(subject: Subject) -> list[Row]:
     about="Half the sum of ln(lambda / D) over the largest r eigenvalues of the centered path, one r for all takes.",
 )
 def log_volume(subject: Subject) -> list[Row]:
-    return one(tr.log_volume(subject.path.spectrum, subject.rank, subject.path.dimension))
+    return one(path_volume.log_volume(subject.path.spectrum, subject.rank, subject.path.dimension))
 
 
 @metric(
@@ -93,7 +94,7 @@ def log_volume(subject: Subject) -> list[Row]:
     about="(sum lambda)^2 / sum lambda^2: how many axes the path fills.",
 )
 def participation_ratio(subject: Subject) -> list[Row]:
-    return one(tr.participation_ratio(subject.path.spectrum))
+    return one(path_volume.participation_ratio(subject.path.spectrum))
 
 
 @metric(
@@ -195,7 +196,7 @@ def alignment(subject: Subject) -> list[Row]:
     about="lambda_i / sum lambda of the centered path, largest first.",
 )
 def explained(subject: Subject) -> list[Row]:
-    shares = tr.explained(subject.path.spectrum)
+    shares = path_volume.explained(subject.path.spectrum)
     return [Row(float(share), None, str(i + 1)) for i, share in enumerate(shares)]
 
 

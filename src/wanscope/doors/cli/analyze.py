@@ -12,8 +12,8 @@ from wanscope.errors import RequestError
 from wanscope.take.disk import size_text
 
 if TYPE_CHECKING:
-    from wanscope.analysis.analyze import Analysis
     from wanscope.analysis.contrast_tests import Test
+    from wanscope.analysis.result import Analysis
 
 UNITS = ("seed", "scene")
 SHOWN = 12

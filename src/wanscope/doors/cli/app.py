@@ -12,6 +12,7 @@ from wanscope.doors.cli.db import app as db
 from wanscope.doors.cli.db import index
 from wanscope.doors.cli.direction import app as direction
 from wanscope.doors.cli.options import Device, EventsJson, Json, Memory, OutputDir
+from wanscope.doors.cli.results import analyze, compare, export
 
 HELP = """wanscope opens up Wan text-to-video diffusion transformers.
 
@@ -38,12 +39,13 @@ app = typer.Typer(
 app.add_typer(db, name="db")
 app.add_typer(direction, name="direction")
 app.command()(index)
+app.command()(analyze)
+app.command()(compare)
+app.command()(export)
 
 
 def command() -> Any:
-    """The click command that typer makes of this module and of those that add to it, its commands in `ORDER`."""
-    import wanscope.doors.cli.results  # noqa: F401
-
+    """The click command that typer makes of `app`, its commands in `ORDER`."""
     group: Any = typer.main.get_command(app)
     group.commands = dict(sorted(group.commands.items(), key=lambda item: ORDER.index(item[0])))
     return group
@@ -308,25 +310,6 @@ def show(
     from wanscope.doors.cli.show import run_show
 
     return run_show(take, verify, output_dir, json)
-
-
-@app.command()
-def compare(
-    takes: Annotated[
-        list[str],
-        typer.Argument(metavar="ID...", help="Takes, as for `show`, or names of studies for all their takes."),
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="FILE", help="The MP4 to write. [default: in the workspace]", show_default=False),
-    ] = None,
-    output_dir: OutputDir = None,
-    json: Json = False,
-) -> int:
-    """Put takes side by side in one labeled video."""
-    from wanscope.doors.cli.compare import run_compare
-
-    return run_compare(takes, out, output_dir, json)
 
 
 @app.command()

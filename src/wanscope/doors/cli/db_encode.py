@@ -42,14 +42,14 @@ def encoded(catalog: Catalog, text: str, model: str | None) -> tuple[Embedding, 
 
 
 def _encode(text: str, model: str, dtype: str) -> tuple[Any, str]:
-    from wanscope.doors.cli.generate import prepare_process
+    from wanscope.doors.cli.process import prepare_process
 
     prepare_process()
     import torch
 
     from wanscope import events
+    from wanscope.study.check_texts import check_length_and_words
     from wanscope.study.embedding_reuse import encoder_hash
-    from wanscope.study.encode_texts import check_length_and_words
     from wanscope.study.recipe_model import ModelKey, find
     from wanscope.wan.load import load_encoder, load_tokenizer
     from wanscope.wan.model import text_length_of
@@ -58,7 +58,7 @@ def _encode(text: str, model: str, dtype: str) -> tuple[Any, str]:
     source = find(ModelKey(model, "fp32"), events.ignore)
     tokenizer = load_tokenizer(source)
     length = text_length_of(tokenizer)
-    check_length_and_words(tokenizer, {"text": text}, length, source.variant.name == "marbles")
+    check_length_and_words(tokenizer, {"text": text}, length, source.variant.closed_vocabulary)
     module = load_encoder(source, getattr(torch, dtype))
     reader: Any = SimpleNamespace(
         tokenizer=tokenizer, text_length=length, variant=source.variant, encoder=lambda: module

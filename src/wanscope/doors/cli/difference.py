@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from wanscope.doors.cli import output
-from wanscope.doors.cli.generate import prepare_process
+from wanscope.doors.cli.process import prepare_process
 from wanscope.doors.cli.request import absolute_model
 from wanscope.errors import RequestError
 
@@ -17,13 +17,15 @@ def run_difference(a: str, b: str, model: str, device: str, json: bool) -> int:
     prepare_process()
     from wanscope import api
     from wanscope.edit.difference import render_difference
-    from wanscope.study.encode_texts import check_length_and_words
+    from wanscope.study.check_texts import check_length_and_words
     from wanscope.study.recipe_model import ModelKey, place_encoder, tokenizer_of
     from wanscope.wan.load import load
+    from wanscope.wan.variants import VARIANTS
 
     spec = absolute_model(model)
     tokenizer, length = tokenizer_of(ModelKey(spec, "auto"))
-    check_length_and_words(tokenizer, {"prompt A": a, "prompt B": b}, length, spec == "marbles")
+    closed = spec in VARIANTS and VARIANTS[spec].closed_vocabulary  # of a folder `api.difference` says it
+    check_length_and_words(tokenizer, {"prompt A": a, "prompt B": b}, length, closed)
     loaded = load(spec, device=device)
     place_encoder(loaded)
     found = api.difference(loaded, a, b)

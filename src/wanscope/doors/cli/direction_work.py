@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wanscope.doors.cli import output as out
-from wanscope.doors.cli.generate import prepare_process
 from wanscope.doors.cli.options import MEMORY
+from wanscope.doors.cli.process import prepare_process
 from wanscope.doors.cli.request import absolute_model, apply, parse_seeds, parse_set
 from wanscope.errors import RequestError, nearest
 from wanscope.study import direction_request
@@ -52,7 +52,7 @@ def run_learn(options: LearnOptions, json: bool) -> int:
     pick_device(options.device)
     key = ModelKey(absolute_model(options.model), options.dtype)
     variant = find(key, events.ignore).variant
-    lesson = direction_request.lesson_of(
+    request = direction_request.request_direction(
         variant,
         pairs,
         on=options.on,
@@ -62,28 +62,28 @@ def run_learn(options: LearnOptions, json: bool) -> int:
         **settings,
     )
     tokenizer, length = tokenizer_of(key)
-    direction_request.check(lesson, tokenizer, length, variant.name == "marbles")
+    direction_request.check(request, tokenizer, length, variant.closed_vocabulary)
     require_writable(path.parent)
     tell = (lambda _: None) if json else out.say
-    tell(_sized(lesson))
+    tell(_sized(request))
     model = load(key.name, device=options.device, dtype=options.dtype, memory=options.memory)
 
     def on_pair(done: int, of: int) -> None:
-        if lesson.samplings:
+        if request.samplings:
             tell(f"pair {done} of {of}")
 
     def on_event(event: events.Event) -> None:
         if isinstance(event, events.Note):
             tell(event.text)
 
-    direction = direction_request.learn(model, lesson, on_pair=on_pair, on_event=on_event)
+    direction = direction_request.learn(model, request, on_pair=on_pair, on_event=on_event)
     with guarded(path.parent):
         direction.save(path)
     if json:
         out.document({"file": str(path), **_data(direction)})
         return 0
     where = out.shown_path(path)
-    on = "" if lesson.on == "context" else " on hidden"
+    on = "" if request.on == "context" else " on hidden"
     out.say(f"The direction: {where}")
     out.say(f'Use it: wanscope generate --template "..." --edit "steer {where} ablate{on} in {_blocks(direction)}"')
     return 0
@@ -145,12 +145,12 @@ def _settings(sets: Sequence[str]) -> dict[str, Any]:
     return apply({}, changes)
 
 
-def _sized(lesson: direction_request.Lesson) -> str:
-    pairs = f"{len(lesson.pairs)} pair{'s'[: len(lesson.pairs) != 1]}"
-    if not lesson.samplings:
+def _sized(request: direction_request.DirectionRequest) -> str:
+    pairs = f"{len(request.pairs)} pair{'s'[: len(request.pairs) != 1]}"
+    if not request.samplings:
         return f"{pairs} of prompts; nothing is sampled"
-    seeds = f"{len(lesson.seeds)} seed{'s'[: len(lesson.seeds) != 1]}"
-    return f"{pairs} of prompts x {seeds}: {lesson.samplings} samplings of {lesson.sampler.steps} steps"
+    seeds = f"{len(request.seeds)} seed{'s'[: len(request.seeds) != 1]}"
+    return f"{pairs} of prompts x {seeds}: {request.samplings} samplings of {request.sampler.steps} steps"
 
 
 def _blocks(direction: Direction) -> str:

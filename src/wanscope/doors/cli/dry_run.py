@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from wanscope.doors.cli import output
 from wanscope.doors.cli.estimate import Estimate, estimate
-from wanscope.doors.cli.generate import prepare_process
+from wanscope.doors.cli.process import prepare_process
 from wanscope.doors.cli.show import settings_text
 from wanscope.edit.edits import Edit, Steer
 from wanscope.edit.shorthand import shorthand
@@ -23,7 +23,7 @@ from wanscope.workspace import Workspace
 if TYPE_CHECKING:
     import torch
 
-    from wanscope.study.prepare import Plan
+    from wanscope.study.prepare import StudyPlan
     from wanscope.wan.memory_plan import MemoryPlan
     from wanscope.wan.variant import Variant
 
@@ -48,13 +48,13 @@ def run_dry(source: Any, workspace: Workspace, notes: Sequence[Note], *, device:
 
     planned = plan(source, workspace)
     variant, recipe = _what(planned)
-    if planned.complete is not None:
+    if planned.model_of(recipe) is not None:
         _check_prompts(planned, recipe, variant)
     notes = [*notes, *_checked_directions(planned, variant, recipe)]
     place = pick_device(device)
     placing = _placing(variant, recipe, place, memory)
     time = estimate(workspace, variant, recipe, place)
-    takes = _takes(planned, workspace)
+    takes = _takes(planned)
     if json:
         output.document(_document(planned, recipe, list(takes), placing, time, workspace, notes))
     else:
@@ -70,27 +70,25 @@ def run_dry(source: Any, workspace: Workspace, notes: Sequence[Note], *, device:
     return 0
 
 
-def _what(planned: Plan) -> tuple[Variant, Recipe]:
+def _what(planned: StudyPlan) -> tuple[Variant, Recipe]:
     """The model's facts, and the first take's recipe (its weights not filled in)."""
     expansion = planned.expansion
     if expansion is not None:
-        return expansion.variant, expansion.recipe(expansion.template.variation(0), expansion.study.seeds[0], {})
-    from wanscope.study.recipe_model import ModelKey, find_local
+        return expansion.variant, expansion.first_recipe
     from wanscope.wan.variants import VARIANTS
 
     recipe = planned.recipes[0]
     if recipe.model.variant in VARIANTS:
         return VARIANTS[recipe.model.variant], recipe
-    found = find_local(ModelKey.of(recipe))
-    if found is None:
+    model = planned.model_of(recipe)
+    if model is None:
         raise ModelError(f"the model {recipe.model.name} is not on this machine", "its dims are not known without it")
-    return found.variant, recipe
+    return model.variant, recipe
 
 
-def _check_prompts(planned: Plan, recipe: Recipe, variant: Variant) -> None:
+def _check_prompts(planned: StudyPlan, recipe: Recipe, variant: Variant) -> None:
     """What only the tokenizer can say: a prompt that is too long, words that are not there or that it never saw."""
-    from wanscope.study.attention_capture import check_attention
-    from wanscope.study.encode_texts import check_prompts
+    from wanscope.study.check_takes import check_inputs
     from wanscope.study.recipe_model import ModelKey, tokenizer_of
 
     tokenizer, length = tokenizer_of(ModelKey.of(recipe))
@@ -102,50 +100,34 @@ def _check_prompts(planned: Plan, recipe: Recipe, variant: Variant) -> None:
             for variation in expansion.template.expand()
             for edit_set in expansion.edit_sets
         ]
-    check_prompts(tokenizer, recipes, length, recipe.model.variant == "marbles")
-    check_attention(recipes, variant, tokenizer, length)
+    check_inputs(recipes, variant, tokenizer, length)
 
 
-def _checked_directions(planned: Plan, variant: Variant, recipe: Recipe) -> list[Note]:
+def _checked_directions(planned: StudyPlan, variant: Variant, recipe: Recipe) -> list[Note]:
     """RecipeError for a direction that does not fit the model, which needs none of its weights; told, each once, are
     those that were learned on other weights, where the model's are on this machine."""
     from wanscope.study.check_directions import check_directions, weights_mismatch_note
-    from wanscope.study.recipe_model import ModelKey, find_local, weights_of
 
     recipes, expansion = planned.recipes, planned.expansion
     if expansion is not None:
         recipes = tuple(recipe.model_copy(update={"edits": edit_set.edits}) for edit_set in expansion.edit_sets)
     check_directions(recipes, variant)
     steers = {edit.direction: edit for one in recipes for edit in one.edits if isinstance(edit, Steer)}
-    found = find_local(ModelKey.of(recipe)) if steers else None
-    if found is None:
+    model = planned.model_of(recipe)
+    if model is None:
         return []
-    weights = weights_of(found)
-    told = ((name, weights_mismatch_note(edit, recipe, weights)) for name, edit in steers.items())
+    told = ((name, weights_mismatch_note(edit, recipe, model.weights)) for name, edit in steers.items())
     return [Note(f"{name}: {text}") for name, text in told if text]
 
 
-def _takes(planned: Plan, workspace: Workspace) -> Iterator[Planned]:
-    from wanscope.study.prepare import complete_take
-    from wanscope.study.recipe_model import ModelKey, find_local, weights_of
-
-    def status(recipe: Recipe) -> str:
-        return "missing" if complete_take(workspace, recipe) is None else "complete"
-
-    expansion = planned.expansion
-    if expansion is None:
-        for recipe in planned.recipes:
-            again = "made again" if status(recipe) == "complete" else "missing"
-            yield Planned(recipe.id, recipe.prompt, recipe.seed, recipe.id, again)
-        return
-    weights = {}
-    if planned.complete is not None:
-        study = expansion.study
-        found = find_local(ModelKey(study.model, expansion.dtype, study.components, expansion.loras))
-        weights = weights_of(found) if found is not None else {}
-    for item in expansion.items(weights):
-        known = (item.recipe.id, status(item.recipe)) if weights else (None, None)
-        yield Planned(item.name, item.recipe.prompt, item.seed, *known)
+def _takes(planned: StudyPlan) -> Iterator[Planned]:
+    for each in planned.keyed.each():
+        recipe = each.recipe
+        status = None if each.id is None else "complete" if each.complete else "missing"
+        if each.item is not None:
+            yield Planned(each.item.name, recipe.prompt, recipe.seed, each.id, status)
+        else:
+            yield Planned(recipe.id, recipe.prompt, recipe.seed, each.id, "made again" if each.complete else status)
 
 
 def _placing(variant: Variant, recipe: Recipe, device: torch.device, memory: str) -> MemoryPlan | MemoryPlanError:
@@ -171,7 +153,7 @@ def _placing(variant: Variant, recipe: Recipe, device: torch.device, memory: str
 
 
 def _print(
-    planned: Plan,
+    planned: StudyPlan,
     variant: Variant,
     recipe: Recipe,
     placing: MemoryPlan | MemoryPlanError,
@@ -196,7 +178,7 @@ def _print(
     output.facts(rows, indent="  ")
 
 
-def _edit_rows(planned: Plan, blocks: int) -> list[tuple[str, str]]:
+def _edit_rows(planned: StudyPlan, blocks: int) -> list[tuple[str, str]]:
     """Each edit in one line, and that it acts nowhere where its blocks and strengths say so."""
     expansion = planned.expansion
 
@@ -211,7 +193,7 @@ def _edit_rows(planned: Plan, blocks: int) -> list[tuple[str, str]]:
     return shown + ([("", f"and {len(edits) - SHOWN} more")] if len(edits) > SHOWN else [])
 
 
-def _design_rows(planned: Plan) -> list[tuple[str, str]]:
+def _design_rows(planned: StudyPlan) -> list[tuple[str, str]]:
     """Each hypothesis with what will test it, so that one which nothing tests is seen while it can be mended."""
     study = planned.expansion.study if planned.expansion is not None else None
     if study is None or study.design is None:
@@ -229,30 +211,30 @@ def _design_rows(planned: Plan) -> list[tuple[str, str]]:
     return [("hypothesis", said(each)) for each in study.design.hypotheses]
 
 
-def _counted(planned: Plan) -> str:
+def _counted(planned: StudyPlan) -> str:
     expansion = planned.expansion
     if expansion is None:
         return f"{planned.takes} take to make again"
     return f"{planned.takes} take{'s'[: planned.takes != 1]}, {expansion.counted}"
 
 
-def _complete(planned: Plan) -> str:
+def _complete(planned: StudyPlan) -> str:
     if planned.complete is None:
         return "not known: the weights are not here yet and will be downloaded first"
     return f"{planned.complete} of {planned.takes}"
 
 
-def _to_make(planned: Plan) -> int:
+def _to_make(planned: StudyPlan) -> int:
     """A take that is named is made again even where it is complete; it adds nothing then."""
     return planned.missing if planned.expansion is not None else planned.takes
 
 
-def _size_text(planned: Plan) -> str:
+def _size_text(planned: StudyPlan) -> str:
     free = f"{size_text(planned.free_bytes)} are free"
     return f"about {size_text(planned.needed_bytes)}; {free}" if planned.missing else f"nothing to add; {free}"
 
 
-def _time_rows(planned: Plan, time: Estimate) -> list[tuple[str, str]]:
+def _time_rows(planned: StudyPlan, time: Estimate) -> list[tuple[str, str]]:
     count = _to_make(planned)
     if not count:
         return [("time", "nothing to make")]
@@ -270,7 +252,7 @@ def _memory_text(placing: MemoryPlan | MemoryPlanError) -> str:
     return f"{kind}at most {size_text(worst.bytes)} of {size_text(have)} of {where}, to {worst.name}"
 
 
-def _print_takes(planned: Plan, takes: Iterator[Planned]) -> None:
+def _print_takes(planned: StudyPlan, takes: Iterator[Planned]) -> None:
     output.say()
     rows = [(take.name, take.status or "", take.take or "", take.prompt) for take in islice(takes, SHOWN)]
     output.table(("name", "status", "take", "prompt"), rows)
@@ -279,7 +261,7 @@ def _print_takes(planned: Plan, takes: Iterator[Planned]) -> None:
 
 
 def _document(
-    planned: Plan,
+    planned: StudyPlan,
     recipe: Recipe,
     takes: list[Planned],
     placing: MemoryPlan | MemoryPlanError,

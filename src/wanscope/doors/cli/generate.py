@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wanscope.doors.cli import output, progress
 from wanscope.doors.cli.options import MEMORY
+from wanscope.doors.cli.process import interruptible, prepare_process
 from wanscope.doors.cli.request import Options, wanted
 from wanscope.errors import RequestError, WanscopeError, nearest
 from wanscope.events import Note
 from wanscope.workspace import Workspace
 
 if TYPE_CHECKING:
-    from wanscope.recipe import Study
     from wanscope.study.run import StudyResult
 
 
@@ -29,13 +24,12 @@ def run_generate(
     if memory not in MEMORY:
         raise RequestError(f"--memory {memory} is not known", nearest(memory, MEMORY), "--memory auto")
     workspace = Workspace.find(output_dir)
-    request = wanted(options, workspace)
-    source: Study | str | None = request.study if request.study is not None else request.again
+    asked = wanted(options, workspace)
     if dry_run:
         from wanscope.doors.cli.dry_run import run_dry
 
-        return run_dry(source, workspace, request.notes, device=device, memory=memory, json=json)
-    result = run_study(source, workspace, request.notes, device=device, memory=memory, json=json)
+        return run_dry(asked.request, workspace, asked.notes, device=device, memory=memory, json=json)
+    result = run_study(asked.request, workspace, asked.notes, device=device, memory=memory, json=json)
     if not json:
         _say_result(result, workspace)
     return complain_of_failures(result)
@@ -52,45 +46,6 @@ def run_study(
         from wanscope.study.run import run
 
         return run(source, workspace=workspace, memory=memory, device=device, on_event=listener, interrupt=interrupt)
-
-
-def prepare_process() -> None:
-    """What has to stand before torch and the model libraries are imported.
-
-    Their own bars would run through ours, and their control characters into files. A download's bar stays at a
-    terminal: it is the only sign of life for a long time.
-    """
-    from wanscope.wan.environment import prepare
-
-    prepare()
-    if not output.interactive(sys.stderr):
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed, instead of an exception in the middle of a step. A second one is the exception."""
-    asked = threading.Event()
-
-    def stop(number: int, frame: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-        _say_stopping()
-
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may have handlers
-        yield asked.is_set
-        return
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield asked.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _say_stopping() -> None:
-    # A signal's handler may run in the middle of a print, where printing is not allowed.
-    os.write(2, b"\nwanscope: stopping after this step; Ctrl-C again stops at once\n")
 
 
 def _say_result(result: StudyResult, workspace: Workspace) -> None:

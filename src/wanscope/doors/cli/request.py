@@ -17,7 +17,7 @@ from wanscope.errors import RequestError
 from wanscope.events import Note
 from wanscope.recipe import Study
 from wanscope.spec.validation import validated
-from wanscope.study.read_request import STUDY_ENDINGS, read_source
+from wanscope.study.read_request import STUDY_ENDINGS, Request, read_source
 from wanscope.study.study_file import config_names, edit_with_paths, find_study_file, load_study_data, read_yaml
 from wanscope.workspace import Workspace
 
@@ -61,11 +61,14 @@ class Options:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be made: a study, or a take again, by its file, folder or id. `notes` are for the person."""
+    """What is to be made: a study, or a take again. `notes` are for the person."""
 
-    study: Study | None = None
-    again: str | None = None
+    request: Request
     notes: tuple[Note, ...] = ()
+
+    @property
+    def study(self) -> Study | None:
+        return self.request.study
 
 
 def wanted(options: Options, workspace: Workspace) -> Wanted:
@@ -88,9 +91,9 @@ def wanted(options: Options, workspace: Workspace) -> Wanted:
         )
     if not _is_study_file(name):
         _require_no_prompt(name)
-        read_source(name, workspace)  # says what is wrong with it
+        request = read_source(name, workspace)
         if not changes:
-            return Wanted(again=name)
+            return Wanted(request)
         note = Note(f"this is {name} with changes, not that take again")
         return _from_take(name, changes, (note,), workspace)
     data = load_study_data(name)
@@ -126,7 +129,7 @@ def _study(data: dict[str, Any], changes: Mapping[str, Any], notes: tuple[Note, 
         raise RequestError(
             "there is no prompt", "the study file has none", '--template "a [red|blue] circle moves left"'
         )
-    return Wanted(study=validated(Study, data), notes=notes)
+    return Wanted(Request(study=validated(Study, data)), notes)
 
 
 def _from_take(name: str, changes: Mapping[str, Any], notes: tuple[Note, ...], workspace: Workspace) -> Wanted:

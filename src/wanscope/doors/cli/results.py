@@ -1,4 +1,4 @@
-"""The commands that turn takes into results: analyze and export. `app.command` imports this, which registers them."""
+"""The commands that turn takes into results: compare, analyze and export. app.py registers them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from wanscope.doors.cli.app import Json, OutputDir, app
+from wanscope.doors.cli.options import Json, OutputDir
 
 StudyArgument = Annotated[
     str | None,
@@ -17,7 +17,24 @@ StudyArgument = Annotated[
 ]
 
 
-@app.command()
+def compare(
+    takes: Annotated[
+        list[str],
+        typer.Argument(metavar="ID...", help="Takes, as for `show`, or names of studies for all their takes."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="The MP4 to write. [default: in the workspace]", show_default=False),
+    ] = None,
+    output_dir: OutputDir = None,
+    json: Json = False,
+) -> int:
+    """Put takes side by side in one labeled video."""
+    from wanscope.doors.cli.compare import run_compare
+
+    return run_compare(takes, out, output_dir, json)
+
+
 def analyze(
     study: StudyArgument = None,
     batch_dir: Annotated[
@@ -61,7 +78,6 @@ def analyze(
     return run_analyze(options, output_dir, json)
 
 
-@app.command()
 def export(
     study: Annotated[
         str, typer.Argument(metavar="STUDY", help="The study's name, its folder, or the workspace that holds it.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from wanscope.doors.cli import output
-from wanscope.doors.cli.generate import prepare_process
+from wanscope.doors.cli.process import prepare_process
 from wanscope.errors import RequestError, nearest
 from wanscope.take.disk import require_writable
 from wanscope.take.store import Take

@@ -9,7 +9,7 @@ from typing import Any
 
 from wanscope.doors.cli import output
 from wanscope.errors import DamagedTake, TakeNotFound, nearest
-from wanscope.study.study_folder import Row, StudyFolder
+from wanscope.study.study_folder import IndexRow, StudyFolder
 from wanscope.take.disk import size_text
 from wanscope.take.manifest import Manifest, check_sizes, read_manifest
 from wanscope.workspace import MANIFEST, Workspace
@@ -75,7 +75,7 @@ def in_workspace(workspace: Workspace) -> Iterator[Listed]:
             yield inspect(folder)
 
 
-def study_rows(workspace: Workspace, name: str) -> list[Row]:
+def study_rows(workspace: Workspace, name: str) -> list[IndexRow]:
     """The rows of a study that are its own now. TakeNotFound, with the nearest name, when there is no such study."""
     known = study_names(workspace)
     if name not in known:
@@ -184,7 +184,7 @@ def _takes_of_study(workspace: Workspace, study: str, json: bool) -> int:
     return 0
 
 
-def _status(workspace: Workspace, row: Row) -> tuple[str, str]:
+def _status(workspace: Workspace, row: IndexRow) -> tuple[str, str]:
     """What the folder says now, which may be more than the table does."""
     folder = workspace.take_folder(row.take)
     if (folder / MANIFEST).is_file():

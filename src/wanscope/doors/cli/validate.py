@@ -89,7 +89,7 @@ def _edits(
     from wanscope.marbles.validate import edit_tables
     from wanscope.marbles.validate import edits as validate_edits
 
-    settings = validate_edits.Settings(pairs=pairs, share=share, so_far=so_far)
+    settings = validate_edits.EditsSettings(pairs=pairs, share=share, so_far=so_far)
     report = validate_edits.validate(settings, folder=work, tell=tell)
     return None if report is None else (report, edit_tables.as_markdown(report))
 
@@ -97,7 +97,7 @@ def _edits(
 def _attention(clips: int, work: Path, tell: Tell) -> tuple[dict[str, Any], str]:
     from wanscope.marbles.validate import attention as validate_attention
 
-    report = validate_attention.validate(validate_attention.Settings(clips=clips), folder=work, tell=tell)
+    report = validate_attention.validate(validate_attention.AttentionSettings(clips=clips), folder=work, tell=tell)
     return report, validate_attention.as_markdown(report)
 
 
@@ -105,7 +105,9 @@ def _trajectories(pairs: int, work: Path, tell: Tell) -> tuple[dict[str, Any], s
     from wanscope.marbles.validate import trajectories as validate_trajectories
     from wanscope.marbles.validate import trajectory_page
 
-    report = validate_trajectories.validate(validate_trajectories.Settings(pairs=pairs), folder=work, tell=tell)
+    report = validate_trajectories.validate(
+        validate_trajectories.TrajectoriesSettings(pairs=pairs), folder=work, tell=tell
+    )
     return report, trajectory_page.as_markdown(report)
 
 

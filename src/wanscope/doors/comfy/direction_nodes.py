@@ -110,7 +110,7 @@ class SteerModel(ModelEdit):
         live_edit = LiveEdit(edit, pairs=pairs, direction=stored, start=start_percent, end=end_percent)
         said = f"{chosen.picture}\n{operation} on the {edit.on}: {chosen.describe()}"
         if stored is not None:
-            said = f"{said}\n{strange(stored, model)}".strip()
+            said = f"{said}\n{weights_mismatch_note(stored, model)}".strip()
         return edited(model, live_edit, unique_id, said)
 
 
@@ -214,7 +214,7 @@ def described(direction: Direction) -> str:
     return f"{own.on} direction of {pairs}, learned on {own.model}"
 
 
-def strange(direction: Direction, model: Any) -> str:
+def weights_mismatch_note(direction: Direction, model: Any) -> str:
     """That a direction saved here was learned on another text projection than a model's; empty where it was not.
 
     Of a file made outside of ComfyUI nothing is said: it names the model's files, and a loaded model does not.

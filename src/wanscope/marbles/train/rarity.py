@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 
-from wanscope.analysis.trajectory import common_rank, log_volume
+from wanscope.analysis.path_volume import common_rank, log_volume
 from wanscope.errors import RequestError
 from wanscope.marbles import rarity_volume, readers, world
 from wanscope.marbles.train import denoiser, export
@@ -54,7 +54,7 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Settings:
+class RaritySettings:
     """colors: the two of which one is rare. factor: how much rarer. repeats: pairs of trainings. scenes: measured.
 
     sampler_steps: of the measured paths, marbles' default where None.
@@ -99,7 +99,7 @@ def variant_folder(folder: Path, rare: str, repeat: int) -> Path:
     return folder / f"{rare}_rare_{repeat}"
 
 
-def train_variant(folder: Path, rare: str, repeat: int, settings: Settings, device: str = "cpu") -> Path:
+def train_variant(folder: Path, rare: str, repeat: int, settings: RaritySettings, device: str = "cpu") -> Path:
     """Train one variant, going on where it was; the folder of its weights, in diffusers' layout."""
     place = variant_folder(folder, rare, repeat)
     weights = place / "weights"
@@ -139,7 +139,7 @@ def _shared_parts(place: Path) -> None:
     part.replace(statistics)  # last: it says that the rest is there
 
 
-def run(settings: Settings, folder: Path, *, device: str = "cpu", tell: Tell = lambda _: None) -> dict[str, Any]:
+def run(settings: RaritySettings, folder: Path, *, device: str = "cpu", tell: Tell = lambda _: None) -> dict[str, Any]:
     """Train what is not trained yet, measure, and report as plain data. RequestError for a folder of other settings."""
     settings.check()
     _claim(folder, settings)
@@ -153,7 +153,7 @@ def run(settings: Settings, folder: Path, *, device: str = "cpu", tell: Tell = l
     return {**report, "seconds": round(time.monotonic() - began, 1)}
 
 
-def _claim(folder: Path, settings: Settings) -> None:
+def _claim(folder: Path, settings: RaritySettings) -> None:
     """A folder holds variants of one kind; others would be mixed up with them."""
     folder.mkdir(parents=True, exist_ok=True)
     path, own = folder / SETTINGS, {name: settings.record()[name] for name in _FIXED}
@@ -168,7 +168,7 @@ def _claim(folder: Path, settings: Settings) -> None:
 
 def measure(
     weights: dict[tuple[int, str], Path],
-    settings: Settings,
+    settings: RaritySettings,
     folder: Path,
     *,
     device: str = "cpu",
@@ -225,7 +225,7 @@ def _decoded_color(model: WanModel, walk: Walk) -> str:
     return things[0].color if things else ""
 
 
-def _read_rows(read_RVCn: np.ndarray, settings: Settings) -> list[dict[str, Any]]:
+def _read_rows(read_RVCn: np.ndarray, settings: RaritySettings) -> list[dict[str, Any]]:
     """By variant and color: the share of videos with the right color, and how many training clips show it a repeat."""
     rows = []
     for v, rare in enumerate(settings.colors):
@@ -245,7 +245,7 @@ def _read_rows(read_RVCn: np.ndarray, settings: Settings) -> list[dict[str, Any]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The script; see the module's text."""
-    default = Settings()
+    default = RaritySettings()
     parser = argparse.ArgumentParser(prog="python -m wanscope.marbles.train rarity", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path(".rarity"), help="all that is kept (default .rarity)")
     parser.add_argument("--out", type=Path, default=None, help="write the report there as JSON, a page beside it")
@@ -257,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--scenes", type=int, default=default.scenes, help="scenes measured (default 24)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
-    settings = Settings(tuple(args.colors), args.factor, args.repeats, args.clips, args.steps, args.scenes)
+    settings = RaritySettings(tuple(args.colors), args.factor, args.repeats, args.clips, args.steps, args.scenes)
     try:
         report = run(settings, args.folder, device=args.device, tell=lambda text: print(text, file=sys.stderr))
     except RequestError as error:

@@ -40,7 +40,7 @@ SCORES = ("mIoU", "average precision", "pointing")
 
 
 @dataclass(frozen=True)
-class Settings:
+class AttentionSettings:
     """clips: of each kind. steps: of the sampler, and as many noise levels of the rendered clips."""
 
     clips: int = 60
@@ -59,7 +59,7 @@ class Clip:
 class Recorder:
     """Makes clips of both kinds with their maps."""
 
-    def __init__(self, model: WanModel, settings: Settings) -> None:
+    def __init__(self, model: WanModel, settings: AttentionSettings) -> None:
         own = model.variant.defaults
         self.model = model
         self.video = VideoSpec(width=own.width, height=own.height, frames=own.frames, fps=own.fps)
@@ -177,7 +177,9 @@ class Recorder:
         return mask_scores.token_masks(masks_FHW, grid), mask_scores.token_centers(path_F2, width, height)
 
 
-def clips(model: WanModel, settings: Settings, kind: str, folder: Path, tell: Callable[[str], None]) -> Iterator[Clip]:
+def clips(
+    model: WanModel, settings: AttentionSettings, kind: str, folder: Path, tell: Callable[[str], None]
+) -> Iterator[Clip]:
     """The clips of a kind, from `folder` where they are there already."""
     recorder = Recorder(model, settings)
     stamp = json.dumps([model.identity, settings.steps, _STREAM], sort_keys=True)
@@ -297,7 +299,7 @@ def _scored(halves: tuple[list[Clip], list[Clip]], pick: Callable[[Clip], np.nda
 
 
 def validate(
-    settings: Settings = Settings(),
+    settings: AttentionSettings = AttentionSettings(),
     *,
     folder: Path,
     model: WanModel | None = None,

@@ -38,7 +38,7 @@ DIFFERENCE_PAIRS = 200
 
 
 @dataclass(frozen=True)
-class Settings:
+class EditsSettings:
     """Of every video: fewer frames and steps than the default, so that thousands of them can be made on a CPU.
 
     share: (i, n) makes every n-th case only, beginning with the i-th; the table waits for all of them.
@@ -55,7 +55,7 @@ class Settings:
 class Maker:
     """Makes and reads a case's video."""
 
-    def __init__(self, model: WanModel, settings: Settings) -> None:
+    def __init__(self, model: WanModel, settings: EditsSettings) -> None:
         own = model.variant.defaults
         self.model = model
         self.video = VideoSpec(width=own.width, height=own.height, frames=settings.frames, fps=own.fps)
@@ -122,7 +122,7 @@ class Maker:
         return row
 
 
-def cases(maker: Maker, settings: Settings, folder: Path) -> Iterator[Case]:
+def cases(maker: Maker, settings: EditsSettings, folder: Path) -> Iterator[Case]:
     """Every case, question by question; `edit_cases.in_order` is the order in which they are made."""
     projection = maker.model.transformer.condition_embedder.text_embedder
 
@@ -167,7 +167,7 @@ def _directions(maker: Maker, folder: Path) -> dict[str, Steer]:
 
 
 def make_rows(
-    model: WanModel, settings: Settings, folder: Path, tell: Callable[[str], None] = lambda _: None
+    model: WanModel, settings: EditsSettings, folder: Path, tell: Callable[[str], None] = lambda _: None
 ) -> tuple[list[tuple[Case, dict[str, Any]]], list[Case]]:
     """Cases with what their videos show, and the cases that are not made: those of other shares, or all (`so_far`)."""
     maker = Maker(model, settings)
@@ -225,7 +225,7 @@ def _drop_torn_line(path: Path) -> None:
 
 
 def validate(
-    settings: Settings = Settings(),
+    settings: EditsSettings = EditsSettings(),
     *,
     folder: Path,
     model: WanModel | None = None,

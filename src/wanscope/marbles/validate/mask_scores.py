@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from wanscope.analysis.attention_measures import centers
+from wanscope.analysis.attention import centers
 
 COVERED = 0.25
 THRESHOLDS = np.arange(0.05, 1.0, 0.05)

@@ -37,7 +37,7 @@ COLUMNS = ("part", "what", "value", "95% interval", "n", "bound")
 
 
 @dataclass(frozen=True)
-class Row:
+class ReportRow:
     """One figure: a share with its 95% Wilson interval, or a value in `unit`; `bound` None where none is asked.
 
     aim: what is hoped for of a figure on which the verdict does not depend (seconds; at most).
@@ -68,9 +68,9 @@ class Row:
         return self.part, self.what, value, interval, str(self.count), bound
 
 
-def rows_of(report: dict) -> list[Row]:
+def rows_of(report: dict) -> list[ReportRow]:
     """A report's figures."""
-    return [Row(**{key: value for key, value in row.items() if key != "passed"}) for row in report["rows"]]
+    return [ReportRow(**{key: value for key, value in row.items() if key != "passed"}) for row in report["rows"]]
 
 
 def wilson(share: float, count: int, z: float = 1.959963984540054) -> tuple[float, float]:
@@ -83,12 +83,12 @@ def wilson(share: float, count: int, z: float = 1.959963984540054) -> tuple[floa
     return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
 
 
-def _share_rows(part: str, scores: list[dict[str, float]], objects: int, bound: float | None) -> list[Row]:
+def _share_rows(part: str, scores: list[dict[str, float]], objects: int, bound: float | None) -> list[ReportRow]:
     rows = []
     for name in scores[0]:
         share = float(np.mean([score[name] for score in scores]))
         count = len(scores) * (objects if name.partition(",")[0] in readers.ATTRIBUTES else 1)
-        rows.append(Row(part, name, share, count, *wilson(share, count), bound))
+        rows.append(ReportRow(part, name, share, count, *wilson(share, count), bound))
     return rows
 
 
@@ -100,7 +100,7 @@ def scenes(part: str, count: int, objects: int, held_out: bool) -> Iterator[tupl
         yield number, scene, world.caption(scene, rng, full=True)
 
 
-def check_readers(count: int) -> list[Row]:
+def check_readers(count: int) -> list[ReportRow]:
     """Readers on rendered truth, one and two objects, all combinations."""
     rows = []
     for objects in (1, 2):
@@ -113,7 +113,7 @@ def check_readers(count: int) -> list[Row]:
     return rows
 
 
-def check_vae(model: WanModel, count: int) -> list[Row]:
+def check_vae(model: WanModel, count: int) -> list[ReportRow]:
     """Reconstruction of held-out clips of full length, and of twice that length (the causal cache goes on)."""
     import torch
 
@@ -135,8 +135,8 @@ def check_vae(model: WanModel, count: int) -> list[Row]:
             if frames == world.FRAMES:
                 pixels = ((out[0].permute(1, 2, 3, 0) + 1) * 127.5).round().byte().numpy()
                 scores.append(readers.compare(scene, readers.read(pixels, 1)))
-        rows.append(Row(part, "PSNR, mean", float(np.mean(values)), count, bound=bound, unit="dB"))
-        rows.append(Row(part, "PSNR, worst", float(np.min(values)), count, unit="dB"))
+        rows.append(ReportRow(part, "PSNR, mean", float(np.mean(values)), count, bound=bound, unit="dB"))
+        rows.append(ReportRow(part, "PSNR, worst", float(np.min(values)), count, unit="dB"))
         if scores:
             rows += _share_rows(part, scores, 1, None)
     return rows
@@ -144,7 +144,8 @@ def check_vae(model: WanModel, count: int) -> list[Row]:
 
 def generate(model: WanModel, text: str, seed: int) -> np.ndarray:
     """One video [F, H, W, 3] uint8 at the default sampler: the loop and the VAE, without a take."""
-    from wanscope.sample.loop import Conditioning, denoise, initial_noise
+    from wanscope.sample.conditioning import Conditioning
+    from wanscope.sample.loop import denoise, initial_noise
     from wanscope.wan.text import encode
     from wanscope.wan.vae import decode
 
@@ -166,7 +167,7 @@ def check_generated(
     held_out: bool,
     bound: float | None,
     tell: Callable[[str], None],
-) -> tuple[list[Row], list[dict[str, Any]]]:
+) -> tuple[list[ReportRow], list[dict[str, Any]]]:
     """Generated videos read back. The second list names each pair that was read wrong."""
     scores, by_box, wrong = [], [], []
     for seed, scene, text in scenes(part, count, objects, held_out):
@@ -182,7 +183,7 @@ def check_generated(
     return _share_rows(part, scores, objects, bound) + _share_rows(part, by_box, objects, None), wrong
 
 
-def check_speed(model: WanModel) -> list[Row]:
+def check_speed(model: WanModel) -> list[ReportRow]:
     """Seconds to load marbles once everything is imported, and to make one default video once it is loaded.
 
     The middle one of a few. A video is a whole take: prompt encoded, denoised, decoded and written, its path not kept.
@@ -220,8 +221,10 @@ def check_speed(model: WanModel) -> list[Row]:
     finally:
         torch.set_num_threads(threads)
     return [
-        Row("speed", "loading, after imports", loading, SPEED_REPEATS, unit="s", aim=AIMS_SECONDS["loading"]),
-        Row("speed", "one default video, after loading", video, SPEED_REPEATS, unit="s", aim=AIMS_SECONDS["video"]),
+        ReportRow("speed", "loading, after imports", loading, SPEED_REPEATS, unit="s", aim=AIMS_SECONDS["loading"]),
+        ReportRow(
+            "speed", "one default video, after loading", video, SPEED_REPEATS, unit="s", aim=AIMS_SECONDS["video"]
+        ),
     ]
 
 

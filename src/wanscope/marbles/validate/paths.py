@@ -13,13 +13,13 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass, fields
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wanscope.analysis.latent_path import LatentPath
 from wanscope.analysis.latent_statistics import LatentStatistics, latent_statistics
-from wanscope.analysis.trajectory import Path
 from wanscope.capture.moments import Observer, StepState
 from wanscope.capture.path_gram import PathGram
 from wanscope.recipe import SamplerSpec, VideoSpec
@@ -44,10 +44,10 @@ class Walk:
     tokens: int
 
     @property
-    def path(self) -> Path:
-        return Path(self.gram, self.final_CThw.size, self.sigmas)
+    def path(self) -> LatentPath:
+        return LatentPath(self.gram, self.final_CThw.size, self.sigmas)
 
-    def save(self, file: FilePath) -> None:
+    def save(self, file: Path) -> None:
         """Write the walk; `file` is there whole or not at all."""
         stacked: dict[str, Any] = {
             f"statistics_{name}": np.stack([np.asarray(getattr(s, name)) for s in self.statistics])
@@ -58,7 +58,7 @@ class Walk:
         part.replace(file)
 
     @classmethod
-    def read(cls, file: FilePath) -> Walk:
+    def read(cls, file: Path) -> Walk:
         with np.load(file) as stored:
             columns: dict[str, Any] = {name: stored[f"statistics_{name}"] for name in _STATISTICS}
             statistics = []
@@ -71,7 +71,7 @@ class Walk:
 class WalkObserver(Observer):
     """Accumulates a run's Gram in the file `scratch`, and the statistics of its states."""
 
-    def __init__(self, scratch: FilePath) -> None:
+    def __init__(self, scratch: Path) -> None:
         self._path = PathGram(scratch)
         self._statistics: list[LatentStatistics] = []
         self._sigmas: tuple[float, ...] = ()
@@ -101,7 +101,7 @@ class WalkObserver(Observer):
 class Walker:
     """Makes walks of a model of marbles at marbles' size, or takes them from `folder`. steps: of the sampler."""
 
-    def __init__(self, model: WanModel, folder: FilePath, steps: int | None = None) -> None:
+    def __init__(self, model: WanModel, folder: Path, steps: int | None = None) -> None:
         own = resolve("marbles").defaults  # a variant trained apart has no defaults of its own
         self.model = model
         self.video = VideoSpec(width=own.width, height=own.height, frames=own.frames, fps=own.fps)
@@ -112,7 +112,7 @@ class Walker:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._texts: dict[str, Tensor] = {}
 
-    def file(self, prompt: str, seed: int) -> FilePath:
+    def file(self, prompt: str, seed: int) -> Path:
         return self.folder / f"{_hash([prompt, seed])}.npz"
 
     def walk(self, prompt: str, seed: int) -> Walk:
@@ -124,8 +124,9 @@ class Walker:
         walk.save(file)
         return walk
 
-    def _made(self, prompt: str, seed: int, scratch: FilePath) -> Walk:
-        from wanscope.sample.loop import Conditioning, denoise, initial_noise
+    def _made(self, prompt: str, seed: int, scratch: Path) -> Walk:
+        from wanscope.sample.conditioning import Conditioning
+        from wanscope.sample.loop import denoise, initial_noise
 
         conditioning = Conditioning(self._encoded(prompt), self._encoded(self.negative))
         observer = WalkObserver(scratch)

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wanscope.analysis import stats
 from wanscope.analysis.metric import all_metrics
+from wanscope.analysis.permutation_tests import smallest_p
+from wanscope.analysis.power import ALPHA, power_sentence
 from wanscope.marbles.validate import trajectory_cases as cases
 from wanscope.marbles.validate import trajectory_page
 from wanscope.marbles.validate import trajectory_tests as tests
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrajectoriesSettings:
     """pairs: of a contrast, and half the pool. steps: of the sampler, the model's default where None.
 
     relabelings: of each null, trajectory_tests.RELABELINGS where None.
@@ -43,7 +44,7 @@ class Settings:
 
 
 def validate(
-    settings: Settings = Settings(),
+    settings: TrajectoriesSettings = TrajectoriesSettings(),
     *,
     folder: Path,
     model: WanModel | None = None,
@@ -73,8 +74,8 @@ def validate(
     report = {
         "contrasts": contrasts,
         "family": family,
-        "smallest_p": stats.smallest_p(settings.pairs),
-        "power": stats.power_sentence(settings.pairs, family),
+        "smallest_p": smallest_p(settings.pairs),
+        "power": power_sentence(settings.pairs, family),
         "nulls": {**nulls, "wordings": _wordings(wording)},
         "wordings": list(cases.WORDINGS),
         "pool_prompt": cases.POOL_PROMPT,
@@ -136,7 +137,7 @@ def _wordings(contrasts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "contrasts": len(contrasts),
         "tests": len(p),
-        "rejected_uncorrected": round(float(np.mean(np.array(p) <= tests.ALPHA)), 4),
+        "rejected_uncorrected": round(float(np.mean(np.array(p) <= ALPHA)), 4),
         "any_after_holm": {"share": round(any_share, 4), "low": round(low, 4), "high": round(high, 4)},
         "rows": list(contrasts),
     }

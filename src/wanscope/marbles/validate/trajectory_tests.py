@@ -19,16 +19,18 @@ from typing import Any
 
 import numpy as np
 
-from wanscope.analysis import stats
 from wanscope.analysis.confidence_intervals import mean_interval
 from wanscope.analysis.contrast_tests import RESOLUTION
+from wanscope.analysis.effect_size import paired_effect
 from wanscope.analysis.groups import energy_distance, flipped_form, pair_form, squared_distances
 from wanscope.analysis.metric import Metric, Subject
-from wanscope.analysis.trajectory import common_rank
+from wanscope.analysis.multiple_testing import holm
+from wanscope.analysis.path_volume import common_rank
+from wanscope.analysis.permutation_tests import DRAWS, TIES, sign_patterns
+from wanscope.analysis.power import ALPHA
 from wanscope.marbles.validate.model import wilson
 from wanscope.marbles.validate.paths import Walk
 
-ALPHA = stats.ALPHA
 NULL_DRAWS = 999  # sign patterns of a test in the calibration, which makes thousands of them
 RELABELINGS = 1_000
 LATENTS = (
@@ -110,12 +112,12 @@ def shares(d_nM: np.ndarray, signs_Bn: np.ndarray) -> np.ndarray:
 def p_of_largest(shares_BM: np.ndarray) -> float:
     """Share of the sign patterns whose largest value is at least that of the first, the observed one."""
     largest_B = shares_BM.max(axis=1)
-    return float((largest_B >= largest_B[0] - stats.TIES * np.abs(largest_B[0])).mean())
+    return float((largest_B >= largest_B[0] - TIES * np.abs(largest_B[0])).mean())
 
 
 def tested(found: Measured, a: np.ndarray, b: np.ndarray) -> list[dict[str, Any]]:
     """One row for each metric, and two for the latents of the results, of the pairs (a[i], b[i]). Uncorrected."""
-    signs_Bn = stats.sign_patterns(len(a)).astype(np.float64)
+    signs_Bn = sign_patterns(len(a)).astype(np.float64)
     rows: list[dict[str, Any]] = []
     chosen = []
     for columns in found.columns:
@@ -137,7 +139,7 @@ def tested(found: Measured, a: np.ndarray, b: np.ndarray) -> list[dict[str, Any]
             row |= {"low": _number(interval.low), "high": _number(interval.high), "interval": interval.method}
         rows.append(row)
     _add_effects(rows, np.stack(chosen, axis=1))
-    for (name, title), p, value in zip(LATENTS, *_latents(found, a, b, stats.DRAWS), strict=True):
+    for (name, title), p, value in zip(LATENTS, *_latents(found, a, b, DRAWS), strict=True):
         rows.append({"metric": name, "title": title, "unit": "R2" if name == "permanova" else "rms", "places": 1})
         rows[-1] |= {"place": "", "difference": _number(value), "effect": None, "effect_low": None}
         rows[-1] |= {"effect_high": None, "p": p}
@@ -149,7 +151,7 @@ def _add_effects(rows: list[dict[str, Any]], d_nR: np.ndarray) -> None:
     places_R = np.array([row["places"] for row in rows])
     for places in np.unique(places_R):
         same = np.flatnonzero(places_R == places)
-        effect = stats.paired_effect(d_nR[:, same], confidence=1 - ALPHA / places)
+        effect = paired_effect(d_nR[:, same], confidence=1 - ALPHA / places)
         for i, size, low, high in zip(same.tolist(), effect.size, effect.low, effect.high, strict=True):
             rows[i] |= {"effect": _number(size), "effect_low": _number(low), "effect_high": _number(high)}
 
@@ -172,7 +174,7 @@ def _latents(
 def corrected(contrasts: Sequence[list[dict[str, Any]]]) -> int:
     """Give the rows of all contrasts Holm's p over the one family that they are; returns the family's size."""
     rows = [row for contrast in contrasts for row in contrast]
-    adjusted = stats.holm(np.array([row["p"] for row in rows]))
+    adjusted = holm(np.array([row["p"] for row in rows]))
     for row, p in zip(rows, adjusted, strict=True):
         row["p_holm"] = _number(p)
         row["told_apart"] = bool(p <= ALPHA)
@@ -181,7 +183,7 @@ def corrected(contrasts: Sequence[list[dict[str, Any]]]) -> int:
 
 def p_values(found: Measured, a: np.ndarray, b: np.ndarray, draws: int = NULL_DRAWS, seed: int = 0) -> np.ndarray:
     """p of every row that `tested` gives, in its order, and nothing else."""
-    signs_Bn = stats.sign_patterns(len(a), draws, seed).astype(np.float64)
+    signs_Bn = sign_patterns(len(a), draws, seed).astype(np.float64)
     widths = [len(columns.places) for columns in found.columns]
     d_nM = np.concatenate([columns.differences(a, b) for columns in found.columns], axis=1)
     shares_BM = shares(d_nM, signs_Bn)
@@ -231,7 +233,7 @@ def rates(p_RM: np.ndarray, metrics: Sequence[str]) -> dict[str, Any]:
     """
     trials = len(p_RM)
     rejected_M = (p_RM <= ALPHA).mean(axis=0)
-    any_share = float(np.mean([bool((stats.holm(p_M) <= ALPHA).any()) for p_M in p_RM]))
+    any_share = float(np.mean([bool((holm(p_M) <= ALPHA).any()) for p_M in p_RM]))
 
     def row(share: float) -> dict[str, Any]:
         low, high = wilson(share, trials)

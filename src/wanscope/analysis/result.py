@@ -1,0 +1,78 @@
+"""The record of an analysis: what was measured, compared and tested, before any of it is drawn or written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from wanscope import __version__
+from wanscope.analysis.collection import Collection, LeftOut, Member
+from wanscope.analysis.contrast_tests import Family
+from wanscope.analysis.groups import GroupResult
+from wanscope.analysis.latent_pass import OnePass
+from wanscope.analysis.latent_path import LatentPath
+from wanscope.analysis.pairing import Comparison
+from wanscope.analysis.remove_outdated import REPORT
+from wanscope.analysis.table import Table
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What an analysis found. folder: where it was written, None where nothing was; page: whether with a report.
+
+    rank: the one rank of log-volumes. between: inner products of the takes at each state, and their joint places; None
+    where fewer than two takes have comparable latents. compared: the members that `between` is of, by index.
+    """
+
+    collection: Collection
+    comparison: Comparison
+    table: Table
+    tests: Family
+    groups: GroupResult
+    rank: int
+    paths: dict[int, LatentPath]
+    between: OnePass | None
+    compared: tuple[int, ...]
+    states: tuple[int, ...]
+    notes: tuple[str, ...]
+    summary: str
+    folder: Path | None = None
+    page: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.collection.name
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        return self.collection.members
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        return self.collection.left_out
+
+    @property
+    def report(self) -> Path | None:
+        return self.folder / REPORT if self.folder is not None and self.page else None
+
+    def facts(self) -> dict[str, Any]:
+        """What was analyzed and found, for machines."""
+        return {
+            "study": self.name,
+            "wanscope": __version__,
+            "made": datetime.now(UTC).isoformat(timespec="seconds"),
+            "takes": [{"take": m.id, "name": m.name, "seed": m.seed, "labels": dict(m.labels)} for m in self.members],
+            "left_out": [{"name": left.name, "why": left.why} for left in self.left_out],
+            "contrasts": [{"factor": c.factor, "a": c.a, "b": c.b} for c in self.comparison.contrasts],
+            "unit": self.comparison.unit,
+            "rank": self.rank,
+            "tests": self.tests.size,
+            "smallest_p": self.tests.smallest_p,
+            "found": [t.record() for t in self.tests.tests if t.found],
+            "notes": list(self.notes),
+            "summary": self.summary,
+            "folder": None if self.folder is None else str(self.folder),
+            "report": None if self.report is None else str(self.report),
+        }

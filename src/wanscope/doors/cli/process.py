@@ -1,0 +1,51 @@
+"""This process while a command works with models: what is set before their libraries load, and what Ctrl-C does."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+from wanscope.doors.cli import output
+
+
+def prepare_process() -> None:
+    """What has to stand before torch and the model libraries are imported.
+
+    Their own bars would run through ours, and their control characters into files. A download's bar stays at a
+    terminal: it is the only sign of life for a long time.
+    """
+    from wanscope.wan.environment import prepare
+
+    prepare()
+    if not output.interactive(sys.stderr):
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed, instead of an exception in the middle of a step. A second one is the exception."""
+    asked = threading.Event()
+
+    def stop(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        _say_stopping()
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may have handlers
+        yield asked.is_set
+        return
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _say_stopping() -> None:
+    # A signal's handler may run in the middle of a print, where printing is not allowed.
+    os.write(2, b"\nwanscope: stopping after this step; Ctrl-C again stops at once\n")
