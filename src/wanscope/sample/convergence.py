@@ -9,7 +9,7 @@ not linear, so a solver that is right for linear equations alone is found as wel
 
     assert disagreements("my_solver") == []
 
-Shape suffix: `_` is any shape; every value is on its own.
+Tensors have any shape, because every value is on its own.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ class MixtureWorld:
     means: tuple[float, ...]
     spread: float
 
-    def velocity(self, x_: Tensor, t: Tensor, sigma: float) -> Tensor:
+    def velocity(self, x: Tensor, t: Tensor, sigma: float) -> Tensor:
         """The exact velocity (x - E[clean | x]) / sigma, computed in float64, in the dtype and shape of x."""
         alpha = 1 - sigma
         variance = alpha**2 * self.spread**2 + sigma**2
         means = torch.tensor(self.means, dtype=torch.float64)
-        away = x_.double()[..., None] - alpha * means
+        away = x.double()[..., None] - alpha * means
         weights = torch.softmax(-away.square() / (2 * variance), dim=-1)
         clean = (weights * (means + alpha * self.spread**2 / variance * away)).sum(-1)
-        return ((x_.double() - clean) / sigma).to(x_.dtype)
+        return ((x.double() - clean) / sigma).to(x.dtype)
 
-    def state(self, noise_: Tensor, sigma: float = 0.0) -> Tensor:
+    def state(self, noise: Tensor, sigma: float = 0.0) -> Tensor:
         """The exact state at sigma of the paths that begin at this noise, float64: by bisection to its precision."""
         alpha = 1 - sigma
         means = alpha * torch.tensor(self.means, dtype=torch.float64)
         spread = math.sqrt(alpha**2 * self.spread**2 + sigma**2)
-        goal = torch.special.ndtr(noise_.double())
+        goal = torch.special.ndtr(noise.double())
         low = torch.full_like(goal, float(means.min()) - 10 * spread)
         high = torch.full_like(goal, float(means.max()) + 10 * spread)
         for _ in range(64):
@@ -83,11 +83,11 @@ def measured_order(name: str, steps: Sequence[int] = (40, 80, 160)) -> float:
     for count in steps:
         made = _made(name, count)
         first, last = count // 5, count * 4 // 5
-        x_ = WORLD.state(noise_values(), made.sigmas[first])
+        x = WORLD.state(noise_values(), made.sigmas[first])
         made.begin(first)
         for step in range(first, last):
-            x_ = made.step(step, x_, WORLD.velocity)
-        errors.append(float((x_ - WORLD.state(noise_values(), made.sigmas[last])).square().mean().sqrt()))
+            x = made.step(step, x, WORLD.velocity)
+        errors.append(float((x - WORLD.state(noise_values(), made.sigmas[last])).square().mean().sqrt()))
     return math.log(errors[0] / errors[-1]) / math.log(steps[-1] / steps[0])
 
 
@@ -118,14 +118,14 @@ def _counted_calls(made: Solver) -> tuple[int, ...]:
     """How often each step asks for the velocity."""
     count = 0
 
-    def velocity(x_: Tensor, t: Tensor, sigma: float) -> Tensor:
+    def velocity(x: Tensor, t: Tensor, sigma: float) -> Tensor:
         nonlocal count
         count += 1
-        return WORLD.velocity(x_, t, sigma)
+        return WORLD.velocity(x, t, sigma)
 
-    x_, counts = noise_values(), [0]
+    x, counts = noise_values(), [0]
     for step in range(len(made.sigmas) - 1):
-        x_ = made.step(step, x_, velocity)
+        x = made.step(step, x, velocity)
         counts.append(count)
     return tuple(b - a for a, b in itertools.pairwise(counts))
 
