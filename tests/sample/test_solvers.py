@@ -465,3 +465,13 @@ def test_an_installed_package_brings_a_solver_by_an_entry_point(tmp_path):
 def test_an_unresolved_sampler_is_refused():
     with pytest.raises(RecipeError, match="not resolved"):
         make_solver(SamplerSpec(solver="euler"), UNIPC, "cpu")
+
+
+@pytest.mark.usefixtures("session")
+def test_the_page_registers_a_solver_and_measures_it():
+    page = (Path(__file__).parents[2] / "docs" / "sampling.md").read_text(encoding="utf-8")
+    section = page.split("### Adding a solver")[1].split("\n## ")[0]
+    namespace = {"__name__": "a_notebook"}
+    for code in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
+        exec(compile(code, "docs/sampling.md, Adding a solver", "exec"), namespace)
+    assert solver_of("my_euler").evaluations == (1,) * 8
