@@ -84,8 +84,8 @@ def tested_metrics() -> str:
     *most, last = map(code, TESTED)
     *first, end = map(code, OF_GROUPS)
     text = (
-        f"Hypotheses can name {', '.join(most)} and {last} ([what they are](trajectories.md)), {', '.join(first)} and "
-        f"{end} (below), and what packages bring."
+        f"Hypotheses can name {', '.join(most)} and {last} ([definitions](trajectories.md)), {', '.join(first)} and "
+        f"{end} (see below), and metrics from installed packages."
     )
     return wrapped(text)
 

@@ -25,7 +25,7 @@ SINGLE: tuple[tuple[str, str, str, str, Callable[[LatentStatistics], float]], ..
         "coherence",
         "Frame coherence",
         "1",
-        "Mean correlation of neighboring latent frames, each about its channels' means.",
+        "Mean correlation of adjacent latent frames, after subtracting each channel's mean.",
         lambda s: s.coherence,
     ),
     (
@@ -39,14 +39,14 @@ SINGLE: tuple[tuple[str, str, str, str, Callable[[LatentStatistics], float]], ..
         "gaussian_gap",
         "Distance from Gaussian",
         "nats",
-        "Entropy of a Gaussian of the same variance less the entropy: 0 for noise.",
+        "Entropy of a Gaussian with the same variance minus the entropy: 0 for noise.",
         lambda s: s.gaussian_gap,
     ),
     (
         "channel_correlation",
         "Channel correlation",
         "1",
-        "Mean size of the correlation between two channels.",
+        "Mean absolute correlation between two channels.",
         lambda s: s.correlation,
     ),
 )
@@ -77,7 +77,7 @@ for _name, _title, _unit, _about, _value in SINGLE:
     title="Change between frames",
     unit="1",
     needs=NEEDS,
-    about="Mean squared difference of neighboring frames over the sum of their squares: 1 for noise, 0 for a still.",
+    about="Mean squared difference of adjacent frames over the sum of their mean squares: 1 for noise, 0 for a still.",
 )
 def frame_change(subject: Subject) -> list[Row]:
     return per_state([s.change for s in subject.statistics], subject.states)

@@ -13,7 +13,7 @@ from wanscope.analysis.metric import Row, Subject, mean_of, metric, one, per_sta
     title="Path length",
     unit="rms",
     tested=True,
-    about="Sum of the velocities: how much the latents move altogether.",
+    about="Sum of the velocities: how far the latents move in total.",
 )
 def path_length(subject: Subject) -> list[Row]:
     return one(tr.path_length(subject.path))
@@ -79,7 +79,7 @@ def mean_acceleration(subject: Subject) -> list[Row]:
     title="Log-volume",
     unit="nats",
     tested=True,
-    about="1/2 sum ln(lambda_i / D) over the largest r eigenvalues of the centered path's Gram, one r for all takes.",
+    about="1/2 sum ln(lambda_i / D), largest r eigenvalues of the centered path's Gram matrix; one r for all takes.",
 )
 def log_volume(subject: Subject) -> list[Row]:
     return one(tr.log_volume(subject.path.spectrum, subject.rank, subject.path.dimension))
@@ -101,7 +101,7 @@ def participation_ratio(subject: Subject) -> list[Row]:
     title="Mean temporal frequency",
     unit="cycles/step",
     tested=True,
-    about="Power-weighted mean frequency of the increments, less their mean.",
+    about="Power-weighted mean frequency of the increments minus their mean.",
 )
 def mean_frequency(subject: Subject) -> list[Row]:
     return one(tr.mean_frequency(subject.path))
@@ -197,7 +197,7 @@ def remaining(subject: Subject) -> list[Row]:
     "alignment",
     title="Alignment with the straight way",
     unit="1",
-    about="Cosine of the step that ends at a state with the straight way, of v_k with x_S - x_0.",
+    about="Cosine of the step that ends at a state with the straight path, of v_k with x_S - x_0.",
 )
 def alignment(subject: Subject) -> list[Row]:
     return per_state(tr.alignment(subject.path), subject.path.states[1:])
@@ -207,7 +207,7 @@ def alignment(subject: Subject) -> list[Row]:
     "explained",
     title="Share of the path's variance by axis",
     unit="1",
-    about="lambda_i / sum lambda, largest first: eigenvalues of the centered path's Gram, the PCA spectrum.",
+    about="lambda_i / sum lambda, largest first: eigenvalues of the centered path's Gram matrix, the PCA spectrum.",
 )
 def explained(subject: Subject) -> list[Row]:
     shares = tr.explained(subject.path.spectrum)
@@ -218,7 +218,7 @@ def explained(subject: Subject) -> list[Row]:
     "frequency_power",
     title="Power of the increments by frequency",
     unit="rms^2",
-    about="Squared Fourier coefficients of the increments, less their mean; parts are cycles per step.",
+    about="Squared Fourier coefficients of the increments minus their mean; parts are cycles per step.",
 )
 def frequency_power(subject: Subject) -> list[Row]:
     frequencies, power = tr.frequency_spectrum(subject.path)

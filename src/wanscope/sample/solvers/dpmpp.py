@@ -9,7 +9,7 @@ from wanscope.sample.solvers.diffusers_solver import FLOW, DiffusersSolver
 # diffusers' DPM++ makes its own sigmas and takes none from outside.
 @solver("dpm++", order=2, takes_sigmas=False)
 class DPMSolverPlusPlus(DiffusersSolver):
-    """DPM-Solver++(2M), multistep. diffusers. arXiv 2211.01095.
+    """DPM-Solver++(2M) from diffusers; multistep. arXiv 2211.01095.
 
     Lu et al. 2022.
     """

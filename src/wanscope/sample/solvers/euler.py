@@ -8,6 +8,6 @@ from wanscope.sample.solvers.diffusers_solver import DiffusersSolver
 
 @solver("euler", order=1)
 class Euler(DiffusersSolver):
-    """Euler's method. diffusers."""
+    """Euler's method from diffusers."""
 
     scheduler_class, shift_name = "FlowMatchEulerDiscreteScheduler", "shift"

@@ -12,7 +12,7 @@ from wanscope.sample.solvers.exponential import ExponentialSolver, h_phi
 
 @solver("res_2s", order=2, calls_per_step=2)
 class Res2S(ExponentialSolver):
-    """Refined exponential solver, singlestep. Ours. arXiv 2308.02157.
+    """Refined exponential solver, singlestep. arXiv 2308.02157.
 
     It evaluates the model in between (c = 1/2, at sqrt(sigma sigma')). The last step, to sigma' = 0, is the explicit
     midpoint rule in sigma, of the same order. Compare it with others at half their steps.

@@ -12,7 +12,7 @@ from wanscope.sample.solvers.exponential import ExponentialSolver, h_phi
 
 @solver("res_multistep", order=2)
 class ResMultistep(ExponentialSolver):
-    """Refined exponential solver, multistep. Ours. arXiv 2308.02157.
+    """Refined exponential solver, multistep. arXiv 2308.02157.
 
     The previous step's prediction is the second stage (c = -h_previous / h); the first step is of first order. The last
     one, to sigma' = 0, is x' = D, as in diffusers' multistep solvers: one step with an error of the order of its length

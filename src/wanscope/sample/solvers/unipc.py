@@ -1,4 +1,4 @@
-"""UniPC, Wan's own choice."""
+"""UniPC, Wan's default."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from wanscope.sample.solvers.diffusers_solver import FLOW, DiffusersSolver
 
 @solver("unipc", order=3)
 class UniPC(DiffusersSolver):
-    """UniPC, multistep: a predictor of order 2, which the corrector raises to 3. diffusers; Wan's own choice. arXiv
+    """UniPC from diffusers, Wan's default; multistep. Its corrector raises the predictor's order of 2 to 3. arXiv
     2302.04867.
 
     Zhao et al. 2023. The corrector takes the evaluation of the next step, so it costs none.
