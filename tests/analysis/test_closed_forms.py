@@ -19,6 +19,7 @@ from wanscope.analysis.analyze import analyze
 from wanscope.analysis.metric import REGISTRY, Subject, all_metrics
 from wanscope.analysis.trajectory import Path as Trajectory
 from wanscope.capture.path_gram import increments
+from wanscope.spec.metric_names import TESTED, UNTESTED
 
 ROOT = Path(__file__).parents[2]
 DIMENSION = 1024
@@ -106,6 +107,12 @@ def test_a_metric_of_the_path_has_its_value_in_closed_form(name: str) -> None:
     assert name in CLOSED_FORMS, f"give {name!r} a row in CLOSED_FORMS of tests/analysis/test_closed_forms.py"
     for shape, expected in CLOSED_FORMS[name].items():
         assert values(name, shape) == pytest.approx(np.ravel(expected).tolist(), abs=1e-6), shape
+
+
+def test_the_names_that_a_hypothesis_may_use_are_those_that_are_registered() -> None:
+    ours = {m.name: m.tested for m in all_metrics() if m.rows.__module__.startswith("wanscope.")}
+    listed = {**dict.fromkeys(TESTED, True), **dict.fromkeys(UNTESTED, False)}
+    assert ours == listed, "TESTED and UNTESTED of src/wanscope/spec/metric_names.py"
 
 
 @pytest.fixture(scope="module", params=SHAPES)
