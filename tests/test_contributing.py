@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md says to do is done in a copy of the checkout, and the generic tests there find what was added.
+"""CONTRIBUTING.md: what it says to do is done in a copy of the checkout, and the generic tests there find it.
 
 All sections are followed in one copy, and their commands run in one process. helpers/followed.py reads the page.
 """
@@ -25,6 +25,9 @@ class Expected:
     printed: tuple[str, ...]
     page: str
     row: str
+
+    def missing(self, said: str) -> list[str]:
+        return [pattern for pattern in self.printed if not re.search(pattern, said)]
 
 
 SECTIONS = {
@@ -61,57 +64,43 @@ SECTIONS = {
 }
 
 
-@dataclass(frozen=True)
-class Followed:
-    """A copy in which all sections were followed, what each command of a section answered, and what was written."""
-
-    root: Path
-    answers: dict[str, list[tuple[list[str], object, str]]]
-    written: list[str]
-
-
-@pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Followed:
-    root = followed.copy_of_the_checkout(tmp_path_factory.mktemp("checkout"))
-    made = {section: followed.steps(section) for section in SECTIONS}
-    for section, each in made.items():
-        followed.apply(root, section, each)
-    wanted = [(section, words) for section, each in made.items() for words in followed.commands(each)]
-    answers: dict[str, list[tuple[list[str], object, str]]] = {section: [] for section in SECTIONS}
-    for (section, words), (status, output) in zip(wanted, followed.run(root, [w for _, w in wanted]), strict=True):
-        answers[section].append((words, status, output))
-    return Followed(root, answers, [step.path for each in made.values() for step in each if step.path])
-
-
 def test_every_section_that_adds_something_is_followed() -> None:
     page = (ROOT / PAGE).read_text(encoding="utf-8")
     assert set(re.findall(r"^## (Add .*)$", page, re.MULTILINE)) == set(SECTIONS)
 
 
-@pytest.mark.parametrize("section", SECTIONS)
-def test_a_section_does_what_it_says(copy: Followed, section: str) -> None:
-    expected = SECTIONS[section]
-    said = ""
-    for words, status, output in copy.answers[section]:
-        said += output
+def test_the_sections_do_what_they_say(tmp_path: Path) -> None:
+    """CONTRIBUTING.md: one test, because what takes the time is the process that runs the commands of all sections."""
+    root = followed.copy_of_the_checkout(tmp_path)
+    made = {section: followed.steps(section) for section in SECTIONS}
+    for section, each in made.items():
+        followed.apply(root, section, each)
+    written = sorted({step.path for each in made.values() for step in each if step.path})
+    assert formatting(root, written) == ""
+    wanted = [(section, words) for section, each in made.items() for words in followed.commands(each)]
+    said = dict.fromkeys(SECTIONS, "")
+    wrong = []
+    for (section, words), (status, output) in zip(wanted, followed.run(root, [w for _, w in wanted]), strict=True):
+        said[section] += output
         if status != 0:
-            raise PageError(section, f"`{' '.join(words)}` ended with {status}:\n{output}")
-    for pattern in expected.printed:
-        if not re.search(pattern, said):
-            raise PageError(section, f"its commands should print {pattern!r}, and printed:\n{said}")
-    if expected.row not in (copy.root / expected.page).read_text(encoding="utf-8"):
-        raise PageError(section, f"its commands should give {expected.page} the row {expected.row!r}")
-    assert expected.row not in (ROOT / expected.page).read_text(encoding="utf-8")
+            wrong.append(f"{section}: `{' '.join(words)}` ended with {status}:\n{output}")
+    for section, expected in SECTIONS.items():
+        wrong += [f"{section}: no {line!r} in\n{said[section]}" for line in expected.missing(said[section])]
+        row = expected.row in (root / expected.page).read_text(encoding="utf-8")
+        wrong += [] if row else [f"{section}: {expected.page} should get the row {expected.row!r}"]
+        assert expected.row not in (ROOT / expected.page).read_text(encoding="utf-8"), "it was not there before"
+    assert not wrong, "\n".join([f"Edit {PAGE}:", *wrong])
 
 
-def test_what_the_page_adds_is_formatted(copy: Followed) -> None:
+def formatting(root: Path, written: list[str]) -> str:
+    """What ruff says of the files that were written."""
     ruff = shutil.which("ruff")
     assert ruff is not None, "ruff is one of the development requirements"
+    said = ""
     for arguments in (["check"], ["format", "--check", "--diff"]):
-        done = subprocess.run(
-            [ruff, *arguments, *copy.written], cwd=copy.root, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"{PAGE}: the code it adds fails ruff {arguments[0]}:\n{done.stdout}{done.stderr}"
+        done = subprocess.run([ruff, *arguments, *written], cwd=root, capture_output=True, text=True, check=False)
+        said += f"{PAGE}: {done.stdout}{done.stderr}" if done.returncode else ""
+    return said
 
 
 # ---- the reader of the page

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from helpers.doc_pages import pages_of
 from helpers.scripts import script
 from wanscope.analysis.metric import all_metrics
 from wanscope.spec.metric_names import OF_GROUPS
@@ -22,6 +25,17 @@ def names_in(page: str, name: str) -> list[str]:
     (found,) = TABLES.region(name).findall((ROOT / page).read_text(encoding="utf-8"))
     columns = [line.split("|")[1] for line in found[1].splitlines() if line.startswith("|")]
     return re.findall(r"`([^`]+)`", " ".join(columns))
+
+
+def test_a_failing_test_of_a_page_names_the_page() -> None:
+    tests = [*(ROOT / "tests").rglob("test_*docs*.py"), ROOT / "tests/edit/test_edit_page.py"]
+    for path in tests:
+        module = ModuleType(path.stem, ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))))
+        (page, *_) = pages_of(SimpleNamespace(module=module))  # type: ignore[arg-type]
+        assert (ROOT / page).is_file(), path
+    assert len(tests) >= 8
+    of_code = SimpleNamespace(module=ModuleType("m", "Solvers."), function=lambda: None)
+    assert pages_of(of_code) == []  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", TABLES.TABLES)

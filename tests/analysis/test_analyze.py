@@ -375,6 +375,7 @@ def test_a_third_party_metric_is_everywhere(place: Path, tmp_path: Path, monkeyp
 
 
 def test_the_names_that_hypotheses_may_use_are_those_that_tests_are_of(place: Path) -> None:
+    """Also in docs/statistics.md."""
     from wanscope.analysis.metric import REGISTRY, all_metrics
     from wanscope.spec.metric_names import OF_GROUPS, TESTED
 
@@ -384,7 +385,7 @@ def test_the_names_that_hypotheses_may_use_are_those_that_tests_are_of(place: Pa
     assert set(TESTED) <= {test.metric for test in found.tests.tests}
     page = " ".join((Path(__file__).parents[2] / "docs" / "statistics.md").read_text(encoding="utf-8").split())
     listed = page[page.index("Hypotheses can name") : page.index("and metrics from installed packages")]
-    assert re.findall(r"`(\w+)`", listed) == [*TESTED, *OF_GROUPS], "docs/statistics.md"
+    assert re.findall(r"`(\w+)`", listed) == [*TESTED, *OF_GROUPS]
 
 
 def test_metrics_that_cannot_be_used_say_whose_they_are() -> None:

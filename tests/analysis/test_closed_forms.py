@@ -115,20 +115,15 @@ def test_the_names_that_a_hypothesis_may_use_are_those_that_are_registered() -> 
     assert ours == listed, "TESTED and UNTESTED of src/wanscope/spec/metric_names.py"
 
 
-@pytest.fixture(scope="module", params=SHAPES)
-def analyzed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any]:
-    """The analysis of a study whose takes, on the disk, walk one shape."""
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_analysis_has_these_values_in_its_table(shape: str, tmp_path: Path) -> None:
+    """Of a study whose takes, on the disk, walk that shape."""
 
     def states(labels: Mapping[str, str], random: np.ndarray) -> np.ndarray:
-        return SHAPES[request.param](*directions(random.shape[1:]))
+        return SHAPES[shape](*directions(random.shape[1:]))
 
-    folder = tmp_path_factory.mktemp(request.param)
-    write_study(folder, {"color": ("red", "blue")}, 1, states)
-    return request.param, analyze("made", workspace=folder, write=False)
-
-
-def test_an_analysis_has_these_values_in_its_table(analyzed: tuple[str, Any]) -> None:
-    shape, found = analyzed
+    write_study(tmp_path, {"color": ("red", "blue")}, 1, states)
+    found = analyze("made", workspace=tmp_path, write=False)
     for name, forms in CLOSED_FORMS.items():
         if shape in forms:
             for member in range(2):
@@ -141,12 +136,13 @@ def test_an_analysis_has_these_values_in_its_table(analyzed: tuple[str, Any]) ->
 
 
 def test_the_example_of_the_page_has_its_value(registry: dict[str, Any]) -> None:
+    """docs/trajectories.md, A metric of your own."""
     page = (ROOT / "docs" / "trajectories.md").read_text(encoding="utf-8").split("## A metric of your own")[1]
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(compile(code, "docs/trajectories.md", "exec"), {"__name__": "an_example"})
     assert registry["example_last_step"].unit == "1"
-    assert values("example_last_step", "line") == pytest.approx([1 / 8]), "docs/trajectories.md, A metric of your own"
-    assert values("example_last_step", "arc") == pytest.approx([1 / 4]), "docs/trajectories.md, A metric of your own"
+    assert values("example_last_step", "line") == pytest.approx([1 / 8])
+    assert values("example_last_step", "arc") == pytest.approx([1 / 4])
 
 
 def test_the_example_of_the_module_is_in_the_unit_that_it_states(registry: dict[str, Any]) -> None:

@@ -469,6 +469,7 @@ def test_an_unresolved_sampler_is_refused():
 
 @pytest.mark.usefixtures("session")
 def test_the_page_registers_a_solver_and_measures_it():
+    """docs/sampling.md, Adding a solver."""
     page = (Path(__file__).parents[2] / "docs" / "sampling.md").read_text(encoding="utf-8")
     section = page.split("### Adding a solver")[1].split("\n## ")[0]
     namespace = {"__name__": "a_notebook"}
