@@ -86,7 +86,7 @@ class Direction:
                 "a direction learned on this model",
             )
 
-    def strange(self, weights: Mapping[str, str]) -> str:
+    def weights_mismatch_note(self, weights: Mapping[str, str]) -> str:
         """That it was learned on other weights than these (as `weights_behind` has them), or that this is not known;
         empty where they are the same. It may be meant (a fine-tune, a LoRA), so it is told and not refused."""
         own = self.manifest.weights

@@ -30,8 +30,8 @@ def check_directions(recipes: Iterable[Recipe], variant: Variant) -> None:
             direction.require(edit.on, tuple(block for block, strength in enumerate(acts) if strength), where)
 
 
-def strange(edit: Steer, recipe: Recipe, weights: Mapping[str, str]) -> str:
+def weights_mismatch_note(edit: Steer, recipe: Recipe, weights: Mapping[str, str]) -> str:
     """What is told of a direction that was learned on other weights than a recipe's model and LoRAs; else nothing."""
     from wanscope.edit.direction import read_direction, weights_behind
 
-    return read_direction(edit.direction).strange(weights_behind(weights, recipe.loras))
+    return read_direction(edit.direction).weights_mismatch_note(weights_behind(weights, recipe.loras))

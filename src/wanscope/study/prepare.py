@@ -10,7 +10,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from wanscope import events
-from wanscope.edit.donors import Find, Remembered, with_hashes
+from wanscope.edit.edits import with_hashes
+from wanscope.edit.named_files import Find, Remembered
 from wanscope.errors import DamagedTake, ModelError, RecipeError
 from wanscope.recipe import LoraSpec, Recipe, Study
 from wanscope.study import recipe_model

@@ -11,7 +11,6 @@ from wanscope.doors.cli import output
 from wanscope.doors.cli.estimate import Estimate, estimate
 from wanscope.doors.cli.generate import prepare_process
 from wanscope.doors.cli.show import settings_text
-from wanscope.edit.base import EditInBlocks
 from wanscope.edit.edits import Edit, Steer
 from wanscope.edit.shorthand import shorthand
 from wanscope.errors import MemoryPlanError, ModelError
@@ -110,7 +109,7 @@ def _check_prompts(planned: Plan, recipe: Recipe, variant: Variant) -> None:
 def _checked_directions(planned: Plan, variant: Variant, recipe: Recipe) -> list[Note]:
     """RecipeError for a direction that does not fit the model, which needs none of its weights; told, each once, are
     those that were learned on other weights, where the model's are on this machine."""
-    from wanscope.study.check_directions import check_directions, strange
+    from wanscope.study.check_directions import check_directions, weights_mismatch_note
     from wanscope.study.recipe_model import ModelKey, find_local, weights_of
 
     recipes, expansion = planned.recipes, planned.expansion
@@ -122,7 +121,7 @@ def _checked_directions(planned: Plan, variant: Variant, recipe: Recipe) -> list
     if found is None:
         return []
     weights = weights_of(found)
-    told = ((name, strange(edit, recipe, weights)) for name, edit in steers.items())
+    told = ((name, weights_mismatch_note(edit, recipe, weights)) for name, edit in steers.items())
     return [Note(f"{name}: {text}") for name, text in told if text]
 
 
@@ -201,13 +200,13 @@ def _edit_rows(planned: Plan, blocks: int) -> list[tuple[str, str]]:
     """Each edit in one line, and that it acts nowhere where its blocks and strengths say so."""
     expansion = planned.expansion
 
-    def said(edit: Edit) -> str:
-        nowhere = edit.nowhere(blocks) if isinstance(edit, EditInBlocks) else ""
-        return shorthand(edit) + (f" (acts nowhere: {nowhere})" if nowhere else "")
+    def line_of(edit: Edit) -> str:
+        reason = edit.inactive_reason(blocks)
+        return shorthand(edit) + (f" (acts nowhere: {reason})" if reason else "")
 
     if expansion is None:
-        return [("edit", said(edit)) for edit in planned.recipes[0].edits]
-    edits = dict.fromkeys(said(edit) for each in expansion.edit_sets for edit in each.edits)
+        return [("edit", line_of(edit)) for edit in planned.recipes[0].edits]
+    edits = dict.fromkeys(line_of(edit) for each in expansion.edit_sets for edit in each.edits)
     shown = [("edit", text) for text in islice(edits, SHOWN)]
     return shown + ([("", f"and {len(edits) - SHOWN} more")] if len(edits) > SHOWN else [])
 
