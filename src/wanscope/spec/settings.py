@@ -146,7 +146,8 @@ class SamplerSpec(Spec):
             raise ValueError("start_step and denoise are the same control; give one of them")
         if self.sigmas is not None:
             if self.solver is not None and not solver_facts.facts(self.solver).takes_sigmas:
-                raise ValueError(f"solver {self.solver!r} takes no explicit sigmas; use unipc, euler or a res solver")
+                taking = ", ".join(solver_facts.names_that_take_sigmas())
+                raise ValueError(f"solver {self.solver!r} takes no explicit sigmas; these do: {taking}")
             falling = all(a > b for a, b in zip(self.sigmas, self.sigmas[1:], strict=False))
             if not self.sigmas or not falling or self.sigmas[0] <= 0:
                 raise ValueError("sigmas must fall strictly, from at most 1 to at least 0")
