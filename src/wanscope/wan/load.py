@@ -119,6 +119,11 @@ def pick_device(device: str | torch.device) -> torch.device:
     return found
 
 
+def device_name(device: torch.device) -> str:
+    """As a take's environment has it: as torch names it, with its model's name where it is a GPU."""
+    return f"cuda {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)
+
+
 def pick_dtype(dtype: str | torch.dtype, source: Source) -> torch.dtype:
     """The transformer's dtype; `auto` is the variant's own (bf16, and fp32 for marbles and tiny models)."""
     if isinstance(dtype, torch.dtype):
