@@ -3,7 +3,7 @@
     README.md             what is in it, with every column
     card.json             the same figures for programs: counts, versions, encoders
     embeddings.parquet    a row an embedding; `values` are its numbers
-    <table>.parquet       the other tables, as docs/catalogue.md describes them
+    <table>.parquet       the other tables, as docs/catalog.md describes them
 
 Embeddings are known by content, so nothing comes in twice. Takes come in as rows without a folder, under the name of
 where they are from.

@@ -230,7 +230,7 @@ def _call(operation: str, inputs: Sequence[tuple[str, Tokens]], parameters: Mapp
         if "argument" not in str(error):
             raise
         said = str(error).partition("() ")[2] or str(error)
-        raise RecipeError(f"the operation {operation} cannot be done like this", said, "docs/catalogue.md") from None
+        raise RecipeError(f"the operation {operation} cannot be done like this", said, "docs/catalog.md") from None
 
 
 def _record(

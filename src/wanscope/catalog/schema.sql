@@ -1,4 +1,4 @@
--- The catalogue, version 4. Times are UTC, sizes bytes, durations seconds. docs/catalogue.md says what each table is for.
+-- The catalogue, version 4. Times are UTC, sizes bytes, durations seconds. docs/catalog.md says what each table is for.
 -- New files are made from this text; older ones are brought here by migrations.py, and a test compares the two.
 
 CREATE TABLE schema_migrations (
