@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sentencepiece
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, T5Tokenizer
 
-from helpers.tiny import tiny_tokenizer
+from helpers.tiny import tiny_sentencepiece, tiny_tokenizer
 from wanscope.errors import ModelError
 from wanscope.prompt.tokens import count_tokens, token_columns, unknown_words
 from wanscope.wan import tokenizer_files
@@ -24,7 +22,6 @@ from wanscope.wan.tokenizer import load_tokenizer, read_tokenizer, text_length_o
 from wanscope.wan.tokenizer_files import TextTokenizer
 from wanscope.wan.variants import MARBLES_WEIGHTS, VARIANTS
 
-LINES = ["a red circle moves left", "a blue square stays still", "the cat and the dog", "Ein großer Bär, öde 12.5%"]
 TEXTS = (
     "",
     "a",
@@ -42,25 +39,7 @@ TEXTS = (
 
 @pytest.fixture(scope="module")
 def spiece() -> bytes:
-    """A small SentencePiece model with T5's first three pieces and the usual normalization (nmt_nfkc)."""
-    return trained()
-
-
-def trained(**options: Any) -> bytes:
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(LINES * 30),
-        model_writer=model,
-        vocab_size=60,
-        hard_vocab_limit=False,
-        minloglevel=2,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        **options,
-    )
-    return model.getvalue()
+    return tiny_sentencepiece()
 
 
 def same(folder: Path) -> TextTokenizer:
@@ -200,7 +179,7 @@ def test_a_large_vocabulary(tmp_path: Path, spiece: bytes) -> None:
     ],
 )
 def test_a_sentencepiece_model_inside_an_encoder_file(tmp_path: Path, options: dict[str, Any]) -> None:
-    data = trained(**options)
+    data = tiny_sentencepiece(**options)
     tensors = {"shared.weight": torch.zeros(2, 2), "spiece_model": torch.tensor(list(data), dtype=torch.uint8)}
     save_file(tensors, tmp_path / "encoder.safetensors")
     part = Part("file", tmp_path / "encoder.safetensors")
