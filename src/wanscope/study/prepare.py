@@ -123,10 +123,11 @@ def check(prepared: Prepared, model: WanModel | None, device: str, memory: str) 
             tokenizer, length = model.tokenizer, model.text_length
         else:
             tokenizer, length = recipe_model.tokenizer_of(key)
-            recipe_model.check_memory(prepared.variants[key], recipes, device, memory)
         check_prompts(tokenizer, recipes, length, prepared.variants[key].name == "marbles")
         check_attention(recipes, prepared.variants[key], tokenizer, length)
         check_directions(recipes, prepared.variants[key])
+        if model is None:  # last, as it imports torch: a text that is refused is refused at once
+            recipe_model.check_memory(prepared.variants[key], recipes, device, memory)
     for task in prepared.work:
         standing = standing_take(prepared.space, task.recipe.id)
         if standing is not None:
