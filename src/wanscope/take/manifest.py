@@ -195,7 +195,8 @@ def _damage(path: Path, why: str, fix: str = "run the take's study again: it mak
 
 
 @cache
-def _processor() -> str:
+def processor() -> str:
+    """The CPU's model name, as the machine gives it."""
     linux = Path("/proc/cpuinfo")
     lines = linux.read_text().splitlines() if linux.exists() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -209,7 +210,7 @@ def environment(device: str, threads: int) -> Environment:
         python=platform.python_version(),
         packages={name: metadata.version(name) for name in PACKAGES},
         platform=f"{platform.system()} {platform.machine()}",
-        processor=_processor(),
+        processor=processor(),
         device=device,
         threads=threads,
     )
