@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.figures import draw_few
 from helpers.tiny import tiny_folder
 from wanscope import events
 from wanscope.doors.cli import generate, output, progress
@@ -313,6 +314,7 @@ def test_demo_makes_a_grid_and_says_what_next(cli, tiny: Path, tmp_path: Path, m
         "sampler": SamplerSpec(steps=2),
     }
     monkeypatch.setattr(demo, "STUDY", demo.STUDY.model_copy(update=changes))
+    draw_few(monkeypatch)
     monkeypatch.chdir(tmp_path)
     ran = cli("demo", "--output-dir", tmp_path / "out")
     assert (ran.status, ran.err) == (0, "")
