@@ -1,4 +1,4 @@
-"""Write the tables of the docs that list solvers, metrics and models, from the registries that hold them.
+"""Write the tables of the docs that list solvers, metrics, edits and models, from the registries that hold them.
 
     python scripts/doc_tables.py            # rewrite what is out of date, and name the pages
     python scripts/doc_tables.py --check    # change nothing; exit status 1 where something is out of date
@@ -96,6 +96,19 @@ def wrapped(text: str) -> str:
     return textwrap.fill(joined, 120, break_long_words=False, break_on_hyphens=False).replace("\0", " ")
 
 
+def edits() -> str:
+    from wanscope.edit.edits import KINDS
+    from wanscope.spec.solver_facts import first_paragraph
+
+    return grid(
+        ("edit", "effect", "example"),
+        (
+            (code(name), cell(first_paragraph(kind.__doc__).rstrip(".")), code(kind.example))
+            for name, kind in KINDS.items()
+        ),
+    )
+
+
 def _models(head: tuple[str, ...], from_text_alone: bool) -> str:
     from wanscope.take.disk import size_text
     from wanscope.wan.listing import models
@@ -142,6 +155,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "path metrics": ("docs/trajectories.md", path_metrics),
     "latent metrics": ("docs/trajectories.md", latent_metrics),
     "tested metrics": ("docs/statistics.md", tested_metrics),
+    "edits": ("docs/editing.md", edits),
     "models": ("docs/models.md", models),
     "models from text": ("README.md", models_from_text),
 }

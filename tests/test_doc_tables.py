@@ -1,4 +1,4 @@
-"""The docs' tables of solvers, metrics and models say what the registries hold."""
+"""The docs' tables of solvers, metrics, edits and models say what the registries hold."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from helpers.doc_pages import pages_of
 from helpers.scripts import script
 from wanscope.analysis.metric import all_metrics
+from wanscope.edit.edits import KINDS
 from wanscope.spec.metric_names import OF_GROUPS
 from wanscope.spec.solver_facts import built_in
 from wanscope.wan.variants import VARIANTS
@@ -50,6 +51,7 @@ def test_a_table_is_what_its_registry_says(name: str) -> None:
 def test_every_registered_name_is_in_its_table() -> None:
     assert sorted(names_in("docs/sampling.md", "solvers")) == sorted(built_in())
     assert sorted(names_in("docs/models.md", "models")) == sorted(VARIANTS)
+    assert names_in("docs/editing.md", "edits") == list(KINDS)
     listed = names_in("docs/trajectories.md", "path metrics") + names_in("docs/trajectories.md", "latent metrics")
     ours = [metric.name for metric in all_metrics() if metric.rows.__module__.startswith("wanscope.")]
     assert sorted(listed) == sorted(ours)

@@ -28,8 +28,8 @@ PAGE = "CONTRIBUTING.md"
 WHERE = (
     ("create", re.compile(r"Create `(?P<path>[^`]+)`:$")),
     ("append", re.compile(r"At the end of \[[^]]+\]\((?P<path>[^)]+)\), add:$")),
-    ("below", re.compile(r"In \[[^]]+\]\((?P<path>[^)]+)\), add below `(?P<line>[^`]+)`:$")),
-    ("above", re.compile(r"In \[[^]]+\]\((?P<path>[^)]+)\), add above `(?P<line>[^`]+)`:$")),
+    ("below", re.compile(r"In \[[^]]+\]\((?P<path>[^)]+)\), add below (?P<ticks>`+)(?P<line>.+?)(?P=ticks):$")),
+    ("above", re.compile(r"In \[[^]]+\]\((?P<path>[^)]+)\), add above (?P<ticks>`+)(?P<line>.+?)(?P=ticks):$")),
     ("run", re.compile(r"Run:$")),
 )
 
@@ -63,7 +63,8 @@ def steps(section: str, page: str | None = None) -> list[Step]:
         sentence = " ".join(before.strip().rpartition("\n\n")[2].split())
         for kind, pattern in WHERE:
             if place := pattern.search(sentence):
-                found.append(Step(kind, code, **place.groupdict()))
+                fields = {name: text for name, text in place.groupdict().items() if name != "ticks"}
+                found.append(Step(kind, code, **fields))
                 break
         else:
             raise PageError(section, f"no sentence says where this block goes:\n{code}after: {sentence!r}\n")
