@@ -1,7 +1,7 @@
-"""Which solvers there are, and what has to be known of them before torch is loaded.
+"""Which solvers there are, and what has to be known about them before torch is loaded.
 
 A solver is one file: a class under `@wanscope.sample.solver("name")` (see sample/solvers.py), which registers it here.
-Recipes may name it from then on. Three ways lead to the file:
+Recipes may name it from then on. The file is found in one of three ways:
 
     built in        a row in BUILT_IN below names the module
     a package       its entry point `wanscope.solvers` names the module (see plugins.py)
@@ -21,9 +21,10 @@ ENTRY_POINT = "wanscope.solvers"
 
 @dataclass(frozen=True)
 class SolverFacts:
-    """module: which file registers the class. takes_sigmas: whether explicit ones can be given.
+    """What is known about a solver without importing it.
 
-    calls_per_step: model evaluations of a step, one a branch; last_step_calls: of the last step, where they differ.
+    module: the file that registers the class. takes_sigmas: whether explicit sigmas can be given. calls_per_step: model
+    evaluations per step and branch of the guidance; last_step_calls: those of the last step, where they differ.
     """
 
     name: str
@@ -33,13 +34,13 @@ class SolverFacts:
     last_step_calls: int | None = None
 
     def evaluations(self, steps: int) -> int:
-        """Model evaluations of `steps` steps."""
+        """Return the number of model evaluations that `steps` steps take."""
         last = self.calls_per_step if self.last_step_calls is None else self.last_step_calls
         return self.calls_per_step * (steps - 1) + last if steps > 0 else 0
 
 
 _DIFFUSERS, _RES = "wanscope.sample.solvers", "wanscope.sample.res"
-# diffusers' Heun and DPM++ make their own sigmas and take none from outside.
+# diffusers' Heun and DPM++ compute their own sigmas and do not accept explicit ones.
 BUILT_IN = (
     SolverFacts("unipc", _DIFFUSERS),
     SolverFacts("euler", _DIFFUSERS),
@@ -52,31 +53,34 @@ _facts: dict[str, SolverFacts] = {row.name: row for row in BUILT_IN}
 
 
 def register(facts: SolverFacts) -> None:
-    """Called by the decorator. RecipeError where another module has a solver of that name."""
+    """Register a solver; called by the decorator. Raises RecipeError where another module has one of that name."""
     known = _facts.setdefault(facts.name, facts)
     if known.module != facts.module:
         raise RecipeError(
             f"two solvers are called {facts.name!r}",
             f"one is in {known.module}, the other in {facts.module}",
-            "rename yours: names with your package's in front stay free",
+            "rename yours, with your package's name as a prefix",
         )
-    if known not in BUILT_IN:  # of those the row holds
+    if known not in BUILT_IN:  # for a built-in solver, the row above is what counts
         _facts[facts.name] = facts
 
 
 def solver_names() -> tuple[str, ...]:
-    """All names that a recipe may use; nothing is imported."""
+    """Return all names that a recipe may use, without importing anything."""
     return tuple(dict.fromkeys((*_facts, *plugins(ENTRY_POINT))))
 
 
 def require_known(name: str) -> None:
-    """ValueError, with the nearest name, for one that no solver has."""
+    """Raise ValueError, with the nearest name, where no solver has this name."""
     if name not in _facts and name not in plugins(ENTRY_POINT):
         raise ValueError(f"{name!r} is not a solver; {nearest(name, solver_names())}")
 
 
 def facts(name: str) -> SolverFacts:
-    """What is known of a solver. One of another package is imported for it. RecipeError for an unknown name."""
+    """Return the facts about a solver, importing it if it comes from another package.
+
+    Raises RecipeError for an unknown name.
+    """
     if name not in _facts:
         if name not in plugins(ENTRY_POINT):
             raise RecipeError(f"{name!r} is not a solver", nearest(name, solver_names()))
@@ -85,12 +89,12 @@ def facts(name: str) -> SolverFacts:
             value = plugins(ENTRY_POINT)[name].value
             raise RecipeError(
                 f"{name!r} is not registered by {value}",
-                "its entry point names that module, and importing it registers no solver of that name",
+                "its entry point names that module, but importing it registers no solver of that name",
                 f'@solver("{name}") above the class',
             )
     return _facts[name]
 
 
 def import_solver(name: str) -> None:
-    """Import the file that holds the solver's class, which registers it."""
+    """Import the module of the solver's class, which registers it."""
     import_module(facts(name).module)
