@@ -233,7 +233,7 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path: Path) -> None:
     ("words", "why"),
     [
         ("IO Error: Could not write file x: No space left on device", "more than the 700.0 kB that are left; what"),
-        ("IO Error: Could not write file x: Disk quota exceeded", "the system says: IO Error: .* exceeded; what"),
+        ("IO Error: Could not write file x: Disk quota exceeded", "the system reports: IO Error: .* exceeded; what"),
     ],
 )
 def test_a_full_disk_does_not_say_that_much_is_free(tmp_path: Path, monkeypatch, words: str, why: str) -> None:
