@@ -1,14 +1,14 @@
-"""How near each solver comes to the exact video at equal model evaluations, in worlds with a known answer.
+"""The error of each solver at equal model evaluations, in worlds with a known exact result.
 
     python benchmarks/solvers.py [--shift 5.0]
 
-Claim: on smooth data, or with enough steps to resolve it, the second-order solvers come nearer to the exact result
-than Euler at the same number of model evaluations; with few steps on sharply separated data they do not. res_2s halves
-the number of steps, so it needs the most evaluations before it pays.
+Claim: on smooth data, or with enough steps to resolve it, the second-order solvers are closer to the exact result than
+Euler at the same number of model evaluations; with few steps on sharply separated data they are not. res_2s halves the
+number of steps, so it needs the most evaluations before it pays off.
 
-The worlds are one-dimensional data distributions (every latent value on its own) whose denoiser and whose exact result
-are both in closed form. The probability flow moves in one dimension and keeps the order of values, so it takes the
-noise's quantile to the data's: x_0 = F_data^-1(F_noise(x_1)). Printed: root mean square error over 4,096 values.
+The worlds are one-dimensional data distributions (each latent value is independent) whose denoiser and exact result are
+both known in closed form. The probability flow in one dimension preserves the order of values, so it maps quantiles of
+the noise to those of the data: x_0 = F_data^-1(F_noise(x_1)). Printed: root mean square error over 4,096 values.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ VALUES = 4096
 
 @dataclass(frozen=True)
 class World:
-    """A mixture of equally likely Gaussians with one spread."""
+    """A mixture of equally likely Gaussians with the same standard deviation, `spread`."""
 
     name: str
     means: tuple[float, ...]
     spread: float
 
     def velocity(self, x: Tensor, t: Tensor, sigma: float) -> Tensor:
-        """(x - E[clean | x]) / sigma."""
+        """Return (x - E[clean | x]) / sigma for x of any shape, in the same shape."""
         alpha = 1 - sigma
         variance = alpha**2 * self.spread**2 + sigma**2
         means = torch.tensor(self.means, dtype=torch.float64)
@@ -49,7 +49,7 @@ class World:
         return ((x.double() - clean) / sigma).to(x.dtype)
 
     def exact(self, noise: Tensor) -> Tensor:
-        """The data's quantile at the noise's, by bisection to float64."""
+        """Return the data's quantiles for noise of any shape, float64 in the same shape, by bisection."""
         means = torch.tensor(self.means, dtype=torch.float64)
         goal = torch.special.ndtr(noise.double())
         low = torch.full_like(goal, min(self.means) - 10 * self.spread)
@@ -69,7 +69,7 @@ WORLDS = (
 
 
 def sampled(sampler: SamplerSpec, noise: Tensor, velocity: Callable[..., Tensor]) -> tuple[Tensor, int]:
-    """The result, and the model evaluations it took."""
+    """Return the result, in the shape of the noise, and the number of model evaluations."""
     made = make_solver(sampler, FLOW, "cpu")
     x = noise
     for step in range(len(made.evaluations)):
@@ -78,13 +78,14 @@ def sampled(sampler: SamplerSpec, noise: Tensor, velocity: Callable[..., Tensor]
 
 
 def sampler(name: str, evaluations: int, shift: float, same_sigmas: bool) -> SamplerSpec:
-    """As many steps as fit into `evaluations`; Heun uses one less."""
+    """Return settings with as many steps as fit into `evaluations`; Heun uses one evaluation less."""
     steps = evaluations // 2 if name in ("heun", "res_2s") else evaluations
     sigmas = (*shifted_sigmas(steps, shift), 0.0) if same_sigmas else None
     return SamplerSpec(solver=name, steps=steps, shift=shift, guidance=1.0, sigmas=sigmas)
 
 
 def table(world: World, shift: float, same_sigmas: bool, noise: Tensor) -> None:
+    """Print the errors of all solvers in a world, from noise of any shape."""
     exact = world.exact(noise)
     schedule = "the same sigmas for all" if same_sigmas else "each solver's own sigmas"
     print(f"\n{world.name}, shift {shift:g}, {schedule}: RMS error (times Euler's) at n model evaluations")
@@ -110,7 +111,7 @@ def main() -> None:
     for same_sigmas in (True, False):
         for world in WORLDS:
             table(world, shift, same_sigmas, noise)
-    print("\n[k]: in k evaluations. res_2s takes half the steps, so also with the same rule its sigmas are coarser.")
+    print("\n[k]: with k evaluations. res_2s takes half the steps, so its sigmas are coarser even with the same rule.")
 
 
 if __name__ == "__main__":
