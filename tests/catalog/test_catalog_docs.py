@@ -12,7 +12,7 @@ from wanscope.catalog.catalog import Catalog
 from wanscope.catalog.exchange import columns
 from wanscope.catalog.operations import FUNCTIONS
 
-PAGE = (Path(__file__).parents[2] / "docs" / "catalogue.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "catalog.md").read_text(encoding="utf-8")
 
 
 def test_the_page_names_every_table_and_column_and_no_other() -> None:

@@ -72,7 +72,7 @@ def test_repeats_are_what_speaks_of_trainings():
     assert over["mean"] == pytest.approx(means.mean()) and over["low"] < means.mean() < over["high"]
     assert over["smallest_p"] == over["p"] == 0.125
     lines = _report(volumes)["summary"]
-    assert any(line.startswith("Over 4 pairs of trainings no effect is shown") for line in lines)
+    assert any(line.startswith("Over 4 pairs of trainings, no effect is shown") for line in lines)
     assert any("one training per variant" in line for line in _report(volumes[:1])["summary"])
 
 
