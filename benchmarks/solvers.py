@@ -69,7 +69,7 @@ WORLDS = (
 
 
 def sampled(sampler: SamplerSpec, noise: Tensor, velocity: Callable[..., Tensor]) -> tuple[Tensor, int]:
-    """Return the result, in the shape of the noise, and the number of model evaluations."""
+    """Return the result, in the same shape as the noise (any), and the number of model evaluations."""
     made = make_solver(sampler, FLOW, "cpu")
     x = noise
     for step in range(len(made.evaluations)):

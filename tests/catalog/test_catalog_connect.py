@@ -21,7 +21,7 @@ VALUES = np.arange(12, dtype=np.float32).reshape(3, 4) + 1
 
 
 def earlier(folder: Path, version: int) -> str:
-    """A catalogue as that version left it, with an embedding in it; the embedding's key."""
+    """A catalog as that version left it, with an embedding in it; the embedding's key."""
     catalog = Catalog(folder)
     tokens = Tokens.of(VALUES)
     key = tokens.key("m", "e")

@@ -63,7 +63,7 @@ def test_a_matrix_comes_back_to_the_bit_without_the_zeros_at_its_end(values: tor
 
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(matrices())
-def test_the_catalogue_gives_back_what_was_put_in(tmp_path: Path, values: torch.Tensor) -> None:
+def test_the_catalog_gives_back_what_was_put_in(tmp_path: Path, values: torch.Tensor) -> None:
     catalog = Catalog(tmp_path)
     key = catalog.put(values, prompt="x")
     assert catalog.get(key).tokens == Tokens.of(values)

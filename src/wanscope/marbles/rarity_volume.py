@@ -63,7 +63,7 @@ def parts(volumes_RVCn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def estimate(values_n: np.ndarray) -> dict[str, Any]:
     """Return the mean over scenes with its interval, p by sign flips, and the effect size with its interval.
 
-    values_n: one value per scene.
+    values_n: one value per scene, [n].
     """
     interval = mean_interval(values_n)
     effect = stats.paired_effect(values_n[:, None])

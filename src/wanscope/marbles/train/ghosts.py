@@ -19,7 +19,7 @@ FAINTEST = 0.5  # smallest strength of the true object
 FAINTER = 0.8  # largest strength of the ghost relative to it
 
 
-def _looks(thing: world.Thing, background: str) -> tuple[str, ...]:
+def _appearance(thing: world.Thing, background: str) -> tuple[str, ...]:
     return thing.shape, thing.color, thing.size, thing.motion, background
 
 
@@ -32,19 +32,19 @@ class Ghosts:
 
     def __init__(self, latents_NZThw: np.ndarray, scenes: list[world.Scene]) -> None:
         self.latents_NZThw, self.scenes = latents_NZThw, scenes
-        self.alike: dict[tuple[str, ...], list[int]] = {}
+        self.similar: dict[tuple[str, ...], list[int]] = {}
         on: dict[str, list[int]] = {}
         for i, scene in enumerate(scenes):
             on.setdefault(scene.background, []).append(i)
             if len(scene.things) == 1:
-                self.alike.setdefault(_looks(scene.things[0], scene.background), []).append(i)
+                self.similar.setdefault(_appearance(scene.things[0], scene.background), []).append(i)
         self.bare_ZThw = {name: np.median(latents_NZThw[rows].astype(np.float32), axis=0) for name, rows in on.items()}
 
     def __call__(self, index: int, rng: np.random.Generator) -> np.ndarray | None:
         """Return clip `index`, [Z, T, h, w], with a ghost of one of its objects; None where no other clip has one."""
         scene = self.scenes[index]
         thing = scene.things[int(rng.integers(len(scene.things)))]
-        others = [i for i in self.alike.get(_looks(thing, scene.background), ()) if i != index]
+        others = [i for i in self.similar.get(_appearance(thing, scene.background), ()) if i != index]
         if not others:
             return None
         bare = self.bare_ZThw[scene.background]
