@@ -1,7 +1,7 @@
 """Writes the example workflows for ComfyUI: API prompts and, with a running ComfyUI and a browser, graphs and pictures.
 
     python scripts/comfy_examples.py http://127.0.0.1:8188              # writes example_workflows/api/*.json
-    python scripts/comfy_examples.py http://127.0.0.1:8188 --graphs     # also the graphs, *.json and *.jpg (playwright)
+    python scripts/comfy_examples.py http://127.0.0.1:8188 --graphs     # also *.json and *.jpg (needs playwright)
 
 ComfyUI's own front end writes the graphs from the prompts, so that they are the same as if drawn by hand.
 """
@@ -346,7 +346,6 @@ _LOAD = """async ([name, prompt]) => {
     return value;
   };
   const tall = {};
-  let x = {};
   const nodes = [...app.graph._nodes];
   nodes.forEach(depth);
   const widths = {};
