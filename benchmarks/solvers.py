@@ -1,10 +1,10 @@
-"""How near each solver comes to the exact video at equal model evaluations, in worlds with a known answer.
+"""The error of each solver at equal model evaluations, in worlds with a known exact result.
 
     python benchmarks/solvers.py [--shift 5.0]
 
-Claim: on smooth data, or with enough steps to resolve it, the second-order solvers come nearer to the exact result
-than Euler at the same number of model evaluations; with few steps on sharply separated data they do not. res_2s halves
-the number of steps, so it needs the most evaluations before it pays.
+Claim: on smooth data, or with enough steps to resolve it, the second-order solvers are closer to the exact result than
+Euler at the same number of model evaluations; with few steps on sharply separated data they are not. res_2s halves the
+number of steps, so it needs the most evaluations before it pays off.
 
 The worlds are those of wanscope.sample.convergence: one-dimensional data distributions (every latent value on its own)
 whose denoiser and whose exact result are both in closed form. Printed: root mean square error over 4,096 values.
@@ -37,7 +37,7 @@ WORLDS = (
 
 
 def sampled(sampler: SamplerSpec, noise: Tensor, velocity: Callable[..., Tensor]) -> tuple[Tensor, int]:
-    """The result, and the model evaluations it took."""
+    """Return the result, in the same shape as the noise (any), and the number of model evaluations."""
     made = make_solver(sampler, FLOW, "cpu")
     x = noise
     for step in range(len(made.evaluations)):
@@ -78,7 +78,7 @@ def main() -> None:
     for same_sigmas in (True, False):
         for world in WORLDS:
             table(world, shift, same_sigmas, noise)
-    print("\n[k]: in k evaluations. res_2s takes half the steps, so also with the same rule its sigmas are coarser.")
+    print("\n[k]: with k evaluations. res_2s takes half the steps, so its sigmas are coarser even with the same rule.")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def test_newton_schulz_nears_the_orthogonal_factor():
     torch.manual_seed(0)
     matrix = torch.randn(24, 40)
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    near = optim._orthogonalised(matrix[None])[0]
+    near = optim._orthogonalized(matrix[None])[0]
     singular = torch.linalg.svdvals(near)
     assert float(singular.min()) > 0.6 and float(singular.max()) < 1.3  # Muon's quintic settles in this band
     cosine = torch.nn.functional.cosine_similarity(near.flatten(), (u @ v).flatten(), dim=0)
@@ -36,12 +36,12 @@ def test_newton_schulz_nears_the_orthogonal_factor():
 
 def test_muon_takes_matrices_and_adam_the_rest():
     model = WanTransformer3DModel(**TINY)
-    optimiser = optim.Muon(model, 0.02)
-    matrices = {id(p) for p in optimiser.param_groups[0]["params"]}
+    optimizer = optim.Muon(model, 0.02)
+    matrices = {id(p) for p in optimizer.param_groups[0]["params"]}
     assert id(model.blocks[0].attn1.to_q.weight) in matrices
     assert id(model.blocks[0].scale_shift_table) not in matrices
     assert id(model.patch_embedding.weight) not in matrices
-    assert sum(len(group["params"]) for group in optimiser.param_groups) == len(list(model.parameters()))
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
 
 
 def test_adam_matches_torchs():
@@ -52,20 +52,20 @@ def test_adam_matches_torchs():
     reference = torch.optim.Adam(theirs.parameters(), lr=0.01, betas=(0.9, 0.99), eps=1e-8)
     for step in range(5):
         x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
-        for model, optimiser in ((mine, ours), (theirs, reference)):
-            optimiser.zero_grad()
+        for model, optimizer in ((mine, ours), (theirs, reference)):
+            optimizer.zero_grad()
             model(x).square().sum().backward()
-            optimiser.step()
+            optimizer.step()
     torch.testing.assert_close(mine.weight, theirs.weight, rtol=1e-4, atol=1e-6)
 
 
 def test_learning_rate_warms_up_holds_and_decays():
     model = torch.nn.Linear(9, 9)
-    optimiser = optim.Muon(model, 1.0)
+    optimizer = optim.Muon(model, 1.0)
 
     def at(step):
-        optim.set_lr(optimiser, 1.0, step, warmup=10, total=100, decay=20)
-        return optimiser.param_groups[0]["lr"]
+        optim.set_lr(optimizer, 1.0, step, warmup=10, total=100, decay=20)
+        return optimizer.param_groups[0]["lr"]
 
     assert [at(0), at(9), at(50), at(90), at(100)] == pytest.approx([0.1, 1.0, 1.0, 0.5, 0.02])
 

@@ -1,4 +1,4 @@
-"""Which solvers there are, and what has to be known of them before torch is loaded.
+"""Which solvers there are, and what has to be known about them before torch is loaded.
 
 A solver is one file with a class below `@solver("name", order=2, ...)` (see sample/solvers/__init__.py). Recipes may
 use its name from then on. A solver is found in one of three ways:
@@ -148,5 +148,5 @@ def facts(name: str) -> SolverFacts:
 
 
 def import_solver(name: str) -> None:
-    """Import the file that holds the solver's class, which registers it."""
+    """Import the module of the solver's class, which registers it."""
     import_module(facts(name).module)

@@ -14,24 +14,28 @@ S = TypeVar("S", bound=BaseModel)
 
 
 def validated(kind: type[S], data: Any, where: str = "") -> S:
-    """`kind` from plain data, or a RecipeError that names the key, what is wrong and the nearest right name."""
+    """Return `kind` made from plain data.
+
+    where: the path of the data in its file, for errors. Raises RecipeError, which names the key, the problem and the
+    nearest valid name.
+    """
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(*_explained(kind, error, where)) from None
+        raise RecipeError(*_explain(kind, error, where)) from None
 
 
-FIX = "; for example "  # what a validator's message has after it is a fix
+FIX = "; for example "  # in a validator's message, the text after this is the fix
 
 
-def _explained(kind: type[BaseModel], error: ValidationError, where: str) -> tuple[str, str, str]:
-    problems = _distinct(error)
-    # A misspelled key is also a missing one; the spelling is what can be mended.
+def _explain(kind: type[BaseModel], error: ValidationError, where: str) -> tuple[str, str, str]:
+    problems = _distinct_problems(error)
+    # A misspelled required key is reported as missing too; report the misspelling.
     first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
     path = _path(first)
     name = ".".join([*([where] if where else []), *path])
     others = len(problems) - 1
-    more = f" ({others} more problem{'s' if others > 1 else ''} beside this one)" if others else ""
+    more = f" ({others} more problem{'s' if others > 1 else ''} after this one)" if others else ""
     if first["type"] == "extra_forbidden":
         owner = _model_at(kind, first["loc"][:-1])
         known = list((owner or kind).model_fields)
@@ -40,29 +44,31 @@ def _explained(kind: type[BaseModel], error: ValidationError, where: str) -> tup
         owner = (_model_at(kind, first["loc"][:-1]) or kind).__name__.removesuffix("Spec").lower()
         return f"{name!r} is missing", f"every {owner} needs it{more}", ""
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        return _explained_kind(name, first, more)
-    shown = f" is {first['input']!r}" if isinstance(first["input"], str | int | float | bool) else ""
-    why, _, fix = _plain(kind, first).partition(FIX)
+        return _explain_kind(name, first, more)
+    why, _, fix = _plain_message(kind, first).partition(FIX)
+    value = first["input"]
+    repeated = re.match(rf"{re.escape(repr(value))}(?!\w)", why)  # the message begins with the value
+    shown = f" is {value!r}" if isinstance(value, str | int | float | bool) and not repeated else ""
     return f"{name or kind.__name__.lower()}{shown}", why + more, fix
 
 
-def _explained_kind(name: str, problem: Any, more: str) -> tuple[str, str, str]:
-    """Of a list whose items are of several kinds, one whose kind is wrong or missing."""
+def _explain_kind(name: str, problem: Any, more: str) -> tuple[str, str, str]:
+    """Explain an item of a list with several kinds of items whose kind is wrong or missing."""
     if problem["type"] == "union_tag_not_found":
         return f"{name} has no kind", f"it is a mapping with a key 'kind'{more}", ""
     tag, known = problem["ctx"]["tag"], re.findall(r"'(\w+)'", problem["ctx"]["expected_tags"])
     return f"{name}.kind is {tag!r}", nearest(str(tag), known) + more, ""
 
 
-def _distinct(error: ValidationError) -> list[Any]:
-    """The problems as a person counts them: of a union only the branch that the value was meant for."""
+def _distinct_problems(error: ValidationError) -> list[Any]:
+    """Return the problems as a person counts them: for a union, only the branch that the value was meant for."""
     out: dict[tuple[str, ...], Any] = {}
     for problem in error.errors():
         branches = [str(part) for part in problem["loc"] if _is_branch(part)]
         value = problem["input"]
         keyframes = any("Keyframes" in branch for branch in branches)
         if keyframes and problem["type"] in _SHAPE and not isinstance(value, Mapping):
-            continue  # the branch of a plain number says it better
+            continue  # the message of the plain-number branch is clearer
         if branches and not keyframes and isinstance(value, Mapping):
             continue
         out.setdefault(tuple(_path(problem)), problem)
@@ -75,7 +81,7 @@ _TAGGED = "edits"  # the items of this list are of several kinds, and pydantic p
 
 
 def _is_branch(part: str | int) -> bool:
-    """Pydantic names the branch of a union in its location; people do not write those."""
+    """Return whether a part of pydantic's location names a branch of a union, which is not written in the file."""
     return isinstance(part, str) and (part in _BRANCHES or part.startswith(("constrained-", "float", "function-")))
 
 
@@ -84,15 +90,15 @@ def _is_tag(loc: Sequence[str | int], place: int) -> bool:
 
 
 def _path(problem: Any) -> list[str]:
-    """The keys as they are written in the file."""
+    """Return the keys as they are written in the file."""
     parts = list(problem["loc"])
     if "keys" in parts and any("Keyframes" in str(part) for part in parts):
-        parts = parts[: parts.index("keys")]  # {0: 6.5} has no such key of its own
+        parts = parts[: parts.index("keys")]  # in the file, {0: 6.5} has no key "keys"
     return [str(part) for i, part in enumerate(parts) if not _is_branch(part) and not _is_tag(parts, i)]
 
 
-def _plain(kind: type[BaseModel], problem: Any) -> str:
-    """Pydantic's message in words that fit a YAML file."""
+def _plain_message(kind: type[BaseModel], problem: Any) -> str:
+    """Return pydantic's message in terms of a YAML file."""
     if problem["type"] in _SHAPE:
         owner = _model_at(kind, problem["loc"])
         keys = f" with the keys {', '.join(owner.model_fields)}" if owner else ""
@@ -107,7 +113,7 @@ def _plain(kind: type[BaseModel], problem: Any) -> str:
 
 
 def _model_at(kind: type[BaseModel], loc: Sequence[str | int]) -> type[BaseModel] | None:
-    """The model that stands at pydantic's location `loc` inside `kind`, None where something plain does."""
+    """Return the model at pydantic's location `loc` inside `kind`, or None where the value there is not a model."""
     current: list[type[BaseModel]] = [kind]
     for i, part in enumerate(loc):
         if not current:
@@ -117,7 +123,7 @@ def _model_at(kind: type[BaseModel], loc: Sequence[str | int]) -> type[BaseModel
         elif isinstance(part, str) and not _is_branch(part):
             field = current[0].model_fields.get(part)
             current = list(_models_in(field.annotation)) if field else []
-        # else a place in a list of what was found last, or the branch of a union
+        # otherwise an index into a list of the current models, or a branch of a union
     return current[0] if current else None
 
 
