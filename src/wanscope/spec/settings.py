@@ -6,7 +6,7 @@ All are frozen and refuse keys they do not know. None means the variant's own va
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -26,9 +26,14 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Spec(BaseModel):
-    """Frozen, and no key that is not known."""
+    """Frozen, and no key that is not known.
+
+    written_as: a field whose content is written in place of the whole, as `{0: 6.5}` for keyframes. Errors leave its
+    name out of the path (validation.py).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    written_as: ClassVar[str | None] = None
 
 
 class Keyframes(Spec):
@@ -38,6 +43,8 @@ class Keyframes(Spec):
     noise level, which falls from 1 to 0 and means the same in a run of any length: `{1.0: 8, 0.9: 2, over: sigma}`.
     keys: in the order of the run.
     """
+
+    written_as: ClassVar[str | None] = "keys"
 
     keys: tuple[tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], Finite], ...] = Field(min_length=1)
     interpolate: Literal["linear", "step", "cosine"] = "linear"
