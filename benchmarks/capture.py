@@ -39,7 +39,9 @@ from torch import Tensor
 from wanscope.capture.attention_plan import AttentionPlan, MapRow
 from wanscope.capture.attention_sink import AttentionSink
 from wanscope.capture.moments import Branch, Moment
-from wanscope.edit.plan import EditPlan, Passes, PlannedText
+from wanscope.edit.plan import EditPlan
+from wanscope.edit.planned import Passes
+from wanscope.edit.planned_texts import PlannedText
 from wanscope.runtime.diffusers.recorder import AttentionRecorder
 from wanscope.runtime.diffusers.session import attach
 from wanscope.spec.capture import MEASURES, AttentionCapture

@@ -30,9 +30,10 @@ from reporting import Table, add_options
 
 from capture import WARM, WORDS, Run, arguments, row, summary
 from wanscope.capture.moments import Moment
-from wanscope.edit.donors import DonorTexts
 from wanscope.edit.edits import Bend, Edit, Inject, Skip
-from wanscope.edit.plan import Passes, make_plan
+from wanscope.edit.encoded_texts import DonorTexts
+from wanscope.edit.plan import make_plan
+from wanscope.edit.planned import Passes
 from wanscope.runtime.diffusers.session import attach
 
 PROMPT, NEGATIVE, DONOR = "prompt", "negative", "donor"

@@ -1,7 +1,7 @@
 """The example workflows for ComfyUI: prompts (API), and through a running ComfyUI in a browser graphs with pictures.
 
     python scripts/comfy_examples.py http://127.0.0.1:8188              # writes example_workflows/api/*.json
-    python scripts/comfy_examples.py http://127.0.0.1:8188 --graphs     # also *.json and *.jpg beside it (playwright)
+    python scripts/comfy_examples.py http://127.0.0.1:8188 --graphs     # also *.json and *.jpg (needs playwright)
 
 The graphs are written by ComfyUI's own front end from the prompts, so that they are what a person would have drawn.
 """
@@ -341,7 +341,6 @@ _LOAD = """async ([name, prompt]) => {
     return value;
   };
   const tall = {};
-  let x = {};
   const nodes = [...app.graph._nodes];
   nodes.forEach(depth);
   const widths = {};

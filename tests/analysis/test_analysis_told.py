@@ -16,7 +16,8 @@ from wanscope.analysis.analyze import analyze
 from wanscope.analysis.attention import centers, overlaps, profile
 from wanscope.analysis.attention_charts import attention_charts
 from wanscope.analysis.bundle import methods
-from wanscope.analysis.preview import previews
+from wanscope.analysis.preview import Preview, previews
+from wanscope.analysis.report import rendered
 from wanscope.capture.arrays import create_array
 from wanscope.doors.cli.analyze import _cells
 from wanscope.take.manifest import MANIFEST, StoredAttention, list_files
@@ -156,8 +157,13 @@ def test_damaged_maps_are_named_and_those_of_another_seed_shown(with_maps: list[
     assert "The attention maps of red_seed00 are left out" in found.summary and shard.name in found.summary
     assert str(tmp_path) not in found.summary
     assert {row["name"] for row in attention_section.rows(found)} == {"red_seed01", "blue_seed00", "blue_seed01"}
-    page = attention_section.section(found)
-    assert "red, seed 1" in page and "blue, seed 0" in page and "red_seed00 are left out" in page
+    shown = attention_section.section(found)
+    assert shown is not None
+    assert [title for title, _ in shown["overlays"]] == ["red, seed 1", "blue, seed 0"] and shown["more"] == 0
+    assert len(shown["notes"]) == 1 and "red_seed00 are left out" in shown["notes"][0]
+    page = rendered(found, [], [Preview("", b"", 0, 0, "none")] * 4)
+    assert page.count("data:video/mp4;base64,") == 2 and shown["notes"][0] in page
+    assert "<h3>red, seed 1</h3>" in page and "<h3>blue, seed 0</h3>" in page
 
 
 def test_centers_overlaps_and_profiles_are_in_the_tables_and_drawn(with_maps: list[Take], tmp_path: Path) -> None:

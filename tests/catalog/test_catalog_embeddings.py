@@ -14,8 +14,8 @@ from safetensors import safe_open
 
 from wanscope.catalog.catalog import Catalog, New
 from wanscope.catalog.content import Header, Tokens, pack, unpack
-from wanscope.edit.donors import read_stored, with_hashes
-from wanscope.edit.edits import Donor, Inject
+from wanscope.edit.edits import Donor, Inject, with_hashes
+from wanscope.edit.named_files import read_stored
 from wanscope.errors import CatalogDamaged, EmbeddingNotFound, RecipeError
 from wanscope.take.disk import file_sha256
 

@@ -12,7 +12,8 @@ from helpers.tiny import TEXT_DIM, tiny_transformer, transformer_config
 from wanscope.edit.edits import Inject
 from wanscope.runtime.comfy import native, wrapper
 from wanscope.runtime.comfy.call import Call
-from wanscope.runtime.comfy.live import CONNECTED, Live, LiveEdit, Watch
+from wanscope.runtime.comfy.live import CONNECTED, Live, LiveEdit
+from wanscope.runtime.comfy.live_kinds import Watch
 
 
 def text(tokens: int, seed: int) -> torch.Tensor:

@@ -13,7 +13,8 @@ from wanscope.doors.comfy.prompt_nodes import Words
 from wanscope.edit.edits import Bend, Inject, Skip, Steer
 from wanscope.errors import EditNotApplied, ModelError, RecipeError
 from wanscope.runtime.comfy import native
-from wanscope.runtime.comfy.live import CONNECTED, Live, LiveEdit, Watch
+from wanscope.runtime.comfy.live import CONNECTED, Live, LiveEdit
+from wanscope.runtime.comfy.live_kinds import Watch
 
 
 @pytest.fixture(scope="module")

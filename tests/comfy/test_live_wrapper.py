@@ -12,7 +12,8 @@ from helpers.tiny import TEXT_DIM, tiny_transformer, transformer_config
 from wanscope.edit.edits import Bend, Inject, Skip
 from wanscope.errors import ModelError
 from wanscope.runtime.comfy import wrapper
-from wanscope.runtime.comfy.live import CONNECTED, Guide, Live, LiveEdit
+from wanscope.runtime.comfy.live import CONNECTED, Live, LiveEdit
+from wanscope.runtime.comfy.live_kinds import Guide
 
 
 def text(tokens: int, seed: int) -> torch.Tensor:

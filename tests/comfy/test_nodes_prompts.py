@@ -12,7 +12,8 @@ from wanscope.doors.comfy.embeds import conditioning, first_prompt, prompts_of
 from wanscope.doors.comfy.prompt_nodes import Maps, columns_of
 from wanscope.edit.difference import relative_l2
 from wanscope.errors import EmbeddingNotFound, ExpressionError, RecipeError
-from wanscope.runtime.comfy.live import Live, LiveEdit, Watch
+from wanscope.runtime.comfy.live import Live, LiveEdit
+from wanscope.runtime.comfy.live_kinds import Watch
 
 
 def text(tokens: int, seed: int) -> torch.Tensor:

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 import wanscope as ws
 from helpers.edits import ADAPTER, EACH, edits
-from wanscope.edit.edits import BENDS, KINDS, Bend, Donor, Inject, Prompts, Skip, Steer
+from wanscope.edit.edits import KINDS, Bend, Donor, Inject, Prompts, Skip, Steer
+from wanscope.edit.kinds.bend import BENDS
 from wanscope.edit.strengths import Strengths, parse_strengths
 from wanscope.errors import RecipeError
 
@@ -83,7 +84,7 @@ SAID: list[tuple[dict[str, Any], str]] = [
     ({"difference": 60}, "less than or equal to 10"),
     ({"boost": 2, "on": "hidden"}, "boost multiplies a difference of contexts"),
     ({"keep_norm": True}, "keep_norm belongs to difference or boost"),
-    ({"amplify": "orthogonalize"}, "says how a difference is reached"),
+    ({"amplify": "orthogonalize"}, "is a way to reach a difference"),
     ({"words": "red"}, "mode: tokens"),
     ({"words": ["red", ""], "mode": "tokens"}, "a word is empty"),
     ({"schedule": {3: 1, "3.0": 2}}, "name the same place"),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from wanscope.edit.edits import BENDS, KINDS
+from wanscope.edit.edits import KINDS
+from wanscope.edit.kinds.bend import BENDS
 from wanscope.edit.shorthand import edit_from, parse
 from wanscope.recipe import Study
 from wanscope.spec.strict_yaml import read_yaml

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from wanscope.edit.donors import DonorTexts, Places
 from wanscope.edit.edits import Bend, Edit, Inject, Prompts, Skip
-from wanscope.edit.plan import EditPlan, Passes, make_plan, texts_read
+from wanscope.edit.encoded_texts import DonorTexts, Places
+from wanscope.edit.plan import EditPlan, make_plan, texts_read
+from wanscope.edit.planned import Passes
 from wanscope.errors import RecipeError
 
 PROMPT, NEGATIVE = "a red circle", "gray"
@@ -224,9 +225,9 @@ def test_what_a_person_is_told():
     assert not short  # 2 of 4 tokens are half
     TOKENS["hall.safetensors"] = 4
     (called,) = plan(Inject("hall.safetensors")).notes
-    assert "the donor is the words 'hall.safetensors' and no file; a file is {embedding: hall.safetensors}" in called
+    assert "the donor is the words 'hall.safetensors', not a file; a file is {embedding: hall.safetensors}" in called
     TOKENS["a [red|blue] circle"] = 6
-    assert "is read as it stands, brackets and all" in plan(Inject("a [red|blue] circle")).notes[0]
+    assert "is read as it is, brackets and all" in plan(Inject("a [red|blue] circle")).notes[0]
     TOKENS["word"] = 1
     assert "most of the prompt is blended with padding" in plan(Inject("word", mode="tokens")).notes[0]
 

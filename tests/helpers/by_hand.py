@@ -23,7 +23,8 @@ from helpers.edited import encoded
 from helpers.tiny import tiny_model
 from wanscope.capture.moments import Moment
 from wanscope.edit.edits import Bend, Edit, Inject
-from wanscope.edit.plan import EditPlan, Passes, make_plan
+from wanscope.edit.plan import EditPlan, make_plan
+from wanscope.edit.planned import Passes
 from wanscope.runtime import bend
 from wanscope.runtime.diffusers.session import attach
 from wanscope.wan.load import load

@@ -13,9 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from helpers.tiny import video
-from wanscope.edit.donors import DonorTexts, texts_of, united, word_places
 from wanscope.edit.edits import Edit
+from wanscope.edit.encoded_texts import DonorTexts
 from wanscope.edit.plan import EditPlan
+from wanscope.edit.word_places import texts_of, united, word_places
 from wanscope.recipe import SamplerSpec, VideoSpec
 from wanscope.runtime.diffusers.session import DiffusersSession, attach
 from wanscope.sample import Conditioning, denoise, initial_noise

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from wanscope.edit.edits import BENDS, FACTORS, Bend, Donor, Edit, Inject, Prompts, Skip, Steer
+from wanscope.edit.edits import Bend, Donor, Edit, Inject, Prompts, Skip, Steer
+from wanscope.edit.kinds.bend import BENDS, FACTORS
 from wanscope.edit.strengths import SHAPES
+
+OTHER, LATER, WORD = "a large blue square moves right on black", "a green cat", "circle"
+
+# Every kind of edit, in every way that the rules of edit/rules.py tell apart, in blocks of four that overlap with those
+# of the others. What every edit has to keep is tested on each of these, and on every pair: a new kind needs an entry.
+WAYS: dict[str, Callable[..., Any]] = {
+    "mix": lambda **f: Inject(OTHER, strength=0.4, **f),
+    "mix, whole in some blocks": lambda **f: Inject(OTHER, strength=[0.3, 1.0, 0.6, 1.0], **f),
+    "append": lambda **f: Inject(OTHER, mode="append", strength=0.3, blocks="0-2", **f),
+    "tokens": lambda **f: Inject(OTHER, mode="tokens", strength=[0.6, 0.6, 1.0, 1.0], **f),
+    "tokens replaced": lambda **f: Inject(OTHER, mode="tokens", operation="replace", blocks="1-2", **f),
+    "tokens of words": lambda **f: Inject(OTHER, mode="tokens", strength=0.6, words=[WORD], **f),
+    "hidden": lambda **f: Inject(OTHER, on="hidden", strength=0.5, blocks="1-2", **f),
+    "both": lambda **f: Inject(OTHER, on="both", strength=[0.0, 0.5, 1.0, 0.7], **f),
+    "bend": lambda **f: Bend([WORD], "suppress", factor=3.0, blocks="0-2", **f),
+    "skip": lambda **f: Skip("0,2", **f),
+    "skip attention": lambda **f: Skip("0-1", part="cross_attention", **f),
+    "steer context": lambda **f: Steer("file", sha256="context", strength=0.6, blocks="1-2", **f),
+    "steer hidden": lambda **f: Steer("file", sha256="hidden", on="hidden", strength=0.6, blocks="1-2", **f),
+    "prompts": lambda **f: Prompts({0: LATER}, **f),
+}
 
 ADAPTER: TypeAdapter[Edit] = TypeAdapter(Edit)
 

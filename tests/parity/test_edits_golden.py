@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from helpers.edited import DONOR, TINY, Scene, apart, edited, encoded, planned, prompted, sampler_of, unedited
+from helpers.edits import WAYS
 from helpers.images import IMAGE_KINDS, WithImage, image_model
 from helpers.tiny import tiny_model
+from wanscope.edit.edits import KINDS as EDIT_KINDS
 from wanscope.edit.edits import Bend, Edit, Inject, Prompts, Skip
+from wanscope.errors import RecipeError
 from wanscope.wan.load import load
 from wanscope.wan.model import WanModel
 
@@ -141,6 +144,37 @@ def test_a_run_after_an_edited_one_is_the_run_before_it(kind: str):
     assert apart(first, base(kind)) > 1e-3
     assert torch.equal(unedited(model, scene, **settings), base(kind))
     assert torch.equal(run(kind, *words), first)
+
+
+# Steering needs a direction of the model at hand: tests/runtime/test_directions.py.
+WAYS_WITHOUT_FILES = [name for name, way in WAYS.items() if way().stored_direction() is None]
+
+
+def test_every_kind_of_edit_is_among_the_ways():
+    assert {way().kind for way in WAYS.values()} == set(EDIT_KINDS)
+
+
+@pytest.mark.parametrize("branch", ["cond", "uncond", "both"])
+@pytest.mark.parametrize("name", WAYS_WITHOUT_FILES)
+def test_every_way_to_edit_acts_where_it_is_planned_and_leaves_the_model_as_it_was(name: str, branch: str):
+    model, scene, settings = subject("2.1")
+    edit = WAYS[name](branch=branch)
+    if edit.named_words() and branch != "cond":  # the negative prompt has none of its words
+        with pytest.raises(RecipeError, match="would do nothing in block"):
+            planned(model, [edit], scene, **settings)
+        return
+    before = unedited(model, scene, **settings)
+    found = edited(model, [edit], scene, **settings)
+    assert found.session.counts() == found.plan.planned() != {}
+    assert {site[2] for site in found.session.counts()} == set(edit.branches)
+    assert apart(found.latents, before) > 1e-4
+    assert torch.equal(unedited(model, scene, **settings), before)
+
+
+@pytest.mark.parametrize("name", [name for name in WAYS_WITHOUT_FILES if not WAYS[name]().sets_prompt])
+def test_every_way_to_edit_leaves_every_bit_where_its_schedule_is_0(name: str):
+    found = edited(subject("2.1")[0], [WAYS[name](schedule=0.0)])
+    assert found.plan.empty and torch.equal(found.latents, base("2.1"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -16,6 +16,7 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
 from helpers.edited import DONOR, apart, edited, unedited
+from helpers.edits import WAYS
 from helpers.tiny import tiny_model, tiny_pipeline
 from wanscope.edit.edits import Bend, Edit, Inject, Skip
 from wanscope.errors import EditNotApplied
@@ -119,6 +120,15 @@ def check_compiled(place: str, kind: str, backend: str) -> None:
 @pytest.mark.parametrize("kind", ["mix", "bend"])
 def test_compiled_cells(kind: str):
     check_compiled("none", kind, "eager")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, way in WAYS.items() if way().stored_direction() is None])
+def test_every_way_to_edit_gives_the_same_in_compiled_blocks(name: str):
+    edits = [WAYS[name]()]
+    found = edited(compiled("none", "eager"), edits, steps=2)
+    assert apart(found.latents, edited(placed("none"), edits, steps=2).latents) <= TOLERANCE
+    assert found.session.counts() == found.plan.planned() != {}
 
 
 @pytest.mark.slow

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
 
 import pytest
 import torch
 
 from helpers.comfy_fakes import NativeWan, Patcher, WrapperWan
+from helpers.edits import WAYS
 from helpers.tiny import TEXT_LENGTH, tiny_model
 from wanscope.capture.moments import Moment
 from wanscope.edit.direction import Direction, DirectionManifest
-from wanscope.edit.donors import DonorTexts
-from wanscope.edit.edits import Bend, Inject, Skip, Steer
-from wanscope.edit.plan import Passes, make_plan
+from wanscope.edit.edits import Bend, Inject, Prompts, Skip, Steer
+from wanscope.edit.encoded_texts import DonorTexts
+from wanscope.edit.plan import make_plan
+from wanscope.edit.planned import Passes
+from wanscope.edit.sites import Branch
+from wanscope.errors import RecipeError
 from wanscope.runtime.comfy import native as comfy_native
 from wanscope.runtime.comfy import wrapper as wan_wrapper
 from wanscope.runtime.comfy.live import Live, LiveEdit
@@ -27,7 +35,7 @@ def text(tokens: int, seed: int) -> torch.Tensor:
     return torch.randn(tokens, 32, generator=torch.Generator().manual_seed(seed))
 
 
-MAIN, DONOR, NEGATIVE = text(5, 1), text(7, 2), text(3, 3)
+MAIN, DONOR, NEGATIVE, LATER = text(4, 1), text(6, 2), text(3, 3), text(5, 4)
 X = torch.randn(1, 16, 2, 8, 8, generator=torch.Generator().manual_seed(0))
 WORDS = (1, 2)
 
@@ -68,18 +76,51 @@ def models():
     return model, Patcher(NativeWan(source)), Patcher(WrapperWan(source))
 
 
-def through_diffusers(model, edits, directions=None) -> torch.Tensor:
-    places = {i: {"prompt": WORDS} for i, e in enumerate(edits) if isinstance(e, Bend)}
-    texts = DonorTexts("prompt", "negative", MAIN, NEGATIVE, {"donor": DONOR}, TEXT_LENGTH, places=places)
-    passes = Passes((SIGMA,), (1,), (frozenset(),))
+@dataclass(frozen=True)
+class Ran:
+    """What a runtime gave: the prediction [branches, C, T, h, w], and how often each (edit, block, branch) was planned
+    (in ComfyUI: due) and applied."""
+
+    out: torch.Tensor
+    planned: dict[tuple[int, int, str], int]
+    applied: dict[tuple[int, int, str], int]
+
+
+def texts_of(branches: tuple[Branch, ...]) -> torch.Tensor:
+    """[branches, N, D]: the prompt, and the negative prompt, padded."""
+    raw = torch.zeros(len(branches), TEXT_LENGTH, 32)
+    for row, branch in zip(raw, branches, strict=True):
+        own = MAIN if branch == "cond" else NEGATIVE
+        row[: len(own)] = own
+    return raw
+
+
+def without_step(counts) -> dict[tuple[int, int, str], int]:
+    return {(edit, block, branch): n for (edit, block, branch, _), n in counts.items() if n}
+
+
+def diffusers_run(model, edits, directions=None, branches: tuple[Branch, ...] = ("cond",)) -> Ran:
+    places = {i: {"prompt": WORDS, "negative": WORDS} for i, e in enumerate(edits) if e.named_words()}
+    raw = {"donor": DONOR, "later": LATER}
+    raw |= {text: LATER if isinstance(edit, Prompts) else DONOR for edit in edits for text in edit.texts()}
+    texts = DonorTexts("prompt", "negative", MAIN, NEGATIVE, raw, TEXT_LENGTH, places=places)
+    guided = frozenset(range(1)) if "uncond" in branches else frozenset()
+    passes = Passes((SIGMA,), (1,), (guided,))
     transformer = model.experts()[0]
     plan = make_plan(edits, texts, passes, blocks=4, heads=4, grid=GRID, directions=directions) if edits else None
-    raw = torch.zeros(1, TEXT_LENGTH, 32)
-    raw[0, : len(MAIN)] = MAIN
+    x = X.expand(len(branches), -1, -1, -1, -1)
     with attach(model, plan) if plan else nullcontext() as session:
-        around = session.around_call(Moment(0, 1, 0, ("cond",), 0, SIGMA)) if session else nullcontext()
+        around = session.around_call(Moment(0, 1, 0, branches, 0, SIGMA)) if session else nullcontext()
         with around, torch.no_grad():
-            return transformer(X, torch.tensor([1000 * SIGMA]), raw, return_dict=False)[0]
+            t = torch.full((len(branches),), 1000 * SIGMA)
+            out = transformer(x, t, texts_of(branches), return_dict=False)[0]
+    if session is None or plan is None:
+        return Ran(out, {}, {})
+    return Ran(out, without_step(plan.planned()), without_step(session.counts()))
+
+
+def through_diffusers(model, edits, directions=None) -> torch.Tensor:
+    return diffusers_run(model, edits, directions).out
 
 
 def live(edits, direction=None) -> Live:
@@ -87,29 +128,52 @@ def live(edits, direction=None) -> Live:
         LiveEdit(
             edit,
             DONOR if isinstance(edit, Inject) else None,
-            columns=(WORDS,) if isinstance(edit, Bend) else (),
+            columns=(WORDS,) if edit.named_words() else (),
             pairs=((DONOR, NEGATIVE),) if isinstance(edit, Steer) else (),
-            direction=direction,
+            direction=direction if isinstance(edit, Steer) else None,
+            keyed=((0.0, LATER),) if isinstance(edit, Prompts) else (),
         )
         for edit in edits
     )
 
 
-def through_native(patcher, edits, direction=None) -> torch.Tensor:
-    edited = comfy_native.attach(patcher, live(edits, direction))
+def of_run(out: torch.Tensor, found: Live) -> Ran:
+    run = found.runs[-1] if found.runs else None
+    return Ran(out, without_step(run.due), without_step(run.applied)) if run else Ran(out, {}, {})
+
+
+def native_run(patcher, edits, direction=None, branches: tuple[Branch, ...] = ("cond",)) -> Ran:
+    found = live(edits, direction)
+    edited = comfy_native.attach(patcher, found)
     options = {**edited.model_options["transformer_options"], "wrappers": edited.wrappers}
-    raw = torch.zeros(1, TEXT_LENGTH, 32)
-    raw[0, : len(MAIN)] = MAIN
-    options |= {"cond_or_uncond": [0], "sigmas": torch.tensor([SIGMA])}
+    options |= {"cond_or_uncond": [int(b == "uncond") for b in branches], "sigmas": torch.tensor([SIGMA])}
+    x = X.expand(len(branches), -1, -1, -1, -1)
     with torch.no_grad():
-        return patcher.model.diffusion_model(X, torch.tensor([1000 * SIGMA]), raw, None, None, options)
+        t = torch.full((len(branches),), 1000 * SIGMA)
+        out = patcher.model.diffusion_model(x, t, texts_of(branches), None, None, options)
+    return of_run(out, found)
+
+
+def through_native(patcher, edits, direction=None) -> torch.Tensor:
+    return native_run(patcher, edits, direction).out
+
+
+def wrapper_run(patcher, edits, direction=None, branches: tuple[Branch, ...] = ("cond",)) -> Ran:
+    """The wrapper makes one call for each branch."""
+    found = live(edits, direction)
+    attached = wan_wrapper.attach(patcher, found)
+    parts = []
+    for branch in branches:
+        options = attached.model_options["transformer_options"]
+        call = {"x": [X[0]], "t": torch.tensor([1000 * SIGMA]), "seq_len": 0, "transformer_options": options}
+        call |= {"is_uncond": branch == "uncond", "context": [MAIN if branch == "cond" else NEGATIVE]}
+        with torch.no_grad():
+            parts.append(patcher.model.diffusion_model(**call)[0][0])
+    return of_run(torch.stack(parts), found)
 
 
 def through_wrapper(patcher, edits, direction=None) -> torch.Tensor:
-    options = wan_wrapper.attach(patcher, live(edits, direction)).model_options["transformer_options"]
-    call = {"x": [X[0]], "t": torch.tensor([1000 * SIGMA]), "seq_len": 0, "transformer_options": options}
-    with torch.no_grad():
-        return patcher.model.diffusion_model(context=[MAIN], **call)[0][0][None]
+    return wrapper_run(patcher, edits, direction).out
 
 
 @pytest.mark.parametrize("name", EDITS)
@@ -144,3 +208,73 @@ def test_stored_directions_agree_on_all_runtimes(models, on, operation):
     assert torch.allclose(through_native(native, edits, direction), expected, atol=2e-5)
     assert torch.allclose(through_wrapper(wrapper, edits, direction), expected, atol=2e-5)
     assert not torch.allclose(expected, through_diffusers(model, []), atol=1e-3)
+
+
+DIRECTION = Direction(
+    torch.randn(1, 4, 48, generator=torch.Generator().manual_seed(8)),
+    DirectionManifest("hidden", "tiny", {}, (0, 1, 2, 3), (("a", "b"),)),
+)
+ON_CONTEXT = Direction(DIRECTION.tensor_ELD, DirectionManifest("context", "tiny", {}, (0, 1, 2, 3), (("a", "b"),)))
+DIRECTIONS = {"context": ON_CONTEXT, "hidden": DIRECTION}
+BRANCHES_OF_PAIRS = (("cond", "cond"), ("both", "cond"), ("cond", "both"), ("both", "uncond"))
+
+
+def refused(run: Callable[[], Ran], words: str) -> bool:
+    """Whether the run is refused; any refusal has these words."""
+    try:
+        run()
+    except RecipeError as error:
+        if words not in str(error):
+            raise
+        return True
+    return False
+
+
+@pytest.mark.parametrize("branches_of", BRANCHES_OF_PAIRS, ids=lambda pair: " and ".join(pair))
+@pytest.mark.parametrize("first", WAYS)
+def test_every_pair_of_edits_is_planned_counted_and_computed_alike(models, first: str, branches_of):
+    """Also where one edit leaves nothing of the other: both runtimes read the same rules."""
+    model, native, wrapper = models
+    for second in WAYS:
+        edits = [WAYS[first](branch=branches_of[0]), WAYS[second](branch=branches_of[1])]
+        direction = next((DIRECTIONS[e.sha256] for e in edits if isinstance(e, Steer)), None)
+        if {"steer context", "steer hidden"} == {first, second}:
+            continue  # one live run is given one direction here
+        passes: tuple[Branch, ...] = ("cond", "uncond")
+        if refused(partial(diffusers_run, model, edits, DIRECTIONS, passes), "would do nothing in block"):
+            # an edit of words that the other one leaves no text with
+            for run, patcher in ((native_run, native), (wrapper_run, wrapper)):
+                assert refused(partial(run, patcher, edits, direction, passes), "finds no text with its words")
+            continue
+        expected = diffusers_run(model, edits, DIRECTIONS, passes)
+        assert expected.planned == expected.applied, (first, second)
+        for name, found in (
+            ("native", native_run(native, edits, direction, passes)),
+            ("wrapper", wrapper_run(wrapper, edits, direction, passes)),
+        ):
+            assert found.applied == expected.applied, (name, first, second)
+            assert found.planned == expected.planned, (name, first, second)
+            assert torch.allclose(found.out, expected.out, atol=3e-5), (name, first, second)
+
+
+def test_what_the_runtimes_once_disagreed_on(models):
+    """An injection on both branches under a skip of one; an injection that a later whole one leaves nothing of."""
+    model, native, wrapper = models
+    for edits, absent in (
+        ([Inject("donor", branch="both", strength=0.5), Skip("0")], {(0, 0, "cond")}),
+        ([Inject("donor", strength=0.5), Inject("donor")], set(product((0,), range(4), ("cond", "uncond")))),
+    ):
+        for found in (
+            diffusers_run(model, edits, branches=("cond", "uncond")),
+            native_run(native, edits, branches=("cond", "uncond")),
+            wrapper_run(wrapper, edits, branches=("cond", "uncond")),
+        ):
+            assert not absent & set(found.applied) and found.applied == found.planned
+            assert found.applied
+
+
+def test_appended_tokens_that_find_no_room_are_refused_in_all_runtimes(models):
+    model, native, wrapper = models
+    edits = [Inject("donor", mode="append", strength=0.3)] * 3
+    for run in (partial(diffusers_run, model), partial(native_run, native), partial(wrapper_run, wrapper)):
+        assert refused(partial(run, edits), "the donor's 6 tokens cannot be appended")

@@ -14,7 +14,7 @@ from wanscope.edit.direction import Direction, read_direction
 from wanscope.edit.edits import Steer
 from wanscope.errors import RecipeError
 from wanscope.recipe import VideoSpec
-from wanscope.runtime.compose import steered
+from wanscope.runtime.compose import shifted
 from wanscope.runtime.diffusers.session import attach
 from wanscope.sample.learn_direction import learn_direction
 from wanscope.wan.identity import file_hash
@@ -116,18 +116,18 @@ def test_steering_a_row():
     x = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     d = torch.randn(7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     u = d / d.norm()
-    torch.testing.assert_close(steered(x, d, "add", 2.0), x + 2 * d)
+    torch.testing.assert_close(shifted(x, d, "add", 2.0), x + 2 * d)
     torch.testing.assert_close(
-        steered(x, d, "ablate", 1.0) @ u, torch.zeros(5, dtype=torch.float64), atol=1e-14, rtol=0
+        shifted(x, d, "ablate", 1.0) @ u, torch.zeros(5, dtype=torch.float64), atol=1e-14, rtol=0
     )
-    torch.testing.assert_close(steered(x, d, "ablate", 0.25) @ u, 0.75 * (x @ u))
-    turned = steered(x, d, "rotate", 0.5)
+    torch.testing.assert_close(shifted(x, d, "ablate", 0.25) @ u, 0.75 * (x @ u))
+    turned = shifted(x, d, "rotate", 0.5)
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
 
     def angle(rows: torch.Tensor) -> torch.Tensor:
         return torch.acos((rows @ u) / rows.norm(dim=-1))
 
     torch.testing.assert_close(angle(turned), angle(x) / 2)
-    torch.testing.assert_close(steered(x, d, "rotate", 1.0), x.norm(dim=-1, keepdim=True) * u)
+    torch.testing.assert_close(shifted(x, d, "rotate", 1.0), x.norm(dim=-1, keepdim=True) * u)
     along = torch.stack([d, torch.zeros_like(d)])
-    assert torch.equal(steered(along, d, "rotate", 0.5), along)
+    assert torch.equal(shifted(along, d, "rotate", 0.5), along)

@@ -17,7 +17,8 @@ from wanscope.analysis.attention import concentration
 from wanscope.capture.attention_plan import AttentionPlan, ModelFacts, plan_attention
 from wanscope.capture.attention_sink import FOLDERS, AttentionSink, Seen
 from wanscope.capture.moments import Moment
-from wanscope.edit.plan import EditPlan, PlannedText
+from wanscope.edit.plan import EditPlan
+from wanscope.edit.planned_texts import PlannedText
 from wanscope.errors import NumericalError, WorkError
 from wanscope.recipe import SamplerSpec, VideoSpec
 from wanscope.runtime.diffusers.recorder import AttentionRecorder

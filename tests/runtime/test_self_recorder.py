@@ -15,7 +15,8 @@ from helpers.tiny import tiny_model, video
 from wanscope.capture.attention_plan import AttentionPlan, ModelFacts, plan_attention, plan_self_attention
 from wanscope.capture.attention_sink import AttentionSink, Seen
 from wanscope.edit.edits import Skip
-from wanscope.edit.plan import EditPlan, PlannedText
+from wanscope.edit.plan import EditPlan
+from wanscope.edit.planned_texts import PlannedText
 from wanscope.errors import RecipeError
 from wanscope.recipe import SamplerSpec, VideoSpec
 from wanscope.runtime.diffusers.recorder import AttentionRecorder

@@ -259,12 +259,11 @@ def test_every_text_is_encoded_once_and_handed_over() -> None:
     assert (donors.prompt, donors.negative) == ("a blue square", "")
     assert torch.equal(donors.main, texts.conditioning(asked[-1]).cond)  # weights applied
     assert not torch.equal(donors.main, expected["a blue square"])
-    assert torch.equal(donors.donor(edits[0]).embedding, expected["a green square"])
-    assert torch.equal(donors.negative_donor(edits[0]), expected["a dog"])
-    assert donors.negative_donor(edits[1]) is None
+    assert torch.equal(donors.donor(edits[0].donor).embedding, expected["a green square"])
+    assert torch.equal(donors.raw["a dog"], expected["a dog"])
     exact = expected["a dog"].double() - 0.5 * expected["a cat"].double()
-    np.testing.assert_allclose(donors.donor(edits[1]).embedding, exact, rtol=1e-6, atol=1e-7)
-    assert torch.equal(donors.keyed(edits[2])[2], expected["a cat"])
+    np.testing.assert_allclose(donors.donor(edits[1].donor).embedding, exact, rtol=1e-6, atol=1e-7)
+    assert torch.equal(donors.raw["a cat"], expected["a cat"])
     assert donors.places == {3: {"a blue square": (2,), "a green square": (2,)}}
 
 
@@ -272,7 +271,7 @@ def test_a_donor_is_moved_to_the_difference_asked_for_and_the_notes_say_so() -> 
     edit = Inject("a green square", difference=0.5)
     texts = encode_prompts(model(), recipes(edit, prompt="a red circle"), Events())
     donors = texts.donors(recipes(edit, prompt="a red circle")[-1])
-    found = donors.donor(edit)
+    found = donors.donor(edit.donor, edit.difference)
     assert found.amplified is not None and "target 0.5" in found.note
     assert abs(relative_l2(donors.main, found.embedding) - 0.5) < 1e-3
 
@@ -290,7 +289,7 @@ def test_stored_embeddings_are_read_trimmed(tmp_path: Path) -> None:
     edit = Inject({"expression": "2*x", "names": {"x": {"embedding": str(path)}}})
     asked = recipes(edit)
     texts = encode_prompts(model(), asked, Events())
-    found = texts.donors(asked[-1]).donor(asked[-1].edits[0])  # type: ignore[arg-type]
+    found = texts.donors(asked[-1]).donor(asked[-1].edits[0].donor)  # type: ignore[union-attr]
     assert torch.equal(found.embedding, 2 * embedding)
 
 
@@ -396,7 +395,7 @@ def test_what_the_catalogue_does_not_hold_is_refused_before_any_work(tmp_path: P
         assert not (tmp_path / "takes").exists() and not (tmp_path / "studies").exists()
         return str(caught.value)
 
-    assert "'warm': it is no .safetensors file, and not in the catalogue" in refused("warm")
+    assert "'warm': it is not a .safetensors file, and not in the catalog" in refused("warm")
     catalog = Catalog(tmp_path)
     catalog.put(torch.ones(3, 7), label="narrow")
     catalog.put(torch.ones(3, own.variant.text_dim), label="read", space="context")

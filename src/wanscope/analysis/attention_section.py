@@ -7,8 +7,6 @@ attention.py defines them. The page shows one take of each variation; `wanscope 
 
 from __future__ import annotations
 
-import base64
-import html
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,8 +16,8 @@ import numpy as np
 
 from wanscope.analysis.attention import of_means, profile
 from wanscope.analysis.collection import Member, from_takes
-from wanscope.analysis.overlay import overlay_video, panels
-from wanscope.analysis.preview import scaled
+from wanscope.analysis.overlay import Panel, overlay_video, panels
+from wanscope.analysis.preview import Preview, scaled
 from wanscope.analysis.result import Analysis
 from wanscope.analysis.table import SLOT
 from wanscope.errors import DamagedTake, NotCaptured
@@ -71,50 +69,37 @@ def _why(member: Member) -> str:
     return ""
 
 
-def section(analysis: Analysis) -> str:
-    """HTML of the page's part, "" where no take has maps."""
+def section(analysis: Analysis) -> dict[str, Any] | None:
+    """What the page's part shows: notes, overlays (title and video) and how many more there are. None where no take
+    has maps."""
     members = with_maps(analysis.members)
     if not members:
-        return ""
+        return None
     chosen: dict[str, Member] = {}
     for member in members:
         if not _why(member):
             chosen.setdefault(member.group, member)
-    notes = "".join(f"<p>{html.escape(note)}</p>" for note in damaged(members))
-    shown = list(_figures(list(chosen.values())[:SHOWN]))
-    figures = "".join(shown)
-    more = len(chosen) - len(shown)
-    rest = f"<p class=soft>and {more} more variations in their takes</p>" if more > 0 else ""
-    return (
-        "<p>Cross-attention of words, mean over steps, blocks and heads, over the video; labels give a word's share of "
-        "all attention. Panels are compared by shape, not by brightness. Maps say where a word is read, not what it "
-        f"causes.</p>{notes}<div class=figures>{figures}</div>{rest}"
-    )
+    overlays = list(_overlays(list(chosen.values())[:SHOWN]))
+    return {"notes": damaged(members), "overlays": overlays, "more": len(chosen) - len(overlays)}
 
 
-def _figures(members: list[Member]) -> Iterator[str]:
-    """One for each take whose maps can be read, as long as the budget lasts."""
+def _overlays(members: list[Member]) -> Iterator[tuple[str, Preview]]:
+    """Title and video of each take whose maps can be read, as long as the budget lasts."""
     used = 0
     for member in members:
         try:
             attention = member.take.attention
-            shown = panels(attention, list(attention.words)[:WORDS])
-            data, width = _clip(member, shown)
+            clip = _clip(member, panels(attention, list(attention.words)[:WORDS]))
         except (DamagedTake, NotCaptured):
             continue
-        if used and used + len(data) > BUDGET_BYTES:
+        if used and used + len(clip.data) > BUDGET_BYTES:
             return
-        used += len(data)
-        title = html.escape(f"{member.group}, seed {member.seed}")
-        source = f"data:video/mp4;base64,{base64.b64encode(data).decode()}"
-        video = (
-            f'<video width="{width}" src="{source}" aria-label="{title}" tabindex="0" muted loop playsinline></video>'
-        )
-        yield f"<figure><h3>{title}</h3>{video}</figure>"
+        used += len(clip.data)
+        yield f"{member.group}, seed {member.seed}", clip
 
 
-def _clip(member: Member, shown: Any) -> tuple[bytes, int]:
-    """A small overlay video: its bytes and width."""
+def _clip(member: Member, shown: Sequence[Panel]) -> Preview:
+    """A small overlay video."""
     from PIL import Image
 
     with TemporaryDirectory(prefix="wanscope-maps-") as folder:
@@ -126,4 +111,4 @@ def _clip(member: Member, shown: Any) -> tuple[bytes, int]:
             np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in iter_frames(whole)
         )
         write_video(small, frames, facts["fps"] or 8, options={"crf": str(RATE), "preset": "medium"})
-        return small.read_bytes(), size[0]
+        return Preview("video/mp4", small.read_bytes(), *size)

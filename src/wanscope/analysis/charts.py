@@ -118,7 +118,7 @@ def _effects(analysis: Analysis) -> Iterator[Chart]:
             f"effects-{number + 1}",
             "Differences",
             f"{contrast.a} against {contrast.b}",
-            f"Effect size: mean difference ({contrast.a} less {contrast.b}) over the standard deviation of the pairs' "
+            f"Effect size: mean difference ({contrast.a} minus {contrast.b}) over the standard deviation of the pairs' "
             "differences, with 95% intervals. Filled: clear of correction for all tests. Sizes above about 1 mean that "
             "nearly every pair shows the difference.",
             "effect size",

@@ -6,6 +6,7 @@ apart; dashes and markers say the same a second time.
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -51,7 +52,7 @@ def plotly_figure(chart: Chart) -> dict[str, Any]:
 
 def _plain(text: str) -> str:
     """Plotly reads a few HTML tags in texts; a slot's value is no tag."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return html.escape(text, quote=False)
 
 
 def _trace(series: Series) -> dict[str, Any]:

@@ -6,6 +6,7 @@ coarser; what still does not fit is a still picture, and the page says so.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -36,6 +37,11 @@ class Preview:
     width: int
     height: int
     note: str = ""
+
+    @property
+    def source(self) -> str:
+        """The file as a data URI, which a page can hold."""
+        return f"data:{self.kind};base64,{base64.b64encode(self.data).decode()}"
 
 
 def previews(takes: Sequence[Take], budget_bytes: int = BUDGET_BYTES) -> list[Preview]:

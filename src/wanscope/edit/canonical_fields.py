@@ -18,12 +18,12 @@ from wanscope.errors import RequestError
 
 
 @contextlib.contextmanager
-def spoken() -> Iterator[None]:
-    """A RequestError as the ValueError that pydantic expects, which then says where the value stands."""
+def as_value_error() -> Iterator[None]:
+    """Raises a RequestError as the ValueError that pydantic expects; pydantic then names the field."""
     try:
         yield
     except RequestError as error:
-        # "strength is 'a lot'" is said by whoever names the field
+        # "strength is 'a lot'" would repeat what the caller says when it names the field
         named = error.what.partition(" is ")[0] in ("blocks", "strength", "schedule")
         text = error.why if named and error.why else f"{error.what}: {error.why}" if error.why else error.what
         raise ValueError(f"{text}; for example {error.fix}" if error.fix and "\n" not in text else text) from None
@@ -31,7 +31,7 @@ def spoken() -> Iterator[None]:
 
 def blocks_text(value: Any) -> str:
     """`late`, `0-9,20`, bits. A picture becomes bits, a list of numbers ranges."""
-    with spoken():
+    with as_value_error():
         check_blocks(value)
     if isinstance(value, Blocks):
         return value.bits
@@ -55,7 +55,7 @@ def _ranges(numbers: list[int]) -> Iterator[str]:
 
 def strength_value(value: Any) -> float | str | tuple[float, ...] | dict[str, float]:
     """A number; a shape as text, `gaussian_peak(0.8, peak=20)`; a number a block; or numbers by blocks."""
-    with spoken():
+    with as_value_error():
         check_strengths(value, low=None, high=None)
         if isinstance(value, Strengths):
             return value.values
@@ -89,7 +89,7 @@ def _by_blocks(values: Mapping[Any, Any]) -> dict[str, float]:
 
 def schedule_text(value: Any) -> str | None:
     """In one line; None for always."""
-    with spoken():
+    with as_value_error():
         schedule = parse_schedule(value)
     return None if schedule.is_constant and schedule.keys[0][1] == CONSTANT.keys[0][1] else schedule.text
 

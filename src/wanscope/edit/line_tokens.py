@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from wanscope.errors import EditError
 
 QUOTES = "'\""
 OPENING, CLOSING = "([{", ")]}"
+_plain_file = re.compile(r"[\w./~+-]+\.safetensors")
 # A quote begins a text at the start of a token or after one of these; elsewhere (circle's) it is a letter.
 _BEFORE_QUOTE = "=:,([{ "
 
@@ -100,3 +102,8 @@ def quoted(text: str) -> str:
     """In quotes, so that `contents` gives it back."""
     quote = '"' if "'" in text and '"' not in text else "'"
     return quote + text.replace("\\", "\\\\").replace(quote, "\\" + quote) + quote
+
+
+def is_plain_file(text: str) -> bool:
+    """Whether the text is a .safetensors file that needs no quotes."""
+    return _plain_file.fullmatch(text) is not None

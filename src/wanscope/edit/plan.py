@@ -4,99 +4,31 @@ Every edit becomes tables of strength x schedule, [steps, blocks] for each branc
 (edit, block, branch, step) is planned where its table is not zero and the branch's pass is run; the runtime acts there
 and nowhere else, and both are counted and compared. Factor 1, angle 0 and strength 0 leave the plan.
 
-How several edits compose:
-
-- `prompts` come first, wherever they stand: they say what the prompt is at each step.
-- All others act in the order given, each on what those before it left. A `bend` acts on the words in every text that is
-  read at that point, and a `mix` after it adds one that is not bent. A `mix` at strength 1 leaves nothing of what was
-  there, nor do `tokens` that replace all of a text: what came before leaves the plan there (and a note says so).
-- A skipped block reads no text: what acts on its context or attention leaves the plan there (and a note says so).
-  Hidden edits still act on the state that passes through.
-- A donor's own pass (for hidden states) knows no edit but its text.
+In which order edits act, and which one leaves nothing of which, is in `rules.py`. A `bend` acts on the words in every
+text that is read at that point, and a `mix` after it adds one that is not bent. A donor's own pass (for hidden states)
+knows no edit but its text.
 
 Shape suffixes: S steps, L blocks or tokens (said where), D text dim.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wanscope.edit.base import EditInBlocks, EditWithStrength
-from wanscope.edit.donors import DonorTexts, check_edits
-from wanscope.edit.edits import Bend, Edit, Inject, Prompts, Skip, Steer
-from wanscope.edit.planned_texts import Boost, Branch, PlannedText, donors_of, idle_note, keyed_texts, replaces
+from wanscope.edit.edits import Edit, check_edits
+from wanscope.edit.encoded_texts import DonorTexts
+from wanscope.edit.planned import Passes, PlannedEdit, Resolving
+from wanscope.edit.planned_texts import PlannedText
+from wanscope.edit.rules import acting_order, silenced
+from wanscope.edit.sites import BRANCHES, Branch, Site
 from wanscope.errors import RecipeError
 
 if TYPE_CHECKING:
     from wanscope.edit.direction import Direction
-
-__all__ = ["Boost", "Branch", "EditPlan", "Part", "Passes", "PlannedEdit", "PlannedText", "Site", "make_plan"]
-
-Part = Literal["context", "attention", "hidden", "block"]
-# (edit's place in the list, block, branch, step)
-Site = tuple[int, int, str, int]
-
-
-@dataclass(frozen=True)
-class Passes:
-    """Which model calls a run makes.
-
-    sigmas: the noise level that each step begins at. evaluations: of the model, in each step. first: the step that the
-    run begins with. guided: for each expert the steps at which it also runs the uncond pass.
-    """
-
-    sigmas: tuple[float, ...]
-    evaluations: tuple[int, ...]
-    guided: tuple[frozenset[int], ...]
-    first: int = 0
-
-    @property
-    def steps(self) -> int:
-        return len(self.evaluations)
-
-    def has(self, branch: str, step: int, expert: int | None = None) -> bool:
-        """Whether the branch's pass is run at a step; without `expert`, whether any expert would run it."""
-        if step < self.first or branch == "cond":
-            return step >= self.first
-        experts = self.guided if expert is None else (self.guided[expert],)
-        return any(step in steps for steps in experts)
-
-
-@dataclass(frozen=True, eq=False)
-class PlannedEdit:
-    """One edit with nothing left open.
-
-    tables: float64 [S, blocks] for each branch that it acts on. parts: what of a block it touches. donor: the text of
-    an injection, by branch. keyed: of `prompts`, the text of each step (None before the first key). columns: of its
-    words, by the prompt that they stand in. direction: of `steer`.
-    """
-
-    index: int
-    edit: Edit
-    parts: tuple[Part, ...]
-    tables: Mapping[Branch, np.ndarray]
-    donor: Mapping[Branch, PlannedText] = field(default_factory=dict)
-    keyed: tuple[PlannedText | None, ...] = ()
-    columns: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    direction: Direction | None = None
-
-    def strength(self, branch: str, step: int, block: int) -> float:
-        """0 where it does not act."""
-        table = self.tables.get(branch)  # type: ignore[call-overload]
-        return 0.0 if table is None else float(table[step, block])
-
-    @property
-    def acts(self) -> bool:
-        return any(table.any() for table in self.tables.values())
-
-    def columns_in(self, prompts: frozenset[str]) -> tuple[int, ...]:
-        """The places of its words in a text that holds these prompts."""
-        return tuple(sorted({column for prompt in prompts for column in self.columns.get(prompt, ())}))
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +77,7 @@ class EditPlan:
         return {
             (edit.index, block, branch, step): self.passes.evaluations[step]
             for step in range(self.passes.first, self.passes.steps)
-            for branch in ("cond", "uncond")
+            for branch in BRANCHES
             if self.passes.has(branch, step)
             for edit, block in self.sites(branch, step)
         }
@@ -173,151 +105,74 @@ def make_plan(
     }
     notes: list[str] = []
     kept: list[PlannedText] = []
-    planned = [
-        _resolved(i, edit, texts, passes, blocks, main, directions or {}, notes, kept) for i, edit in enumerate(edits)
-    ]
-    planned.sort(key=lambda edit: not isinstance(edit.edit, Prompts))  # a stable sort: the others keep their order
-    planned = _without_replaced(_without_skipped(planned, notes), notes)
-    real = max(_real_rows(planned, branch, main[branch], texts.text_length) for branch in main)
+    planned: list[PlannedEdit] = []
+    for i, edit in enumerate(edits):
+        table_SL = edit.table(passes, blocks, f"edits.{i}")
+        notes += _where_it_does_not_act(edit, table_SL, passes, blocks, f"edits.{i}")
+        against = Resolving(f"edits.{i}", texts, passes, blocks, main, table_SL, directions or {}, notes, kept)
+        brought = edit.resolve(against)
+        tables = dict.fromkeys(edit.branches, table_SL)
+        columns = texts.places.get(i, {})
+        planned.append(PlannedEdit(i, edit, tables, brought.donor, brought.keyed, columns, brought.direction))
+    planned = _ruled(edits, planned, notes)
+    real = max(real_rows(planned, branch, main[branch], texts.text_length) for branch in main)
     plan = EditPlan(tuple(planned), passes, blocks, texts.text_length, grid, main, real, tuple(dict.fromkeys(notes)))
     return replace(plan, notes=(*plan.notes, *_check_words(plan, texts.word_texts)))
 
 
-def _resolved(
-    index: int,
-    edit: Edit,
-    texts: DonorTexts,
-    passes: Passes,
-    blocks: int,
-    main: Mapping[Branch, PlannedText],
-    directions: Mapping[str, Direction],
-    notes: list[str],
-    kept: list[PlannedText],
-) -> PlannedEdit:
-    where = f"edits.{index}"
-    branches: tuple[Branch, ...] = ("cond", "uncond") if edit.branch == "both" else (edit.branch,)
-    table_SL = _table(edit, passes, blocks, where)
-    tables = dict.fromkeys(branches, table_SL)
-    if not table_SL.any() and isinstance(edit, EditInBlocks):
-        unmoved = "its map would stay as it is" if isinstance(edit, Bend) and edit.changes_nothing else ""
-        notes.append(f"{where} acts nowhere: {edit.nowhere(blocks) or unmoved or 'its schedule is 0 at every step'}")
-    if table_SL.any() and not any(
-        passes.has(branch, int(step)) for branch in branches for step in np.flatnonzero(table_SL.any(1))
-    ):
+def _where_it_does_not_act(edit: Edit, table_SL: np.ndarray, passes: Passes, blocks: int, where: str) -> Iterator[str]:
+    """A note on an edit whose table is zero, or that acts only where its pass is not run."""
+    if not table_SL.any():
+        reason = edit.inactive_reason(blocks) or "its schedule is 0 at every step"
+        yield f"{where} acts nowhere: {reason}"
+        return
+    acting = np.flatnonzero(table_SL.any(1))
+    if not any(passes.has(branch, int(step)) for branch in edit.branches for step in acting):
         late = not table_SL[passes.first :].any()
         why = f"the run begins at step {passes.first}" if late else "guidance is 1 there"
-        notes.append(f"{where} acts on no pass: {edit.branch} is not run where it would ({why})")
-    columns = texts.places.get(index, {})
-    if isinstance(edit, Inject):
-        donor = donors_of(edit, texts, main, where, notes, kept)
-        idle = [idle_note(edit, donor[branch], main[branch], not table_SL[:, 1:].any()) for branch in branches]
-        if table_SL.any() and all(idle):
-            notes.append(f"{where} changes nothing: {idle[0]}")
-        parts: tuple[Part, ...] = {"context": ("context",), "hidden": ("hidden",), "both": ("hidden", "context")}[
-            edit.on
-        ]
-        return PlannedEdit(index, edit, parts, tables, donor, columns=columns)
-    if isinstance(edit, Bend):
-        return PlannedEdit(index, edit, ("attention",), tables, columns=columns)
-    if isinstance(edit, Steer):
-        found = directions.get(edit.sha256 or "")
-        if found is None:
-            raise RecipeError(f"{where}: the direction {edit.direction} was not read", "it has no recorded hash", "")
-        found.require(edit.on, tuple(int(block) for block in np.flatnonzero(table_SL.any(0))), where)
-        return PlannedEdit(index, edit, ("context" if edit.on == "context" else "hidden",), tables, direction=found)
-    if isinstance(edit, Skip):
-        return PlannedEdit(index, edit, ("block" if edit.part == "block" else "attention",), tables)
-    keyed = keyed_texts(edit, texts, passes.steps)
-    return PlannedEdit(index, edit, ("context",), tables, keyed=keyed)
+        yield f"{where} acts on no pass: {edit.branch} is not run where it would ({why})"
 
 
-def _table(edit: Edit, passes: Passes, blocks: int, where: str) -> np.ndarray:
-    """Strength x schedule, float64 [S, blocks]."""
-    if isinstance(edit, Prompts):
-        from_step = np.arange(passes.steps) >= min(edit.keys)
-        return np.repeat(from_step[:, None].astype(np.float64), blocks, axis=1)
-    assert isinstance(edit, EditInBlocks)
-    over_steps_S = np.array(edit.multiplier.values(passes.sigmas), dtype=np.float64)
-    table_SL = over_steps_S[:, None] * np.array(edit.strengths(blocks).values, dtype=np.float64)[None]
-    if isinstance(edit, Skip):
-        return (table_SL != 0).astype(np.float64)
-    if isinstance(edit, Bend) and edit.changes_nothing:
-        return np.zeros_like(table_SL)
-    if isinstance(edit, EditWithStrength):
-        low, high = edit.strength_range
-        if table_SL.min() < low or table_SL.max() > high:
-            worst = table_SL.min() if table_SL.min() < low else table_SL.max()
-            raise RecipeError(
-                f"{where}: strength times schedule reaches {worst:g}",
-                f"for this edit it is from {low:g} to {high:g}",
-                "a schedule with values from 0 to 1",
-            )
-    return table_SL
+def _ruled(edits: Sequence[Edit], planned: Sequence[PlannedEdit], notes: list[str]) -> list[PlannedEdit]:
+    """The edits in acting order, with tables that are zero where another edit leaves nothing of them."""
+    ordered = [planned[i] for i in acting_order(edits)]
+    kinds = [edits[edit.index] for edit in ordered]
+    tables, told = silenced(kinds, [edit.tables for edit in ordered])
+    for silence in told:
+        # A prompt is for the blocks that read one: where none is read, nothing is lost of it.
+        if silence.why == "replaced" or not kinds[silence.silent].sets_prompt:
+            names = (f"edits.{ordered[i].index}" for i in (silence.silent, silence.by))
+            notes.append(silence.sentence(*names))
+    return [replace(edit, tables=table) for edit, table in zip(ordered, tables, strict=True)]
 
 
-def _without_skipped(planned: list[PlannedEdit], notes: list[str]) -> list[PlannedEdit]:
-    """What reads a text in a block that does not run leaves the plan there."""
-    for skip in (edit for edit in planned if isinstance(edit.edit, Skip)):
-        whole = skip.parts == ("block",)
-        for i, other in enumerate(planned):
-            same = isinstance(other.edit, Skip) and (other is skip or other.parts == skip.parts or not whole)
-            if same or other.parts == ("hidden",):
-                continue
-            tables = dict(other.tables)
-            for branch, skipped_SL in skip.tables.items():
-                if branch in tables and (tables[branch] * skipped_SL).any():
-                    tables[branch] = np.where(skipped_SL != 0, 0.0, tables[branch])
-                    if not isinstance(other.edit, Prompts):  # a prompt is for the blocks that read one
-                        what = "the blocks" if whole else "the cross-attention"
-                        notes.append(
-                            f"edits.{other.index} does not act where edits.{skip.index} skips {what} it acts in"
-                        )
-            planned[i] = replace(other, tables=tables)
-    return planned
+def real_rows(
+    planned: Sequence[PlannedEdit],
+    branch: Branch,
+    main: PlannedText,
+    length: int,
+    name: Callable[[int], str] = "edits.{}".format,
+) -> int:
+    """The most real rows that any context of a branch has, of `length` in all.
 
-
-def _without_replaced(planned: list[PlannedEdit], notes: list[str]) -> list[PlannedEdit]:
-    """What a later injection, or later prompts, leave nothing of leaves the plan there. An injection `on: both` still
-    has its state."""
-    for i, later in enumerate(planned):
-        if not isinstance(later.edit, Inject | Prompts):
-            continue
-        at = np.vectorize(functools.partial(replaces, later.edit), otypes=[bool])
-        for j, other in enumerate(planned[:i]):
-            if isinstance(other.edit, Skip) or "hidden" in other.parts:
-                continue
-            tables = dict(other.tables)
-            for branch, table_SL in later.tables.items():
-                gone_SL = at(table_SL)
-                if branch in tables and tables[branch][gone_SL].any():
-                    tables[branch] = np.where(gone_SL, 0.0, tables[branch])
-                    notes.append(f"edits.{other.index} does not act where edits.{later.index} leaves nothing of it")
-            planned[j] = replace(other, tables=tables)
-    return planned
-
-
-def _real_rows(planned: Sequence[PlannedEdit], branch: Branch, main: PlannedText, length: int) -> int:
-    """The most real rows that any context of a branch has. RecipeError where appended tokens find no room."""
+    name: what messages call the edit of an index. Raises RecipeError where there is no room for appended tokens.
+    """
     real = main.real
     for edit in planned:
         table = edit.tables.get(branch)
         if table is None or not table.any() or "context" not in edit.parts:
             continue
-        real = max([real, *(text.real for text in edit.keyed if text is not None)])
-        if branch not in edit.donor:
-            continue
-        donor = edit.donor[branch]
-        assert isinstance(edit.edit, Inject)
-        if edit.edit.mode != "append":
-            real = max(real, donor.real)
-            continue
-        if real + donor.real > length:
-            raise RecipeError(
-                f"edits.{edit.index}: the donor's {donor.real} tokens cannot be appended",
-                f"{real} of the {length} places are taken",
-                "mode: mix, or a shorter donor",
-            )
-        real += donor.real
+        for text in edit.texts_on(branch):
+            if not edit.appends:
+                real = max(real, text.real)
+            elif real + text.real > length:
+                raise RecipeError(
+                    f"{name(edit.index)}: the donor's {text.real} tokens cannot be appended",
+                    f"{real} of the {length} places are taken",
+                    "mode: mix, or a shorter donor",
+                )
+            else:
+                real += text.real
     return real
 
 
@@ -335,7 +190,7 @@ def _check_words(plan: EditPlan, word_texts: Mapping[int, Mapping[str, frozenset
                 for block in np.flatnonzero(table_SL[step]):
                     read = texts_read(plan, branch, step, int(block), before=edit)
                     if not any(edit.columns_in(prompts) for prompts in read):
-                        words = getattr(edit.edit, "words", ())
+                        words = edit.edit.named_words()
                         raise RecipeError(
                             f"edits.{edit.index} would do nothing in block {block} at step {step} on {branch}",
                             f"no text that is read there has {' or '.join(repr(word) for word in words)}",
@@ -356,21 +211,6 @@ def texts_read(
         if edit is before:
             break
         strength = edit.strength(branch, step, block)
-        if not strength or "context" not in edit.parts:
-            continue
-        text = edit.keyed[step] if edit.keyed else None
-        if text is not None:
-            read = [text.prompts]
-        elif isinstance(edit.edit, Inject):
-            read = _injected(edit.edit, edit.donor[branch].prompts, strength, read)
+        if strength and "context" in edit.parts:
+            read = edit.operation_at("context", branch, step, strength).prompts_read(read)
     return read
-
-
-def _injected(
-    edit: Inject, prompts: frozenset[str], strength: float, read: list[frozenset[str]]
-) -> list[frozenset[str]]:
-    if replaces(edit, strength):
-        return [prompts]
-    if edit.mode == "mix":
-        return [*read, prompts]
-    return read if edit.words else [before | prompts for before in read]

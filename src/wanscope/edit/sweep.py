@@ -11,7 +11,7 @@ from itertools import product
 from math import prod
 from typing import Any
 
-from wanscope.edit.canonical_fields import number_text, spoken
+from wanscope.edit.canonical_fields import as_value_error, number_text
 from wanscope.edit.edits import Edit
 from wanscope.edit.shorthand import edit_from, shorthand
 from wanscope.errors import RecipeError, RequestError
@@ -120,7 +120,7 @@ def swept_edits(edits: Sequence[Edit], sweep: Mapping[str, Sequence[Any]]) -> li
 
 
 def _made(data: list[Any], values: Mapping[str, str]) -> tuple[Edit, ...]:
-    with spoken():
+    with as_value_error():
         try:
             return tuple(edit_from(item) for item in data)
         except RequestError as error:

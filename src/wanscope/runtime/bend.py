@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wanscope.edit.edits import Bend
+from wanscope.edit.operations import MapChange
 from wanscope.errors import NumericalError
 
 MapKind = Literal["multiply", "warp", "blur"]
@@ -105,7 +105,7 @@ def blur(sigma: float) -> MapOperation:
     return MapOperation("blur", (kernel_R / kernel_R.sum()).float().expand(2, -1).contiguous())
 
 
-def map_operation(edit: Bend, grid_TYX: tuple[int, int, int]) -> MapOperation:
+def map_operation(edit: MapChange, grid_TYX: tuple[int, int, int]) -> MapOperation:
     """What a bend does to maps on a grid of tokens."""
     grid_YX = grid_TYX[1:]
     if edit.operation == "amplify":
@@ -119,7 +119,7 @@ def map_operation(edit: Bend, grid_TYX: tuple[int, int, int]) -> MapOperation:
     if edit.operation == "translate":
         return translate(edit.x or 0.0, edit.y or 0.0, grid_YX)
     if edit.operation == "flip":
-        assert edit.axis is not None
+        assert edit.axis == "x" or edit.axis == "y"
         return flip(edit.axis, grid_YX)
     if edit.operation == "blur":
         return blur(edit.sigma or 0.0)

@@ -20,9 +20,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from wanscope.edit.edits import Inject, Steer
-from wanscope.edit.plan import EditPlan, PlannedEdit, PlannedText
-from wanscope.edit.planned_texts import replaces
+from wanscope.edit.operations import (
+    Append,
+    BendMaps,
+    BlendTokens,
+    MixIn,
+    Operation,
+    ReadInstead,
+    ShiftTokens,
+    SkipAttention,
+)
+from wanscope.edit.plan import EditPlan
+from wanscope.edit.planned import PlannedEdit
+from wanscope.edit.planned_texts import PlannedText
+from wanscope.edit.rules import READS_TEXT
 
 # A text's context [1, N, D], padding included, as the model itself projects it.
 Project = Callable[[PlannedText], Tensor]
@@ -35,7 +46,7 @@ class Read:
     """One context that is read. weight: of its attention output. real: its rows that are no padding.
 
     standing: which prompts stand where in it. log_weights: (first place, tokens, log weight) of appended tokens.
-    bends: (edit, strength, places of its words), in their order. text: the text whose projection this is, untouched;
+    bends: (what is done, places of the words), in their order. text: the text whose projection this is, untouched;
     None where it is anything else.
     """
 
@@ -44,7 +55,7 @@ class Read:
     real: int
     standing: tuple[Standing, ...]
     log_weights: tuple[tuple[int, int, float], ...] = ()
-    bends: tuple[tuple[PlannedEdit, float, tuple[int, ...]], ...] = ()
+    bends: tuple[tuple[BendMaps, tuple[int, ...]], ...] = ()
     text: PlannedText | None = None
 
     def columns(self, edit: PlannedEdit) -> tuple[int, ...]:
@@ -69,7 +80,7 @@ class Composed:
         return len(self.reads) == 1 and not self.skip and not first.bends and not first.log_weights
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """What edits are computed in: float32, or float64 for a float64 model."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -83,47 +94,51 @@ def compose(
     applied: list[PlannedEdit] = []
     skip = False
     for edit in plan.edits:
-        s = edit.strength(branch, step, block)
-        if not s or ("context" not in edit.parts and "attention" not in edit.parts):
+        strength = edit.strength(branch, step, block)
+        if not strength:
             continue
-        applied.append(edit)
-        if edit.edit.kind == "skip":
-            skip = True
-        elif edit.edit.kind == "bend":
-            reads = [_bent(read, edit, s) for read in reads]
-        elif edit.keyed:
-            text = edit.keyed[step]
-            assert text is not None
-            reads = [_whole(text, project)]
-        elif isinstance(edit.edit, Steer):
-            reads = [_steered(read, edit, s, expert, block) for read in reads]
-        else:
-            assert isinstance(edit.edit, Inject)
-            reads = _injected(reads, edit.edit, edit.donor[branch], edit, s, project)  # type: ignore[index]
+        for part in edit.parts:
+            if part not in READS_TEXT:
+                continue
+            applied.append(edit)
+            operation = edit.operation_at(part, branch, step, strength)
+            if isinstance(operation, SkipAttention):
+                skip = True
+            else:
+                reads = _after(reads, operation, edit, expert, block, project)
     return Composed(tuple(reads), skip, tuple(applied))
+
+
+def _after(
+    reads: list[Read], operation: Operation, edit: PlannedEdit, expert: int, block: int, project: Project
+) -> list[Read]:
+    """What is read after an operation on the context or the attention."""
+    match operation:
+        case ReadInstead(text=text):  # by the model's own attention, as if it were the prompt
+            return [_whole(text, project)]
+        case MixIn(text=text, share=share):
+            kept = [replace(read, weight=read.weight * (1 - share)) for read in reads]
+            return [*(read for read in kept if read.weight), replace(_whole(text, project), weight=share)]
+        case Append(text=text, weight=weight):
+            context_1ND = project(text)
+            return [_appended(read, text, context_1ND, weight) for read in reads]
+        case BlendTokens(text=text):
+            context_1ND = project(text)
+            return [_blended(read, operation, edit, context_1ND) for read in reads]
+        case ShiftTokens(direction=direction):
+            direction_D = direction.at(expert, block)
+            return [_shifted(read, operation, direction_D) for read in reads]
+        case BendMaps():
+            return [_bent(read, operation, read.columns(edit)) for read in reads]
+    raise TypeError(f"{type(operation).__name__} is not an operation on the context or the attention")
 
 
 def _whole(text: PlannedText, project: Project) -> Read:
     return Read(project(text), 1.0, text.real, ((text.prompts, 0),), text=text)
 
 
-def _bent(read: Read, edit: PlannedEdit, s: float) -> Read:
-    columns = read.columns(edit)
-    return replace(read, bends=(*read.bends, (edit, s, columns))) if columns else read
-
-
-def _injected(
-    reads: list[Read], edit: Inject, donor: PlannedText, planned: PlannedEdit, s: float, project: Project
-) -> list[Read]:
-    if replaces(edit, s):  # the donor is read alone, by the model's own attention
-        return [_whole(donor, project)]
-    if edit.mode == "mix":
-        kept = [replace(read, weight=read.weight * (1 - s)) for read in reads]
-        return [*(read for read in kept if read.weight), replace(_whole(donor, project), weight=s)]
-    donor_1ND = project(donor)
-    if edit.mode == "append":
-        return [_appended(read, donor, donor_1ND, s) for read in reads]
-    return [_blended(read, edit, donor, donor_1ND, planned, s) for read in reads]
+def _bent(read: Read, operation: BendMaps, columns: tuple[int, ...]) -> Read:
+    return replace(read, bends=(*read.bends, (operation, columns))) if columns else read
 
 
 def _appended(read: Read, donor: PlannedText, donor_1ND: Tensor, s: float) -> Read:
@@ -135,42 +150,41 @@ def _appended(read: Read, donor: PlannedText, donor_1ND: Tensor, s: float) -> Re
     return replace(read, context_1ND=context_1ND, real=at + tokens, standing=standing, log_weights=weights, text=None)
 
 
-def _blended(read: Read, edit: Inject, donor: PlannedText, donor_1ND: Tensor, planned: PlannedEdit, s: float) -> Read:
-    blended_1ND = combined(read.context_1ND, donor_1ND, edit.operation, s)
-    if edit.words:
-        columns = list(read.columns(planned))
+def _blended(read: Read, operation: BlendTokens, edit: PlannedEdit, donor_1ND: Tensor) -> Read:
+    text = operation.text
+    blended_1ND = combined(read.context_1ND, donor_1ND, operation.operation, operation.strength)
+    if operation.words_only:
+        columns = list(read.columns(edit))
         context_1ND = read.context_1ND.clone()
         context_1ND[:, columns] = blended_1ND[:, columns]
         return replace(read, context_1ND=context_1ND, text=None)
-    standing = (*read.standing, (donor.prompts, 0))
-    return replace(read, context_1ND=blended_1ND, real=max(read.real, donor.real), standing=standing, text=None)
+    standing = (*read.standing, (text.prompts, 0))
+    return replace(read, context_1ND=blended_1ND, real=max(read.real, text.real), standing=standing, text=None)
 
 
 def combined(a: Tensor, b: Tensor, operation: str, s: float) -> Tensor:
     """blend: (1 - s) a + s b, to the bit a at 0 and b at 1; replace: b; add: a + s b. In a's dtype."""
     if operation == "replace" or (operation == "blend" and s == 1):
         return b
-    a_wide, b_wide = a.to(wide(a.dtype)), b.to(wide(a.dtype))
+    a_wide, b_wide = a.to(compute_dtype(a.dtype)), b.to(compute_dtype(a.dtype))
     out = torch.lerp(a_wide, b_wide, s) if operation == "blend" else a_wide + s * b_wide
     return out.to(a.dtype)
 
 
-def _steered(read: Read, edit: PlannedEdit, s: float, expert: int, block: int) -> Read:
-    assert edit.direction is not None and isinstance(edit.edit, Steer)
+def _shifted(read: Read, operation: ShiftTokens, direction_D: Tensor) -> Read:
     context_1ND = read.context_1ND.clone()
     rows = context_1ND[:, : read.real]
-    direction_D = edit.direction.at(expert, block)
-    context_1ND[:, : read.real] = steered(rows, direction_D, edit.edit.operation, s)
+    context_1ND[:, : read.real] = shifted(rows, direction_D, operation.operation, operation.strength)
     return replace(read, context_1ND=context_1ND, text=None)
 
 
-def steered(x: Tensor, direction_D: Tensor, operation: str, s: float) -> Tensor:
+def shifted(x: Tensor, direction_D: Tensor, operation: str, s: float) -> Tensor:
     """x [..., D] along a direction d of unit length u = d / |d|, row by row, in x's dtype.
 
     add: x + s d. ablate: x - s (x.u) u. rotate: at the angle t from u, turned in the plane of both to (1 - s) t from
     it, its length kept; a row that is parallel to u (or zero) stays.
     """
-    x_wide = x.to(wide(x.dtype))
+    x_wide = x.to(compute_dtype(x.dtype))
     d = direction_D.to(x.device, x_wide.dtype)
     if operation == "add":
         return (x_wide + s * d).to(x.dtype)

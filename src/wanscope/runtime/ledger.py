@@ -19,8 +19,9 @@ from typing import Any, Protocol
 
 from wanscope.capture.moments import Moment
 from wanscope.edit.blocks import parse_blocks
-from wanscope.edit.plan import EditPlan, Part, PlannedEdit, Site
-from wanscope.edit.shorthand import shorthand
+from wanscope.edit.plan import EditPlan
+from wanscope.edit.planned import PlannedEdit
+from wanscope.edit.sites import Part, Site
 from wanscope.errors import EditNotApplied
 
 # (edit's place, part of the block, block, branch)
@@ -110,7 +111,7 @@ class Ledger:
 
     def _name(self, index: int) -> str:
         edit = self._edit(index)
-        return f"edits.{index} ({shorthand(edit.edit)})"
+        return f"edits.{index} ({edit.edit.in_one_line()})"
 
     def _edit(self, index: int) -> PlannedEdit:
         return next(edit for edit in self.plan.edits if edit.index == index)

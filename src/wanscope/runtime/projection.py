@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from wanscope.edit.amplify import Boosted, boost
-from wanscope.edit.plan import Boost, PlannedText
+from wanscope.edit.planned_texts import Boost, PlannedText
 from wanscope.edit.token_matrix import padded
 from wanscope.runtime.compose import Project
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from wanscope.capture.moments import Moment
 from wanscope.edit.blocks import parse_blocks
 from wanscope.edit.direction import Direction, DirectionManifest, Place, direction_of, weights_behind
-from wanscope.edit.donors import DonorTexts
-from wanscope.edit.plan import PlannedText
+from wanscope.edit.encoded_texts import DonorTexts
+from wanscope.edit.planned_texts import PlannedText
 from wanscope.errors import RecipeError
 from wanscope.recipe import SamplerSpec
 from wanscope.runtime.diffusers.session import attach

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from wanscope.edit.donors import DonorTexts
-from wanscope.edit.edits import Edit, Steer
-from wanscope.edit.plan import EditPlan, Passes, PlannedEdit, make_plan
+from wanscope.edit.edits import Edit
+from wanscope.edit.encoded_texts import DonorTexts
+from wanscope.edit.plan import EditPlan, make_plan
+from wanscope.edit.planned import Passes, PlannedEdit
 from wanscope.recipe import SamplerSpec
 from wanscope.sample.guidance import Guidance
 from wanscope.sample.solvers import make_solver
@@ -57,12 +58,12 @@ def edit_plan(model: WanModel, edits: Sequence[Edit], texts: DonorTexts, sampler
 
 def _told(model: WanModel, edit: PlannedEdit) -> Iterator[str]:
     """A direction of other weights; how far a boost moves the donor's context from the prompt's."""
-    if edit.direction is not None:
-        from wanscope.edit.direction import weights_behind
+    from wanscope.edit.direction import Direction, weights_behind
 
-        mismatch = edit.direction.weights_mismatch_note(weights_behind(model.identity, model.loras))
-        if mismatch:
-            yield mismatch
+    if isinstance(edit.direction, Direction):
+        note = edit.direction.weights_mismatch_note(weights_behind(model.identity, model.loras))
+        if note:
+            yield note
     from wanscope.runtime.projection import Projection
 
     experts = len(model.experts())
@@ -80,10 +81,10 @@ def _told(model: WanModel, edit: PlannedEdit) -> Iterator[str]:
 def _directions(model: WanModel, edits: Sequence[Edit]) -> Mapping[str, Direction]:
     found: dict[str, Direction] = {}
     for i, edit in enumerate(edits):
-        if isinstance(edit, Steer):
+        if (name := edit.stored_direction()) is not None:
             from wanscope.edit.direction import read_direction
 
-            direction = read_direction(edit.direction)
+            direction = read_direction(name)
             direction.require_model(len(model.experts()), model.blocks, model.variant.dim, f"edits.{i}")
-            found[edit.sha256 or ""] = direction
+            found[getattr(edit, "sha256", None) or ""] = direction
     return found

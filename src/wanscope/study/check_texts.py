@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from wanscope.edit.donors import check_texts, texts_of
+from wanscope.edit.word_places import check_texts, texts_of
 from wanscope.errors import RecipeError
 from wanscope.prompt.tokens import check_length, token_columns, unknown_words
 from wanscope.recipe import Recipe

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from wanscope import events
 from wanscope.catalog.catalog import Catalog, New
-from wanscope.edit.donors import Find, Remembered
+from wanscope.edit.named_files import Find, Remembered
 from wanscope.errors import EmbeddingNotFound, WanscopeError
 from wanscope.recipe import Recipe
 from wanscope.wan.variants import VARIANTS

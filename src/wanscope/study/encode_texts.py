@@ -11,17 +11,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from wanscope import events
-from wanscope.edit.donors import (
-    DonorTexts,
-    Places,
-    read_stored,
-    stored_of,
-    texts_of,
-    united,
-    word_places,
-)
-from wanscope.edit.edits import Inject
-from wanscope.errors import RecipeError
+from wanscope.edit.edits import stored_of
+from wanscope.edit.encoded_texts import DonorTexts, Places
+from wanscope.edit.named_files import read_stored
+from wanscope.edit.word_places import texts_of, united, word_places
 from wanscope.prompt.tokens import token_columns
 from wanscope.recipe import Recipe
 
@@ -131,8 +124,4 @@ def _check_donors(texts: Texts, recipes: Sequence[Recipe]) -> None:
         checked.add(key)
         donors = texts.donors(recipe)
         for i, edit in enumerate(recipe.edits):
-            if isinstance(edit, Inject):
-                try:
-                    donors.donor(edit)
-                except RecipeError as error:
-                    raise RecipeError(f"edits.{i}: {error.what}", error.why, error.fix) from None
+            edit.check_encoded(donors, f"edits.{i}")

@@ -20,8 +20,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from wanscope.edit.donors import Find, check_edits, with_hashes
-from wanscope.edit.edits import Edit
+from wanscope.edit.edits import Edit, check_edits, with_hashes
+from wanscope.edit.named_files import Find
 from wanscope.edit.sweep import BASELINE, swept_edits
 from wanscope.errors import ModelError, RecipeError
 from wanscope.prompt.template import Template, Variation, parse

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from wanscope.edit.donors import Find, Remembered
+from wanscope.edit.named_files import Find, Remembered
 from wanscope.errors import ModelError, RecipeError
 from wanscope.recipe import LoraSpec, Study
 from wanscope.study.expand import DTYPE_NAMES, Expansion, expand

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from wanscope.edit.donors import with_hashes
+from wanscope.edit.edits import with_hashes
 from wanscope.recipe import Recipe
 from wanscope.study.expand import Expansion, Item, size_of
 from wanscope.study.expand_request import stored_in

@@ -35,7 +35,7 @@ from wanscope.workspace import Workspace
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from wanscope.edit.donors import DonorTexts
+    from wanscope.edit.encoded_texts import DonorTexts
     from wanscope.edit.plan import EditPlan
     from wanscope.wan.model import WanModel
 

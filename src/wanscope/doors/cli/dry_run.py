@@ -11,7 +11,6 @@ from wanscope.doors.cli import output
 from wanscope.doors.cli.estimate import Estimate, estimate
 from wanscope.doors.cli.process import prepare_process
 from wanscope.doors.cli.show import settings_text
-from wanscope.edit.base import EditInBlocks
 from wanscope.edit.edits import Edit, Steer
 from wanscope.edit.shorthand import shorthand
 from wanscope.errors import MemoryPlanError, ModelError
@@ -183,13 +182,13 @@ def _edit_rows(planned: StudyPlan, blocks: int) -> list[tuple[str, str]]:
     """Each edit in one line, and that it acts nowhere where its blocks and strengths say so."""
     expansion = planned.expansion
 
-    def said(edit: Edit) -> str:
-        nowhere = edit.nowhere(blocks) if isinstance(edit, EditInBlocks) else ""
-        return shorthand(edit) + (f" (acts nowhere: {nowhere})" if nowhere else "")
+    def line_of(edit: Edit) -> str:
+        reason = edit.inactive_reason(blocks)
+        return shorthand(edit) + (f" (acts nowhere: {reason})" if reason else "")
 
     if expansion is None:
-        return [("edit", said(edit)) for edit in planned.recipes[0].edits]
-    edits = dict.fromkeys(said(edit) for each in expansion.edit_sets for edit in each.edits)
+        return [("edit", line_of(edit)) for edit in planned.recipes[0].edits]
+    edits = dict.fromkeys(line_of(edit) for each in expansion.edit_sets for edit in each.edits)
     shown = [("edit", text) for text in islice(edits, SHOWN)]
     return shown + ([("", f"and {len(edits) - SHOWN} more")] if len(edits) > SHOWN else [])
 

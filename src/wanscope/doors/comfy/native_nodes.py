@@ -205,7 +205,7 @@ class PromptSchedule(ModelEdit):
         edit = Prompts({i: f"{CONNECTED} {i}" for i in used}, interpolate=interpolate, branch=branch)
         now = native.live_of(model)
         mine = {"cond", "uncond"} if branch == "both" else {branch}
-        others = [other for other in (now.edits if now else ()) if isinstance(other.edit, Prompts)]
+        others = [other for other in (now.edits if now else ()) if other.edit.sets_prompt]
         if any(mine & set(other.branches()) for other in others):
             raise RecipeError("the model has prompts over time already", "these would replace them", "one such node")
         times = ", ".join(f"prompt {i} from {share:.0%}" for i, (share, _) in zip(used, keyed, strict=True))

@@ -34,7 +34,8 @@ from wanscope.edit.amplify import MODES, amplify
 from wanscope.edit.embedding_algebra import between
 from wanscope.errors import RecipeError
 from wanscope.runtime.comfy import native
-from wanscope.runtime.comfy.live import Live, LiveEdit, Watch
+from wanscope.runtime.comfy.live import Live, LiveEdit
+from wanscope.runtime.comfy.live_kinds import Watch
 
 
 class EmbeddingExpression(Node):

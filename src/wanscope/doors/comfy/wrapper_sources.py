@@ -33,7 +33,8 @@ from wanscope.edit.edits import Inject
 from wanscope.edit.embedding_algebra import weighted_sum
 from wanscope.errors import RecipeError, RequestError
 from wanscope.runtime.comfy import wrapper
-from wanscope.runtime.comfy.live import CONNECTED, Guide, Live, LiveEdit
+from wanscope.runtime.comfy.live import CONNECTED, Live, LiveEdit
+from wanscope.runtime.comfy.live_kinds import Guide
 
 
 @dataclass(frozen=True, eq=False)

@@ -73,7 +73,7 @@ class Maker:
         return self._texts[text]
 
     def recipe(self, case: Case) -> Recipe:
-        from wanscope.edit.donors import with_hashes
+        from wanscope.edit.edits import with_hashes
         from wanscope.wan.identity import file_hash
 
         return Recipe(

@@ -9,33 +9,41 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from wanscope.edit.edits import Bend
+from wanscope.edit.sites import Branch, Part
 from wanscope.errors import NumericalError, RecipeError
-from wanscope.runtime import bend as bending
-from wanscope.runtime.columns import TextRows, columns, mean_columns, pad_spread, pad_tolerance, text_rows
-from wanscope.runtime.comfy.live import Site
-from wanscope.runtime.compose import Composed, Read, wide
+from wanscope.runtime.bend import map_operation, require_mass
+from wanscope.runtime.columns import TextRows, mean_columns, pad_spread, pad_tolerance, text_rows
+from wanscope.runtime.compose import Composed, Read, compute_dtype
+from wanscope.runtime.text_attention import (
+    attended_with_log_weights,
+    bend_steps,
+    bent,
+    bent_places,
+    row_log_weights,
+    weighted_sum,
+)
 
+Acted = tuple[int, Part, Branch]  # edit, part of the block, branch
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q_BQE, k_BNE, v_BNE -> out_BQE
 
 
 class AttentionChange:
     """What is done to one block's text attention. rows: what each batch row reads.
 
-    sites: what acts here; fired: the same, once `output` was called, so that it counts what really ran.
+    acting: what acts here; fired: the same, once `output` was called, so that it counts what really ran.
     """
 
     def __init__(self, rows: Sequence[Composed], heads: int, grid: tuple[int, int, int], block: int) -> None:
         self.rows = list(rows)
         self.heads, self.grid, self.block = heads, grid, block
-        self.sites: Counter[Site] = Counter()
-        self.fired: Counter[Site] = Counter()
+        self.acting: Counter[Acted] = Counter()
+        self.fired: Counter[Acted] = Counter()
         self._watches: list[tuple[list[int], tuple[tuple[int, ...], ...], list[Any]]] = []
 
     def watch(self, rows: list[int], words: tuple[tuple[int, ...], ...], kept: list[Any]) -> None:
@@ -65,14 +73,14 @@ class AttentionChange:
             )
         part = AttentionChange([self.rows[row]], self.heads, self.grid, self.block)
         if row == 0:
-            part.sites, part.fired = self.sites, self.fired
+            part.acting, part.fired = self.acting, self.fired
         return part
 
     def output(
         self, q_BQE: Tensor, k_BNE: Tensor, v_BNE: Tensor, donors: Sequence[tuple[Tensor, Tensor]], attend: Attend
     ) -> Tensor:
         """The text attention's output before its last projection. donors: keys and values [1, N, E] of `donors`."""
-        self.fired.update(self.sites)
+        self.fired.update(self.acting)
         plain = [r for r, row in enumerate(self.rows) if row.plain]
         out: list[Tensor | None] = [None] * len(self.rows)
         if plain:
@@ -95,59 +103,30 @@ class AttentionChange:
         if row.skip:
             return torch.zeros_like(q_1QE)
         parts = [self._read(read, q_1QE, k, v, attend) for read, (k, v) in zip(row.reads, given, strict=True)]
-        weights = [read.weight for read in row.reads]
-        if len(parts) == 1:
-            return parts[0]
-        if len(parts) == 2 and sum(weights) == 1:
-            return torch.lerp(parts[0], parts[1], weights[1])
-        total = torch.zeros_like(parts[0], dtype=wide(parts[0].dtype))
-        for part, weight in zip(parts, weights, strict=True):
-            total = total + weight * part.to(total.dtype)
-        return total.to(parts[0].dtype)
+        return weighted_sum(parts, [read.weight for read in row.reads]).to(parts[0].dtype)
 
     def _read(self, read: Read, q_1QE: Tensor, k_1NE: Tensor, v_1NE: Tensor, attend: Attend) -> Tensor:
         if not read.log_weights:
             out_1QE = attend(q_1QE, k_1NE, v_1NE)
         else:
-            bias_N = torch.zeros(k_1NE.shape[1], device=q_1QE.device)
-            for at, count, weight in read.log_weights:
-                bias_N[at : at + count] = weight
-            q, k, v = (self._heads(t).transpose(1, 2) for t in (q_1QE, k_1NE, v_1NE))
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_N[None, None, None].to(q.dtype))
-            out_1QE = out.transpose(1, 2).flatten(2)
+            bias_N = torch.tensor(row_log_weights(read, k_1NE.shape[1]), device=q_1QE.device)
+            q, k, v = (self._heads(t) for t in (q_1QE, k_1NE, v_1NE))
+            out_1QE = attended_with_log_weights(q, k, v, bias_N[None, None, None]).flatten(2)
         return self._bent(read, out_1QE, q_1QE, k_1NE, v_1NE) if read.bends else out_1QE
 
     def _bent(self, read: Read, out_1QE: Tensor, q_1QE: Tensor, k_1NE: Tensor, v_1NE: Tensor) -> Tensor:
-        """The read's output with its words' maps bent, one bend after another."""
-        text = self._text(read, k_1NE)
-        places = sorted({c for _, _, columns_ in read.bends for c in columns_})
-        index_l = torch.tensor(places, device=q_1QE.device)
+        """The read's output with its words' maps bent."""
+        device, dtype = q_1QE.device, compute_dtype(q_1QE.dtype)
+        ready = [map_operation(bend.change, self.grid).to(device) for bend, _ in read.bends]
+        steps = bend_steps(read, 0, self.heads, dtype, ready.__getitem__, partial(torch.tensor, device=device))
+        places_l = torch.tensor(bent_places(read), device=device)
         q, k, v, out = (self._heads(t) for t in (q_1QE, k_1NE, v_1NE, out_1QE))
-        p_BHQl, v_BlHK = columns(q, k, text, index_l), v[:, index_l]
-        for planned, s, words in read.bends:
-            spec = planned.edit
-            assert isinstance(spec, Bend)
-            at = torch.tensor([places.index(c) for c in words], device=q.device)
-            strength_H = p_BHQl.new_full((self.heads,), s)
-            if spec.heads:
-                strength_H = torch.zeros_like(strength_H)
-                strength_H[list(spec.heads)] = s
-            old = p_BHQl.index_select(-1, at)
-            operation = bending.map_operation(spec, self.grid).to(q.device)
-            new = bending.bend_maps(old, operation, strength_H, self.grid)
-            out, least = bending.bent_output(out, old, new, v_BlHK.index_select(1, at), spec.renormalize)
-            p_BHQl = p_BHQl.index_copy(-1, at, new)
-            if spec.renormalize:
-                bending.require_mass(float(least), f"in block {self.block}")
-                p_BHQl = p_BHQl / (1 + (new - old).sum(-1, keepdim=True)).clamp_min(bending.LEAST_MASS)
+        out, least = bent(out, q, k, v, self._text(read, k_1NE), places_l, steps, self.grid)
+        require_mass(float(least), f"in block {self.block}")
         return out.flatten(2)
 
     def _text(self, read: Read, k_1NE: Tensor) -> TextRows:
-        weights = None
-        if read.log_weights:
-            weights = [0.0] * read.real
-            for at, count, weight in read.log_weights:
-                weights[at : at + count] = [weight] * count
+        weights = row_log_weights(read, read.real) if read.log_weights else None
         text = text_rows(read.real, k_1NE.shape[1], k_1NE.device, weights)
         context = read.context_1ND
         if float(pad_spread(context, text.rows)) > pad_tolerance(context.dtype):

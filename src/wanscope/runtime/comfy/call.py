@@ -18,15 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wanscope.edit.edits import Inject, Prompts, Skip, Steer
-from wanscope.edit.plan import EditPlan, Part, Passes, PlannedEdit, texts_read
-from wanscope.edit.planned_texts import Boost, PlannedText
+from wanscope.edit.edits import Inject
+from wanscope.edit.operations import BlendState, ShiftState
+from wanscope.edit.plan import EditPlan, real_rows, texts_read
+from wanscope.edit.planned import Passes, PlannedEdit
+from wanscope.edit.planned_texts import PlannedText
+from wanscope.edit.rules import READS_TEXT, acting_order, silenced
+from wanscope.edit.sites import Branch, Site
 from wanscope.errors import RecipeError
-from wanscope.runtime.comfy.attention import AttentionChange
+from wanscope.runtime.comfy.attention import Acted, AttentionChange
 from wanscope.runtime.comfy.direction import Learned, Project, learned_direction
-from wanscope.runtime.comfy.live import CONNECTED, Branch, Guide, Live, LiveEdit, Run, Site, Watch, share_at
+from wanscope.runtime.comfy.live import CONNECTED, Live, LiveEdit, Run, share_at
+from wanscope.runtime.comfy.live_kinds import Guide, Watch
 from wanscope.runtime.comfy.report import call_line
-from wanscope.runtime.compose import Composed, Read, combined, compose, steered
+from wanscope.runtime.compose import Composed, Read, combined, compose, shifted
 from wanscope.runtime.projection import context_of
 
 if TYPE_CHECKING:
@@ -78,10 +83,7 @@ class Call:
         present: set[Branch] = {b for b in self.branches if b is not None}
         for branch in present:
             self.run.passes[branch] += 1
-        self.tables = [self._table(edit) for edit in self.live.edits]
-        for skip, table in zip(self.live.edits, self.tables, strict=True):
-            if isinstance(skip.edit, Skip):
-                self._silence(skip, table)
+        self.tables = self._ruled([self._table(edit) for edit in self.live.edits])
         self._contexts: dict[PlannedText, Tensor] = {}
         self._texts: dict[tuple[int, Branch, int], PlannedText] = {}
         self._plans: dict[int, EditPlan] = {}
@@ -91,31 +93,44 @@ class Call:
         self._streams: list[_Stream] | None = None
         self.visited: set[int] = set()
 
-    def _table(self, edit: LiveEdit) -> np.ndarray:
-        """Strength x schedule of every block at this call's noise level; zeros where no row has the edit's branch."""
+    def _table(self, edit: LiveEdit) -> dict[Branch, np.ndarray]:
+        """Strength x schedule of every block [1, L] at this call's noise level, for each branch that a row has."""
         factor = edit.factor(self.sigma, self.sigma_at)
-        if not factor or not any(b in edit.branches() for b in self.branches):
-            return np.zeros(self.depth)
-        return factor * np.array(edit.strengths(self.depth), dtype=np.float64)
+        table_1L = factor * np.array([edit.strengths(self.depth)], dtype=np.float64)
+        return {branch: table_1L for branch in edit.branches() if branch in self.branches}
 
-    def _silence(self, skip: LiveEdit, skipped: np.ndarray) -> None:
-        """A text that is not read where a block, or its cross-attention, does not run: what acts on it is not due
-        there, also in part (`on: both`). As `_without_skipped` in edit/plan.py has it."""
-        whole = _parts(skip) == ("block",)
-        for i, (edit, table) in enumerate(zip(self.live.edits, self.tables, strict=True)):
-            stays = _parts(edit) == ("hidden",) or isinstance(edit.edit, Guide)
-            if isinstance(edit.edit, Skip):
-                stays = edit is skip or _parts(edit) == _parts(skip) or not whole
-            if not stays and set(edit.branches()) <= set(skip.branches()):
-                self.tables[i] = np.where(skipped != 0, 0.0, table)
+    def _ruled(self, tables: list[dict[Branch, np.ndarray]]) -> list[dict[Branch, np.ndarray]]:
+        """Zero where another edit leaves nothing of one (edit/rules.py), which the run then reports."""
+        kinds = [edit.edit for edit in self.live.edits]
+        self.order = acting_order(kinds)
+        ruled, told = silenced([kinds[e] for e in self.order], [tables[e] for e in self.order])
+        names = [edit.name for edit in self.live.edits]
+        for silence in told:
+            self.run.silence(replace(silence, silent=self.order[silence.silent], by=self.order[silence.by]), names)
+        out = list(tables)
+        for e, table in zip(self.order, ruled, strict=True):
+            out[e] = table
+        return out
+
+    def strength(self, e: int, branch: Branch | None, block: int) -> float:
+        """Of an edit at a block in a branch; 0 where it does not act."""
+        table = self.tables[e].get(branch) if branch is not None else None
+        return 0.0 if table is None else float(table[0, block])
+
+    def acting_blocks(self, e: int, branch: Branch | None = None) -> list[int]:
+        """The blocks in which an edit acts, in a branch or in any, in rising order."""
+        tables = [table for b, table in self.tables[e].items() if branch in (None, b)]
+        return [int(i) for i in np.flatnonzero(np.any([table[0] != 0 for table in tables], axis=0))] if tables else []
 
     @property
     def blocks(self) -> set[int]:
         """The blocks that have to be run through `block`."""
-        out = {int(i) for table in self.tables for i in np.flatnonzero(table)}
-        for edit, table in zip(self.live.edits, self.tables, strict=True):
-            if _has_streams(edit) and table.any():
-                out |= set(range(int(np.flatnonzero(table)[-1]) + 1))
+        out: set[int] = set()
+        for e, edit in enumerate(self.live.edits):
+            acting = self.acting_blocks(e)
+            out |= set(acting)
+            if acting and _has_streams(edit):
+                out |= set(range(acting[-1] + 1))
         return out
 
     def finish(self, left_out: Collection[int] = ()) -> None:
@@ -129,14 +144,14 @@ class Call:
         if self.blocks and not self.visited:
             self.run.skipped["a call was answered by a step cache, without running the model"] += 1
             return
-        for e, table in enumerate(self.tables):
-            for i in np.flatnonzero(table):
-                if int(i) in self.visited:
+        for e, edit in enumerate(self.live.edits):
+            for i in self.acting_blocks(e):
+                if i in self.visited:
                     continue
-                if int(i) in left_out:
+                if i in left_out:
                     self.run.skipped[f"block {i} was left out by skip-layer guidance"] += 1
-                elif not isinstance(self.live.edits[e].edit, Guide):
-                    self.count(self.due, e, int(i), self.rows(self.live.edits[e]))
+                elif edit.edit.parts:
+                    self.count(self.due, e, i, self.acting_rows(e, i))
         if getattr(self.live.log, "traces", False):
             line = call_line(self.live, self.run, self.sigma, self.branches, self.due, self.applied)
             self.live.log("trace", line)
@@ -145,6 +160,10 @@ class Call:
     def rows(self, edit: LiveEdit, branch: Branch | None = None) -> list[int]:
         wanted = (branch,) if branch else edit.branches()
         return [r for r, b in enumerate(self.branches) if b in wanted]
+
+    def acting_rows(self, e: int, block: int) -> list[int]:
+        """The rows of the batch in which an edit acts at a block."""
+        return [r for r, branch in enumerate(self.branches) if self.strength(e, branch, block)]
 
     def count(self, where: Counter[Site], e: int, block: int, rows: Sequence[int]) -> None:
         found: set[Branch] = {b for r in rows if (b := self.branches[r]) is not None}
@@ -160,36 +179,44 @@ class Call:
         due there is then noted, not missed).
         """
         self.visited.add(i)
+        self._length = context_BND.shape[1]
         if self._streams is None:
             self._streams = [s for e in range(len(self.live.edits)) for s in self._start(e, x_BQD, context_BND)]
-        due: Counter[Site] = Counter()
-        applied: Counter[Site] = Counter()
-        x_BQD = self._hidden(i, x_BQD, due, applied)
+        acted: Counter[Acted] = Counter()
+        x_BQD = self._hidden(i, x_BQD, acted)
         for stream in self._streams:
             if not stream.frozen and i < stream.last:
                 stream.state_BQD = run(stream.state_BQD, stream.context_BND, None, stream.rows)
-        skipped = self._skipped(i, due, applied)
+        skipped = self._skipped(i, acted)
         if len(skipped) == len(self.branches):
             out_BQD = x_BQD
         else:
-            change = self._change(i, context_BND, due)
+            change = self._change(i, context_BND)
             context_BND = torch.cat([row.reads[0].context_1ND for row in change.rows]) if change.rows else context_BND
             out_BQD = run(x_BQD, context_BND, change if change.needed else None, None)
             if not ran():
                 self.run.skipped[f"block {i} was left out by another node's patch"] += 1
                 return out_BQD
-            applied.update(change.fired if change.needed else change.sites)
+            acted.update(change.fired if change.needed else change.acting)
             if skipped:
                 out_BQD = out_BQD.clone()
                 out_BQD[skipped] = x_BQD[skipped]
-        self.due.update(due)
-        self.applied.update(applied)
+        self._book(i, acted)
         return out_BQD
 
-    def _change(self, i: int, context_BND: Tensor, due: Counter[Site]) -> AttentionChange:
+    def _book(self, i: int, acted: Counter[Acted]) -> None:
+        """Counts the block's sites: due are those that the tables have, applied those whose every part acted."""
+        for e, edit in enumerate(self.live.edits):
+            for branch in self.tables[e] if edit.edit.parts else ():
+                if self.strength(e, branch, i):
+                    site = (e, i, branch, self.step)
+                    self.due[site] += 1
+                    self.applied[site] += min(acted[e, part, branch] for part in edit.edit.parts)
+
+    def _change(self, i: int, context_BND: Tensor) -> AttentionChange:
         """What every row reads in this block."""
         rows = []
-        sites: set[tuple[int, Branch]] = set()
+        acting: set[Acted] = set()
         for r, branch in enumerate(self.branches):
             own_1ND = context_BND[r : r + 1]
             if branch is None:
@@ -197,16 +224,14 @@ class Call:
                 continue
             composed = compose(self.plan(r, own_1ND.shape[1]), branch, 0, i, 0, own_1ND, self._context)
             rows.append(composed)
-            sites |= {(edit.index, branch) for edit in composed.applied}
+            acting |= {(edit.index, part, branch) for edit in composed.applied for part in READS_TEXT & set(edit.parts)}
         change = AttentionChange(rows, self.heads, self.grid, i)
         for e, edit in enumerate(self.live.edits):
-            if isinstance(edit.edit, Watch) and self.tables[e][i]:
-                watched = self.rows(edit)
+            watched = self.acting_rows(e, i) if isinstance(edit.edit, Watch) else []
+            if watched:
                 change.watch(watched, edit.columns, self.run.maps.setdefault(e, []))
-                sites |= {(e, "cond" if self.branches[r] == "cond" else "uncond") for r in watched}
-        for e, branch in sites:
-            due[e, i, branch, self.step] += 1
-            change.sites[e, i, branch, self.step] += 1
+                acting |= {(e, "attention", branch) for r in watched if (branch := self.branches[r]) is not None}
+        change.acting.update(acting)
         return change
 
     # plans and texts
@@ -215,14 +240,13 @@ class Call:
         """The edits of one batch row as a plan of one step, which is this call."""
         if row not in self._plans:
             own = PlannedText(self.raw[row], frozenset((MAIN,)))
-            edits = tuple(
-                self._planned(e, row, own)
-                for e, edit in enumerate(self.live.edits)
-                if not isinstance(edit.edit, Watch | Guide) and self.tables[e].any()
-            )
+            composed = (e for e in self.order if not isinstance(self.live.edits[e].edit, Watch | Guide))
+            edits = tuple(self._planned(e, row, own) for e in composed if self.acting_blocks(e))
             passes = Passes((self.sigma,), (1,), (frozenset((0,)),))
-            edits = tuple(sorted(edits, key=lambda planned: not isinstance(planned.edit, Prompts)))
             main: dict[Branch, PlannedText] = {"cond": own, "uncond": own}
+            branch = self.branches[row]
+            assert branch is not None
+            real_rows(edits, branch, own, length, lambda e: f"edit {e + 1} ({self.live.edits[e].name})")
             self._plans[row] = EditPlan(edits, passes, self.depth, length, self.grid, main, own.real)
             self._check_words(self._plans[row], row)
         return self._plans[row]
@@ -231,34 +255,31 @@ class Call:
         """RecipeError where words are to be bent, or were watched, in a text that does not have them."""
         branch = self.branches[row]
         assert branch is not None
-        watched = [
-            PlannedEdit(e, Skip("all"), ("attention",), {branch: self.tables[e][None]}, columns={MAIN: (0,)})
-            for e, edit in enumerate(self.live.edits)
-            if isinstance(edit.edit, Watch) and branch in edit.branches()
-        ]
-        for edit in [*(edit for edit in plan.edits if edit.columns), *watched]:
-            for block in np.flatnonzero(edit.tables[branch][0]) if branch in edit.tables else ():
-                read = texts_read(plan, branch, 0, int(block), before=edit)
-                if any(edit.columns_in(prompts) for prompts in read):
+        bent = [(edit.index, edit) for edit in plan.edits if edit.columns]
+        watched = [(e, None) for e, edit in enumerate(self.live.edits) if isinstance(edit.edit, Watch)]
+        for e, edit in [*bent, *watched]:
+            for block in self.acting_blocks(e, branch):
+                read = texts_read(plan, branch, 0, block, before=edit)
+                # what a watch looks at are words of the prompt itself
+                if any(edit.columns_in(prompts) if edit else MAIN in prompts for prompts in read):
                     continue
                 raise RecipeError(
-                    f"edit {edit.index + 1} ({self.live.edits[edit.index].name}) finds no text with its words in block "
-                    f"{int(block)}",
+                    f"edit {e + 1} ({self.live.edits[e].name}) finds no text with its words in block {block}",
                     "another edit puts another prompt there, alone",
                     "other blocks, another part of the sampling, or a strength below 1 for the other prompt",
                 )
 
     def _planned(self, e: int, row: int, own: PlannedText) -> PlannedEdit:
-        edit, spec = self.live.edits[e], self.live.edits[e].edit
-        assert not isinstance(spec, Watch | Guide)
-        tables: dict[Branch, np.ndarray] = dict.fromkeys(edit.branches(), self.tables[e][None])
+        edit = self.live.edits[e]
+        assert not isinstance(edit.edit, Watch | Guide)
+        tables = self.tables[e]
         donor: dict[Branch, PlannedText] = {}
-        if isinstance(spec, Inject):
-            donor = {b: self._donor(e, b, row, own) for b in edit.branches() if self.branches[row] == b}
-        keyed = (self._keyed(edit),) if isinstance(spec, Prompts) else ()
+        if edit.edit.takes_donor:
+            donor = {branch: self._donor(e, branch, row, own) for branch in tables if self.branches[row] == branch}
+        keyed = (self._keyed(edit),) if edit.keyed else ()
         columns = {MAIN: tuple(sorted({c for group in edit.columns for c in group}))} if edit.columns else {}
-        direction = self._direction(e) if isinstance(spec, Steer) else None
-        return PlannedEdit(e, spec, _parts(edit), tables, donor, keyed, columns, direction)  # type: ignore[arg-type]
+        direction = self._direction(e) if edit.pairs or edit.direction is not None else None
+        return PlannedEdit(e, edit.edit, tables, donor, keyed, columns, direction)
 
     def _keyed(self, edit: LiveEdit) -> PlannedText:
         """Of prompts over time, the text at this call's noise level."""
@@ -273,12 +294,10 @@ class Call:
         spec, donor_LD = edit.edit, edit.donor(branch)
         if donor_LD is None:
             raise RecipeError(f"edit {e + 1} ({edit.name}) has no donor", "nothing is connected", "injection_embeds")
-        key = (e, branch, row if isinstance(spec, Inject) and spec.boost is not None else -1)
+        boost = spec.boosted(own) if isinstance(spec, Inject) else None
+        key = (e, branch, row if boost is not None else -1)
         if key not in self._texts:
-            text = PlannedText(donor_LD, frozenset((f"{CONNECTED} {e}",)))
-            if isinstance(spec, Inject) and spec.boost is not None:
-                keep = True if spec.keep_norm is None else spec.keep_norm
-                text = replace(text, boost=Boost(own, spec.boost, keep))
+            text = PlannedText(donor_LD, frozenset((f"{CONNECTED} {e}",)), boost)
             self._texts[key] = text
             if edit.keep_context and text.boost is None:
                 self._kept[text] = (e, branch, len(self.branches))  # of a batch so large, for the same rounding
@@ -307,57 +326,58 @@ class Call:
     # hidden states and skips
 
     def _start(self, e: int, x_BQD: Tensor, context_BND: Tensor) -> list[_Stream]:
-        edit, table = self.live.edits[e], self.tables[e]
-        if not _has_streams(edit) or not table.any():
+        edit = self.live.edits[e]
+        if not _has_streams(edit):
             return []
         out = []
         for branch in edit.branches():
-            for rows in [[r] for r in self.rows(edit, branch)]:
-                planned = next(p for p in self.plan(rows[0], context_BND.shape[1]).edits if p.index == e)
-                context = self._context(planned.donor[branch])
-                at = [0] if self.shared else rows
+            acting = self.acting_blocks(e, branch)
+            for row in self.rows(edit, branch) if acting else []:
                 if self.shared and out and out[-1].branch == branch:
                     continue
-                last = int(np.flatnonzero(table)[-1])
-                out.append(_Stream(e, branch, at, x_BQD[at].clone(), context, last))
+                planned = next(p for p in self.plan(row, context_BND.shape[1]).edits if p.index == e)
+                context = self._context(planned.donor[branch])
+                rows = [0] if self.shared else [row]
+                out.append(_Stream(e, branch, rows, x_BQD[rows].clone(), context, acting[-1]))
         return out
 
-    def _hidden(self, i: int, x_BQD: Tensor, due: Counter[Site], applied: Counter[Site]) -> Tensor:
-        acted: set[tuple[int, Branch]] = set()
+    def _hidden(self, i: int, x_BQD: Tensor, acted: Counter[Acted]) -> Tensor:
         for e, edit in enumerate(self.live.edits):
-            spec, s = edit.edit, float(self.tables[e][i])
-            if isinstance(spec, Steer) and spec.on == "hidden" and s:
-                rows = [0] if self.shared else self.rows(edit)
-                direction_D = self._direction(e).at(0, i)
-                x_BQD = x_BQD.clone()
-                x_BQD[rows] = steered(x_BQD[rows], direction_D, spec.operation, s)
-                acted |= {(e, b) for r in self.rows(edit) if (b := self.branches[r]) is not None}
-            for stream in (stream for stream in self._streams or [] if stream.edit == e):
-                x_BQD = self._from_stream(stream, i, s, x_BQD, acted)
-        for e, branch in acted:
-            due[e, i, branch, self.step] += 1
-            applied[e, i, branch, self.step] += 1
+            if "hidden" not in edit.edit.parts:
+                continue
+            for stream in (stream for stream in self._streams or [] if stream.edit == e and i == edit.after_block):
+                stream.frozen = True
+            for branch in edit.branches():
+                rows = self.rows(edit, branch) if self.strength(e, branch, i) else []
+                if rows and not acted:
+                    x_BQD = x_BQD.clone()  # the block, or another node, may still hold the one that came in
+                for row in rows[:1] if self.shared else rows:
+                    self._edit_state(e, branch, row, i, x_BQD)
+                if rows:
+                    acted[e, "hidden", branch] += 1
         return x_BQD
 
-    def _from_stream(self, stream: _Stream, i: int, s: float, x_BQD: Tensor, acted: set[tuple[int, Branch]]) -> Tensor:
-        """The state with a donor's own put in."""
-        edit = self.live.edits[stream.edit]
-        if edit.after_block == i:
-            stream.frozen = True
-        if s:
-            assert isinstance(edit.edit, Inject)
-            x_BQD = x_BQD.clone()
-            x_BQD[stream.rows] = combined(x_BQD[stream.rows], stream.state_BQD, edit.edit.operation, s)
-            acted.add((stream.edit, stream.branch))
-        return x_BQD
+    def _edit_state(self, e: int, branch: Branch, row: int, i: int, x_BQD: Tensor) -> None:
+        """Edits one row's state in place."""
+        at = [0] if self.shared else [row]
+        planned = next(p for p in self.plan(row, self._length).edits if p.index == e)
+        operation = planned.operation_at("hidden", branch, 0, self.strength(e, branch, i))
+        if isinstance(operation, ShiftState):
+            direction_D = operation.direction.at(0, i)
+            x_BQD[at] = shifted(x_BQD[at], direction_D, operation.operation, operation.strength)
+        else:
+            assert isinstance(operation, BlendState)
+            streams = (s for s in self._streams or [] if s.edit == e and s.branch == branch and s.rows == at)
+            state_1QD = next(streams).state_BQD
+            x_BQD[at] = combined(x_BQD[at], state_1QD, operation.operation, operation.strength)
 
-    def _skipped(self, i: int, due: Counter[Site], applied: Counter[Site]) -> list[int]:
+    def _skipped(self, i: int, acted: Counter[Acted]) -> list[int]:
+        """The rows for which the block does not run."""
         rows: set[int] = set()
         for e, edit in enumerate(self.live.edits):
-            if isinstance(edit.edit, Skip) and edit.edit.part == "block" and self.tables[e][i]:
-                rows |= set(self.rows(edit))
-                self.count(due, e, i, self.rows(edit))
-                self.count(applied, e, i, self.rows(edit))
+            skipped = self.acting_rows(e, i) if "block" in edit.edit.parts else []
+            rows |= set(skipped)
+            acted.update({(e, "block", b) for r in skipped if (b := self.branches[r]) is not None})
         return sorted(rows)
 
 
@@ -366,15 +386,4 @@ def _own(context_1ND: Tensor, real: int) -> Read:
 
 
 def _has_streams(edit: LiveEdit) -> bool:
-    return isinstance(edit.edit, Inject) and "hidden" in _parts(edit)
-
-
-def _parts(edit: LiveEdit) -> tuple[Part, ...]:
-    spec = edit.edit
-    if isinstance(spec, Inject):
-        return {"context": ("context",), "hidden": ("hidden",), "both": ("hidden", "context")}[spec.on]  # type: ignore[return-value]
-    if isinstance(spec, Skip):
-        return ("block",) if spec.part == "block" else ("attention",)
-    if isinstance(spec, Steer):
-        return ("context",) if spec.on == "context" else ("hidden",)
-    return ("context",) if isinstance(spec, Prompts) else ("attention",)
+    return edit.edit.takes_donor and "hidden" in edit.edit.parts

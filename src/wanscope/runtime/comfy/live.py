@@ -17,51 +17,25 @@ import itertools
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from wanscope.edit.blocks import parse_blocks
 from wanscope.edit.edits import Bend, Inject, Prompts, Skip, Steer
 from wanscope.edit.embedding_algebra import between
+from wanscope.edit.rules import Silence
 from wanscope.edit.schedule import parse_schedule
+from wanscope.edit.sites import Branch, Site
 from wanscope.errors import EditNotApplied, RecipeError
+from wanscope.runtime.comfy.live_kinds import Guide, Watch
 
 if TYPE_CHECKING:
     from wanscope.edit.direction import Direction
 
-Branch = Literal["cond", "uncond"]
-Site = tuple[int, int, Branch, int]  # edit, block, branch, step
 CONNECTED = "(connected)"  # stands in an edit for the donor that came through a socket
 KEEP_RUNS = 8
 ROUNDING = 1e-6  # of noise levels, which samplers hold in float32
 _numbers = itertools.count(1)
-
-
-@dataclass(frozen=True)
-class Watch:
-    """Attention maps to keep: the mean over the chosen blocks, and over the steps while it is due."""
-
-    blocks: str = "all"
-    branch: Branch = "cond"
-    kind: str = "watch"
-    schedule: None = None
-
-    def strengths_of(self, count: int) -> tuple[float, ...]:
-        return tuple(float(chosen) for chosen in parse_blocks(self.blocks, count).mask)
-
-
-@dataclass(frozen=True)
-class Guide:
-    """Guidance toward a second prompt: the pass's prediction plus `weight` times (the donor's minus its own)."""
-
-    weight: float
-    branch: Branch = "cond"
-    kind: str = "guide"
-    schedule: None = None
-
-    def strengths_of(self, count: int) -> tuple[float, ...]:
-        return (self.weight,) + (0.0,) * (count - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +76,8 @@ class LiveEdit:
                 "start_percent: 0, end_percent: 1",
             )
         shares = [share for share, _ in self.keyed]
-        if isinstance(self.edit, Prompts) and (not shares or shares != sorted(set(shares)) or shares[0] != self.start):
+        in_order = shares and shares == sorted(set(shares)) and shares[0] == self.start
+        if self.edit.sets_prompt and not in_order:
             raise RecipeError(
                 f"prompts begin at {', '.join(f'{share:g}' for share in shares) or 'no time'}",
                 "each begins later than the one before it",
@@ -111,13 +86,7 @@ class LiveEdit:
 
     def strengths(self, count: int) -> tuple[float, ...]:
         """Of each of `count` blocks, before the schedule. Raises RecipeError."""
-        if isinstance(self.edit, Watch | Guide):
-            return self.edit.strengths_of(count)
-        if isinstance(self.edit, Prompts):
-            return (1.0,) * count
-        if isinstance(self.edit, Bend) and self.edit.changes_nothing:
-            return (0.0,) * count
-        values = self.edit.strengths(count).values
+        values = self.edit.acting_strengths(count)
         if self.after_block is not None:
             values = tuple(0.0 if i < self.after_block else v for i, v in enumerate(values))
         return values
@@ -131,7 +100,7 @@ class LiveEdit:
         return parse_schedule(self.edit.schedule).at(0, 1, min(max(sigma, 0.0), 1.0))
 
     def branches(self) -> tuple[Branch, ...]:
-        return ("cond", "uncond") if self.edit.branch == "both" else (self.edit.branch,)
+        return self.edit.branches
 
     def donor(self, branch: Branch) -> Tensor | None:
         other = self.donor_negative_LD
@@ -149,11 +118,8 @@ class LiveEdit:
 
     @property
     def name(self) -> str:
-        if isinstance(self.edit, Inject):
-            where = {"context": "context", "hidden": "hidden states", "both": "context and hidden states"}[self.edit.on]
-            return f"inject into the {where}"
-        names = {"watch": "attention maps", "guide": "second guidance", "prompts": "prompts over time"}
-        return names.get(self.edit.kind, self.edit.kind)
+        """What reports call it."""
+        return self.edit.title
 
 
 @dataclass
@@ -170,6 +136,7 @@ class Run:
     skipped: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
     in_range: dict[int, bool] = field(default_factory=dict)
+    silenced: dict[int, set[int]] = field(default_factory=dict)
     maps: dict[int, list[Any]] = field(default_factory=dict)
     contexts: dict[Any, Tensor] = field(default_factory=dict)  # projected texts that are kept for the run
     sigma_at: Callable[[float], float] = field(default=lambda share: 1 - share)
@@ -184,6 +151,12 @@ class Run:
 
     def applied_in(self, edit: int) -> int:
         return sum(n for (e, *_), n in self.applied.items() if e == edit)
+
+    def silence(self, told: Silence, names: Sequence[str]) -> None:
+        """Notes that an edit does not act where another leaves nothing of it."""
+        self.silenced.setdefault(told.silent, set()).add(told.by)
+        silent, by = (f"edit {e + 1} ({names[e]})" for e in (told.silent, told.by))
+        self.note(told.sentence(silent, by))
 
     def due_in(self, edit: int) -> int:
         return sum(n for (e, *_), n in self.due.items() if e == edit)
@@ -219,7 +192,7 @@ class Live:
     def with_edit(self, edit: LiveEdit) -> Live:
         """A new one with one more edit. An injection takes the place of a provisional one."""
         kept = self.edits
-        if isinstance(edit.edit, Inject) and not edit.provisional:
+        if edit.edit.takes_donor and not edit.provisional:
             waiting = [e for e in kept if e.provisional]
             kept = tuple(e for e in kept if not e.provisional)
             for e in waiting:
@@ -251,8 +224,7 @@ class Live:
                     f"this model reads {text_dim}",
                     "a prompt of the model's own text encoder",
                 )
-            if isinstance(edit.edit, Bend):
-                edit.edit.check(blocks, 10**9, heads)
+            edit.edit.check(blocks, 10**9, heads)  # how many steps a sampler makes is not known
 
     def begin(self, sigmas: Sequence[float] = (), prompt: str | None = None) -> Run:
         """A new run. sigmas: the noise levels of this sampler's own steps, without the closing one, where known.
@@ -278,7 +250,7 @@ class Live:
             if not any(edit.strengths(blocks)):
                 continue
             run.in_range[i] = any(edit.factor(sigma, sigma_at) for sigma in run.sigmas)
-            if run.in_range[i] and not run.due_in(i) and run.passes:
+            if run.in_range[i] and not run.due_in(i) and run.passes and i not in run.silenced:
                 missing = [branch for branch in edit.branches() if not run.passes[branch]]
                 why = f"no {missing[0]} pass was made" if missing else "its blocks never ran"
                 fix = "a cfg above 1, or branch cond" if missing == ["uncond"] else ""

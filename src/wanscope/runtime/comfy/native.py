@@ -24,11 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wanscope.edit.sites import Branch
 from wanscope.edit.token_matrix import real_tokens
 from wanscope.errors import ModelError
 from wanscope.runtime.comfy.attention import AttentionChange
 from wanscope.runtime.comfy.call import Call
-from wanscope.runtime.comfy.live import Branch, Live
+from wanscope.runtime.comfy.live import Live
 from wanscope.runtime.comfy.report import log_run
 
 KEY = "wanscope"

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from wanscope.edit.blocks import Blocks
-from wanscope.runtime.comfy.live import Branch, Live, Run, Site
+from wanscope.edit.sites import Branch, Site
+from wanscope.runtime.comfy.live import Live, Run
 
 
 def summary(run: Run, live: Live) -> str:
@@ -25,6 +26,8 @@ def run_report(live: Live, run: Run) -> str:
         if not sites:
             due_here = run.in_range.get(e)
             why = "not due in this range" if due_here is False else "strength 0" if due_here is None else "did not act"
+            if due_here and e in run.silenced:
+                why = "another edit leaves nothing of it"
             lines.append(f"{head} ({why})")
             continue
         branches = ", ".join(sorted({site[2] for site in sites}))
@@ -53,6 +56,9 @@ def verdict(live: Live, runs: Sequence[Run], depth: int, before: int = 0) -> tup
             if applied:
                 acted = True
                 parts.append(f"acted in stage {stage}")
+            elif due and e in run.silenced:
+                by = " and ".join(f"edit {other + 1}" for other in sorted(run.silenced[e]))
+                parts.append(f"did not act in stage {stage}, where {by} leaves nothing of it")
             elif due:
                 parts.append(f"was due in stage {stage} and did not act")
                 faults.append(f"{name} was due in stage {stage} and did not act")

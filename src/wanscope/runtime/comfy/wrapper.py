@@ -29,11 +29,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wanscope.edit.sites import Branch
 from wanscope.edit.token_matrix import real_tokens
 from wanscope.errors import ModelError
 from wanscope.runtime.comfy.attention import AttentionChange
 from wanscope.runtime.comfy.call import Call
-from wanscope.runtime.comfy.live import Branch, Guide, Live, Run
+from wanscope.runtime.comfy.live import Live, Run
+from wanscope.runtime.comfy.live_kinds import Guide
 from wanscope.runtime.comfy.native import prompt_id, text_dim
 from wanscope.runtime.comfy.report import log_run
 
@@ -224,10 +226,10 @@ class _Hooked:
     def guided(self, out: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         """The call's prediction moved toward a second prompt's, where an edit asks for it."""
         for e, edit in enumerate(self.live.edits):
-            spec, weight = edit.edit, float(self.call.tables[e][0])
-            if not isinstance(spec, Guide) or not weight:
+            rows = self.call.acting_rows(e, 0) if isinstance(edit.edit, Guide) else []
+            if not rows:
                 continue
-            rows = self.call.rows(edit)
+            weight = self.call.strength(e, self.call.branches[rows[0]], 0)
             self.call.count(self.call.due, e, 0, rows)
             if len(rows) != len(self.call.branches) or edit.donor_LD is None:
                 continue

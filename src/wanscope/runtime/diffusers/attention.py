@@ -17,30 +17,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor
 
-from wanscope.runtime.bend import LEAST_MASS, MapOperation, bend_maps, bent_output
-from wanscope.runtime.columns import TextRows, columns, pad_spread
-from wanscope.runtime.compose import wide
+from wanscope.runtime.columns import TextRows, pad_spread
+from wanscope.runtime.text_attention import BendStep, attended_with_log_weights, bent, weighted_sum
 
 if TYPE_CHECKING:
     from wanscope.runtime.diffusers.recorder import AttentionRecorder
 
 IMAGE_TEXT_LENGTH = 512  # where image tokens are, diffusers takes the last 512 positions for the text
-
-
-@dataclass(eq=False)
-class BendStep:
-    """One bend of one context's maps. row: of the batch. places_p: its words, among the row's bent places. strength_H:
-    0 for heads that keep their maps."""
-
-    row: int
-    places_p: Tensor
-    strength_H: Tensor
-    operation: MapOperation
-    renormalize: bool
 
 
 @dataclass(eq=False)
@@ -125,7 +111,7 @@ class EditedAttention:
             if read.bends:
                 out_BQHK = self._bent(read, out_BQHK, q_BQHK, k_BNHK, v_BNHK, context_BND)
             outputs.append(out_BQHK)
-        out_BQD = self._summed(outputs).flatten(2, 3).type_as(q_BQHK)
+        out_BQD = weighted_sum(outputs, self.weights, self.weights_SB).flatten(2, 3).type_as(q_BQHK)
 
         if image_BND is not None:
             k_BIHK = attn.norm_added_k(_image_keys(attn, image_BND)).unflatten(2, (attn.heads, -1))
@@ -138,9 +124,8 @@ class EditedAttention:
         return out_BQD
 
     def _attended(self, q_BQHK: Tensor, k_BNHK: Tensor, v_BNHK: Tensor, bias_B11N: Tensor | None) -> Tensor:
-        if bias_B11N is not None:  # the fused backends besides torch's own take no bias
-            q, k, v = (x.transpose(1, 2) for x in (q_BQHK, k_BNHK, v_BNHK))
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias_B11N.to(q.dtype)).transpose(1, 2)
+        if bias_B11N is not None:
+            return attended_with_log_weights(q_BQHK, k_BNHK, v_BNHK, bias_B11N)
         return dispatch_attention_fn(
             q_BQHK,
             k_BNHK,
@@ -161,40 +146,19 @@ class EditedAttention:
         v_BNHK: Tensor,
         context_BND: Tensor,
     ) -> Tensor:
-        """The read's output with its words' maps bent, one bend after another."""
+        """The read's output with its words' maps bent, row by row of the batch."""
         rows = list(out_BQHK.split(1))
         for row in range(len(rows)):
-            bends = [bend for bend in read.bends if bend.row == row]
-            if not bends:
+            steps = [step for step in read.bends if step.row == row]
+            if not steps:
                 continue
-            text, one, index_l = read.text[row], slice(row, row + 1), read.bent[row]
+            text, one = read.text[row], slice(row, row + 1)
             self.spread.copy_(torch.maximum(self.spread, pad_spread(context_BND[one], text.rows)))
-            p_BHQl = columns(q_BQHK[one], k_BNHK[one], text, index_l)
-            v_BlHK = v_BNHK[one].index_select(1, index_l)
-            for bend in bends:
-                old_BHQp = p_BHQl.index_select(-1, bend.places_p)
-                new_BHQp = bend_maps(old_BHQp, bend.operation, bend.strength_H, self.grid_TYX)
-                v_BpHK = v_BlHK.index_select(1, bend.places_p)
-                rows[row], least = bent_output(rows[row], old_BHQp, new_BHQp, v_BpHK, bend.renormalize)
-                p_BHQl = p_BHQl.index_copy(-1, bend.places_p, new_BHQp)
-                if bend.renormalize:
-                    p_BHQl = p_BHQl / (1 + (new_BHQp - old_BHQp).sum(-1, keepdim=True)).clamp_min(LEAST_MASS)
-                    self.least.copy_(torch.minimum(self.least, least.to(self.least.dtype)))
+            rows[row], least = bent(
+                rows[row], q_BQHK[one], k_BNHK[one], v_BNHK[one], text, read.bent[row], steps, self.grid_TYX
+            )
+            self.least.copy_(torch.minimum(self.least, least.to(self.least.dtype)))
         return torch.cat(rows) if len(rows) > 1 else rows[0]
-
-    def _summed(self, outputs: list[Tensor]) -> Tensor:
-        if len(outputs) == 1:
-            return outputs[0]
-        if not torch.compiler.is_compiling() and len(outputs) == 2 and self.weights[0] + self.weights[1] == 1:
-            # one kernel, with the weight in float32 whatever the dtype; a number here would be compiled in
-            return torch.lerp(outputs[0], outputs[1], self.weights[1])
-        assert self.weights_SB is not None
-        total = None
-        for i in range(len(outputs)):
-            term = outputs[i].to(wide(outputs[i].dtype)) * self.weights_SB[i][:, None, None, None]
-            total = term if total is None else total + term
-        assert total is not None
-        return total
 
 
 def _keys_values(attn: Any, context_BND: Tensor) -> tuple[Tensor, Tensor]:

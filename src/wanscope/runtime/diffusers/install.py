@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from wanscope.capture.moments import Moment
-from wanscope.edit.edits import Bend
-from wanscope.edit.plan import EditPlan, PlannedEdit, PlannedText
-from wanscope.runtime import bend as bending
+from wanscope.edit.operations import BendMaps
+from wanscope.edit.plan import EditPlan
+from wanscope.edit.planned_texts import PlannedText
+from wanscope.runtime.bend import MapOperation, map_operation
 from wanscope.runtime.columns import TextRows, text_rows
-from wanscope.runtime.compose import Composed, Read, wide
-from wanscope.runtime.diffusers.attention import BendStep, EditedAttention, ReadState
+from wanscope.runtime.compose import Composed, Read, compute_dtype
+from wanscope.runtime.diffusers.attention import EditedAttention, ReadState
 from wanscope.runtime.ledger import Fired
+from wanscope.runtime.text_attention import bend_steps, bent_places, row_log_weights
 
 if TYPE_CHECKING:
     from wanscope.runtime.diffusers.recorder import AttentionRecorder
@@ -28,15 +30,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the processors of one call say. least: mass that a bend left; None where nothing was bent."""
+class Counted:
+    """What the processors of one call counted.
+
+    fired: how often each edit acted. least: the smallest mass that a bend left; None where nothing was bent. spread:
+    how far the padding is from one repeated row.
+    """
 
     fired: dict[Fired, int]
     least: float | None
     spread: float
 
 
-class Arming:
+class AttentionInstaller:
     """The processors of one attached plan, one for every block that needs it."""
 
     def __init__(
@@ -51,37 +57,37 @@ class Arming:
         self._processors: dict[tuple[int, int], EditedAttention] = {}
         self._selves: dict[tuple[int, int], Any] = {}
         self._keys: dict[tuple[int, int, PlannedText], tuple[Tensor, Tensor]] = {}
-        self._operations: dict[int, bending.MapOperation] = {}
+        self._operations: dict[int, MapOperation] = {}
         self._small: dict[Any, Any] = {}
-        self._armed: list[tuple[EditedAttention, dict[int, Fired]]] = []
+        self._ready: list[tuple[EditedAttention, dict[int, Fired]]] = []
 
     def clear(self) -> None:
-        for kept in (self._processors, self._selves, self._keys, self._operations, self._small, self._armed):
+        for kept in (self._processors, self._selves, self._keys, self._operations, self._small, self._ready):
             kept.clear()
         self._blocks = ()
 
     def begin(self, moment: Moment) -> None:
-        """A new call: nothing is armed yet."""
-        self._armed.clear()
+        """A new call: nothing is installed yet."""
+        self._ready.clear()
 
-    def read(self) -> Found:
+    def read(self) -> Counted:
         """The counters of this call, in one look at the device."""
-        if not self._armed:
-            return Found({}, None, 0.0)
-        counters = torch.stack([processor.counter for processor, _ in self._armed]).tolist()
+        if not self._ready:
+            return Counted({}, None, 0.0)
+        counters = torch.stack([processor.counter for processor, _ in self._ready]).tolist()
         fired = {
             key: counts[place]
-            for (_, keys), counts in zip(self._armed, counters, strict=True)
+            for (_, keys), counts in zip(self._ready, counters, strict=True)
             for place, key in keys.items()
         }
-        bent = [processor for processor, _ in self._armed if any(read.bends for read in processor.reads)]
+        bent = [processor for processor, _ in self._ready if any(read.bends for read in processor.reads)]
         if not bent:
-            return Found(fired, None, 0.0)
+            return Counted(fired, None, 0.0)
         numbers = torch.stack([torch.stack([p.least.float(), p.spread.float()]) for p in bent]).tolist()
-        return Found(fired, min(least for least, _ in numbers), max(spread for _, spread in numbers))
+        return Counted(fired, min(least for least, _ in numbers), max(spread for _, spread in numbers))
 
     @contextmanager
-    def armed(self, expert: int, block: int, moment: Moment, rows: Sequence[Composed]) -> Iterator[None]:
+    def installed(self, expert: int, block: int, moment: Moment, rows: Sequence[Composed]) -> Iterator[None]:
         """The block's attention does what `rows` say, one for each branch of the batch, for one call."""
         attn = self._blocks[expert][block].attn2
         processor = self._processor(expert, block, attn)
@@ -141,7 +147,7 @@ class Arming:
         processor.adds = self._tensor(adds, torch.int64)
         processor.least.fill_(1.0)
         processor.spread.zero_()
-        self._armed.append((processor, keys))
+        self._ready.append((processor, keys))
 
         recorder, place = self.capture, None
         if recorder is not None:
@@ -153,7 +159,7 @@ class Arming:
         padded = [[*row.reads, *[_silent(row.reads[0])] * (count - len(row.reads))] for row in rows]
         weights = [[reads[j].weight for reads in padded] for j in range(count)]
         processor.weights = tuple(weight[0] for weight in weights) if len(rows) == 1 else (0.0, 0.0)
-        processor.weights_SB = self._tensor(weights, wide(attn.to_q.weight.dtype)) if count > 1 else None
+        processor.weights_SB = self._tensor(weights, compute_dtype(attn.to_q.weight.dtype)) if count > 1 else None
         processor.reads, texts = [], []
         for j in range(count):
             state, text = self._read(expert, block, [reads[j] for reads in padded], j, attn)
@@ -178,30 +184,21 @@ class Arming:
         if bent or (j == 0 and self.capture is not None):
             state.text = [self._text_rows(read) for read in reads]
         if bent:
-            state.bent = []
+            dtype = compute_dtype(attn.to_q.weight.dtype)
+            state.bent = [self._tensor(bent_places(read), torch.int64) for read in reads]
             for row, read in enumerate(reads):
-                union = sorted({column for _, _, columns in read.bends for column in columns})
-                state.bent.append(self._tensor(union, torch.int64))
-                for edit, s, columns in read.bends:
-                    assert isinstance(edit.edit, Bend)
-                    where = self._tensor([union.index(column) for column in columns], torch.int64)
-                    strength_H = self._tensor(_over_heads(edit.edit, s, attn.heads), wide(attn.to_q.weight.dtype))
-                    operation = self._operation(edit)
-                    state.bends.append(BendStep(row, where, strength_H, operation, edit.edit.renormalize))
+                ready = [self._operation(bend) for bend, _ in read.bends]
+                state.bends += bend_steps(read, row, attn.heads, dtype, ready.__getitem__, self._tensor)
         return state, text
 
     def _bias(self, read: Read, attn: Any) -> Tensor:
-        values = [0.0] * self.plan.text_length
-        for at, tokens, log_weight in read.log_weights:
-            values[at : at + tokens] = [log_weight] * tokens
-        return self._tensor(values, wide(attn.to_q.weight.dtype))[None, None, None]
+        values = row_log_weights(read, self.plan.text_length)
+        return self._tensor(values, compute_dtype(attn.to_q.weight.dtype))[None, None, None]
 
     def _text_rows(self, read: Read) -> TextRows:
         key = ("rows", read.log_weights)
         if key not in self._small:
-            weights = [0.0] * self.plan.real
-            for at, tokens, log_weight in read.log_weights:
-                weights[at : at + tokens] = [log_weight] * tokens
+            weights = row_log_weights(read, self.plan.real)
             self._small[key] = text_rows(self.plan.real, self.plan.text_length, self.device, weights)
         return self._small[key]
 
@@ -212,17 +209,13 @@ class Arming:
             self._small[key] = torch.tensor(values, dtype=dtype, device=self.device)
         return self._small[key]
 
-    def _operation(self, edit: PlannedEdit) -> bending.MapOperation:
-        if edit.index not in self._operations:
-            assert isinstance(edit.edit, Bend)
-            self._operations[edit.index] = bending.map_operation(edit.edit, self.plan.grid).to(self.device)
-        return self._operations[edit.index]
+    def _operation(self, bend: BendMaps) -> MapOperation:
+        """A bend's map operation, made ready once for all its sites."""
+        if bend.key not in self._operations:
+            self._operations[bend.key] = map_operation(bend.change, self.plan.grid).to(self.device)
+        return self._operations[bend.key]
 
 
 def _silent(read: Read) -> Read:
     """The same, weighing nothing: for a branch that reads fewer contexts than another of its batch."""
     return replace(read, weight=0.0, bends=(), text=None)
-
-
-def _over_heads(edit: Bend, s: float, heads: int) -> list[float]:
-    return [s if not edit.heads or head in edit.heads else 0.0 for head in range(heads)]

@@ -5,7 +5,7 @@
     session.verify()
 
 Each transformer block is wrapped in an `EditedBlock`, outside of what `compile_repeated_blocks` compiles and of the
-hooks of group offload. It edits the state and the text that the block gets, runs the donors' own passes beside it,
+hooks of group offload. It edits the state and the text that the block gets, runs the donors' own passes,
 leaves the block out, and, where attention itself is edited or recorded, puts an `EditedAttention` in the place of the
 block's own processor for that one call. After the `with`, also after an exception, the model holds the same module
 objects as before and nothing else.
@@ -25,14 +25,17 @@ import torch
 from torch import Tensor, nn
 
 from wanscope.capture.moments import Moment
-from wanscope.edit.edits import Inject, Steer
-from wanscope.edit.plan import EditPlan, PlannedEdit, PlannedText, Site
+from wanscope.edit.operations import BlendState, ShiftState
+from wanscope.edit.plan import EditPlan
+from wanscope.edit.planned import PlannedEdit
+from wanscope.edit.planned_texts import PlannedText
+from wanscope.edit.sites import Site
 from wanscope.errors import EditNotApplied, NumericalError
 from wanscope.runtime.bend import require_mass
 from wanscope.runtime.columns import pad_tolerance
-from wanscope.runtime.compose import combined, compose, steered
+from wanscope.runtime.compose import combined, compose, shifted
 from wanscope.runtime.diffusers import guard
-from wanscope.runtime.diffusers.install import Arming
+from wanscope.runtime.diffusers.install import AttentionInstaller
 from wanscope.runtime.ledger import Fired, Ledger
 from wanscope.runtime.projection import Projection
 
@@ -147,7 +150,7 @@ class DiffusersSession:
         self._experts = model.experts()
         self._blocks = [list(transformer.blocks) for transformer in self._experts]
         self._projection = Projection(self._experts, plan.text_length)
-        self._arming = Arming(plan, self._blocks, capture, model.device)
+        self._installer = AttentionInstaller(plan, self._blocks, capture, model.device)
         self._call: _Call | None = None
         self._seals: list[Any] = []
         self._checked: tuple[int, int] | None = None
@@ -159,7 +162,7 @@ class DiffusersSession:
     def release(self) -> None:
         """Let go of everything on the device."""
         self._projection.clear()
-        self._arming.clear()
+        self._installer.clear()
         self._blocks, self._experts, self._call = [], (), None
 
     def planned(self) -> dict[Site, int]:
@@ -176,7 +179,7 @@ class DiffusersSession:
         """One model call. EditNotApplied where it did not do what is planned, NumericalError where a bend cannot be."""
         self._check_seal(moment)
         self._call = _Call(moment)
-        self._arming.begin(moment)
+        self._installer.begin(moment)
         absent = self._skipped(moment, "block")
         unread = absent | self._skipped(moment, "attention", "context")
         try:
@@ -189,7 +192,7 @@ class DiffusersSession:
             call = self._call
         finally:
             self._call = None
-        found = self._arming.read()
+        found = self._installer.read()
         for key, count in found.fired.items():
             call.fired[key] = call.fired.get(key, 0) + count
         self.ledger.close_call(moment, call.fired)
@@ -208,7 +211,7 @@ class DiffusersSession:
             {
                 block
                 for edit, block in self.plan.sites(branch, moment.step)
-                if edit.edit.kind == "skip" and set(edit.parts) & set(parts)
+                if edit.edit.skips and set(edit.parts) & set(parts)
             }
             for branch in moment.branches
         ]
@@ -281,7 +284,7 @@ class DiffusersSession:
             inputs = inputs.with_text(torch.cat(first) if len(first) > 1 else first[0])
         records = self.capture is not None and self.capture.active and self.capture.place(block) is not None
         if records or not all(row.plain for row in rows):
-            with self._arming.armed(expert, block, moment, rows):
+            with self._installer.installed(expert, block, moment, rows):
                 return self._inner(expert, block, x_BQD, inputs)
         for branch, row in zip(moment.branches, rows, strict=True):
             for edit in row.applied:
@@ -294,7 +297,7 @@ class DiffusersSession:
         place = recorder.place(block) if recorder is not None and recorder.active else None
         if recorder is None or place is None:
             return inner(x_BQD, inputs.context_BND, inputs.temb, inputs.rotary)
-        with self._arming.recorded_self(expert, block, recorder, place):
+        with self._installer.recorded_self(expert, block, recorder, place):
             return inner(x_BQD, inputs.context_BND, inputs.temb, inputs.rotary)
 
     # hidden states
@@ -305,15 +308,15 @@ class DiffusersSession:
             for edit in self._acting(call, branch, block, "hidden"):
                 rows = rows or list(x_BQD.split(1))
                 s = edit.strength(branch, call.moment.step, block)
-                if isinstance(edit.edit, Steer):
-                    assert edit.direction is not None
-                    rows[i] = steered(rows[i], edit.direction.at(expert, block), edit.edit.operation, s)
+                operation = edit.operation_at("hidden", branch, call.moment.step, s)
+                if isinstance(operation, ShiftState):
+                    direction_D = operation.direction.at(expert, block)
+                    rows[i] = shifted(rows[i], direction_D, operation.operation, s)
                 else:
-                    assert isinstance(edit.edit, Inject)
-                    stream = call.streams[i, edit.donor[branch], edit.edit.donor.after_block]  # type: ignore[index]
-                    expected = block if edit.edit.donor.after_block is None else edit.edit.donor.after_block
-                    assert stream.at == expected
-                    rows[i] = combined(rows[i], stream.state_1QD, edit.edit.operation, s)
+                    assert isinstance(operation, BlendState)
+                    stream = call.streams[i, operation.text, operation.after_block]
+                    assert stream.at == (block if operation.after_block is None else operation.after_block)
+                    rows[i] = combined(rows[i], stream.state_1QD, operation.operation, s)
                 call.fire(edit, "hidden", block, branch)
         if rows is None:
             return x_BQD
@@ -324,9 +327,13 @@ class DiffusersSession:
         ends: dict[tuple[int, PlannedText, int | None], int] = {}
         for i, branch in enumerate(call.moment.branches):
             for edit, block in self.plan.sites(branch, call.moment.step):
-                if "hidden" in edit.parts and isinstance(edit.edit, Inject):
-                    after = edit.edit.donor.after_block
-                    key = (i, edit.donor[branch], after)  # type: ignore[index]
+                if "hidden" not in edit.parts:
+                    continue
+                step = call.moment.step
+                operation = edit.operation_at("hidden", branch, step, edit.strength(branch, step, block))
+                if isinstance(operation, BlendState):
+                    after = operation.after_block
+                    key = (i, operation.text, after)
                     ends[key] = max(ends.get(key, 0), block) if after is None else after
         for (row, text, after), end in ends.items():
             stream = _Stream(x_BQD[row : row + 1], end)
