@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 
 from wanscope.errors import RecipeError, nearest
 
@@ -76,7 +76,8 @@ _SHAPE = ("model_type", "model_attributes_type", "dict_type")
 @dataclass(frozen=True)
 class _Place:
     """Where a problem is. path: its keys as they are written in the file. model: the model there, None where something
-    plain is. branch: which kind of branch the last union on the way was left by, "" where there is none."""
+    plain is. branch: of a union of models and plain values, where the problem is in a plain one's branch, or with a
+    model as a whole."""
 
     path: tuple[str, ...]
     model: type[BaseModel] | None
@@ -93,16 +94,18 @@ def _place(kind: type[BaseModel], loc: Sequence[str | int]) -> _Place:
     for part in loc:
         members = _members(here)
         if len(members) > 1:
-            here = next((member for member in members if _is_named(member, str(part))), None)
-            branch = "plain" if here is None else "model"
+            here = next((member for member, tag in members if _is_named(member, tag, str(part))), None)
+            tagged = any(tag is not None for _, tag in members)
+            branch = "" if tagged else "plain" if here is None else "model"
             continue
-        here = members[0] if members else None
-        inline = inline or (part == getattr(here, "written_as", None) is not None)
+        here = members[0][0] if members else None
+        branch = "plain" if branch == "plain" else ""  # inside a model, the model was meant
+        inline = inline or (_is_model(here) and part == getattr(here, "written_as", None))
         if not inline:
             path.append(str(part))
         here = _inside(here, part)
     members = _members(here)
-    model = members[0] if len(members) == 1 and _is_model(members[0]) else None
+    model = members[0][0] if len(members) == 1 and _is_model(members[0][0]) else None
     return _Place(tuple(path), model, branch)
 
 
@@ -110,21 +113,20 @@ def _is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def _members(annotation: Any) -> list[Any]:
-    """The branches of a union, but for None; of anything else, itself."""
+def _members(annotation: Any, tag: str | None = None) -> list[tuple[Any, str | None]]:
+    """The branches of a union with their tags, but for None; of anything else, itself."""
     if get_origin(annotation) is Annotated:
-        return _members(get_args(annotation)[0])
+        inner, *extras = get_args(annotation)
+        return _members(inner, next((extra.tag for extra in extras if isinstance(extra, Tag)), tag))
     if get_origin(annotation) in (Union, UnionType):
-        return [inner for member in get_args(annotation) for inner in _members(member)]
-    return [] if annotation in (None, NoneType) else [annotation]
+        return [found for member in get_args(annotation) for found in _members(member, tag)]
+    return [] if annotation in (None, NoneType) else [(annotation, tag)]
 
 
-def _is_named(member: Any, label: str) -> bool:
+def _is_named(member: Any, tag: str | None, label: str) -> bool:
     """Whether pydantic's label of a branch means that model: its tag, or a text with its class name."""
-    if not _is_model(member):
-        return False
-    kind = member.model_fields.get("kind")
-    return (kind is not None and kind.default == label) or re.search(rf"\b{member.__name__}\b", label) is not None
+    named = _is_model(member) and re.search(rf"\b{member.__name__}\b", label) is not None
+    return named if tag is None else label == tag
 
 
 def _inside(annotation: Any, part: str | int) -> Any:
