@@ -12,7 +12,7 @@ import pytest
 
 from helpers.tiny import tiny_folder
 from wanscope import events
-from wanscope.doors.cli import generate, output, progress
+from wanscope.doors.cli import output, process, progress
 from wanscope.errors import NumericalError, StorageRefused
 from wanscope.take.store import Take
 from wanscope.take.video import video_facts
@@ -159,7 +159,7 @@ class Pressing(progress.Lines):
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_keeps_what_is_finished(make, space: Workspace, monkeypatch, times: int) -> None:
     before, said = signal.getsignal(signal.SIGINT), []
-    monkeypatch.setattr(generate, "_say_stopping", lambda: said.append(1))
+    monkeypatch.setattr(process, "_say_stopping", lambda: said.append(1))
     listener = Pressing(times)
     monkeypatch.setattr(progress, "make", lambda json: listener)
     ran = make()
