@@ -12,7 +12,7 @@ import pytest
 
 from helpers.tiny import tiny_folder
 from wanscope import events
-from wanscope.doors.cli import output, process, progress
+from wanscope.doors.cli import options, output, process, progress
 from wanscope.errors import NumericalError, StorageRefused
 from wanscope.take.store import Take
 from wanscope.take.video import video_facts
@@ -323,4 +323,4 @@ def test_a_terminal_gets_bars_and_its_cursor_back(make, monkeypatch) -> None:
     assert ran.status == 0
     assert "step 3/3" in text and "left" in text
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # hidden, and shown again
-    assert generate.MEMORY == ("auto", "none", "offload")
+    assert options.MEMORY == ("auto", "none", "offload")
