@@ -1,24 +1,26 @@
-"""How fast the one pass over latents is, beside what the disk and the arithmetic allow, and how much memory it takes.
+"""The speed of the one pass over latents, compared with the limits of disk and arithmetic, and its peak memory.
 
     python benchmarks/analysis.py --folder /tmp/latents [--takes 100] [--states 51] [--size 60x104x21] [--rounds 3]
                                   [--keep] [--out benchmarks/results/analysis.md]
 
-Claim: the pass reads at least half of the smaller of (the disk's own read speed, the speed of its arithmetic on data
-that is in memory already), and stays under 1 GB of memory, whatever the number of takes and their resolution.
+Claim: the pass reads at least half as fast as the slower of (reading from the disk, its arithmetic on data that is
+already in memory), and uses less than 1 GB of memory, whatever the number of takes and their resolution.
 
-Made: `takes` synthetic paths of [states, 16, T, h, w] in fp16, in the format of takes; those that are there already are
-not made again, so that a run that was cut short goes on. Measured in one process, in turn, over the same files:
+The data: `takes` synthetic paths of [states, 16, T, h, w] in fp16, in the format of takes; existing ones are not made
+again, so that an interrupted run can be resumed. Measured in one process, in turn, on the same files:
 
-    disk        every file read whole, without decoding
-    arithmetic  the pass over arrays in memory that are no files: inner products, projections, statistics
-    pass        the pass itself: checksums as `take.latents` checks them, then reading, decoding and arithmetic
+    disk        reading every file completely, without decoding
+    arithmetic  the pass over arrays in memory instead of files: inner products, projections, statistics
+    pass        the pass itself: verifying checksums as `take.latents` does, then reading, decoding and arithmetic
 
-Before the disk, the checksums and the pass, the system is asked to drop the files from its cache (posix_fadvise; no
-rights are needed). The table says whether it could be asked, not whether it did: without it, and in a folder that lies
-in memory as /tmp may, `disk` is the speed of memory. A small pass before the first round warms up what is loaded once.
-All speeds are of the stored numbers, fp16 before compression, so that they can be set beside each other; the pass
-counts every time it reads them. Ratios are within a round, and their median is what the claim is of. Memory is the
-process's peak, with that before the passes.
+Before the disk, the checksums and the pass, the system is asked to drop the files from its cache (posix_fadvise, which
+needs no privileges). The table reports whether it could be asked, not whether it complied: otherwise, and for a folder
+in memory such as /tmp may be, `disk` is the speed of memory. A small pass before the first round is a warm-up.
+All speeds refer to the stored numbers, fp16 before compression, so that they are comparable; the pass counts every time
+it reads them. Ratios are taken within a round, and the claim is about their median. Memory is the process's peak, also
+given before the passes.
+
+Shape suffixes: K states, C channels, T latent frames, h and w latent height and width.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ CHANNELS = 16
 
 
 def make(folder: Path, takes: int, states: int, shape_CThw: tuple[int, ...]) -> list[Path]:
-    """The latents of every take: noise that turns into a smooth picture, as a path does."""
+    """Make the latents of every take: noise that becomes a smooth picture, as on a real path; return their folders."""
     folder.mkdir(parents=True, exist_ok=True)
     places = []
     for i in range(takes):
@@ -64,11 +66,12 @@ def make(folder: Path, takes: int, states: int, shape_CThw: tuple[int, ...]) -> 
 
 
 def files_of(places: list[Path]) -> list[Path]:
+    """Return all files in some folders."""
     return [path for place in places for path in sorted(place.rglob("*")) if path.is_file()]
 
 
 def drop_cache(places: list[Path]) -> bool:
-    """Ask the system to forget the files' contents; whether it can be asked."""
+    """Ask the system to drop the files from its cache; return whether it can be asked."""
     if not hasattr(os, "posix_fadvise"):
         return False
     for path in files_of(places):
@@ -82,7 +85,7 @@ def drop_cache(places: list[Path]) -> bool:
 
 
 def read_raw(places: list[Path]) -> tuple[int, float]:
-    """Bytes on disk and seconds to read every file whole."""
+    """Read every file completely; return the bytes on disk and the seconds."""
     began, count = time.perf_counter(), 0
     for path in files_of(places):
         with path.open("rb", buffering=0) as file:
@@ -92,6 +95,7 @@ def read_raw(places: list[Path]) -> tuple[int, float]:
 
 
 def checksums(places: list[Path]) -> float:
+    """Compute the checksum of every file; return the seconds."""
     began = time.perf_counter()
     for path in files_of(places):
         with path.open("rb") as file:
@@ -100,7 +104,7 @@ def checksums(places: list[Path]) -> float:
 
 
 class InMemory:
-    """As an array on disk, with a few latents in memory that stand for all of them."""
+    """Behaves like an array [K, C, T, h, w] on disk, with a few latents in memory that are reused for all states."""
 
     def __init__(self, states_KCThw: np.ndarray, shape: tuple[int, ...]) -> None:
         self.states_KCThw, self.shape = states_KCThw, shape
@@ -111,12 +115,13 @@ class InMemory:
 
 
 def peak_bytes() -> int:
+    """Return the process's peak memory in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def timed(places: list[Path], memory: list[InMemory], scratch: Path) -> tuple[dict[str, float], int, int]:
-    """One round: seconds of each way, bytes on disk, and bytes of numbers that the pass read."""
+    """Run one round; return the seconds of each way, the bytes on disk, and the bytes of numbers that the pass read."""
     drop_cache(places)
     on_disk, disk_seconds = read_raw(places)
     began = time.perf_counter()
@@ -135,7 +140,7 @@ def timed(places: list[Path], memory: list[InMemory], scratch: Path) -> tuple[di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="where the synthetic latents lie or will lie")
+    parser.add_argument("--folder", type=Path, required=True, help="where the synthetic latents are or will be stored")
     parser.add_argument("--takes", type=int, default=100)
     parser.add_argument("--states", type=int, default=51)
     parser.add_argument("--size", default="60x104x21", help="latent height x width x frames")
@@ -164,7 +169,7 @@ def main() -> None:
         {
             "disk": stored / seconds["disk"],
             "arithmetic": read / seconds["arithmetic"],
-            # the checksums are a pass of their own
+            # the checksums read the files once more
             "pass": (stored + read) / (seconds["checksums"] + seconds["pass"]),
             "pass without checksums": read / seconds["pass"],
         }

@@ -1,22 +1,22 @@
-"""What recording attention costs: time a step and peak memory with it, over those without, in one run.
+"""The cost of recording attention: time per step and peak memory, relative to those without recording.
 
     python benchmarks/capture.py                                   marbles, on the CPU
     python benchmarks/capture.py --model 1.3b --device cuda        random weights, 832 x 480 x 81, bf16
     python benchmarks/capture.py --model 14b --device cuda
     (each with --out FILE.md for a table to keep)
 
-Claims: 8 words in all blocks, heads averaged, every step, written to disk: at most 1.03 of the time without at full
-size, and at most 2% more memory than the step's peak above its weights. `naive` is the processor that most tools use,
-softmax(q k^T) v with the whole map of a block in memory, which is also what the comparison of memory is with; where it
-does not fit, that is printed.
+Claims: recording 8 words in all blocks, heads averaged, at every step, written to disk, takes at most 1.03 times the
+time at full size, and at most 2% more memory than the step's peak above its weights. `naive` is the processor that most
+tools use, softmax(q k^T) v with the whole map of a block in memory, which memory is also compared with; if it does not
+fit, that is printed.
 
 Each way runs the same guided steps (cond and uncond) on the same inputs. One round runs all ways one after the other;
-printed are medians over the rounds, so that a machine that others use disturbs all ways alike. The first two steps of
-each way in each round are a warm-up and not counted. Writing is one step behind, so that a step's time holds the
-writing of the one before; the last one's, after the steps, is timed apart (`closing`). Files are written to --folder.
-Memory is the peak of two steps and all that is attached for them, above what was allocated before: on the CPU torch's
-own allocations (memory.py). There time is the wall's, as writing is a thread's work: keep the machine free, or read the
-quartiles.
+medians over the rounds are printed, so that other load on the machine affects all ways equally. The first two steps of
+each way in each round are a warm-up and not counted. Writing is one step behind, so that a step's time includes the
+writing of the previous one; writing the last one, after the steps, is timed separately (`closing`). Files are written
+to --folder. Memory is the peak of two steps and everything attached for them, above what was allocated before: on the
+CPU, torch's own allocations (memory.py). There, time is wall time, because a thread does the writing: keep the machine
+free, or look at the quartiles.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ WARM = 2  # steps that are not counted
 
 
 class RandomModel:
-    """A transformer of a variant's full size with random weights, as far as a session asks for a model."""
+    """A transformer of a variant's full size with random weights, with the attributes that a session needs."""
 
     def __init__(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
         from diffusers import WanTransformer3DModel
@@ -71,7 +71,7 @@ class RandomModel:
                     parameter.normal_(0, 0.02, generator=generator)
                 else:
                     parameter.fill_(1.0 if "norm" in name_ and name_.endswith("weight") else 0.0)
-        # RoPE's tables are buffers, made anew: `to_empty` left them as they were in memory.
+        # The tables of RoPE are buffers and have to be made again: `to_empty` leaves them uninitialized.
         config = self.transformer.config
         self.transformer.rope = type(self.transformer.rope)(
             config.attention_head_dim, config.patch_size, config.rope_max_seq_len
@@ -84,7 +84,7 @@ class RandomModel:
 
 
 class NaiveProcessor:
-    """Cross-attention with its whole map in memory, as tools without fused attention have it."""
+    """Cross-attention with the whole map in memory, as in tools without fused attention."""
 
     _attention_backend = None
     _parallel_config = None
@@ -102,7 +102,7 @@ class NaiveProcessor:
 
 
 class Run:
-    """One model's guided step, done in several ways."""
+    """The guided step of one model, run in several ways."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.device = torch.device(args.device)
@@ -130,7 +130,7 @@ class Run:
 
     @torch.no_grad()
     def step(self, number: int, around_call: Callable[[Moment], Any]) -> None:
-        """Both passes of a step."""
+        """Run both passes of a step."""
         for branch, text in self.texts.items():
             with around_call(Moment(number, 10**6, 0, (branch,), 0, 0.5)):
                 timestep = torch.full((1,), 500.0, device=self.device)
@@ -145,6 +145,7 @@ class Run:
 
     @contextlib.contextmanager
     def capturing(self) -> Iterator[Callable[[Moment], Any]]:
+        """Record attention during the block; yields the function to call around model calls."""
         text = PlannedText(torch.zeros(self.tokens, 1), frozenset())
         passes = Passes((0.5,), (1,), (frozenset({0}),))
         main: dict[Branch, PlannedText] = {"cond": text, "uncond": text}
@@ -157,10 +158,11 @@ class Run:
             began = time.perf_counter()
             sink.close()
             self.closing.append(time.perf_counter() - began)
-            assert sink.evaluations, "nothing was recorded: what was timed is no recording"
+            assert sink.evaluations, "nothing was recorded, so the timing is not that of a recording"
 
     @contextlib.contextmanager
     def naive(self) -> Iterator[Callable[[Moment], Any]]:
+        """Use `NaiveProcessor` during the block."""
         kept: list[Tensor] = []
         before = [block.attn2.processor for block in self.model.transformer.blocks]
         for block in self.model.transformer.blocks:
@@ -179,14 +181,15 @@ class Run:
 
     @contextlib.contextmanager
     def plain(self) -> Iterator[Callable[[Moment], Any]]:
+        """Record nothing."""
         yield lambda moment: contextlib.nullcontext()
 
     def measured(self, way: str, steps: int) -> float | None:
-        """Seconds of the median step; None where it does not fit."""
+        """Return the seconds of the median step; None where it does not fit in memory."""
         cuda = self.device.type == "cuda"
         try:
             with getattr(self, way)() as around_call:
-                for number in range(WARM):  # buffers, the array on disk; compiled code, also of a second step
+                for number in range(WARM):  # allocates buffers and the array on disk, and compiles
                     self.step(number, around_call)
                 if cuda:
                     torch.cuda.synchronize()
@@ -203,8 +206,10 @@ class Run:
         return statistics.median(seconds)
 
     def peak(self, way: str, steps: int) -> int | None:
-        """Bytes at the peak of `steps` and of all that is attached for them; None where it does not fit. After
-        `measured`, so that code is compiled."""
+        """Return the peak bytes of `steps` steps and of everything attached for them; None where it does not fit.
+
+        To be called after `measured`, so that code is already compiled.
+        """
 
         def work() -> None:
             with getattr(self, way)() as around_call:
@@ -215,7 +220,7 @@ class Run:
 
 
 def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
-    """What benchmarks of steps on any of these models are asked."""
+    """Return the argument parser that benchmarks of steps share."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=NAMES, default="marbles")
     parser.add_argument("--device", default="cpu")
@@ -231,8 +236,10 @@ def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
 
 
 def summary(seconds: list[float | None], plain: list[float | None]) -> dict[str, Any]:
-    """Medians over the rounds of the time and of its ratio to plain, which is taken within each round: what else the
-    machine did in it, it did to both."""
+    """Return medians over the rounds of the time and of its ratio to plain.
+
+    The ratio is taken within each round, because other load on the machine affects both in it.
+    """
     taken = [value for value in seconds if value is not None]
     ratios = [one / base for one, base in zip(seconds, plain, strict=True) if one is not None and base is not None]
     found: dict[str, Any] = {
@@ -243,7 +250,7 @@ def summary(seconds: list[float | None], plain: list[float | None]) -> dict[str,
 
 
 def row(name: str, one: dict[str, Any]) -> str:
-    """A line of a table of `summary` with its `peak`."""
+    """Return a line of the table, from a `summary` with its `peak`."""
     if one["seconds"] is None:
         return f"| {name} | does not fit | | | |"
     ratio = "" if one["ratio"] is None else f"{one['ratio']:.3f}"
@@ -280,13 +287,13 @@ def main() -> None:
     frames, rows, columns = run.grid
     table.say(f"{args.model}, {frames} x {rows} x {columns} positions, {run.model.blocks} blocks{compiled}; "
               f"{result['words']} words and the padding, {', '.join(run.measures)}. "
-              f"{args.rounds} rounds of {args.steps} guided steps after two that warm up.\n")  # fmt: skip
-    table.say("| way | s a step | of plain, median | quartiles | peak, MB |")
+              f"{args.rounds} rounds of {args.steps} guided steps after two warm-up steps.\n")  # fmt: skip
+    table.say("| way | s per step | ratio to plain, median | quartiles | peak, MB |")
     table.say("|---|---|---|---|---|")
     for way in ways:
         table.say(row(way, result[way]))
     if result["closing_seconds"] is not None:
-        table.say(f"\nWriting what the last step left: {result['closing_seconds']:.4f} s, median.")
+        table.say(f"\nWriting the maps of the last step: {result['closing_seconds']:.4f} s, median.")
     table.close()
     if args.json is not None:
         args.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,15 +1,17 @@
-"""How fast the catalogue stores and searches, how many bytes an embedding takes, and how much a search misses.
+"""The speed of storing and searching in the catalog, the bytes per embedding, and the recall of searches.
 
     python benchmarks/catalog.py [--rows 100000] [--out benchmarks/results/catalog.md]
 
-Inserting: token matrices [60, 4096] of Gaussian values, in bf16 (what UMT5-XXL gives) and fp32, in batches.
-Searching: the mean tokens of `--rows` prompts with 4096 dimensions, stored as one-token matrices (a search reads mean
-tokens only). Clustered: centers and members with a decaying spectrum of effective rank about 300, as text embeddings
-have. I.i.d.: Gaussian, which has no structure that a compact vector could keep. Recall at 20 counts how many of the 20
-nearest by the full float32 mean tokens a search gives. Every time is the median of warm searches, with numpy's brute
-force over the full vectors and DuckDB's over the compact ones beside it, in the same process.
+Inserting: token matrices [60, 4096] of Gaussian values, in bf16 (as from UMT5-XXL) and fp32, in batches.
+Searching: the mean tokens of `--rows` prompts with 4096 dimensions, stored as one-token matrices (a search reads only
+mean tokens). Clustered: centers and members with a decaying spectrum of effective rank about 300, like text embeddings.
+I.i.d.: Gaussian, without structure that a compact vector could use. Recall at 20 is the share of the 20 nearest by the
+full float32 mean tokens that a search returns. Every time is the median of warm searches, next to brute force by numpy
+on the full vectors and by DuckDB on the compact ones, in the same process.
 
-Needs about 25 kB a row on the disk of --folder and 40 kB a row of memory.
+Needs about 25 kB per row on the disk of --folder and 40 kB per row of memory.
+
+Shapes: rows are mean tokens, float32 [N, 4096].
 """
 
 from __future__ import annotations
@@ -35,11 +37,13 @@ NEAREST = 20
 
 
 def bf16(values: np.ndarray) -> Tokens:
+    """Return values [L, D] as truncated bfloat16."""
     bits = (values.astype("<f4").view("<u4") >> 16).astype("<u2")
     return Tokens("bfloat16", values.shape[0], values.shape[1], bits.tobytes())
 
 
 def milliseconds(work: Callable[[], object], times: int) -> float:
+    """Return the median time of some work over several runs."""
     took = []
     for _ in range(times):
         began = time.perf_counter()
@@ -49,16 +53,16 @@ def milliseconds(work: Callable[[], object], times: int) -> float:
 
 
 def inserting(folder: Path, count: int, batch: int, dtype: str) -> tuple[float, float]:
-    """(embeddings a second, bytes a file); the values are drawn before the clock starts."""
+    """Return (embeddings per second, bytes per file); values are drawn before the clock starts."""
     rng = np.random.default_rng(0)
     draws = [rng.standard_normal((TOKENS, DIM), dtype=np.float32) * 0.1 for _ in range(8)]
     catalog = Catalog(folder)
-    catalog.put(draws[0][:1])  # the file is made, DuckDB imported
+    catalog.put(draws[0][:1])  # creates the file and imports DuckDB
     seconds = 0.0
     for start in range(0, count, batch):
         news = []
         for i in range(start, start + batch):
-            values = np.roll(draws[i % 8], i, axis=1)  # other bytes, the same statistics
+            values = np.roll(draws[i % 8], i, axis=1)  # different bytes with the same statistics
             news.append(New(bf16(values) if dtype == "bf16" else values, prompt=f"prompt {i}", encoder="e"))
         began = time.perf_counter()
         catalog.put_many(news)
@@ -68,7 +72,7 @@ def inserting(folder: Path, count: int, batch: int, dtype: str) -> tuple[float, 
 
 
 def clustered(count: int, rng: np.random.Generator) -> np.ndarray:
-    """100 members a cluster; a common mean, as text encoders have."""
+    """Draw clustered vectors, float32 [count, 4096]: 100 per cluster, with a common mean like text embeddings."""
     scale = np.exp(-np.arange(DIM) / RANK).astype(np.float32)
     centers = rng.standard_normal((max(1, count // 100), DIM), dtype=np.float32) * scale
     mean = rng.standard_normal(DIM, dtype=np.float32) * 3 * np.sqrt((scale**2).mean())
@@ -80,11 +84,12 @@ def clustered(count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def independent(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw i.i.d. Gaussian vectors, float32 [count, 4096]."""
     return rng.standard_normal((count, DIM), dtype=np.float32)
 
 
 def effective_rank(rows: np.ndarray) -> float:
-    """(sum of variances)^2 / sum of their squares, of a sample."""
+    """Return (sum of variances)^2 / sum of squared variances of the principal components of a sample of rows [N, D]."""
     sample = rows[:4000].astype(np.float64)
     centered = sample - sample.mean(axis=0)
     gram = centered @ centered.T
@@ -92,6 +97,7 @@ def effective_rank(rows: np.ndarray) -> float:
 
 
 def searching(folder: Path, name: str, rows: np.ndarray, queries: int, report: Callable[[str], None]) -> None:
+    """Store rows [N, D] in a catalog, search in it, and report a line of the table."""
     rng = np.random.default_rng(7)
     catalog = Catalog(folder)
     began = time.perf_counter()
@@ -100,7 +106,7 @@ def searching(folder: Path, name: str, rows: np.ndarray, queries: int, report: C
             New(rows[i : i + 1], prompt=f"p{i}", encoder="e") for i in range(start, min(start + 5000, len(rows)))
         )
     filled = time.perf_counter() - began
-    # A query lies near a stored prompt, as another wording of it does.
+    # A query is near a stored prompt, like another wording of it.
     picked = rng.choice(len(rows), queries, replace=False)
     asked = rows[picked] + 0.3 * (rows[rng.permutation(picked)] - rows.mean(axis=0))
     began = time.perf_counter()
@@ -150,7 +156,7 @@ def searching(folder: Path, name: str, rows: np.ndarray, queries: int, report: C
 
 
 def vss() -> str:
-    """Whether DuckDB's vector index can be had here."""
+    """Return whether DuckDB's vector index is available here, in words."""
     import duckdb
 
     try:
@@ -182,7 +188,7 @@ def main() -> None:
         if options.out is not None:
             options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
-    report("# The catalogue: storing and searching\n")
+    report("# The catalog: storing and searching\n")
     report(
         f"`python benchmarks/catalog.py --rows {options.rows}`; DuckDB {duckdb.__version__}, numpy {np.__version__}."
     )
@@ -192,17 +198,17 @@ def main() -> None:
         report(
             f"Token matrices [{TOKENS}, {DIM}], {options.inserts} in batches of 100, each file synced to the disk.\n"
         )
-        report("| dtype | embeddings a second | bytes a file |\n|---|---|---|")
+        report("| dtype | embeddings per second | bytes per file |\n|---|---|---|")
         kept = {}
         for dtype in ("bf16", "fp32"):
             rate, kept[dtype] = inserting(Path(temporary) / dtype, options.inserts, 100, dtype)
             report(f"| {dtype} | {rate:.0f} | {kept[dtype]:,.0f} |")
         padded, trimmed = PADDED * DIM * 4, TOKENS * DIM * 4
         report("\n## Bytes\n")
-        report(f"Of one prompt of {TOKENS} tokens, against fp32 padded to {PADDED} tokens.\n")
+        report(f"One prompt of {TOKENS} tokens, compared with fp32 padded to {PADDED} tokens.\n")
         report("| as | bytes | step | of the padded fp32 |\n|---|---|---|---|")
         report(f"| fp32, padded to {PADDED} tokens | {padded:,} | | 1 |")
-        report(f"| cut to real tokens | {trimmed:,} | / {padded / trimmed:.2f} | 1/{padded / trimmed:.1f} |")
+        report(f"| trimmed to real tokens | {trimmed:,} | / {padded / trimmed:.2f} | 1/{padded / trimmed:.1f} |")
         report(f"| in 16 bits (bf16, or fp16) | {trimmed // 2:,} | / 2.00 | 1/{2 * padded / trimmed:.1f} |")
         report(
             f"| zstd over byte planes, with header and mean token | {kept['bf16']:,.0f} | "
@@ -215,7 +221,7 @@ def main() -> None:
         report("\n## Searching\n")
         report(
             f"{options.rows:,} stored prompts of {DIM} dimensions, the nearest {NEAREST} by cosine, {options.queries} "
-            f"queries; {CANDIDATES} candidates compared exactly. Times in ms unless said.\n"
+            f"queries; {CANDIDATES} candidates compared exactly. Times are in ms unless noted.\n"
         )
         report(
             "| vectors | effective rank | recall at 20 | search, median | 95% | without rows' texts | "

@@ -1,18 +1,19 @@
-"""What editing costs: time a step and peak memory with each edit, over those without, in one run.
+"""The cost of editing: time per step and peak memory with each edit, relative to those without.
 
     python benchmarks/edits.py                                   marbles, on the CPU (also with --compile)
     python benchmarks/edits.py --model 1.3b --device cuda        random weights, 832 x 480 x 81, bf16
     python benchmarks/edits.py --model 14b --device cuda --compile
     (each with --out FILE.md for a table to keep)
 
-Claims, at full size, edits on cond in all blocks at every step: at most 1.01 of the unedited time for edits of the
-context, at most 1.05 for bending 8 words. A `mix` runs a second cross-attention where it acts, which by itself is 0.4%
-of a guided 14B step; at strength 1 it runs none. `hidden` runs the donor's own pass up to the last block it acts in.
+Claims, at full size, with edits on cond in all blocks at every step: at most 1.01 times the unedited time for edits of
+the context, at most 1.05 times for bending 8 words. A `mix` runs a second cross-attention where it acts, which alone is
+0.4% of a guided 14B step; at strength 1 it runs none. `hidden` runs the donor's own pass up to the last block it acts
+in.
 
 Each way runs the same guided steps (cond and uncond) on the same inputs. One round runs all ways one after the other;
-ratios are within a round and printed are their medians, so that a machine that others use disturbs all ways alike. On
-the CPU time is the process's own, not the wall's: run it with OMP_NUM_THREADS=1.
-Memory is the peak of two steps and all that is attached for them, above what was allocated before: on the CPU torch's
+ratios are taken within a round and their medians are printed, so that other load on the machine affects all ways
+equally. On the CPU, time is process time, not wall time: run it with OMP_NUM_THREADS=1.
+Memory is the peak of two steps and everything attached for them, above what was allocated before: on the CPU, torch's
 own allocations (memory.py).
 """
 
@@ -53,7 +54,7 @@ WAYS: dict[str, list[Edit]] = {
 }
 
 
-SAID = {
+LABELS = {
     "plain": "none",
     "mix": "mix at 0.4",
     "mix late": "mix at 0.4, late blocks",
@@ -68,7 +69,7 @@ SAID = {
 
 
 class EditRun(Run):
-    """The benchmark of captures, with edits attached in place of a recorder."""
+    """The benchmark of captures, with edits attached instead of a recorder."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
@@ -79,6 +80,7 @@ class EditRun(Run):
 
     @contextlib.contextmanager
     def editing(self) -> Iterator[Callable[[Moment], Any]]:
+        """Attach `self.edits` during the block; yields the function to call around model calls."""
         if not self.edits:
             yield lambda moment: contextlib.nullcontext()
             return
@@ -95,7 +97,7 @@ class EditRun(Run):
         plan = make_plan(self.edits, texts, passes, blocks=self.model.blocks, heads=heads, grid=self.grid)
         with attach(self.model, plan) as session:  # type: ignore[arg-type]
             yield session.around_call
-        session.verify()  # what is timed is an edit that acted
+        session.verify()  # so that the timing is that of an edit which was applied
 
 
 def main() -> None:
@@ -117,15 +119,15 @@ def main() -> None:
     compiled = ", compiled" if args.compile else ""
     frames, rows, columns = run.grid
     table.say(f"{args.model}, {frames} x {rows} x {columns} positions, {run.model.blocks} blocks{compiled}; edits on "
-              f"cond in all blocks at every step unless said. {args.rounds} rounds of {args.steps} guided steps after "
-              "two that warm up.\n")  # fmt: skip
-    table.say("| edit | s a step | of plain, median | quartiles | peak, MB |")
+              f"cond in all blocks at every step unless noted. {args.rounds} rounds of {args.steps} guided steps after "
+              "two warm-up steps.\n")  # fmt: skip
+    table.say("| edit | s per step | ratio to plain, median | quartiles | peak, MB |")
     table.say("|---|---|---|---|---|")
     for way in ways:
         one = result["ways"][way] = summary(found[way], found["plain"])
         run.edits, run.steps = WAYS[way], WARM
         one["peak"] = None if one["seconds"] is None else run.peak("editing", WARM)
-        table.say(row(SAID[way], one))
+        table.say(row(LABELS[way], one))
     result["machine"] = table.machine
     table.close()
     if args.json is not None:

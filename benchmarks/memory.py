@@ -1,4 +1,4 @@
-"""The peak of what a piece of work allocates, above what was allocated before it."""
+"""The peak memory that a piece of work allocates, above what was allocated before it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(work: Callable[[], None], device: torch.device) -> int | None:
-    """Bytes at the highest moment of `work`, above those before it; None where a GPU's memory does not hold it.
+    """Return the peak bytes during `work`, above those allocated before; None where it does not fit on the GPU.
 
-    On the CPU every allocation and release of torch's own allocator is counted, as the process's size says little of
-    one step: what numpy and other libraries allocate is not seen, and work is slowed, so time it apart.
+    On the CPU, every allocation and release of torch's own allocator is counted, because the size of the process says
+    little about one step. Allocations of numpy and other libraries are not counted, and the work is slowed down, so
+    measure its time separately.
     """
     if device.type == "cuda":
         torch.cuda.synchronize()

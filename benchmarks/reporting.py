@@ -1,4 +1,4 @@
-"""What benchmarks say of the machine, and the tables they print and keep."""
+"""How benchmarks describe the machine, and the tables that they print and save."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from pathlib import Path
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--machine", default="", help="in words, for the table; the GPU or the CPU cores if left out")
+    """Add the options that all benchmarks share."""
+    parser.add_argument(
+        "--machine", default="", help="a description for the table; the GPU or the CPU cores if left out"
+    )
     parser.add_argument("--note", default="", help="what else ran on the machine")
     parser.add_argument("--out", type=Path, help="write the table here, benchmarks/results/NAME.md")
 
@@ -22,7 +25,7 @@ def _machine() -> str:
 
 
 class Table:
-    """Lines that are printed as they come, and written to --out at the end. device: what --machine is if left out."""
+    """Lines that are printed immediately and written to --out at the end. device: the default for --machine."""
 
     def __init__(self, title: str, options: argparse.Namespace, packages: Sequence[str], device: str = "") -> None:
         self.out, self.lines = options.out, []
@@ -36,9 +39,11 @@ class Table:
         self.say(f"Machine: {self.machine}. {options.note}".rstrip() + "\n")
 
     def say(self, line: str = "") -> None:
+        """Print a line and keep it."""
         print(line, flush=True)
         self.lines.append(line)
 
     def close(self) -> None:
+        """Write all lines to --out, if given."""
         if self.out is not None:
             self.out.write_text("\n".join(self.lines) + "\n", encoding="utf-8")

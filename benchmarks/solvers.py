@@ -1,14 +1,13 @@
-"""How near each solver comes to the exact video at equal model evaluations, in worlds with a known answer.
+"""The error of each solver at equal model evaluations, in worlds with a known exact result.
 
     python benchmarks/solvers.py [--shift 5.0]
 
-Claim: on smooth data, or with enough steps to resolve it, the second-order solvers come nearer to the exact result
-than Euler at the same number of model evaluations; with few steps on sharply separated data they do not. res_2s halves
-the number of steps, so it needs the most evaluations before it pays.
+Claim: on smooth data, or with enough steps to resolve it, the second-order solvers are closer to the exact result than
+Euler at the same number of model evaluations; with few steps on sharply separated data they are not. res_2s halves the
+number of steps, so it needs the most evaluations before it pays off.
 
-The worlds are one-dimensional data distributions (every latent value on its own) whose denoiser and whose exact result
-are both in closed form. The probability flow moves in one dimension and keeps the order of values, so it takes the
-noise's quantile to the data's: x_0 = F_data^-1(F_noise(x_1)). Printed: root mean square error over 4,096 values.
+The worlds are those of wanscope.sample.convergence: one-dimensional data distributions (every latent value on its own)
+whose denoiser and whose exact result are both in closed form. Printed: root mean square error over 4,096 values.
 """
 
 from __future__ import annotations
@@ -16,60 +15,29 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from wanscope.recipe import SOLVERS, SOLVERS_WITHOUT_SIGMAS, SamplerSpec
-from wanscope.sample import make_solver
-from wanscope.sample.res import shifted_sigmas
+from wanscope.recipe import SamplerSpec
+from wanscope.sample import make_solver, solver_names
+from wanscope.sample.convergence import FLOW, MixtureWorld
+from wanscope.sample.solvers.exponential import shifted_sigmas
+from wanscope.spec.solver_facts import facts
 
-FLOW = {"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction", "use_flow_sigmas": True}
 EVALUATIONS = (8, 16, 32, 64)
 VALUES = 4096
 
 
-@dataclass(frozen=True)
-class World:
-    """A mixture of equally likely Gaussians with one spread."""
-
-    name: str
-    means: tuple[float, ...]
-    spread: float
-
-    def velocity(self, x: Tensor, t: Tensor, sigma: float) -> Tensor:
-        """(x - E[clean | x]) / sigma."""
-        alpha = 1 - sigma
-        variance = alpha**2 * self.spread**2 + sigma**2
-        means = torch.tensor(self.means, dtype=torch.float64)
-        away = x.double()[..., None] - alpha * means
-        weights = torch.softmax(-away.square() / (2 * variance), dim=-1)
-        clean = (weights * (means + alpha * self.spread**2 / variance * away)).sum(-1)
-        return ((x.double() - clean) / sigma).to(x.dtype)
-
-    def exact(self, noise: Tensor) -> Tensor:
-        """The data's quantile at the noise's, by bisection to float64."""
-        means = torch.tensor(self.means, dtype=torch.float64)
-        goal = torch.special.ndtr(noise.double())
-        low = torch.full_like(goal, min(self.means) - 10 * self.spread)
-        high = torch.full_like(goal, max(self.means) + 10 * self.spread)
-        for _ in range(100):
-            middle = (low + high) / 2
-            below = torch.special.ndtr((middle[..., None] - means) / self.spread).mean(-1) < goal
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return (low + high) / 2
-
-
 WORLDS = (
-    World("one broad Gaussian", (0.7,), 0.5),
-    World("three kinds, blurred", (-1.5, 0.2, 1.0), 0.15),
-    World("two kinds, sharp", (-1.0, 1.0), 0.05),
+    MixtureWorld("one broad Gaussian", (0.7,), 0.5),
+    MixtureWorld("three kinds, blurred", (-1.5, 0.2, 1.0), 0.15),
+    MixtureWorld("two kinds, sharp", (-1.0, 1.0), 0.05),
 )
 
 
 def sampled(sampler: SamplerSpec, noise: Tensor, velocity: Callable[..., Tensor]) -> tuple[Tensor, int]:
-    """The result, and the model evaluations it took."""
+    """Return the result, in the same shape as the noise (any), and the number of model evaluations."""
     made = make_solver(sampler, FLOW, "cpu")
     x = noise
     for step in range(len(made.evaluations)):
@@ -79,19 +47,19 @@ def sampled(sampler: SamplerSpec, noise: Tensor, velocity: Callable[..., Tensor]
 
 def sampler(name: str, evaluations: int, shift: float, same_sigmas: bool) -> SamplerSpec:
     """As many steps as fit into `evaluations`; Heun uses one less."""
-    steps = evaluations // 2 if name in ("heun", "res_2s") else evaluations
+    steps = evaluations // facts(name).calls_per_step
     sigmas = (*shifted_sigmas(steps, shift), 0.0) if same_sigmas else None
     return SamplerSpec(solver=name, steps=steps, shift=shift, guidance=1.0, sigmas=sigmas)
 
 
-def table(world: World, shift: float, same_sigmas: bool, noise: Tensor) -> None:
-    exact = world.exact(noise)
+def table(world: MixtureWorld, shift: float, same_sigmas: bool, noise: Tensor) -> None:
+    exact = world.state(noise)
     schedule = "the same sigmas for all" if same_sigmas else "each solver's own sigmas"
     print(f"\n{world.name}, shift {shift:g}, {schedule}: RMS error (times Euler's) at n model evaluations")
     print(f"{'solver':<15}" + "".join(f"{f'n = {n}':>22}" for n in EVALUATIONS))
     euler: dict[int, float] = {}
-    for name in ("euler", *(s for s in SOLVERS if s != "euler")):
-        if same_sigmas and name in SOLVERS_WITHOUT_SIGMAS:
+    for name in ("euler", *(s for s in solver_names() if s != "euler")):
+        if same_sigmas and not facts(name).takes_sigmas:
             continue
         cells = []
         for n in EVALUATIONS:
@@ -110,7 +78,7 @@ def main() -> None:
     for same_sigmas in (True, False):
         for world in WORLDS:
             table(world, shift, same_sigmas, noise)
-    print("\n[k]: in k evaluations. res_2s takes half the steps, so also with the same rule its sigmas are coarser.")
+    print("\n[k]: with k evaluations. res_2s takes half the steps, so its sigmas are coarser even with the same rule.")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The example workflows for ComfyUI: prompts (API), and through a running ComfyUI in a browser graphs with pictures.
+"""Writes the example workflows for ComfyUI: API prompts and, with a running ComfyUI and a browser, graphs and pictures.
 
     python scripts/comfy_examples.py http://127.0.0.1:8188              # writes example_workflows/api/*.json
     python scripts/comfy_examples.py http://127.0.0.1:8188 --graphs     # also *.json and *.jpg (needs playwright)
 
-The graphs are written by ComfyUI's own front end from the prompts, so that they are what a person would have drawn.
+ComfyUI's own front end writes the graphs from the prompts, so that they are the same as if drawn by hand.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ NEGATIVE = "blurry, low quality, static"
 
 
 def node(kind: str, title: str = "", **inputs: Any) -> Prompt:
+    """Return a node of an API prompt."""
     found: Prompt = {"class_type": kind, "inputs": inputs}
     return found | ({"_meta": {"title": title}} if title else {})
 
@@ -31,7 +32,7 @@ def node(kind: str, title: str = "", **inputs: Any) -> Prompt:
 def native(
     edit: Prompt, *, model: str = "edit", positive: str = "positive", extra: bool = False, steps: int = 20
 ) -> Prompt:
-    """A native text-to-video prompt; `edit` are the nodes between the loaders and the sampler, ids by name."""
+    """Return a native text-to-video prompt; `edit` are the nodes between the loaders and the sampler, by id."""
     names: Prompt = {
         "unet": node("UNETLoader", unet_name="wan2.1_t2v_1.3B_fp16.safetensors", weight_dtype="default"),
         "clip": node("CLIPLoader", clip_name="umt5_xxl_fp8_e4m3fn_scaled.safetensors", type="wan"),
@@ -54,6 +55,7 @@ def native(
 
 
 def save(images: list[Any]) -> Prompt:
+    """Return the node that saves the video."""
     return node(
         "SaveAnimatedWEBP", images=images, filename_prefix="wanscope", fps=16.0, lossless=False, quality=80,
         method="default",
@@ -61,15 +63,17 @@ def save(images: list[Any]) -> Prompt:
 
 
 def inject(model: str, **inputs: Any) -> Prompt:
+    """Return a node that injects a prompt into a model."""
     return node("WanscopeInjectPrompt", model=[model, 0], **inputs)
 
 
 def donor() -> Prompt:
+    """Return the node that encodes the donor."""
     return node("CLIPTextEncode", "Prompt to inject", clip=["clip", 0], text=DONOR)
 
 
 def wrapper(edit: Prompt, *, model: str = "edit", embeds: list[Any] | None = None) -> Prompt:
-    """A WanVideoWrapper prompt; `edit` are the nodes between the loaders and the sampler."""
+    """Return a WanVideoWrapper prompt; `edit` are the nodes between the loaders and the sampler, by id."""
     return {
         "loader": node(
             "WanVideoModelLoader", model="wan2.1_t2v_1.3B_fp16.safetensors", base_precision="bf16",
@@ -99,7 +103,7 @@ def wrapper(edit: Prompt, *, model: str = "edit", embeds: list[Any] | None = Non
 
 
 def two_experts() -> Prompt:
-    """Wan 2.2: two models with a LoRA each, two samplers of one schedule, cfg 1."""
+    """Return a prompt for Wan 2.2: two models with a LoRA each, two samplers that share a schedule, cfg 1."""
     high = "wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors"
     low = "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors"
     lora = "wan2.2_t2v_lightx2v_4steps_lora_v1.1_{}_noise.safetensors"
@@ -138,6 +142,7 @@ def two_experts() -> Prompt:
 
 
 def examples() -> dict[str, Prompt]:
+    """Return all example prompts by name."""
     blocks = node("WanVideoBlockActivationBuilder", preset="late_blocks")
     return {
         "simple_injection": native(
@@ -276,7 +281,7 @@ def examples() -> dict[str, Prompt]:
 
 
 def numbered(prompt: Prompt, info: Prompt) -> Prompt:
-    """With numbers for ids, and every widget that was left out at its default."""
+    """Return a prompt with numbers as ids, and with the defaults of all widgets that were left out."""
     ids = {name: str(i) for i, name in enumerate(prompt, 1)}
     out: Prompt = {}
     for name, data in prompt.items():
@@ -287,7 +292,7 @@ def numbered(prompt: Prompt, info: Prompt) -> Prompt:
             for key, spec in kinds.get(kind, {}).items():
                 value = given.pop(key, None)
                 if value is None and key.startswith("block_") and kind == "optional" and key != "block_strengths":
-                    continue  # toggles and sliders that the preset or shape stands for
+                    continue  # toggles and sliders that the preset or shape replaces
                 options = spec[1] if len(spec) > 1 else {}
                 is_widget = isinstance(spec[0], list) or spec[0] in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
                 if value is None and is_widget and (kind == "required" or "default" in options):
@@ -305,7 +310,7 @@ def numbered(prompt: Prompt, info: Prompt) -> Prompt:
 
 
 def draw(url: str, prompts: dict[str, Prompt], browser: str) -> None:
-    """Each prompt as a graph and a picture of it, by ComfyUI's front end."""
+    """Write each prompt as a graph and a picture of it, with ComfyUI's front end."""
     from playwright.sync_api import sync_playwright  # type: ignore[import-not-found]
 
     with sync_playwright() as playwright:
@@ -371,7 +376,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url", help="a running ComfyUI with this pack and WanVideoWrapper")
     parser.add_argument("--graphs", action="store_true", help="also draw them in a browser")
-    parser.add_argument("--browser", default="/usr/bin/chromium", help="the browser's program")
+    parser.add_argument("--browser", default="/usr/bin/chromium", help="path of the browser's executable")
     given = parser.parse_args()
     with urllib.request.urlopen(f"{given.url}/object_info") as answer:
         info = json.load(answer)

@@ -1,7 +1,7 @@
-"""Writes the help page of every ComfyUI node from what the node itself says: description, inputs, outputs.
+"""Writes the help page of every ComfyUI node from the node's own description, inputs and outputs.
 
 python scripts/comfy_pages.py            # writes src/wanscope/doors/comfy/web/docs/<id>.md
-python scripts/comfy_pages.py --check    # exit status 1 where a page is not what it would write
+python scripts/comfy_pages.py --check    # exit status 1 where a page is not up to date
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "src/wanscope/doors/comfy/web/doc
 
 
 def kind_of(spec: tuple[Any, ...]) -> str:
+    """Return the type of an input, with its choices or bounds."""
     kind = spec[0]
     if isinstance(kind, list):
         return " \\| ".join(kind)
@@ -25,6 +26,7 @@ def kind_of(spec: tuple[Any, ...]) -> str:
 
 
 def default_of(spec: tuple[Any, ...]) -> str:
+    """Return the default of an input, or ""."""
     value = spec[1].get("default") if len(spec) > 1 else None
     if value is None or value == "":
         return ""
@@ -33,6 +35,7 @@ def default_of(spec: tuple[Any, ...]) -> str:
 
 
 def page(name: str) -> str:
+    """Return the help page of a node as Markdown."""
     node = NODES[name]
     lines = [
         f"# {node.TITLE}",

@@ -1,11 +1,11 @@
-"""Makes the pictures of docs/editing.md with the product: edited videos of marbles beside their baselines.
+"""Makes the pictures of docs/editing.md with wanscope itself: edited videos of marbles and their baselines.
 
 python scripts/editing_pictures.py                         # writes docs/images/editing-*.png
-python scripts/editing_pictures.py --out /tmp --seed 3     # elsewhere, from other noise
+python scripts/editing_pictures.py --out /tmp --seed 3     # to another folder, from other noise
 python scripts/editing_pictures.py --only kinds
 
-Videos are takes of a workspace (`--workspace`), so that a run that was stopped goes on. Every picture is a palette PNG;
-one of more than 150 kB is an error.
+Videos are takes of a workspace (`--workspace`), so that an interrupted run can be resumed. Every picture is a palette
+PNG; one of more than 150 kB is an error.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Row = tuple[str, Sequence[np.ndarray]]
 
 
 class Maker:
-    """Takes of one seed, each made once."""
+    """Makes takes of one seed, each only once."""
 
     def __init__(self, workspace: Path, seed: int, steps: int | None) -> None:
         self.model = ws.load("marbles")
@@ -57,13 +57,14 @@ class Maker:
         self.settings: dict[str, Any] = {} if steps is None else {"steps": steps}
 
     def frames(self, prompt: str, edit: Any = None) -> np.ndarray:
-        """uint8 [F, H, W, 3]; every edit's count has been checked when the take was made."""
+        """Return the frames of a take, uint8 [F, H, W, 3]; the counts of its edits are verified when it is made."""
         edits = {} if edit is None else {"edits": edit}
         take = ws.generate(self.model, prompt, seed=self.seed, workspace=self.workspace, **self.settings, **edits)
         print("made:", prompt if edit is None else edit, flush=True)
         return take.frames
 
     def direction(self) -> Path:
+        """Return the file of the direction of red, learned if it does not exist."""
         path = self.workspace / "red.safetensors"
         if not path.exists():
             ws.learn_direction(self.model, PAIRS).save(path)
@@ -71,12 +72,12 @@ class Maker:
 
 
 def some(frames_FHW3: np.ndarray, count: int = 5) -> list[np.ndarray]:
-    """`count` frames from first to last."""
+    """Return `count` frames, evenly spaced from the first to the last."""
     return list(frames_FHW3[np.linspace(0, len(frames_FHW3) - 1, count).round().astype(int)])
 
 
 def kinds(maker: Maker) -> list[Row]:
-    """The baseline and each kind of edit, a row of frames for each."""
+    """Return a row of frames for the baseline and for each kind of edit."""
     rows: list[Row] = [(f"no edit: {PROMPT}", some(maker.frames(PROMPT)))]
     rows += [(line, some(maker.frames(PROMPT, line))) for line in KINDS]
     without = ws.Steer(maker.direction(), operation="ablate")
@@ -84,7 +85,7 @@ def kinds(maker: Maker) -> list[Row]:
 
 
 def strengths(maker: Maker) -> list[Row]:
-    """A frame for each choice of blocks and each strength."""
+    """Return a row for each choice of blocks, with one frame for each strength."""
     middle = len(base := maker.frames(PROMPT)) // 2
     rows: list[Row] = []
     for blocks in BLOCKS:
@@ -95,7 +96,7 @@ def strengths(maker: Maker) -> list[Row]:
 
 
 def bends(maker: Maker) -> list[Row]:
-    """A still object: the maps of all words that say what it is, moved and amplified."""
+    """Return rows for a still object: the maps of all words that describe it, moved and amplified."""
     rows: list[Row] = [(f"no edit: {STILL}", some(maker.frames(STILL)))]
     louder = f"bend '{THING}' amplify factor=4"
     for shift in SHIFTS:
@@ -112,7 +113,7 @@ PICTURES: dict[str, tuple[Callable[[Maker], list[Row]], str]] = {
 
 
 def draw(rows: Sequence[Row], path: Path) -> int:
-    """The rows with their labels as a palette PNG; its bytes."""
+    """Write the rows with their labels as a palette PNG; return its size in bytes."""
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(13)
@@ -135,10 +136,10 @@ def draw(rows: Sequence[Row], path: Path) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images", help="the folder of the pictures")
-    parser.add_argument("--workspace", type=Path, help="where the takes are kept; a temporary folder else")
+    parser.add_argument("--workspace", type=Path, help="where the takes are kept; default: a temporary folder")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--steps", type=int, help="denoising steps, for a quick look; the model's own else")
-    parser.add_argument("--only", choices=tuple(PICTURES), action="append", help="this picture alone; repeatable")
+    parser.add_argument("--steps", type=int, help="denoising steps, for a quick look; default: the model's")
+    parser.add_argument("--only", choices=tuple(PICTURES), action="append", help="only this picture; repeatable")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:
         maker = Maker(given.workspace or Path(scratch), given.seed, given.steps)

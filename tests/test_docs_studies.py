@@ -1,4 +1,4 @@
-"""The pages on takes and studies: their examples run, and no key of a study is left out."""
+"""docs/takes.md and docs/studies.md: their examples run, and no key of a study is left out."""
 
 from __future__ import annotations
 

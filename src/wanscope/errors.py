@@ -1,7 +1,7 @@
-"""What goes wrong, said so that it can be mended: what happened, why, and a fix that can be pasted.
+"""The errors a user can meet. Each one states what happened, why, and a fix that can be pasted.
 
-A door prints `str(error)` and exits with `error.exit_status`; it never shows a traceback for these.
-Exit status 2: the request was wrong and nothing was done. 1: the work failed.
+A door (command line, pages, ComfyUI) prints `str(error)` and exits with `error.exit_status`; it never shows a
+traceback for these. Exit status 2: the request was wrong and nothing was done. 1: the work failed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class WanscopeError(Exception):
 
 
 class RequestError(WanscopeError):
-    """The request itself is wrong; said before any work."""
+    """The request itself is wrong; raised before any work is done."""
 
     exit_status = 2
 
@@ -54,7 +54,7 @@ class ExpressionError(RequestError):
 
 
 def _pointer(text: str, position: int) -> str:
-    """The line of `text` that holds the character at `position`, and a caret under it."""
+    """Return the line of `text` that contains the character at `position`, with a caret under that character."""
     line_start = text.rfind("\n", 0, position) + 1
     line_end = text.find("\n", position)
     line = text[line_start : None if line_end < 0 else line_end]
@@ -62,11 +62,11 @@ def _pointer(text: str, position: int) -> str:
     before, after = line[: position - line_start], line[position - line_start :]
     before = before if len(before) <= 60 else "..." + before[-57:]
     after = after if len(after) <= 60 else after[:57] + "..."
-    return f"  {before}{after}\n  {' ' * _columns(before)}^"
+    return f"  {before}{after}\n  {' ' * _display_width(before)}^"
 
 
-def _columns(text: str) -> int:
-    """How many columns a terminal gives to a text: two for wide characters, none for combining ones."""
+def _display_width(text: str) -> int:
+    """Return how many terminal columns a text takes: two for wide characters, none for combining ones."""
     return sum(
         0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "WF")
         for character in text
@@ -87,23 +87,23 @@ class EditError(RecipeError):
 
 
 class ModelError(RequestError):
-    """A model that cannot be found, recognised or loaded as asked."""
+    """A model that cannot be found, recognized or loaded as requested."""
 
 
 class MemoryPlanError(RequestError):
-    """A model that cannot fit as asked; `why` shows the sum."""
+    """A model that cannot fit as requested; `why` shows the arithmetic."""
 
 
 class TakeNotFound(RequestError):
-    """A take, study or file that is named but is not there."""
+    """A take, study or file that was named but does not exist."""
 
 
 class NotCaptured(RequestError):
-    """A take was made without the record that is asked for."""
+    """A take was made without capturing what is now requested."""
 
 
 class WorkError(WanscopeError):
-    """The request was right and the work failed."""
+    """The request was valid, but the work failed."""
 
 
 class NumericalError(WorkError):
@@ -111,17 +111,17 @@ class NumericalError(WorkError):
 
 
 class Interrupted(WorkError):
-    """The user stopped the work between two steps; what is complete stays."""
+    """The user stopped the work between two steps; completed takes are kept."""
 
     exit_status = 130
 
 
 class StorageError(WorkError):
-    """The disk is full, read-only or otherwise refuses."""
+    """The disk is full, read-only or otherwise cannot be written."""
 
 
 class StorageRefused(StorageError):
-    """The disk cannot take what is asked, found before any work."""
+    """The disk cannot hold what is requested; found before any work is done."""
 
     exit_status = 2
 
@@ -131,35 +131,35 @@ class DamagedTake(WorkError):
 
 
 class ReplayDiffers(WorkError):
-    """The same recipe on the same machine and versions made other bits."""
+    """The same recipe on the same machine and versions gave different bits."""
 
 
 class EmbeddingNotFound(RequestError):
-    """An embedding or operation that is named but is not in the catalogue."""
+    """An embedding or operation that was named but is not in the catalog."""
 
 
 class SqlRefused(RequestError):
-    """SQL that is not one readable SELECT over the catalogue's tables."""
+    """SQL that is not a single, read-only SELECT over the catalog's tables."""
 
 
 class CatalogNewer(RequestError):
-    """The catalogue was written by a newer wanscope or DuckDB than this one."""
+    """The catalog was written by a newer wanscope or DuckDB than this one."""
 
 
 class CatalogBusy(WorkError):
-    """Another program kept the catalogue for longer than the wait limit."""
+    """Another program held the catalog for longer than the wait limit."""
 
 
 class CatalogDamaged(WorkError):
-    """The catalogue's file, or a file of an embedding, is not as it was written."""
+    """The catalog's file, or an embedding's file, is not as it was written."""
 
 
 class EditNotApplied(WorkError):
-    """An edit did not act where it was planned to."""
+    """An edit was not applied where it was planned to be."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`did you mean 'x'?` for the closest known name, or the list of known ones."""
+    """Return `did you mean 'x'?` for the closest known name, or the list of known names where none is close."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"

@@ -1,4 +1,4 @@
-"""What the core tells while it works. The core emits, doors subscribe; the core never prints.
+"""Progress events. The core emits them and the doors subscribe to them; the core never prints.
 
 Times are seconds, sizes bytes. Every event is a frozen dataclass, and `as_dict` makes it a line of JSON.
 """
@@ -21,7 +21,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Note(Event):
-    """Something a person should know that is not an error, for example a download's size and place."""
+    """Something a person should know that is not an error, for example a download's size and destination."""
 
     text: str
 
@@ -41,7 +41,10 @@ class ModelReady(Event):
 
 @dataclass(frozen=True)
 class PromptsEncoded(Event):
-    """reused: texts whose embeddings were stored in the catalogue, and that were not encoded again."""
+    """All prompts of a study are encoded.
+
+    reused: how many texts were not encoded again because their embeddings were in the catalog.
+    """
 
     prompts: int
     seconds: float
@@ -58,7 +61,10 @@ class StudyStarted(Event):
 
 @dataclass(frozen=True)
 class TakeStarted(Event):
-    """edit: what the study calls the take's edits, `baseline` among them; "" where it has none."""
+    """A take begins.
+
+    edit: the name that the study gives to the take's edits, including `baseline`; "" where it has none.
+    """
 
     take: str
     index: int
@@ -70,7 +76,7 @@ class TakeStarted(Event):
 
     @property
     def shown(self) -> str:
-        """`a red circle, late, seed 0`."""
+        """The take in one line, such as `a red circle, late, seed 0`."""
         return ", ".join(filter(None, (self.prompt, self.edit, f"seed {self.seed}")))
 
 
@@ -98,7 +104,7 @@ class TakeDone(Event):
 
 @dataclass(frozen=True)
 class TakeSkipped(Event):
-    """The take was complete already, or another process is making it."""
+    """The take was already complete, or another process is making it."""
 
     take: str
     index: int
@@ -129,4 +135,4 @@ Listener = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """The listener of those who do not listen."""
+    """A listener that does nothing."""

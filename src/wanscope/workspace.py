@@ -1,6 +1,6 @@
 """The workspace: the folder that holds `takes/` and `studies/`.
 
-Default: $WANSCOPE_HOME, else ./wanscope-out. Nothing is created by naming one.
+The default is $WANSCOPE_HOME, or else ./wanscope-out. Naming a workspace does not create it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ MANIFEST = "take.json"
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where takes and studies lie. `folder` is absolute."""
+    """Where takes and studies are stored. `folder` is absolute."""
 
     folder: Path
 
     @classmethod
     def find(cls, folder: str | Path | Workspace | None = None) -> Workspace:
-        """The workspace at `folder`, or the default one."""
+        """Return the workspace at `folder`, or the default one. Raises RequestError where that is not a folder."""
         if isinstance(folder, Workspace):
             return folder
         chosen = Path(folder or os.environ.get(HOME_VARIABLE) or DEFAULT_FOLDER).expanduser()
@@ -43,7 +43,7 @@ class Workspace:
 
     @property
     def option(self) -> str:
-        """What a pasted command needs after it to mean this workspace; nothing where it is the default one."""
+        """The option that a pasted command needs to use this workspace; "" where it is the default one."""
         default = Path(os.environ.get(HOME_VARIABLE) or DEFAULT_FOLDER).expanduser()
         if self.folder == Path(os.path.abspath(default)):
             return ""
@@ -52,19 +52,19 @@ class Workspace:
         return f" --output-dir {shlex.quote(str(shown))}"
 
     def take_folder(self, take: str) -> Path:
-        """Where the take of that id lies or will lie."""
+        """Return the folder of the take with that id, whether or not it exists yet."""
         return self.takes / take
 
     def take_ids(self) -> list[str]:
-        """Ids of the finished takes, sorted."""
+        """Return the ids of the finished takes, sorted."""
         if not self.takes.is_dir():
             return []
         return sorted(p.parent.name for p in self.takes.glob(f"*/{MANIFEST}") if not p.parent.name.startswith("."))
 
     def find_take(self, name: str | Path) -> Path:
-        """The folder of a take, by id, by the start of one, by its folder or by a file or link into it.
+        """Return the folder of a take, given its id, the start of its id, its folder, or a file in or link to it.
 
-        TakeNotFound when there is none, or when the start of an id fits several.
+        Raises TakeNotFound when there is none, or when several ids begin that way.
         """
         path = Path(name)
         if path.exists():
@@ -73,15 +73,15 @@ class Workspace:
             if (folder / MANIFEST).is_file():
                 return folder
         known = self.take_ids()
-        fits = [take for take in known if take.startswith(str(name))] if str(name) else []
-        if len(fits) == 1:
-            return self.takes / fits[0]
-        if fits:
-            shown = ", ".join(fits[:4])
+        matches = [take for take in known if take.startswith(str(name))] if str(name) else []
+        if len(matches) == 1:
+            return self.takes / matches[0]
+        if matches:
+            shown = ", ".join(matches[:4])
             raise TakeNotFound(
-                f"{name} could be any of {len(fits)} takes",
-                shown + (", ..." if len(fits) > 4 else ""),
-                f"wanscope show {fits[0]}{self.option}",
+                f"{name} could be any of {len(matches)} takes",
+                shown + (", ..." if len(matches) > 4 else ""),
+                f"wanscope show {matches[0]}{self.option}",
             )
         why = f"{self.takes} holds {len(known)} take{'s'[: len(known) != 1]}"
         raise TakeNotFound(f"there is no take {name}", why, f"wanscope takes{self.option}")

@@ -75,7 +75,7 @@ def test_places_and_sizes() -> None:
         ((), {"tokens": ["@marked", "red"]}, "marks none"),
         ((), {"tokens": ["blue"]}, "'blue' is not in the prompt"),
         (("red",), {"blocks": "8"}, "there is no block 8"),
-        (("red",), {"blocks": "none"}, "names none of 8 blocks"),
+        (("red",), {"blocks": "none"}, "selects none of 8 blocks"),
         (("red",), {"steps": "6"}, "there is no step 6"),
         (("red",), {"steps": "lat"}, "late"),
         (("red",), {"heads": [4]}, "heads are 0 to 3"),

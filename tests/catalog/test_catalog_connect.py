@@ -21,7 +21,7 @@ VALUES = np.arange(12, dtype=np.float32).reshape(3, 4) + 1
 
 
 def earlier(folder: Path, version: int) -> str:
-    """A catalogue as that version left it, with an embedding in it; the embedding's key."""
+    """A catalog as that version left it, with an embedding in it; the embedding's key."""
     catalog = Catalog(folder)
     tokens = Tokens.of(VALUES)
     key = tokens.key("m", "e")
@@ -104,7 +104,7 @@ def test_a_newer_file_is_refused_and_not_touched(tmp_path: Path) -> None:
 def test_another_duckdb_file_is_not_taken_over(tmp_path: Path) -> None:
     with duckdb.connect(str(tmp_path / "catalog.duckdb")) as con:
         con.execute("CREATE TABLE somebody_elses (x INTEGER)")
-    with pytest.raises(RequestError, match="no catalogue of wanscope"):
+    with pytest.raises(RequestError, match="not a wanscope catalog"):
         Catalog(tmp_path).put(VALUES)
 
 
@@ -222,7 +222,7 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     stored, said = ran.stdout.split("\n", 1)
     assert "is full" in said and "Try: free some space" in said and "are free" not in said
-    assert "File too large; what was committed before stays." in said
+    assert "File too large; everything committed before is safe." in said
     catalog = Catalog(tmp_path)
     assert catalog.check(deep=True).problems == ()
     assert catalog.count("embeddings") == int(stored) > 1
@@ -232,8 +232,14 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        ("IO Error: Could not write file x: No space left on device", "more than the 700.0 kB that are left; what"),
-        ("IO Error: Could not write file x: Disk quota exceeded", "the system says: IO Error: .* exceeded; what"),
+        (
+            "IO Error: Could not write file x: No space left on device",
+            "more than the 700.0 kB that are left; everything",
+        ),
+        (
+            "IO Error: Could not write file x: Disk quota exceeded",
+            "the system reports: IO Error: .* exceeded; everything",
+        ),
     ],
 )
 def test_a_full_disk_does_not_say_that_much_is_free(tmp_path: Path, monkeypatch, words: str, why: str) -> None:

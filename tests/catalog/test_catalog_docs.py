@@ -1,4 +1,4 @@
-"""The page says what is there: every table and column, and examples that run."""
+"""docs/catalog.md says what is there: every table and column, and examples that run."""
 
 from __future__ import annotations
 

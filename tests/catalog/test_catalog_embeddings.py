@@ -63,7 +63,7 @@ def test_a_matrix_comes_back_to_the_bit_without_the_zeros_at_its_end(values: tor
 
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(matrices())
-def test_the_catalogue_gives_back_what_was_put_in(tmp_path: Path, values: torch.Tensor) -> None:
+def test_the_catalog_gives_back_what_was_put_in(tmp_path: Path, values: torch.Tensor) -> None:
     catalog = Catalog(tmp_path)
     key = catalog.put(values, prompt="x")
     assert catalog.get(key).tokens == Tokens.of(values)
@@ -179,7 +179,7 @@ def test_an_embedding_is_written_as_a_file_that_edits_read(tmp_path: Path, dtype
     with safe_open(file, framework="np") as opened:
         assert opened.metadata()["key"] == key and opened.metadata()["prompt"] == "a beach"
     assert catalog.get(key, count=False).row["uses"] == 1
-    for place, said in ((file, "there already"), (tmp_path / "beach.bin", "no .safetensors file")):
+    for place, said in ((file, "already exists"), (tmp_path / "beach.bin", "not a .safetensors file")):
         with pytest.raises(RecipeError, match=said):
             catalog.save("beach", place)
     assert sorted(p.name for p in file.parent.iterdir()) == ["beach.safetensors"]

@@ -98,7 +98,7 @@ def test_merging_takes_in_what_is_new_and_nothing_twice(catalog: Catalog, tmp_pa
     assert (catalog.get("new").key, catalog.get("new").row["origin"]) == (new, "theirs")
     assert set(catalog.merge(tmp_path / "theirs").rows.values()) == {0}
     assert catalog.check(deep=True).problems == ()
-    with pytest.raises(RecipeError, match="is this catalogue"):
+    with pytest.raises(RecipeError, match="is this catalog"):
         catalog.merge(catalog)
     with pytest.raises(TakeNotFound):
         catalog.merge(tmp_path / "nobody")
@@ -160,7 +160,7 @@ def test_fp16_values_are_numbers_that_any_tool_reads(catalog: Catalog, tmp_path:
 def test_a_folder_in_use_and_a_damaged_export_are_refused(catalog: Catalog, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="not an empty folder"):
         catalog.export(tmp_path)
-    with pytest.raises(TakeNotFound, match="is no export"):
+    with pytest.raises(TakeNotFound, match="is not an export"):
         catalog.import_(tmp_path)
     out = tmp_path / "out"
     catalog.export(out)
@@ -169,7 +169,7 @@ def test_a_folder_in_use_and_a_damaged_export_are_refused(catalog: Catalog, tmp_
     place = table.schema.get_field_index("values")
     pq.write_table(table.set_column(place, "values", [values]), out / "embeddings.parquet")
     theirs = Catalog(tmp_path / "theirs")
-    with pytest.raises(CatalogDamaged, match="does not have its key"):
+    with pytest.raises(CatalogDamaged, match="does not match its key"):
         theirs.import_(out)
     assert theirs.count("embeddings") == 0
     (out / "takes.parquet").write_bytes(b"PAR1")

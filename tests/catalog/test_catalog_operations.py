@@ -100,7 +100,7 @@ def test_mistakes_are_said(catalog: Catalog) -> None:
     before = catalog.count("embeddings")
     with pytest.raises(RecipeError, match="not an operation"):
         catalog.compute("sum", ["beach"])
-    with pytest.raises(RecipeError, match="cannot be done like this"):
+    with pytest.raises(RecipeError, match="cannot be called like this"):
         catalog.compute("difference", ["beach", "gothic"], size=3)
     with pytest.raises(RecipeError, match="1 embeddings are given"):
         catalog.compute("difference", ["beach"])

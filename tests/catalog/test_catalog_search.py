@@ -34,7 +34,7 @@ def filled(tmp_path: Path, rows: np.ndarray) -> tuple[Catalog, list[str]]:
 
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
 @pytest.mark.parametrize("dim", [40, 400])
-def test_a_small_catalogue_is_searched_exactly(tmp_path: Path, metric: str, dim: int) -> None:
+def test_a_small_catalog_is_searched_exactly(tmp_path: Path, metric: str, dim: int) -> None:
     rows = np.random.default_rng(1).standard_normal((60, dim)).astype(np.float32)
     catalog, keys = filled(tmp_path, rows)
     query = rows[7] + 0.1

@@ -53,8 +53,8 @@ def test_a_deleted_folder_disappears_and_a_new_one_comes(tmp_path: Path) -> None
     assert set(catalog.takes()["id"].to_pylist()) == {kept.id, new.id}
     for rebuild in (False, True):
         catalog.index(rebuild=rebuild)
-        analysed = catalog.sql("SELECT take FROM metrics WHERE source = 'trajectory'")["take"].to_pylist()
-        assert analysed == [kept.id]
+        analyzed = catalog.sql("SELECT take FROM metrics WHERE source = 'trajectory'")["take"].to_pylist()
+        assert analyzed == [kept.id]
 
 
 def test_a_damaged_folder_is_listed_and_stops_nothing(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_the_encoder_is_never_loaded_when_every_text_is_stored(tmp_path: Path, m
     assert second.takes[0].manifest.latents_sha256 == first.takes[0].manifest.latents_sha256
 
 
-def test_a_damaged_catalogue_is_told_once_and_stops_no_run(tmp_path: Path) -> None:
+def test_a_damaged_catalog_is_told_once_and_stops_no_run(tmp_path: Path) -> None:
     (tmp_path / "catalog.duckdb").write_bytes(b"broken" * 1000)
     events = Events()
     result = run({**STUDY, "seeds": 1}, workspace=tmp_path, model=model(), on_event=events)

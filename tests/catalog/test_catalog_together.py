@@ -1,4 +1,4 @@
-"""Several processes on one catalogue: every row arrives, nobody sees an error, and kill -9 loses nothing committed."""
+"""Several processes on one catalog: every row arrives, nobody sees an error, and kill -9 loses nothing committed."""
 
 from __future__ import annotations
 

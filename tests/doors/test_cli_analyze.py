@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from helpers.figures import draw_few
 from helpers.paths import write_study
-from wanscope.analysis.figures import write_static
 from wanscope.recipe import Recipe
 
 
@@ -68,8 +68,7 @@ def test_requests_that_cannot_be_met(place: Path, cli: Callable[..., Any], words
 
 
 def test_a_bundle_is_whole_and_checks(cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # All figures are drawn in tests/analysis; here one is enough.
-    monkeypatch.setattr("wanscope.analysis.report.write_static", lambda drawn, folder: write_static(drawn[:1], folder))
+    draw_few(monkeypatch)
     write_study(tmp_path, {"who": ("two men", "two women")}, 2, None, "few")
     target = tmp_path / "supplement"
     ran = cli("export", "few", "--bundle", "-o", tmp_path, "--out", target, "--contrast", "two men", "two women")

@@ -125,8 +125,8 @@ def test_a_check_that_finds_something_fails(cli, space: Path) -> None:
         (("compute", "beach", "--name", "x=castle"), "the expression has no name 'x'"),
         (("search",), "there is nothing to search for"),
         (("label", "beach"), "nothing is to be changed"),
-        (("import", "nowhere"), "is no export"),
-        (("merge", "nowhere"), "there is no catalogue"),
+        (("import", "nowhere"), "is not an export"),
+        (("merge", "nowhere"), "there is no catalog"),
         (("nonsense",), "no such command"),
     ],
 )

@@ -146,7 +146,7 @@ def test_show_says_where_each_edit_acted(tmp_path: Path) -> None:
         ("edit", INJECT),
         ("", "applied 8 of 8: blocks 7-8, steps 0-3, cond"),
         ("edit", "skip 3 during 0"),
-        ("", "planned nowhere: its strength is 0, its pass is not run, or another edit leaves nothing of it"),
+        ("", "planned nowhere: its strength is 0, its pass is not run, or another edit overrides it completely"),
     ]
 
 

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from helpers.figures import draw_few
 from helpers.tiny import tiny_folder
 from wanscope import events
 from wanscope.doors.cli import options, output, process, progress
 from wanscope.errors import NumericalError, StorageRefused
 from wanscope.take.store import Take
 from wanscope.take.video import video_facts
+from wanscope.wan import doctor as doctor_module
 from wanscope.workspace import Workspace
 
 SMALL = ("--negative", "", "--width", 32, "--height", 32, "--frames", 5, "--steps", 3)
@@ -255,6 +258,29 @@ def test_dry_run_of_a_model_that_is_not_here(cli, tmp_path: Path, monkeypatch) -
     assert ran.status == 0 and "the weights are not here yet" in ran.out
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_dry_run_of_a_model_that_needs_a_gpu_where_there_is_none(cli, tmp_path: Path, monkeypatch) -> None:
+    def never(*args: Any) -> float:
+        raise AssertionError("a model that needs a GPU is not timed on the CPU")
+
+    monkeypatch.setattr("wanscope.wan.speed.matmul_flops", never)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"total": 1 << 40, "available": 1 << 40})())
+    options = ["-t", "a red circle", "--model", "wan2.1-t2v-14b", "--dry-run", "-o", tmp_path / "out"]
+    shown = json.loads(cli("generate", *options, "--json").out)
+    assert shown["seconds"].keys() == {"a_take", "total", "basis"} and shown["memory"]["fits"]
+    assert shown["seconds"]["a_take"] is None and shown["seconds"]["total"] is None
+    doctor = next(check for check in json.loads(cli("doctor", "--json").out)["checks"] if check["name"] == "GPU")
+    assert "needs a GPU" in shown["seconds"]["basis"] and doctor["detail"] in shown["seconds"]["basis"]
+    ran = cli("generate", *options)
+    assert ran.status == 0 and "time       no estimate: Wan 2.1 text-to-video 14B needs a GPU" in ran.out
+
+    driver = doctor_module.Check(
+        "GPU", "warn", "the CUDA build of torch sees no GPU", "nvidia-smi, and check the driver"
+    )
+    monkeypatch.setattr(doctor_module, "gpu", lambda: driver)
+    assert "sees no GPU (do: nvidia-smi, and check the driver)" in cli("generate", *options).out
+
+
 def not_here(*args: Any, local_files_only: bool = False, **options: Any) -> str:
     assert local_files_only, "a dry run asks no network"
     raise FileNotFoundError("not in the cache")
@@ -288,6 +314,7 @@ def test_demo_makes_a_grid_and_says_what_next(cli, tiny: Path, tmp_path: Path, m
         "sampler": SamplerSpec(steps=2),
     }
     monkeypatch.setattr(demo, "STUDY", demo.STUDY.model_copy(update=changes))
+    draw_few(monkeypatch)
     monkeypatch.chdir(tmp_path)
     ran = cli("demo", "--output-dir", tmp_path / "out")
     assert (ran.status, ran.err) == (0, "")

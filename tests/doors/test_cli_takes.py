@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -210,19 +208,6 @@ def test_a_workspace_that_is_a_file(cli, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     ran = cli("takes", "-o", tmp_path / "file")
     assert ran.status == 2 and "is not a folder" in ran.err
-
-
-def test_listing_needs_no_torch(space: Workspace, two) -> None:
-    script = """
-import sys
-from wanscope.doors.cli import main
-folder, take = sys.argv[1:]
-lines = ["takes"], ["takes", "--json"], ["show", take], ["compare", take]
-statuses = [main([*line, "-o", folder]) for line in lines]
-sys.exit(9 if "torch" in sys.modules else max(statuses))
-"""
-    ran = subprocess.run([sys.executable, "-c", script, str(space.folder), two[0].id], timeout=120)
-    assert ran.returncode == 0
 
 
 def test_tables_are_plain_in_a_pipe_and_drawn_at_a_terminal(monkeypatch, capsys) -> None:

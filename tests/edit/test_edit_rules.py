@@ -29,7 +29,10 @@ EDITS: dict[str, Any] = {
     "prompts": Prompts({0: "later"}),
 }
 HIDDEN_ALONE = ("hidden", "steer hidden")
-SKIPS = ("skip", "skip attention")
+BLOCK_SKIPS = [
+    "skip",
+]
+SKIPS = (*BLOCK_SKIPS, "skip attention")
 # at these strengths nothing is left of what would be read
 WHOLE = {"mix": (1.0,), "tokens": (1.0,), "both": (1.0,), "tokens replaced": (0.5, 1.0), "prompts": (0.5, 1.0)}
 
@@ -38,8 +41,8 @@ def is_silent(name: str, other: str, strength: float, comes_later: bool) -> bool
     """Whether `other`, at this strength, leaves nothing of `name`: the three rules, written out once more."""
     if name in HIDDEN_ALONE:
         return False
-    if other == "skip":
-        return name != "skip"
+    if other in BLOCK_SKIPS:
+        return name not in BLOCK_SKIPS
     if other == "skip attention":
         return name not in SKIPS
     return comes_later and strength in WHOLE.get(other, ()) and name not in (*SKIPS, "both")

@@ -93,7 +93,7 @@ WRONG = [
     ("inject 'x' at {early: 0.2", r"character 15: this '{' is never closed"),
     ("inject 'x' int late", r"character 12: 'int' is not expected here .*did you mean 'into'"),
     ("inject 'x' into", r"character 16: something is missing after 'into'"),
-    ("inject 'x' into lat", "blocks is 'lat': .*did you mean 'late'"),
+    ("inject 'x' into lat", "blocks: 'lat' is not a preset.*did you mean 'late'"),
     ("inject 'x' at a lot", "strength is 'a lot': it is neither a number nor a shape"),
     ("inject 'x' at 2", "strength 2 is out of range: it is from 0 to 1"),
     ("inject 'x' at 0.5 at 0.6", "strength is given twice"),

@@ -49,7 +49,10 @@ def test_inner_fields_and_whole_values_are_swept() -> None:
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"edits.2.blocks": (1,)}, "there is no edit 2; the edits are 0 to 1"),
     ({"edits.0.blcks": (1,)}, r"with edits\.0\.blcks = 1: 'blcks' is not a known key: did you mean 'blocks'"),
-    ({"edits.0.blocks": (1, "lat")}, r"with edits\.0\.blocks = lat: blocks is 'lat': .*did you mean 'late'"),
+    (
+        {"edits.0.blocks": (1, "lat")},
+        r"with edits\.0\.blocks = lat: blocks: 'lat' is not a preset.*did you mean 'late'",
+    ),
     ({"edits.0.blocks": (1, "1")}, "are the same edit"),
     ({"edits.0.blocks.x": (1,)}, "there is nothing below 'late'"),
     ({"edits.1.heads.5": (1,)}, "there is no place '5' in a list of 1"),

@@ -1,6 +1,6 @@
 """Ends the process at every single file operation of writing a take, one after the other; prints JSON.
 
-    python crash_points.py WORKSPACE new|replace
+    python crash_points.py WORKSPACE new|replace ...     a line of JSON for each word
 
 For `replace` a whole older take is in the place before. After each crash the tidying of the next run is done and what
 is there is reported: nothing, the old take or the new one, whole.
@@ -15,6 +15,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import av  # noqa: F401 - what writing a take imports when it comes to it: once here, not in every process
+import PIL.Image  # noqa: F401
 
 from helpers.takes import recipe, write_take
 from wanscope.errors import DamagedTake
@@ -69,8 +72,8 @@ def one(takes: Path, crash: int, replace: bool) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    place, replace = Path(sys.argv[1]), sys.argv[2] == "replace"
-    outcomes = []
-    while not outcomes or outcomes[-1]["code"] == CRASHED:
-        outcomes.append(one(place / "takes", len(outcomes) + 1, replace))
-    print(json.dumps(outcomes))
+    for how in sys.argv[2:]:
+        outcomes: list[dict[str, object]] = []
+        while not outcomes or outcomes[-1]["code"] == CRASHED:
+            outcomes.append(one(Path(sys.argv[1]) / how, len(outcomes) + 1, how == "replace"))
+        print(json.dumps(outcomes), flush=True)

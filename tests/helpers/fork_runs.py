@@ -3,40 +3,68 @@
     python fork_runs.py killed WORKSPACE KILLS SEED      kill -9 at random moments, then run to the end
     python fork_runs.py together WORKSPACE PROCESSES     several processes on one study at once
 
-Forking after the imports makes a run cost its takes alone. The parent uses neither torch's threads nor zarr before it
-forks.
+Several of these may follow one another, with `--` between them: a line of JSON for each. Forking after the imports
+makes a run cost its takes alone. The parent uses neither torch's threads nor zarr before it forks.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
 import signal
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+# What a run imports when it comes to it: once here, not in every process. None of them starts a thread by that.
+import av  # noqa: F401
+import duckdb  # noqa: F401
+import pyarrow  # noqa: F401
 import torch
+import zarr  # noqa: F401
 
+import wanscope.runtime.diffusers.session
+import wanscope.study.make_take  # noqa: F401
 from helpers.studies import STUDY, Events, model
-from wanscope.events import TakeDone
+from wanscope.events import Event, TakeDone
 from wanscope.study.run import run
 
 SMALL = {**STUDY, "capture": {"latents": {"dtype": "fp16"}}}
+WAIT_SECONDS = 240
 
 
-def child(workspace: Path, log: Path | None = None) -> int:
-    """Fork a process that runs the study; returns its id."""
+class Sharing(Events):
+    """Waits after its first take until the other processes have made one too: a busy machine may let one run ahead."""
+
+    def __init__(self, own: Path | None, others: list[Path]) -> None:
+        super().__init__()
+        self.own, self.others = own, others
+
+    def __call__(self, event: Event) -> None:
+        super().__call__(event)
+        if isinstance(event, TakeDone) and self.own is not None:
+            self.own.touch()
+            ends = time.monotonic() + WAIT_SECONDS
+            while not all(path.exists() for path in self.others) and time.monotonic() < ends:
+                time.sleep(0.01)
+
+
+def child(workspace: Path, log: Path | None = None, own: Path | None = None, others: Sequence[Path] = ()) -> int:
+    """Fork a process that runs the study; returns its id. It touches `own` and waits for `others`: see Sharing."""
     process = os.fork()
     if process:
         return process
     status = 1
     try:
         torch.set_num_threads(1)
-        events = Events()
+        events = Sharing(own, list(others))
         result = run(SMALL, workspace=workspace, model=model(), on_event=events)
         done = {"made": [e.take for e in events.of(TakeDone)], "takes": [take.id for take in result.takes]}
         if log is not None:
@@ -77,14 +105,19 @@ def killed(workspace: Path, kills: int, seed: int) -> dict[str, object]:
 
 def together(workspace: Path, processes: int) -> dict[str, object]:
     logs = [workspace / f"{i}.json" for i in range(processes)]
-    children = [child(workspace / "out", log) for log in logs]
+    began = [log.with_suffix(".made") for log in logs]
+    children = [child(workspace / "out", log, began[i], [*began[:i], *began[i + 1 :]]) for i, log in enumerate(logs)]
     statuses = [os.waitpid(process, 0)[1] for process in children]
     return {"statuses": statuses, "logs": [json.loads(log.read_text()) for log in logs]}
 
 
 if __name__ == "__main__":
+    with suppress(ImportError):
+        import pandas  # noqa: F401 - which duckdb uses where it is installed
     model()
-    what, folder = sys.argv[1], Path(sys.argv[2])
-    folder.mkdir(parents=True, exist_ok=True)
-    numbers = [int(number) for number in sys.argv[3:]]
-    print(json.dumps({"killed": killed, "together": together}[what](folder, *numbers)))
+    gc.freeze()
+    for between, words in groupby(sys.argv[1:], "--".__eq__):
+        if not between:
+            what, folder, *rest = words
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            print(json.dumps({"killed": killed, "together": together}[what](Path(folder), *map(int, rest))), flush=True)

@@ -8,6 +8,7 @@ Sizes: every kind makes WIDTH x HEIGHT x FRAMES videos; `video(kind)` gives such
 
 from __future__ import annotations
 
+import io
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,28 @@ def tiny_tokenizer(text_length: int = TEXT_LENGTH) -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         model_max_length=text_length,
     )
+
+
+def tiny_sentencepiece(**options: Any) -> bytes:
+    """A small SentencePiece model as a file's content, with T5's first pieces (<pad>, </s>, <unk>), normalized as
+    usual (nmt_nfkc). options: of sentencepiece's trainer."""
+    import sentencepiece
+
+    lines = ["a red circle moves left", "a blue square stays still", "the cat and the dog", "Ein großer Bär, öde 12.5%"]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(  # type: ignore[attr-defined]
+        sentence_iterator=iter(lines * 30),
+        model_writer=model,
+        vocab_size=60,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        **options,
+    )
+    return model.getvalue()
 
 
 def encoder_config(text_dim: int = TEXT_DIM, layers: int = 2) -> dict[str, Any]:

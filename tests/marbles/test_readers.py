@@ -68,7 +68,7 @@ HALF = RADIUS * math.sqrt(math.pi) / 2
 
 
 def read_drawn(inside):
-    """The object that `inside(x, y)` draws, in pixels around the centre: 8 x 8 points a pixel, not the world's way."""
+    """The object that `inside(x, y)` draws, in pixels around the center: 8 x 8 points a pixel, not the world's way."""
     points = (np.arange(128 * 8) + 0.5) / 8 - 64
     share = inside(*np.meshgrid(points, points)).reshape(128, 8, 128, 8).mean(axis=(1, 3))[..., None]
     ground, color = np.array(world.BACKGROUNDS["black"]), np.array(world.COLORS["red"])

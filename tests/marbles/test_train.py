@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,19 @@ from transformers import UMT5Config, UMT5EncoderModel
 from wanscope.marbles import world
 from wanscope.marbles.train import denoiser, optim, text, vae
 from wanscope.marbles.train.ghosts import FAINTER, FAINTEST, Ghosts
+from wanscope.wan.vae import encode_moments
 
 TINY_VAE = {**vae.CONFIG, "base_dim": 8}
 TINY = {**denoiser.CONFIG, "num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 32, "num_layers": 2}
+
+tokenizer_once = cache(text.make_tokenizer)  # its words are those of 6,000 captions
 
 
 def test_newton_schulz_nears_the_orthogonal_factor():
     torch.manual_seed(0)
     matrix = torch.randn(24, 40)
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    near = optim._orthogonalised(matrix[None])[0]
+    near = optim._orthogonalized(matrix[None])[0]
     singular = torch.linalg.svdvals(near)
     assert float(singular.min()) > 0.6 and float(singular.max()) < 1.3  # Muon's quintic settles in this band
     cosine = torch.nn.functional.cosine_similarity(near.flatten(), (u @ v).flatten(), dim=0)
@@ -32,12 +36,12 @@ def test_newton_schulz_nears_the_orthogonal_factor():
 
 def test_muon_takes_matrices_and_adam_the_rest():
     model = WanTransformer3DModel(**TINY)
-    optimiser = optim.Muon(model, 0.02)
-    matrices = {id(p) for p in optimiser.param_groups[0]["params"]}
+    optimizer = optim.Muon(model, 0.02)
+    matrices = {id(p) for p in optimizer.param_groups[0]["params"]}
     assert id(model.blocks[0].attn1.to_q.weight) in matrices
     assert id(model.blocks[0].scale_shift_table) not in matrices
     assert id(model.patch_embedding.weight) not in matrices
-    assert sum(len(group["params"]) for group in optimiser.param_groups) == len(list(model.parameters()))
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
 
 
 def test_adam_matches_torchs():
@@ -48,20 +52,20 @@ def test_adam_matches_torchs():
     reference = torch.optim.Adam(theirs.parameters(), lr=0.01, betas=(0.9, 0.99), eps=1e-8)
     for step in range(5):
         x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
-        for model, optimiser in ((mine, ours), (theirs, reference)):
-            optimiser.zero_grad()
+        for model, optimizer in ((mine, ours), (theirs, reference)):
+            optimizer.zero_grad()
             model(x).square().sum().backward()
-            optimiser.step()
+            optimizer.step()
     torch.testing.assert_close(mine.weight, theirs.weight, rtol=1e-4, atol=1e-6)
 
 
 def test_learning_rate_warms_up_holds_and_decays():
     model = torch.nn.Linear(9, 9)
-    optimiser = optim.Muon(model, 1.0)
+    optimizer = optim.Muon(model, 1.0)
 
     def at(step):
-        optim.set_lr(optimiser, 1.0, step, warmup=10, total=100, decay=20)
-        return optimiser.param_groups[0]["lr"]
+        optim.set_lr(optimizer, 1.0, step, warmup=10, total=100, decay=20)
+        return optimizer.param_groups[0]["lr"]
 
     assert [at(0), at(9), at(50), at(90), at(100)] == pytest.approx([0.1, 1.0, 1.0, 0.5, 0.02])
 
@@ -140,7 +144,7 @@ def test_a_ghost_is_a_fainter_object_that_looks_the_same_and_stands_elsewhere():
 
 
 def test_the_tokenizer_knows_every_caption_and_no_other_word():
-    tokenizer = text.make_tokenizer()
+    tokenizer = tokenizer_once()
     rng = np.random.default_rng(123)
     for number in range(300):
         caption = world.caption(world.sample_scene(rng, 1 + number % 2), rng)
@@ -152,7 +156,7 @@ def test_the_tokenizer_knows_every_caption_and_no_other_word():
 
 
 def test_what_the_encoder_is_taught_is_the_truth_of_each_phrase():
-    tokenizer = text.make_tokenizer()
+    tokenizer = tokenizer_once()
     data = text.batch(tokenizer, np.random.default_rng(0), 40)
     words = {
         name: {f"▁{value}" for value in values} for name, values in text._HEADS.items() if name in ("shape", "color")
@@ -192,17 +196,34 @@ def test_training_interrupted_and_resumed_gives_the_same_vae(tmp_path, monkeypat
 def denoiser_folder(folder: Path) -> Path:
     """A training folder with random latents and a tiny encoder: what `train` reads, made in no time."""
     folder.mkdir()
-    text.make_tokenizer().save_pretrained(folder / "tokenizer")
+    tokenizer_once().save_pretrained(folder / "tokenizer")
     sizes = {"d_model": 128, "d_ff": 16, "d_kv": 8, "num_heads": 1, "num_layers": 1}
-    UMT5EncoderModel(UMT5Config(vocab_size=len(text.make_tokenizer()), **sizes)).save_pretrained(
-        folder / "text_encoder"
-    )
+    UMT5EncoderModel(UMT5Config(vocab_size=len(tokenizer_once()), **sizes)).save_pretrained(folder / "text_encoder")
     latents = folder / "latents"
     latents.mkdir()
     rng = np.random.default_rng(0)
     np.save(latents / "000000.npy", rng.normal(size=(12, 16, 5, 16, 16)).astype(np.float16))
     (latents / "statistics.json").write_text(json.dumps({"mean": [0.0] * 16, "std": [1.0] * 16}))
     return folder
+
+
+def test_clips_are_encoded_part_by_part_in_bfloat16_and_not_again(tmp_path, monkeypatch):
+    small = {**TINY_VAE, "base_dim": 4, "dim_mult": [1, 1, 1]}
+    torch.manual_seed(0)
+    own = AutoencoderKLWan(**small).eval()
+    own.save_pretrained(tmp_path / "vae")
+    denoiser.encode_set(tmp_path, 2, seed=5, part=1)
+    stored = denoiser.load_set(tmp_path)
+    assert sorted(p.name for p in (tmp_path / "latents").iterdir()) == ["000000.npy", "000001.npy"]
+    assert stored.shape == (2, 16, 5, 16, 16) and stored.dtype == np.float16
+    for index, found in enumerate(stored):
+        video = torch.from_numpy(world.render(denoiser.scene_of(5, index)).video).permute(3, 0, 1, 2)[None]
+        with torch.no_grad():
+            exact = encode_moments(own, video.float() / 127.5 - 1)[0, :16].numpy()
+        assert 0 < np.abs(found - exact).max() < 0.02 * np.abs(exact).max()  # bfloat16 rounds to 1 in 256
+
+    monkeypatch.setattr(world, "render", lambda *_: pytest.fail("it is there already"))
+    denoiser.encode_set(tmp_path, 2, seed=5, part=1)
 
 
 def test_a_mixed_stage_takes_its_kinds_in_turn_and_resumes_in_the_midst(tmp_path, monkeypatch):

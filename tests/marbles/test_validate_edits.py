@@ -161,6 +161,7 @@ def test_a_stopped_run_has_asked_every_question_of_as_many_pairs(monkeypatch):
 
 
 def test_so_far_makes_nothing_and_takes_whole_pairs_alone(monkeypatch, tmp_path, model):
+    monkeypatch.setattr(validate_edits, "DIFFERENCE_PAIRS", 6)
     _few(monkeypatch)
     with pytest.raises(RequestError, match="no pair is complete yet"):
         validate_edits.validate(EditsSettings(pairs=4, so_far=True), folder=tmp_path, model=model)
@@ -170,7 +171,7 @@ def test_so_far_makes_nothing_and_takes_whole_pairs_alone(monkeypatch, tmp_path,
     made = _few(monkeypatch)
     report = validate_edits.validate(EditsSettings(pairs=4, so_far=True), folder=tmp_path, model=model)
     assert not made and report is not None and report["videos"] == 28 and report["missing"] == 24
-    assert [row["n"] for row in report["tables"][0]["rows"]] == [2] * 12
+    assert [row["n"] for row in report["tables"][0]["rows"]] == [2] * 12 and report["difference"]["pairs"] == 6
     page = edit_tables.as_markdown(json.loads(json.dumps(report, allow_nan=False)))
     assert "**Partial**: 24 videos are still to be made" in page
 

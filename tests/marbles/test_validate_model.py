@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 
 from wanscope.marbles import world
 from wanscope.marbles.validate import model as validate
+from wanscope.recipe import Study
 from wanscope.wan.load import load
 from wanscope.wan.variants import MARBLES_WEIGHTS
 
@@ -55,6 +56,19 @@ def test_a_figure_under_its_bound_fails_and_is_shown():
 
 def test_the_whole_report_on_few_pairs(monkeypatch):
     """Every part is there, what an object is shown too many is a row of its own, and no verdict hangs on the clock."""
+    asked, timed = [], []
+
+    def readers(count):
+        asked.append(count)
+        return check_readers(2)  # more have their own test
+
+    def study(**fields):
+        timed.append(fields)
+        return Study(**fields, sampler={"steps": 1})
+
+    check_readers = validate.check_readers
+    monkeypatch.setattr(validate, "check_readers", readers)
+    monkeypatch.setattr(validate, "Study", study)
     monkeypatch.setattr(validate, "SPEED_REPEATS", 1)
     model = load("marbles", device="cpu")
     monkeypatch.setattr(validate, "check_vae", lambda model, count: [])  # has its own test
@@ -70,6 +84,8 @@ def test_the_whole_report_on_few_pairs(monkeypatch):
     threads = torch.get_num_threads()
     report = validate.validate(2, model=model)
     assert torch.get_num_threads() == threads
+    assert asked == [20] and len(timed) == 2  # one video to warm up, one that is timed
+    assert all(set(fields) == {"name", "prompt", "seeds"} for fields in timed)  # marbles' own size, steps and guidance
     rows = {(row.part, row.what): row for row in validate.rows_of(report)}
     assert rows["one object", "count"].value == 0 and not rows["one object", "count"].passed
     assert rows["two objects", "count"].value == 1 and rows["two objects", "count"].passed
@@ -81,7 +97,7 @@ def test_the_whole_report_on_few_pairs(monkeypatch):
 
 
 def test_the_vae_reconstructs_held_out_clips():
-    rows = {(row.part, row.what): row for row in validate.check_vae(load("marbles", device="cpu"), 3)}
+    rows = {(row.part, row.what): row for row in validate.check_vae(load("marbles", device="cpu"), 2)}
     assert rows["VAE, 17 frames", "PSNR, mean"].value >= 30
     assert rows["VAE, 33 frames", "PSNR, mean"].value >= 30
 

@@ -212,7 +212,8 @@ def test_the_report_claims_what_the_tests_show_and_no_more(model, monkeypatch, t
     assert shown["final_variance"]["effect"] > 2 and shown["drift"]["place"] == "state 3"
     assert not any(row["told_apart"] for contrast in others for row in contrast["rows"])
     first, *rest = report["summary"]
-    assert first.startswith("Color, red against blue: told apart by") and "differ by one of two tests" in first
+    assert first.startswith("Color, red against blue: ") and "metrics distinguish them" in first
+    assert "differ in one of two tests" in first
     for line in rest[:5]:
         assert "no metric of the path or of the latents' statistics shows a difference" in line
     page = trajectory_page.as_markdown(report)
@@ -233,7 +234,7 @@ def test_the_command_writes_its_report_and_few_pairs_say_that_nothing_can_be_sho
     report = json.loads(out.read_text())
     assert report["settings"]["pairs"] == 2 and len(list(work.rglob("*.npz"))) == report["takes"]
     assert any("no test can reach 5%" in line for line in report["summary"])
-    assert not any("told apart by" in line for line in report["summary"])
+    assert not any("metrics distinguish them" in line for line in report["summary"])
     assert out.with_suffix(".md").read_text() == trajectory_page.as_markdown(report)
     with pytest.raises(RequestError, match="--share is for"):
         run_validate("trajectories", 2, None, work, "1/2", False, False)

@@ -138,5 +138,5 @@ def test_color_weights_make_a_color_rarer_and_leave_draws_without_them_as_they_w
         thing = world.sample_thing(np.random.default_rng(seed))
         assert (thing.shape, thing.color) == plain(seed)
     for wrong in ({"pink": 1.0}, {"red": -1.0}, dict.fromkeys(world.COLORS, 0.0)):
-        with pytest.raises(ValueError, match="weights are of red"):
+        with pytest.raises(ValueError, match="weights are for red"):
             world.sample_scene(np.random.default_rng(0), colors=wrong)

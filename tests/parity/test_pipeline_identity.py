@@ -14,6 +14,9 @@ from diffusers import WanPipeline
 from helpers.tiny import tiny_model, tiny_pipeline, video
 from wanscope.recipe import SamplerSpec, VideoSpec
 from wanscope.sample import Conditioning, Observer, denoise, initial_noise
+from wanscope.sample.solvers import solver_class
+from wanscope.sample.solvers.diffusers_solver import DiffusersSolver
+from wanscope.spec.solver_facts import solver_names
 from wanscope.wan.load import load
 from wanscope.wan.model import WanModel
 from wanscope.wan.text import encode
@@ -33,6 +36,11 @@ KINDS = ("2.1", "2.2", "5b")
 def spec(model: WanModel, **values: Any) -> SamplerSpec:
     defaults = {"solver": "unipc", "steps": 5, "shift": SHIFT, "guidance": 5.0}
     return SamplerSpec(**values).resolved(defaults, experts=len(model.experts()))
+
+
+def test_every_solver_of_diffusers_is_compared_with_the_pipeline() -> None:
+    of_diffusers = {name for name in solver_names() if issubclass(solver_class(name), DiffusersSolver)}
+    assert of_diffusers == set(SCHEDULERS)
 
 
 def scheduler(solver: str) -> Any:

@@ -245,7 +245,7 @@ def test_what_cannot_be_found_is_refused(tokenizer):
     assert caught.value.fix == "red"
     with pytest.raises(RecipeError, match="empty"):
         find_words(tokenizer, "a", ["  "])
-    with pytest.raises(RecipeError, match="there stands 'red'"):
+    with pytest.raises(RecipeError, match="those characters are 'red'"):
         token_columns(tokenizer, "a red sun", [Mark("sun", 2, 5)])
     with pytest.raises(RecipeError, match="no token"):
         token_columns(tokenizer, "a \x00 b", [Mark("\x00", 2, 3)])
@@ -255,5 +255,5 @@ def test_a_tokenizer_without_offsets_is_refused():
     class Slow:
         is_fast = False
 
-    with pytest.raises(ModelError, match="does not say which characters"):
+    with pytest.raises(ModelError, match="does not report which characters"):
         count_tokens(Slow(), "a")

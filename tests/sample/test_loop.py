@@ -17,10 +17,17 @@ from helpers.tiny import TEXT_DIM, TEXT_LENGTH, tiny_model, video
 from wanscope.errors import Interrupted, ModelError, NumericalError, RecipeError
 from wanscope.recipe import SamplerSpec, VideoSpec
 from wanscope.sample import Conditioning, Denoised, Moment, Observer, StepState, denoise, initial_noise
-from wanscope.spec.solver_facts import BUILT_IN
+from wanscope.spec.solver_facts import facts, solver_names
 from wanscope.wan.model import WanModel
 
 STEPS = 5
+# diffusers' own solvers: class, and the name that it has for the shift.
+SCHEDULERS = {
+    "unipc": ("UniPCMultistepScheduler", "flow_shift"),
+    "dpm++": ("DPMSolverMultistepScheduler", "flow_shift"),
+    "euler": ("FlowMatchEulerDiscreteScheduler", "shift"),
+    "heun": ("FlowMatchHeunDiscreteScheduler", "shift"),
+}
 
 
 class Log(Observer):
@@ -75,12 +82,12 @@ def run(model: WanModel, sampler: SamplerSpec, **options: Any) -> Denoised:
     return denoise(model, options.pop("text", text()), sampler, options.pop("noise", noise_for(model)), **options)
 
 
-@pytest.mark.parametrize("solver", [row.name for row in BUILT_IN])
+@pytest.mark.parametrize("solver", solver_names())
 def test_one_state_a_step_however_many_evaluations(solver: str):
     model, log, calls = tiny_model("2.2"), Log(), Calls()
     told: list[StepState] = []
     result = run(model, spec(model, solver=solver), observers=[log], around_call=calls, on_step=told.append)
-    per_step = {"heun": [2, 2, 2, 2, 1], "res_2s": [2] * STEPS}.get(solver, [1] * STEPS)
+    per_step = list(facts(solver).calls(STEPS))
     assert told == log.states
     assert [s.step for s in log.states] == list(range(STEPS))
     assert {s.steps for s in log.states} == {STEPS}
@@ -99,9 +106,9 @@ def test_one_state_a_step_however_many_evaluations(solver: str):
     assert all(s.seconds > 0 for s in log.states) and result.seconds >= sum(s.seconds for s in log.states)
 
 
-@pytest.mark.parametrize("solver", [row.name for row in BUILT_IN])
+@pytest.mark.parametrize("solver", solver_names())
 def test_denoised_is_the_prediction_of_the_first_evaluation(solver: str):
-    """At the last step all solvers that evaluate once end on it; and it is x - sigma v, v from the model by hand."""
+    """It is x - sigma v, v from the model by hand; and most solvers that evaluate once in the last step end on it."""
     model, log, conditioning = tiny_model("2.1"), Log(), text()
     result = run(model, spec(model, solver=solver, guidance=1.0), observers=[log], text=conditioning)
     tokens = padded(conditioning.cond)
@@ -112,7 +119,7 @@ def test_denoised_is_the_prediction_of_the_first_evaluation(solver: str):
         v = model.transformer(x, t, tokens, return_dict=False)[0]
         assert torch.allclose(state.denoised, x - state.sigma * v, atol=1e-5)
         x = state.latents
-    if solver not in ("res_2s", "unipc"):  # UniPC corrects x first, res_2s looks twice
+    if solver in ("euler", "heun", "dpm++", "res_multistep"):  # not UniPC, which corrects x first
         assert torch.allclose(log.states[-1].denoised, result.latents, atol=1e-5)
 
 
@@ -208,8 +215,8 @@ def test_cache_contexts_are_the_pipelines(solver: str, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("kind", ["2.1", "2.2", "5b"])
-@pytest.mark.parametrize("solver", ["res_2s", "res_multistep"])
-def test_our_solvers_run_on_every_kind(kind: str, solver: str):
+@pytest.mark.parametrize("solver", [name for name in solver_names() if name not in SCHEDULERS])
+def test_solvers_without_a_pipeline_to_equal_run_on_every_kind(kind: str, solver: str):
     model = tiny_model(kind)
     latents = run(model, spec(model, solver=solver)).latents
     assert latents.isfinite().all()
@@ -233,7 +240,7 @@ def test_a_model_of_gaussian_videos_gives_the_exact_one(solver: str, worst: floa
     assert (got - (0.7 + 0.5 * noise)).square().mean().sqrt() < worst
 
 
-@pytest.mark.parametrize("solver", [row.name for row in BUILT_IN])
+@pytest.mark.parametrize("solver", solver_names())
 def test_start_step_equals_the_scheduler_begun_there_by_hand(solver: str):
     model, log, first = tiny_model("2.1"), Log(), 2
     init, noise = torch.randn(noise_for(model).shape, generator=torch.Generator().manual_seed(9)), noise_for(model)
@@ -244,15 +251,10 @@ def test_start_step_equals_the_scheduler_begun_there_by_hand(solver: str):
     sigma = result.sigmas[0]
     start = (1 - sigma) * init + sigma * noise
     assert torch.equal(log.started[0][0], start)
-    assert result.evaluations == {"heun": 5, "res_2s": 6}.get(solver, 3)
-    if solver.startswith("res"):
+    assert result.evaluations == sum(facts(solver).calls(STEPS)[first:])
+    if solver not in SCHEDULERS:
         return  # no reference of diffusers'; test_solvers begins them anywhere
-    name, shift = {
-        "unipc": ("UniPCMultistepScheduler", "flow_shift"),
-        "dpm++": ("DPMSolverMultistepScheduler", "flow_shift"),
-        "euler": ("FlowMatchEulerDiscreteScheduler", "shift"),
-        "heun": ("FlowMatchHeunDiscreteScheduler", "shift"),
-    }[solver]
+    name, shift = SCHEDULERS[solver]
     flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True} if shift == "flow_shift" else {}
     scheduler = getattr(diffusers, name)(**flow, **{shift: 5.0})
     scheduler.set_timesteps(STEPS)
@@ -270,7 +272,7 @@ def test_start_step_equals_the_scheduler_begun_there_by_hand(solver: str):
     assert torch.equal(result.latents, x)
 
 
-@pytest.mark.parametrize("solver", [row.name for row in BUILT_IN])
+@pytest.mark.parametrize("solver", solver_names())
 def test_start_step_from_the_clean_video_of_the_same_noise_returns_near_it(solver: str):
     """A model that is certain of one video: noising it and denoising again gives it back."""
     model = tiny_model("2.1")

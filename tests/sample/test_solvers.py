@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -20,12 +23,16 @@ from torch import Tensor
 from wanscope.errors import ModelError, RecipeError
 from wanscope.recipe import SamplerSpec
 from wanscope.sample import Solver, make_solver, solver
-from wanscope.sample.res import ExponentialSolver, h_phi, shifted_sigmas
-from wanscope.spec.solver_facts import BUILT_IN, facts
+from wanscope.sample.convergence import disagreements, measured_order
+from wanscope.sample.solvers import solver_class
+from wanscope.sample.solvers.exponential import ExponentialSolver, h_phi, shifted_sigmas
+from wanscope.spec import solver_facts
+from wanscope.spec.solver_facts import facts, read_file, solver_names
 
 UNIPC = {"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction", "use_flow_sigmas": True}
 DEFAULTS = {"solver": "unipc", "steps": 8, "shift": 5.0, "guidance": 1.0}
 OURS = ("res_2s", "res_multistep")
+TAKING = [name for name in solver_names() if facts(name).takes_sigmas]
 MEAN, SPREAD = 0.7, 0.5
 
 
@@ -69,24 +76,104 @@ def even(steps: int, last: float) -> tuple[float, ...]:
     return tuple(np.linspace(1, last, steps + 1))
 
 
-@pytest.mark.parametrize(
-    ("name", "low", "high"), [("euler", 0.9, 1.1), ("res_2s", 1.9, 2.1), ("res_multistep", 1.9, 2.1)]
-)
-def test_order_of_convergence_up_to_a_noise_level(name: str, low: float, high: float):
+@pytest.mark.parametrize("name", solver_names())
+def test_a_solver_has_the_order_and_the_evaluations_that_it_states(name: str):
+    assert disagreements(name) == []
+
+
+@pytest.fixture
+def session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Solvers registered in a test are forgotten after it."""
+    monkeypatch.setattr(solver_facts, "_registered", dict(solver_facts._registered))
+
+
+class Rule(ExponentialSolver):
+    """An explicit method with two evaluations a step, of which mutants are made: x' = x + h (a v_1 + b v_2), with v_2
+    at x + c h v_1 and sigma + d h. The last step, to sigma = 0, is Euler's."""
+
+    a = b = 0.5
+    c = d = 1.0
+
+    def step(self, step: int, x: Tensor, velocity: Callable[..., Tensor]) -> Tensor:
+        sigma, sigma_next = self.sigmas[step : step + 2]
+        h = sigma_next - sigma
+        v = self._evaluate(x, sigma, velocity)
+        if sigma_next == 0:
+            return x + h * v
+        return x + h * (self.a * v + self.b * self._evaluate(x + self.c * h * v, sigma + self.d * h, velocity))
+
+
+class Res2SWithAWrongWeight(ExponentialSolver):
+    def step(self, step: int, x: Tensor, velocity: Callable[..., Tensor]) -> Tensor:
+        sigma, sigma_next = self.sigmas[step : step + 2]
+        v = self._evaluate(x, sigma, velocity)
+        middle = math.sqrt(sigma * sigma_next) if sigma_next > 0 else sigma / 2
+        x_middle = x + (middle - sigma) * v
+        v_middle = self._evaluate(x_middle, middle, velocity)
+        if sigma_next == 0:
+            return x - sigma * v_middle
+        phi_1, phi_2 = h_phi(math.log(sigma / sigma_next))
+        d, d_middle = x - sigma * v, x_middle - middle * v_middle
+        return (sigma_next / sigma) * x + (phi_1 - phi_2) * d + phi_2 * d_middle  # c = 1, but the node is at c = 1/2
+
+
+def rule(**values: float) -> type[Rule]:
+    return type("Mutant", (Rule,), values)
+
+
+TWO = {"calls_per_step": 2, "last_step_calls": 1}
+MUTANTS: dict[str, tuple[type[ExponentialSolver], dict[str, Any], str]] = {
+    "Euler with a wasted call": (rule(a=1.0, b=0.0), {"order": 2, **TWO}, "states order 2 and measures 1.0"),
+    "Euler with a wasted call that it admits": (rule(a=1.0, b=0.0), {"order": 1, **TWO}, "2 evaluations per step for"),
+    "Euler with a call that it hides": (rule(a=1.0, b=0.0), {"order": 1}, r"it makes \(2, 2, 2, 2, 2, 2, 1\)"),
+    "Heun with a sign error in the average": (rule(b=-0.5), {"order": 2, **TWO}, "states order 2 and measures -?0"),
+    "Heun with a sign error in the second point": (
+        rule(c=-1.0),
+        {"order": 2, **TWO},
+        "states order 2 and measures 0.9|1",
+    ),
+    "Heun whose second evaluation is told the old sigma": (rule(d=0.0), {"order": 2, **TWO}, "measures (0.9|1)"),
+    "res_2s with a wrong weight": (Res2SWithAWrongWeight, {"order": 2, "calls_per_step": 2}, "measures (0.9|1)"),
+    "Heun that states too little": (Rule, {"order": 1, **TWO}, "states order 1 and measures (1.9|2)"),
+    "Heun that states nothing": (Rule, TWO, "states no order; it measures (1.9|2)"),
+}
+
+
+@pytest.mark.usefixtures("session")
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_wrong_solver_is_found(mutant: str):
+    cls, facts_, expected = MUTANTS[mutant]
+    solver("mutant", **facts_)(cls)
+    found = disagreements("mutant")
+    assert any(re.search(expected, sentence) for sentence in found), found
+
+
+@pytest.mark.usefixtures("session")
+def test_a_right_solver_is_not():
+    solver("heun_by_hand", order=2, **TWO)(Rule)
+    solver("midpoint", order=2, **TWO)(rule(a=0.0, b=1.0, c=0.5, d=0.5))
+    assert disagreements("heun_by_hand") == disagreements("midpoint") == []
+    assert measured_order("heun_by_hand") == pytest.approx(measured_order("heun"), abs=0.1)
+
+
+@pytest.mark.parametrize("name", TAKING)
+def test_order_of_convergence_up_to_a_noise_level(name: str):
     """From pure noise (sigma exactly 1) to sigma 0.1."""
     errors = [error(solver_of(name, sigmas=even(n, 0.1)), until=n) for n in (32, 64, 128)]
     orders = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
-    assert all(low < order < high for order in orders), (errors, orders)
+    assert orders == pytest.approx([facts(name).order] * 2, abs=0.2), errors
 
 
-@pytest.mark.parametrize(
-    ("name", "low", "high"), [("euler", 0.9, 1.1), ("res_2s", 1.7, 2.2), ("res_multistep", 1.7, 2.2)]
-)
-def test_order_of_convergence_down_to_clean(name: str, low: float, high: float):
-    """All the way to 0 the error of a second-order solver is log(n) / n^2: the steps near 0 are long in log(sigma)."""
+@pytest.mark.parametrize("name", TAKING)
+def test_order_of_convergence_down_to_clean(name: str):
+    """All the way to 0 the error of a second-order solver is log(n) / n^2: the steps near 0 are long in log(sigma).
+
+    For the same reason a solver of log(sigma) has at most the second order there.
+    """
     errors = [error(solver_of(name, sigmas=even(n, 0)[:-1])) for n in (64, 128, 256)]
     orders = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
-    assert all(low < order < high for order in orders), (errors, orders)
+    stated = facts(name).order or 0
+    assert all(min(stated, 2) - 0.3 < order < stated + 0.2 for order in orders), (errors, orders)
 
 
 def test_res_2s_beats_euler_at_equal_evaluations():
@@ -99,7 +186,7 @@ def test_res_2s_beats_euler_at_equal_evaluations():
         assert error(res) < error(euler) / 2
 
 
-@pytest.mark.parametrize("name", [row.name for row in BUILT_IN])
+@pytest.mark.parametrize("name", solver_names())
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_every_solver_is_exact_where_the_clean_latents_are_certain(name: str, steps: int):
     """D constant: the exponential form is exact in any number of steps. Tolerances: float32 but for our own."""
@@ -169,7 +256,7 @@ def test_our_schedule_is_diffusers_unipcs():
 GIVEN = (1.0, 0.9375, 0.85, 0.7, 0.31, 0.123456789)
 
 
-@pytest.mark.parametrize("name", ["unipc", "euler", "res_2s", "res_multistep"])
+@pytest.mark.parametrize("name", TAKING)
 @pytest.mark.parametrize("closed", [True, False])
 def test_explicit_sigmas_are_final(name: str, closed: bool):
     made = solver_of(name, sigmas=(*GIVEN, 0.0) if closed else GIVEN, shift=5.0)
@@ -197,7 +284,7 @@ def test_explicit_sigmas_hold_whatever_the_models_own_scheduler_does_to_sigmas()
     assert np.abs(np.array(made.sigmas) - (*GIVEN, 0.0)).max() <= 1e-7
 
 
-@pytest.mark.parametrize("name", ["unipc", "euler"])
+@pytest.mark.parametrize("name", TAKING)
 def test_explicit_sigmas_of_a_solvers_own_schedule_give_its_own_result(name: str):
     own = solver_of(name, steps=6)
     again = solver_of(name, sigmas=tuple(own.sigmas))
@@ -206,7 +293,7 @@ def test_explicit_sigmas_of_a_solvers_own_schedule_give_its_own_result(name: str
     assert torch.equal(run(again, x), run(own, x))
 
 
-@pytest.mark.parametrize("name", ["heun", "dpm++"])
+@pytest.mark.parametrize("name", [name for name in solver_names() if name not in TAKING])
 def test_explicit_sigmas_are_refused_where_they_cannot_be_used(name: str):
     with pytest.raises(RecipeError):
         SamplerSpec.model_construct(solver=name, sigmas=GIVEN, steps=6).resolved(DEFAULTS)
@@ -217,7 +304,7 @@ def test_explicit_sigmas_are_refused_where_they_cannot_be_used(name: str):
         make_solver(unchecked, UNIPC, "cpu")
 
 
-@pytest.mark.parametrize("name", [row.name for row in BUILT_IN])
+@pytest.mark.parametrize("name", solver_names())
 def test_a_run_may_begin_at_any_step_and_begin_again(name: str):
     made = solver_of(name, steps=12, shift=1.0)
     x = start().float()
@@ -270,14 +357,12 @@ def test_schedulers_that_draw_noise_are_refused():
             make_solver(SamplerSpec(solver=name).resolved(DEFAULTS), config, "cpu")
 
 
-@pytest.mark.parametrize("row", BUILT_IN, ids=lambda row: row.name)
-def test_what_recipes_know_of_a_solver_is_what_it_does(row):
-    for steps in (1, 2, 7):
-        assert sum(solver_of(row.name, steps=steps).evaluations) == facts(row.name).evaluations(steps)
-    if row.takes_sigmas:
-        assert len(solver_of(row.name, sigmas=GIVEN, steps=None).sigmas) == len(GIVEN) + (GIVEN[-1] > 0)
+@pytest.mark.parametrize("name", TAKING)
+def test_as_many_steps_as_sigmas(name: str):
+    assert len(solver_of(name, sigmas=GIVEN, steps=None).sigmas) == len(GIVEN) + 1
 
 
+@pytest.mark.usefixtures("session")
 def test_a_solver_registered_in_a_session_can_be_named_at_once():
     with pytest.raises(ValueError, match="'session_euler' is not a solver"):
         SamplerSpec(solver="session_euler")
@@ -290,17 +375,49 @@ def test_a_solver_registered_in_a_session_can_be_named_at_once():
 
     made = solver_of("session_euler", steps=40, shift=1.0)
     assert isinstance(made, SessionEuler) and error(made) < 0.05
+    (said,) = disagreements("session_euler")
+    assert re.match(r"session_euler states no order; it measures 1\.0", said)
     with pytest.raises(ValueError, match="explicit sigmas"):
         solver_of("session_euler", sigmas=GIVEN)
     with pytest.raises(RecipeError, match="two solvers are called 'euler'"):
         solver("euler")(SessionEuler)
 
 
+FILE = """
+from wanscope.sample.solvers import solver
+@solver("in_a_file", order=ORDER, calls_per_step=2)
+class InAFile:
+    '''One
+
+    two.'''
+"""
+
+
+def test_a_solvers_file_is_read_without_running_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "one.py").write_text(FILE.replace("ORDER", "2"))
+    (row,) = read_file(tmp_path / "one.py")
+    assert (row.name, row.module, row.order, row.calls_per_step) == ("in_a_file", "wanscope.sample.solvers.one", 2, 2)
+    assert row.about == "One" and row.takes_sigmas
+    (tmp_path / "two.py").write_text(FILE)
+    with pytest.raises(RecipeError, match=r"two\.py, line 3, cannot be registered: .* its arguments are literals"):
+        list(read_file(tmp_path / "two.py"))
+    (tmp_path / "two.py").write_text(FILE.replace("ORDER", "1"))
+    monkeypatch.setattr(solver_facts, "FOLDER", tmp_path)
+    with pytest.raises(RecipeError, match="two solvers are called 'in_a_file'"):
+        solver_facts.built_in.__wrapped__()
+
+
+def test_what_is_read_is_what_the_decorator_registers():
+    for name, row in solver_facts.built_in().items():
+        registered = solver_class(name).facts
+        assert (registered, registered.about) == (row, row.about) and row.about and row.order
+
+
 PLUGIN = """
-from wanscope.sample.res import ExponentialSolver
+from wanscope.sample.res import ExponentialSolver  # where 0.1 had it
 from wanscope.sample.solvers import solver
 
-@solver("plugin_euler", calls_per_step=1)
+@solver("plugin_euler", order=1, calls_per_step=1)
 class PluginEuler(ExponentialSolver):
     def step(self, step, x, velocity):
         sigma, sigma_next = self.sigmas[step : step + 2]
@@ -323,6 +440,9 @@ try:
     make_solver(SamplerSpec(solver="broken", steps=4, shift=3.0, guidance=1.0), {}, "cpu")
 except Exception as error:
     print(error)
+from wanscope.sample.convergence import disagreements
+from wanscope.sample import solver_names
+assert "plugin_euler" in solver_names() and disagreements("plugin_euler") == []
 """
 
 
@@ -335,7 +455,8 @@ def test_an_installed_package_brings_a_solver_by_an_entry_point(tmp_path):
     (info / "entry_points.txt").write_text(
         "[wanscope.solvers]\nplugin_euler = plugin_solver\nbroken = no_such_module\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    source = str(Path(solver_facts.__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), source))}
     done = subprocess.run([sys.executable, "-c", USE], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "'broken' of the package plugin-package cannot be loaded: no_such_module" in done.stdout
@@ -344,3 +465,14 @@ def test_an_installed_package_brings_a_solver_by_an_entry_point(tmp_path):
 def test_an_unresolved_sampler_is_refused():
     with pytest.raises(RecipeError, match="not resolved"):
         make_solver(SamplerSpec(solver="euler"), UNIPC, "cpu")
+
+
+@pytest.mark.usefixtures("session")
+def test_the_page_registers_a_solver_and_measures_it():
+    """docs/sampling.md, Adding a solver."""
+    page = (Path(__file__).parents[2] / "docs" / "sampling.md").read_text(encoding="utf-8")
+    section = page.split("### Adding a solver")[1].split("\n## ")[0]
+    namespace = {"__name__": "a_notebook"}
+    for code in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
+        exec(compile(code, "docs/sampling.md, Adding a solver", "exec"), namespace)
+    assert solver_of("my_euler").evaluations == (1,) * 8

@@ -17,16 +17,30 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 HELPERS = Path(__file__).parents[1] / "helpers"
 
 
-def helper(name: str, *arguments: object) -> Any:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def helper(name: str, *arguments: object) -> list[Any]:
+    """What a helper prints: a line of JSON for each thing that it was asked for."""
     command = [sys.executable, str(HELPERS / name), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return [json.loads(line) for line in done.stdout.splitlines() if line[:1] in "{["]
 
 
-def kill_and_check(folder: Path, kills: int, seed: int) -> None:
-    told = helper("fork_runs.py", "killed", folder, kills, seed)
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
+    """A workspace, and what came of runs that were killed in it and of two at once: one process for both."""
+    folder = tmp_path_factory.mktemp("killed")
+    jobs = ("killed", folder / "killed", 4, 0, "--", "together", folder / "together", 2)
+    killed, together = helper("fork_runs.py", *jobs)
+    return folder, killed, together
+
+
+@pytest.fixture(scope="module")
+def crashes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    hows = ("new", "replace")
+    return dict(zip(hows, helper("crash_points.py", tmp_path_factory.mktemp("crashes"), *hows), strict=True))
+
+
+def check_killed(folder: Path, told: dict[str, Any]) -> None:
     assert told["status"] == 0
     assert told["changed"] == []  # what was complete is the same file, not written again
     reference = json.loads((folder / "reference.json").read_text())
@@ -45,18 +59,21 @@ def kill_and_check(folder: Path, kills: int, seed: int) -> None:
     assert (folder / "out/studies/small/index.csv").read_text().count(",complete,yes,") == 4
 
 
-def test_a_study_killed_at_random_moments_is_completed(tmp_path: Path) -> None:
-    kill_and_check(tmp_path, kills=4, seed=0)
+def test_a_study_killed_at_random_moments_is_completed(ran: tuple[Path, Any, Any]) -> None:
+    folder, killed, _ = ran
+    check_killed(folder / "killed", killed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 7))
 def test_a_study_killed_many_times_is_completed(tmp_path: Path, seed: int) -> None:
-    kill_and_check(tmp_path, kills=12, seed=seed)
+    (told,) = helper("fork_runs.py", "killed", tmp_path, 12, seed)
+    check_killed(tmp_path, told)
 
 
-def test_two_processes_on_one_study_make_no_take_twice(tmp_path: Path) -> None:
-    told = helper("fork_runs.py", "together", tmp_path, 2)
+def test_two_processes_on_one_study_make_no_take_twice(ran: tuple[Path, Any, Any]) -> None:
+    folder, _, told = ran
+    folder = folder / "together"
     assert told["statuses"] == [0, 0]
     made = [take for log in told["logs"] for take in log["made"]]
     assert len(made) == len(set(made)) == 4
@@ -64,13 +81,15 @@ def test_two_processes_on_one_study_make_no_take_twice(tmp_path: Path) -> None:
         assert sorted(log["takes"]) == sorted(made) and log["failed"] == []
         assert log["made"]  # and did its share
     for take in made:
-        Take.open(tmp_path / "out" / "takes" / take).verify()
-    assert (tmp_path / "out/studies/small/index.csv").read_text().count(",complete,yes,") == 4
+        Take.open(folder / "out" / "takes" / take).verify()
+    assert (folder / "out/studies/small/index.csv").read_text().count(",complete,yes,") == 4
 
 
 @pytest.mark.parametrize("how", ["new", "replace"])
-def test_a_crash_before_any_file_operation_leaves_the_old_take_or_the_new(tmp_path: Path, how: str) -> None:
-    outcomes = helper("crash_points.py", tmp_path, how)
+def test_a_crash_before_any_file_operation_leaves_the_old_take_or_the_new(
+    crashes: dict[str, list[dict[str, Any]]], how: str
+) -> None:
+    outcomes = crashes[how]
     assert len(outcomes) > 15  # so many operations were tried
     assert outcomes[-1] == {"code": 0, "found": "new", "rest": []}
     found = [outcome["found"] for outcome in outcomes]

@@ -240,10 +240,10 @@ def test_a_full_disk_does_not_say_that_much_is_free(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("wanscope.take.disk.free_bytes", lambda folder: 700_000)
     with pytest.raises(StorageError) as full, disk.guarded(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
-    assert "is full: what was to be written needs more than the 700.0 kB that are left" in str(full.value)
+    assert "is full: the data needs more than the 700.0 kB that are left" in str(full.value)
     with pytest.raises(StorageError) as limited, disk.guarded(tmp_path):
         raise OSError(errno.EFBIG, "File too large")
-    assert "is full: the system says: File too large." in str(limited.value) and "kB" not in str(limited.value)
+    assert "is full: the system reports: File too large." in str(limited.value) and "kB" not in str(limited.value)
 
 
 def test_a_programming_error_inside_a_guard_stays_one(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_a_place_that_is_no_disk_is_named_as_that(name: str) -> None:
 def test_a_read_only_place_is_refused_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Root may write anywhere, so the system's answer is put in its place; a read-only disk gives the same one.
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
-    with pytest.raises(StorageRefused, match="read-only for you") as raised:
+    with pytest.raises(StorageRefused, match="no permission to write in") as raised:
         disk.require_writable(tmp_path / "new")
     assert raised.value.exit_status == 2 and not (tmp_path / "new").exists()
 

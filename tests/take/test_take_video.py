@@ -112,7 +112,7 @@ def test_the_recipe_travels_in_the_file(tmp_path: Path) -> None:
 
 def test_a_video_without_a_recipe_says_so(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", flat((0, 0, 0)), 8)
-    with pytest.raises(RequestError, match="carries no recipe"):
+    with pytest.raises(RequestError, match="contains no recipe"):
         read_recipe(tmp_path / "a.mp4")
     write_video(tmp_path / "b.mp4", flat((0, 0, 0)), 8, {METADATA_KEY: '{"recipe": '})
     with pytest.raises(DamagedTake, match="cannot be read"):
@@ -169,7 +169,7 @@ def test_uneven_clips_are_evened_out_and_it_is_said(tmp_path: Path) -> None:
     grid = grid_video([cells], tmp_path / "grid.mp4")
     assert len(grid.notes) == 3
     assert "160 x 120 and 320 x 240" in grid.notes[0]
-    assert "8 and 16 frames a second" in grid.notes[1]
+    assert "8 and 16 frames per second" in grid.notes[1]
     assert "hold their last frame" in grid.notes[2]
     frames = read_frames(tmp_path / "grid.mp4")
     assert len(frames) == 16 and video_facts(tmp_path / "grid.mp4")["fps"] == 16

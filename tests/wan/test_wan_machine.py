@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from huggingface_hub import scan_cache_dir
 
 from wanscope.wan import doctor, environment
 from wanscope.wan.listing import models
@@ -79,6 +80,26 @@ def test_doctor_looks_for_a_folder_that_is_not_there_yet(tmp_path):
     check = doctor.disk(tmp_path / "a" / "b")
     assert check.status == "ok" and str(tmp_path) in check.detail
     assert not (tmp_path / "a").exists()
+
+
+def test_doctor_sees_what_the_hub_library_sees_in_its_cache(tmp_path, monkeypatch):
+    whole, without = (VARIANTS[name].hub_id for name in ("wan2.1-t2v-14b", "wan2.1-t2v-1.3b"))
+    revision = "0123456789" * 4
+    for hub_id in (whole, without):
+        folder = tmp_path / f"models--{hub_id.replace('/', '--')}"
+        (folder / "blobs").mkdir(parents=True)
+        (folder / "refs").mkdir()
+        (folder / "snapshots").mkdir()
+        if hub_id == whole:
+            (folder / "refs" / "main").write_text(revision)
+            (folder / "snapshots" / revision).mkdir()
+            (folder / "snapshots" / revision / "model_index.json").write_text("{}")
+    # The library also counts a repository of which a download was begun and nothing has come.
+    assert {repo.repo_id for repo in scan_cache_dir(tmp_path).repos if repo.size_on_disk} == {whole}
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert f"{tmp_path}: wan2.1-t2v-14b, " in doctor.hub_cache().detail
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "none"))
+    assert "no Wan model yet" in doctor.hub_cache().detail
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import torch
 
 from helpers.tiny import KINDS, tiny_model, tiny_pipeline, video
 from wanscope.errors import ModelError, RecipeError
-from wanscope.wan.model import WanModel, text_length_of
+from wanscope.wan.model import WanModel
+from wanscope.wan.tokenizer import text_length_of
 
 torch.set_num_threads(1)
 

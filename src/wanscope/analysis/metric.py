@@ -4,9 +4,10 @@
 
     @metric("late_drift", title="Drift of the last step", unit="rms", needs=("path",), about="How far ...")
     def late_drift(subject: Subject):
-        return one(float(subject.path.increments[-1, -1] ** 0.5))
+        return one((subject.path.increments[-1, -1] / subject.path.dimension) ** 0.5)
 
-Named in a package's entry point `wanscope.metrics` it is in every analysis, test, table and report. The function gets
+`increments` holds inner products, so a length in rms divides them by the number of values, `dimension`. Named in a
+package's entry point `wanscope.metrics` it is in every analysis, test, table and report. The function gets
 one take and returns tidy rows: a value, the state it belongs to (None for the whole path), and the part (a channel, a
 band) where there are several. `tested` metrics of the whole path are compared between groups; every one of them
 enlarges the family that the p values are corrected for.

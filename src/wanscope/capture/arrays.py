@@ -1,7 +1,7 @@
-"""A take's arrays on disk: zarr v3, one shard a step, one latent frame an inner chunk, crc32c everywhere.
+"""A take's arrays on disk: zarr v3, one shard per step, one latent frame per inner chunk, crc32c everywhere.
 
-Without the checksums a flipped byte reads back silently, and without a fill value of NaN a missing chunk reads as
-zeros. Only what changes with the step lies in a shard, so that an analysis of one step reads one file.
+Without the checksums a flipped byte would go unnoticed, and without a fill value of NaN a missing chunk would read as
+zeros. A shard is one step, so that an analysis of one step reads one file.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ DTYPES = {"fp16": "float16", "fp32": "float32"}
 def create_array(
     folder: Path, shape: tuple[int, ...], chunk: tuple[int, ...], dtype: str, attributes: Mapping[str, Any]
 ) -> zarr.Array:
-    """A new float array [step, ...] at `folder`, filled with NaN. `chunk`: an inner chunk's shape without the step.
+    """Create and return a float array [step, ...] at `folder`, filled with NaN.
 
-    dtype: fp16 or fp32.
+    shape: of the whole array. chunk: the shape of an inner chunk without the step axis. dtype: fp16 or fp32.
     """
     import zarr
     from zarr.codecs import BloscCodec, Crc32cCodec
@@ -33,9 +33,9 @@ def create_array(
         chunks=(1, *chunk),
         dtype=DTYPES[dtype],
         fill_value=float("nan"),
-        # Sorting bits by their place finds what little there is: noise hardly compresses (1.0 to 1.2 times).
+        # Bit shuffling finds what little redundancy there is: noise hardly compresses (1.0 to 1.2 times).
         compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()],
-        # All shards in one folder (c.0.0.0.0.0): a folder a dimension would be five to make and sync for each step.
+        # All shards in one folder (c.0.0.0.0.0): one folder per dimension would be five to make and sync per step.
         chunk_key_encoding={"name": "default", "separator": "."},
         attributes=dict(attributes),
         zarr_format=3,
@@ -43,7 +43,7 @@ def create_array(
 
 
 def open_array(folder: Path) -> zarr.Array:
-    """The array at `folder`, read only; its data is read when it is indexed."""
+    """Open the array at `folder`, [step, ...], read-only; its data is read when it is indexed."""
     import zarr
 
     return zarr.open_array(str(folder), mode="r", zarr_format=3)

@@ -1,4 +1,4 @@
-"""Which attention maps of a run are kept, and under what names: every limit checked before any work.
+"""Which attention maps of a run are kept, and under which names. Every limit is checked before any work.
 
     plan = plan_attention(spec, tokenizer, prompt, marks, facts)
 
@@ -29,7 +29,8 @@ PAD = "pad"
 class MapRow:
     """What one map shows. columns: the text positions whose shares it sums; the pad's is the first behind the text.
 
-    Of self-attention a row is a position of the video, and `columns` is its token, counted frame by frame, row by row.
+    columns: the text positions whose attention it sums; for the padding, the first one after the text. For
+    self-attention a row is a position of the video, and `columns` is its token, counted frame by frame, row by row.
     """
 
     name: str
@@ -39,9 +40,9 @@ class MapRow:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a plan needs to know of the model and the run. grid: (latent frames, rows, columns) of tokens.
+    """What a plan needs to know about the model and the run.
 
-    guided: whether there is a pass for the negative prompt.
+    grid: (latent frames, rows, columns) of tokens. guided: whether there is a pass for the negative prompt.
     """
 
     blocks: int
@@ -55,7 +56,10 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """A capture with nothing left open. heads: None where they are averaged. real: the text's tokens, and its end."""
+    """A capture resolved for one model and run.
+
+    heads: None where they are averaged. real: how many real tokens the text has, including the end token.
+    """
 
     spec: AttentionCapture | SelfAttentionCapture
     rows: tuple[MapRow, ...]
@@ -71,13 +75,13 @@ class AttentionPlan:
 
     @property
     def map_shape(self) -> tuple[int, ...]:
-        """Of one evaluation's maps: [L, K, T, Y, X], or [L, H, K, T, Y, X]."""
+        """The shape of one evaluation's maps: [L, K, T, Y, X], or [L, H, K, T, Y, X]."""
         heads = () if self.heads is None else (len(self.heads),)
         return (len(self.blocks), *heads, len(self.rows), *self.grid)
 
     @property
     def bytes(self) -> int:
-        """Of what is stored, at most: fp16, uncompressed. More where a step's later evaluations are kept too."""
+        """The size of what is stored, uncompressed in fp16; more where a step's later evaluations are kept too."""
         kept = {"maps": len(self.steps), "mean": 1, "nothing": 0}[self.spec.keep]
         return kept * int(np.prod(self.map_shape)) * 2 * len(self.spec.measures)
 
@@ -85,7 +89,7 @@ class AttentionPlan:
 def plan_attention(
     spec: AttentionCapture, tokenizer: Any, prompt: str, negative: str, marks: Sequence[MarkLike], facts: ModelFacts
 ) -> AttentionPlan:
-    """The plan of a capture on one recipe. RecipeError, with what to do, for all that cannot be met."""
+    """Return the plan of a capture of cross-attention. Raises RecipeError, with a fix, where it is not possible."""
     rows, real = text_rows_of(spec, tokenizer, prompt, negative, marks, facts.text_length)
     if spec.branch == "uncond" and not facts.guided:
         raise RecipeError(
@@ -95,7 +99,7 @@ def plan_attention(
 
 
 def plan_self_attention(spec: SelfAttentionCapture, facts: ModelFacts) -> AttentionPlan:
-    """The plan of a capture of self-attention. RecipeError, with what to do, for all that cannot be met."""
+    """Return the plan of a capture of self-attention. Raises RecipeError, with a fix, where it is not possible."""
     if spec.branch == "uncond" and not facts.guided:
         raise RecipeError(
             "capture.self_attention.branch is uncond",
@@ -110,7 +114,10 @@ def plan_self_attention(spec: SelfAttentionCapture, facts: ModelFacts) -> Attent
 
 
 def token_at(position: tuple[float, float, float], grid_TYX: tuple[int, int, int]) -> int:
-    """The number of the token that a position (x, y, t) lies in."""
+    """Return the index of the token that contains a position (x, y, t), each a fraction from 0 to 1.
+
+    grid_TYX: how many latent frames, rows and columns of tokens there are.
+    """
     x, y, t = position
     at_TYX = (min(int(part * size), size - 1) for part, size in zip((t, y, x), grid_TYX, strict=True))
     return int(np.ravel_multi_index(tuple(at_TYX), grid_TYX))
@@ -133,20 +140,23 @@ def _planned(
 
 
 def require_heads(spec: AttentionCapture | SelfAttentionCapture, heads: int, name: str) -> None:
-    """RecipeError for a head that the model has not."""
+    """Raise RecipeError for a head that the model does not have."""
     if not isinstance(spec.heads, str) and spec.heads[-1] >= heads:
         raise RecipeError(f"{name}.heads names {spec.heads[-1]}", f"this model's heads are 0 to {heads - 1}")
 
 
 def chosen(text: str, count: int, what: str, name: str = "capture.attention") -> tuple[int, ...]:
-    """The blocks, or steps, that a capture names. RecipeError where it names none or one that is not there."""
+    """Return the blocks, or steps, that a capture selects.
+
+    what: `blocks` or `steps`. Raises RecipeError where the text selects none, or one that does not exist.
+    """
     try:
         found = tuple(i for i, on in enumerate(parse_blocks(text, count).mask) if on)
     except RecipeError as error:
-        said = (f"{part}".replace("block", what[:-1]) for part in (error.what, error.why, error.fix))
-        raise RecipeError(f"{name}.{what}: {next(said)}", *said) from None
+        parts = (f"{part}".replace("block", what[:-1]) for part in (error.what, error.why, error.fix))
+        raise RecipeError(f"{name}.{what}: {next(parts)}", *parts) from None
     if not found:
-        raise RecipeError(f"{name}.{what} is {text!r}", f"it names none of {count} {what}", f"{what}: all")
+        raise RecipeError(f"{name}.{what} is {text!r}", f"it selects none of {count} {what}", f"{what}: all")
     return found
 
 
@@ -163,8 +173,8 @@ def text_rows_of(
         text, marks = negative, ()
         if spec.needs_marks:
             raise RecipeError(
-                "capture.attention asks for the marked words of the negative prompt",
-                "words are marked in the prompt only",
+                "capture.attention needs marked words in the negative prompt",
+                "only the prompt can have marked words",
                 "capture: {attention: {branch: uncond, tokens: all}}",
             )
     else:
@@ -187,20 +197,20 @@ def text_rows_of(
 
 
 def require_marks(spec: AttentionCapture, prompt: str, marks: Iterable[MarkLike]) -> None:
-    """RecipeError where the prompt's marked words are asked for and it marks none."""
+    """Raise RecipeError where a capture needs the prompt's marked words and it has none."""
     if not spec.needs_marks or any(True for _ in marks):
         return
     words = [word.strip(".,;:!?\"'") for word in prompt.split()]
     first = next((word for word in words if len(word) > 3), words[0])
     raise RecipeError(
-        "attention of the marked words is asked for, and the prompt marks none",
-        "a word in parentheses is marked and tracked; words can be named instead, and all tokens kept",
+        "attention to the marked words is to be kept, and the prompt marks none",
+        "parentheses mark a word; instead, words can be named, or all tokens kept",
         f"{prompt.replace(first, f'({first})', 1)!r}, or --set 'capture.attention.tokens=[{first}]' (or =all)",
     )
 
 
 class _Names:
-    """Rows' names, each once: the second of two equal ones is `red (2)`."""
+    """Unique row names: the second of two equal ones becomes `red (2)`."""
 
     def __init__(self) -> None:
         self.used: set[str] = set()

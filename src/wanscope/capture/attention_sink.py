@@ -1,17 +1,17 @@
-"""Where the attention maps of a run go as they come (attention_plan.py says which they are).
+"""Storing a run's attention maps while it is sampled; attention_plan.py decides which ones.
 
     sink = AttentionSink(plan, take_folder)
     ... the runtime's recorder calls sink.put(moment, {measure: maps}) after each model call that sink.wanted ...
     sink.finish()
 
-Maps go to zarr arrays [step, block, row, T, Y, X], or [step, block, head, row, T, Y, X] where heads are kept, one array
-a measure, fp16, one shard a step. Maps of a block lie together in one chunk up to `CHUNK_BYTES`: zarr takes 0.3 ms a
-chunk, which with a chunk a map was a fifth of marbles' step.
-Compressing and writing is a thread's work, one step behind; nothing but the step at hand is held.
+Maps go to zarr arrays [step, block, row, T, Y, X], or [step, block, head, row, T, Y, X] where heads are kept: one array
+per measure, fp16, one shard per step. A chunk holds as many maps as fit in `CHUNK_BYTES`: zarr takes 0.3 ms per chunk,
+which with one map per chunk was a fifth of marbles' step.
+A thread compresses and writes, one step behind; only the current step is held in memory.
 
-fp16 ends at 6e-8, and a word that a block does not read gets less than that: its whole map would be zeros. So every map
-is stored times a power of two that brings its largest value to between 2^14 and 2^15, and the exponents that undo it
-are stored beside the maps: value = stored * 2^exponent.
+The smallest fp16 number is 6e-8, and a word that a block does not attend to gets less than that: its whole map would
+be zeros. So every map is multiplied by a power of two that brings its largest value between 2^14 and 2^15, and the
+exponents that undo this are stored in another file: value = stored * 2^exponent.
 
 Shape suffixes: S kept evaluations, L kept blocks, H kept heads, K rows, T latent frames, Y and X rows and columns of
 tokens.
@@ -45,26 +45,35 @@ FOLDERS: dict[Recorded, str] = {
     "self": "self-attention.zarr",
 }
 TOP = 15  # stored values are below 2^TOP
-CHUNK_BYTES = 1 << 20  # what reading one map reads at most, where a map is smaller
-FURTHEST = 100  # of exponents of a map's largest value: what lies further away is taken for that
+CHUNK_BYTES = 1 << 20  # the most that reading one map reads, unless the map itself is larger
+FURTHEST = 100  # exponents of a map's largest value are clipped to this range
 
 
 def exponents_file(measure: Recorded) -> str:
-    """The file, beside the array's folder, of the exponents of its maps: int8 [S, L, K] or [S, L, H, K]."""
+    """Return the name of the file with the exponents of a measure's maps: int8 [S, L, K] or [S, L, H, K].
+
+    It is in the same folder as the array.
+    """
     return Path(FOLDERS[measure]).with_suffix(".exponents.npy").name
 
 
 def scaled(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Maps [..., T, Y, X] as fp16 values and int8 exponents [...], value = stored * 2^exponent; NaN stays NaN."""
+    """Return maps [..., T, Y, X] as fp16 values [..., T, Y, X] and int8 exponents [...].
+
+    value = stored * 2^exponent; NaN stays NaN.
+    """
     top = np.fmax.reduce(np.abs(maps), axis=(-3, -2, -1), initial=0)
     exponent = np.where(np.isfinite(top), np.frexp(top)[1], 0).clip(-FURTHEST, FURTHEST) - TOP
-    with np.errstate(over="ignore"):  # the sink says where maps are not finite
+    with np.errstate(over="ignore"):  # the sink reports maps that are not finite
         return np.ldexp(maps, -exponent[..., None, None, None]).astype(np.float16), exponent.astype(np.int8)
 
 
 def chunk_shape(map_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Of maps [L, K, T, Y, X] or [L, H, K, T, Y, X] in fp16: whole maps, from the last axis before them on as many as
-    divide it and stay within CHUNK_BYTES."""
+    """Return the chunk shape for fp16 maps [L, K, T, Y, X] or [L, H, K, T, Y, X].
+
+    A chunk holds whole maps. From the last axis before T on, it takes as many as divide the axis and stay within
+    CHUNK_BYTES.
+    """
     chunk, size = list(map_shape[-3:]), 2 * prod(map_shape[-3:])
     for length in reversed(map_shape[:-3]):
         count = max(n for n in range(1, length + 1) if length % n == 0 and (n == 1 or n * size <= CHUNK_BYTES))
@@ -77,9 +86,10 @@ def chunk_shape(map_shape: tuple[int, ...]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a `reduce` function is called with: the maps of one block in one evaluation, before they are rounded.
+    """The argument of a `reduce` function: the maps of one block in one evaluation, before they are rounded.
 
-    maps: float32 [K, T, Y, X], or [H, K, T, Y, X] where heads are kept; copy what is to stay. rows: what K counts.
+    maps: float32 [K, T, Y, X], or [H, K, T, Y, X] where heads are kept; copy what you want to keep, because the memory
+    is reused. rows: what the axis K is.
     """
 
     step: int
@@ -95,14 +105,17 @@ class Seen:
 
 @dataclass(frozen=True)
 class Kept:
-    """What was stored. evaluations: (step, evaluation) of the arrays' first axis; one entry, None, for a mean."""
+    """What was stored. evaluations: (step, evaluation) of every evaluation that was recorded.
+
+    With `keep: maps` they are the arrays' first axis; with `keep: mean` that axis has one entry, the mean over them.
+    """
 
     plan: AttentionPlan
     evaluations: tuple[tuple[int, int], ...]
 
 
 class AttentionSink:
-    """Takes a run's maps and keeps what the plan says, in zarr arrays below `folder`. One run each."""
+    """Receives a run's maps and stores what the plan says in zarr arrays below `folder`. For one run only."""
 
     def __init__(self, plan: AttentionPlan, folder: Path, reduce: Callable[[Seen], Any] | None = None) -> None:
         self.plan, self.folder, self.reduce = plan, folder, reduce
@@ -117,11 +130,11 @@ class AttentionSink:
 
     @property
     def exact(self) -> bool:
-        """Whether maps should come in float32: somebody sees or sums them before they are rounded."""
+        """Whether maps have to be float32: they are passed to `reduce` or summed before they are rounded."""
         return self.reduce is not None or self.plan.spec.keep == "mean"
 
     def wanted(self, moment: Moment) -> bool:
-        """Whether this call's maps are to be recorded."""
+        """Return whether this call's maps are to be recorded."""
         return (
             self.plan.branch in moment.branches
             and moment.step in self.plan.steps
@@ -134,10 +147,11 @@ class AttentionSink:
         maps: Mapping[Recorded, np.ndarray],
         exponents: Mapping[Recorded, np.ndarray] | None = None,
     ) -> None:
-        """The maps of one model call, [L, K, T, Y, X] or [L, H, K, T, Y, X]; NaN in blocks that did not run.
+        """Take the maps of one model call, [L, K, T, Y, X] or [L, H, K, T, Y, X]; NaN in blocks that did not run.
 
-        exponents: where maps come as fp16 already, as `scaled` gives them; maps have to be fp32 where the sink is
-        `exact`. The arrays may be written to again after this returns.
+        exponents: [L, K] or [L, H, K], where maps are already fp16 as returned by `scaled`. Maps have to be float32
+        where the sink is `exact`. The caller may reuse the arrays after this returns. Raises NumericalError where maps
+        are infinite.
         """
         self.evaluations.append((moment.step, moment.evaluation))
         self._sigmas.append(moment.sigma)
@@ -161,9 +175,9 @@ class AttentionSink:
             self._writing = self._thread.submit(self._write, place, stored)
 
     def finish(self) -> Kept:
-        """Write what is left. WorkError where a planned step was not recorded.
+        """Write the remaining maps and return what was stored. Raises WorkError where a planned step has no maps.
 
-        Where guidance is 1 at some steps, the negative prompt has no pass there and no maps.
+        At steps where guidance is 1 the negative prompt has no pass, so missing maps are not an error there.
         """
         self._wait()
         missing = sorted(set(self.plan.steps) - {step for step, _ in self.evaluations})
@@ -190,7 +204,7 @@ class AttentionSink:
         return Kept(self.plan, tuple(self.evaluations))
 
     def close(self) -> None:
-        """Let the writing thread end, also after a run that failed."""
+        """End the writing thread; also to be called after a run that failed."""
         self._thread.shutdown(wait=True)
 
     def _show(self, moment: Moment, maps: Mapping[Recorded, np.ndarray]) -> None:
@@ -250,7 +264,7 @@ def _finite(stored: np.ndarray, moment: Moment) -> np.ndarray:
     if np.isinf(stored).any():
         raise NumericalError(
             f"attention maps of step {moment.step} are infinite",
-            "the model's states are not finite there, or too large for what is recorded of them",
+            "the model's states are not finite there, or too large for one of the recorded measures",
             "--dtype fp32, or fewer capture.attention.measures",
         )
     return stored

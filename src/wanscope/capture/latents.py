@@ -1,7 +1,7 @@
-"""Keeps a path's states while it is sampled, its Gram matrix, and on request what each step predicts.
+"""Captures a path's states while it is sampled, its Gram matrix, and on request the prediction of each step.
 
-States go to `latents.zarr` (see arrays.py) as fp16 or fp32, every n-th of them and always the first and the last. The
-Gram is of the loop's own fp32 latents, whatever is stored (see gram.py).
+States go to `latents.zarr` (see arrays.py) as fp16 or fp32: every n-th one, always including the first and the last.
+The Gram matrix is computed from the loop's own fp32 latents, whatever is stored (see path_gram.py).
 
 Shape suffixes: K stored states, C channels, T latent frames, h and w latent height and width.
 """
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 
 def stored_states(states: int, every: int) -> tuple[int, ...]:
-    """Indices of the states that are kept: every n-th, and the last."""
+    """Return the indices of the states that are kept: every n-th, and the last."""
     return tuple(sorted({*range(0, states, every), states - 1}))
 
 
 class LatentsObserver(Observer):
-    """Writes a run's states to `folder` and accumulates their Gram in the file `scratch`.
+    """Writes a run's states to `folder` and collects them for their Gram matrix in the file `scratch`.
 
-    After the run `gram()` gives the float64 matrix [S + 1, S + 1] and removes the scratch file; `states` are the
-    indices of what was stored. One run each.
+    After the run `gram()` returns the float64 matrix [S + 1, S + 1] and removes the scratch file; `states` are the
+    indices of the stored states. For one run only.
     """
 
     def __init__(self, folder: Path, scratch: Path, spec: LatentsCapture) -> None:
@@ -43,6 +43,7 @@ class LatentsObserver(Observer):
         self._array: zarr.Array | None = None
 
     def start(self, latents: Tensor, sigmas: tuple[float, ...]) -> None:
+        """Create the array and keep the first state: latents float32 [1, C, T, h, w]."""
         self.states = stored_states(len(sigmas), self.spec.every)
         shape_CThw = tuple(latents.shape[1:])
         frame_CThw = (shape_CThw[0], 1, *shape_CThw[2:])
@@ -56,12 +57,12 @@ class LatentsObserver(Observer):
         self._keep(state.latents)
 
     def gram(self) -> np.ndarray:
-        """Inner products of x_0 and the increments, float64 [S + 1, S + 1]."""
+        """Return the inner products of x_0 and the increments, float64 [S + 1, S + 1]."""
         with self._path as path:
             return path.matrix()
 
     def close(self) -> None:
-        """Let go of the scratch file, also after a run that failed."""
+        """Remove the scratch file; also to be called after a run that failed."""
         self._path.close()
 
     def _keep(self, latents: Tensor) -> None:
@@ -75,9 +76,9 @@ class LatentsObserver(Observer):
 
 
 class CleanObserver(Observer):
-    """Writes the clean latents that each step predicts to `folder`: x - sigma * velocity, of its first evaluation.
+    """Writes the clean latents that each step predicts to `folder`: x - sigma * velocity at its first evaluation.
 
-    `steps` are those of the schedule that were stored: every n-th of the run and its last.
+    `steps` are the stored steps, numbered by the schedule: every n-th of the run and its last.
     """
 
     def __init__(self, folder: Path, spec: LatentsCapture) -> None:
@@ -87,6 +88,7 @@ class CleanObserver(Observer):
         self._array: zarr.Array | None = None
 
     def start(self, latents: Tensor, sigmas: tuple[float, ...]) -> None:
+        """Remember the noise levels; the latents, [1, C, T, h, w], are not needed."""
         self._sigmas = sigmas
 
     def step(self, state: StepState) -> None:
@@ -109,13 +111,13 @@ class CleanObserver(Observer):
 
 
 def _rounded(values: np.ndarray, dtype: str, what: str, key: str) -> np.ndarray:
-    """As stored. NumericalError where fp16 cannot hold them."""
-    with np.errstate(over="ignore"):  # said below, with the numbers
+    """Return the values as stored. Raises NumericalError where fp16 cannot hold them."""
+    with np.errstate(over="ignore"):  # reported below, with the numbers
         stored = values.astype(DTYPES[dtype])
     if not np.isfinite(stored).all():
         raise NumericalError(
             f"{what} do not fit {dtype}",
-            f"their largest value is {np.abs(values).max():.3g}, and fp16 ends at 65504",
+            f"their largest value is {np.abs(values).max():.3g}, and fp16 goes up to 65504",
             f"capture: {{{key}: {{dtype: fp32}}}}",
         )
     return stored

@@ -1,4 +1,4 @@
-"""What the sampling loop tells those who watch it: capture, runtime and doors build on these types.
+"""What the sampling loop reports to its observers. Capture, runtime and doors build on these types.
 
 Shape suffixes: C latent channels, T latent frames, h and w latent height and width.
 """
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Which model call this is.
+    """Identifies one model call.
 
-    step: index in the whole schedule, from 0. evaluation: which evaluation of this step, from 0. branches: what the
-    batch holds, in its order; two only where guidance is batched. expert: 0, or 1 for the low-noise one of Wan 2.2.
-    sigma: the noise level that this evaluation is at.
+    step: index in the whole schedule, from 0. evaluation: index within the step, from 0. branches: those in the batch,
+    in their order; two only where guidance is batched. expert: 0, or 1 for the low-noise expert of Wan 2.2.
+    sigma: the noise level of this evaluation.
     """
 
     step: int
@@ -39,7 +39,7 @@ AroundCall = Callable[[Moment], AbstractContextManager[Any]]
 
 @dataclass(frozen=True, slots=True)
 class StepState:
-    """One finished step of the schedule, told once however many model evaluations it took.
+    """One finished step of the schedule, reported once however many model evaluations it took.
 
     The tensors belong to the loop: read or copy them, never write.
 
@@ -60,13 +60,13 @@ class StepState:
 
 
 class Observer:
-    """Watches a run. Both methods do nothing here; override what is needed."""
+    """Base class of observers of a run. Both methods do nothing here; override what is needed."""
 
     def start(self, latents: Tensor, sigmas: tuple[float, ...]) -> None:
-        """Before the first step: the float32 latents [1, C, T, h, w] that it begins from, at `sigmas[0]`.
+        """Called before the first step, with the float32 latents [1, C, T, h, w] it starts from, at `sigmas[0]`.
 
-        `sigmas` are those of all states of this run: the k-th `step` after this one ends at `sigmas[k]`.
+        sigmas: the noise levels of all states of this run: the k-th `step` after this one ends at `sigmas[k]`.
         """
 
     def step(self, state: StepState) -> None:
-        """After each step."""
+        """Called after each step."""

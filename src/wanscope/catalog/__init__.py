@@ -1,4 +1,4 @@
-"""The catalogue: takes as an index of their folders, embeddings as content-addressed files, and what was computed.
+"""The catalog: an index of takes, embeddings as content-addressed files, and what was computed from them.
 
-`Catalog` in catalog.py is the door; nothing here imports torch or DuckDB before it is used.
+`Catalog` in catalog.py is the entry point. Nothing here imports torch or DuckDB before it is used.
 """

@@ -1,4 +1,4 @@
-"""An export without the words of the people who made it: prompts, labels, tags, names, recipes."""
+"""Anonymous exports: without prompts, labels, tags, names and recipes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# What a table keeps empty, and the tables that are words only.
+# The values that replace a table's columns, and the tables that consist of text only.
 EMPTIED: dict[str, dict[str, Any]] = {
     "embeddings": {"prompt": None, "label": None, "model": None, "origin": ""},
     "takes": {
@@ -29,8 +29,10 @@ _name = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def without_words(rows: pa.Table, tables: dict[str, pa.Table]) -> tuple[pa.Table, dict[str, pa.Table]]:
-    """The rows of embeddings and of all other tables, emptied. A model's name is kept where it is one of the known
-    variants: a folder's name would tell of a person."""
+    """Return the rows of embeddings and of all other tables without text that people wrote.
+
+    A model's name is kept only where it is a known variant, because the name of a folder could identify a person.
+    """
     out = {name: table.slice(0, 0) if name in DROPPED else _emptied(name, table) for name, table in tables.items()}
     out["operation_inputs"], out["operation_parameters"] = _renamed(tables)
     return _emptied("embeddings", rows), out
@@ -43,7 +45,7 @@ def _emptied(name: str, table: pa.Table) -> pa.Table:
         place = table.schema.get_field_index(column)
         kind = table.schema.field(place)
         if column in ("model", "variant"):
-            # Of an embedding it is a part of the key.
+            # An embedding's model is part of its key and stays.
             values = [_known_model(model) if name == "takes" else model for model in table[column].to_pylist()]
         else:
             values = [value] * table.num_rows
@@ -58,7 +60,7 @@ def _known_model(model: str | None) -> str | None:
 
 
 def _renamed(tables: dict[str, pa.Table]) -> tuple[pa.Table, pa.Table]:
-    """Inputs and parameters of operations with names that say nothing; expressions still mean the same."""
+    """Return inputs and parameters of operations with neutral names x1, x2, ...; expressions are renamed with them."""
     import pyarrow as pa
 
     inputs, parameters = tables["operation_inputs"], tables["operation_parameters"]

@@ -1,12 +1,12 @@
-"""`Catalog`: everything a workspace remembers, in one object.
+"""`Catalog`: everything a workspace has stored and computed, in one object.
 
     catalog = Catalog()                            # the default workspace's; or a workspace, or a .duckdb file
     key = catalog.put(embedding, prompt="a red circle", model="marbles")
     made = catalog.compute("expression", {"a": key, "b": other}, expression="a + 0.5*b", label="warmer")
     catalog.similar(made.key).to_pandas()
 
-Tables come back as Arrow tables: `.to_pandas()`, `.to_pylist()`. Every call is its own short turn with the file, so
-several programs can work with one catalogue; a call waits up to `wait_seconds` for the others and then says so.
+Tables are returned as Arrow tables: `.to_pandas()`, `.to_pylist()`. Every call opens the file only briefly, so several
+programs can use one catalog; a call waits up to `wait_seconds` for the others and then raises CatalogBusy.
 """
 
 from __future__ import annotations
@@ -37,13 +37,17 @@ FOLDER = "embeddings"
 
 
 class Catalog:
-    """The catalogue of a workspace. Nothing is created before something is written."""
+    """The catalog of a workspace. Nothing is created before something is written.
+
+    path: a workspace or its folder, a .duckdb file, or None for the default workspace. wait_seconds: how long to wait
+    for other programs that use the file. Raises RequestError where the path cannot be a catalog.
+    """
 
     def __init__(self, path: str | Path | Workspace | None = None, *, wait_seconds: float = WAIT_SECONDS) -> None:
         if isinstance(path, str | Path) and Path(path).suffix == ".duckdb":
             file = Path(path).expanduser().absolute()
             if file.is_dir():
-                raise RequestError(f"{file} is a folder", "a catalogue is a file; name the workspace instead")
+                raise RequestError(f"{file} is a folder", "a catalog is a file; name the workspace instead")
             self.workspace = Workspace(file.parent)
         else:
             self.workspace = Workspace.find(path)
@@ -66,50 +70,58 @@ class Catalog:
     # embeddings
 
     def put(self, values: Any, **about: Any) -> str:
-        """Store a token matrix [L, D] and return its key; what is there already is not stored again.
+        """Store a token matrix [L, D] and return its key; one that is already stored is not stored again.
 
-        about: prompt, model, encoder, environment, space, source, label, tags, seconds (see `New`).
-        RecipeError for values that are not a finite float matrix.
+        about: prompt, model, encoder, environment, space, source, label, tags, seconds (see `New`). Raises RecipeError
+        for values that are not a finite float matrix.
         """
         return self.put_many([New(values, **about)])[0]
 
     def put_many(self, items: Iterable[New]) -> list[str]:
-        """Store many, in batches of one transaction each; the key of each, in their order."""
+        """Store several, in batches of one transaction each; return the keys in the same order."""
         return embeddings.put_many(self.db, self.files, items)
 
     def get(self, name: str, *, count: bool = True) -> Embedding:
-        """An embedding by its key, the start of it, its label or its prompt. EmbeddingNotFound; CatalogDamaged where
-        its file is not as it was written. count: note that it was used."""
+        """Return an embedding by its key, the start of its key, its label or its prompt.
+
+        count: record that it was used. Raises EmbeddingNotFound, or CatalogDamaged where its file is not as written.
+        """
         return embeddings.get(self.db, self.files, name, count=count)
 
     def save(self, name: str, path: str | Path) -> Path:
-        """Write an embedding as a .safetensors file with one matrix [L, D] in its own dtype, as edits read donors."""
+        """Write an embedding as a .safetensors file, which edits can use as a donor; return its path.
+
+        The file has one matrix [L, D] in the embedding's dtype.
+        """
         return embeddings.save(self.get(name), Path(path).expanduser())
 
     def stored(self, prompts: Sequence[str], encoder: str, environments: Sequence[str]) -> dict[str, Embedding]:
-        """The embeddings of prompts that an encoder made in one of those environments, by prompt; counted as used."""
+        """Return the stored embeddings of prompts by prompt, from this encoder and one of these environments.
+
+        They count as used.
+        """
         return embeddings.stored(self.db, self.files, prompts, encoder, environments)
 
     def annotate(
         self, name: str, *, label: str | None = None, add: Sequence[str] = (), remove: Sequence[str] = ()
     ) -> str:
-        """Set a label ('' takes it away), add and remove tags; the key."""
+        """Set a label ('' removes it), add and remove tags; return the key."""
         return embeddings.annotate(self.db, name, label, add, remove)
 
     def prompts(self, key: str) -> list[str]:
-        """The prompts that an embedding is stored for."""
+        """Return the prompts that an embedding is stored for."""
         with self.db.reading() as con:
             found = con.execute("SELECT DISTINCT prompt FROM embedding_prompts WHERE key = ? ORDER BY prompt", [key])
             return [prompt for (prompt,) in found.fetchall()]
 
     def tags(self, key: str) -> list[str]:
-        """The tags of an embedding."""
+        """Return the tags of an embedding."""
         with self.db.reading() as con:
             found = con.execute("SELECT tag FROM embedding_tags WHERE key = ? ORDER BY tag", [key]).fetchall()
             return [tag for (tag,) in found]
 
     def list(self, *, tags: Sequence[str] = (), limit: int | None = None) -> pa.Table:
-        """Embeddings, newest first; with `tags` those that have all of them."""
+        """Return embeddings, newest first; with `tags`, those that have all of them."""
         with self.db.reading() as con:
             return embeddings.listed(con, tags=tags, limit=limit)
 
@@ -124,11 +136,11 @@ class Catalog:
         tags: Sequence[str] = (),
         **parameters: Any,
     ) -> Embedding:
-        """Do a vector operation on stored embeddings, store the result and how it came to be.
+        """Apply a vector operation to stored embeddings; store and return the result, and record how it was made.
 
         operation: difference, weighted_sum, product, normalize, interpolate, expression, amplify or boost, with the
-        parameters of the functions in `wanscope.edit`. inputs: keys, labels, prompts or values; by name for an
-        expression.
+        parameters of the functions in `wanscope.edit`. inputs: keys, labels, prompts or values [L, D]; by name for an
+        expression. Raises RecipeError for an unknown operation or wrong parameters, EmbeddingNotFound for an input.
         """
         from wanscope.catalog.operations import compute
 
@@ -136,22 +148,24 @@ class Catalog:
         return self.get(key, count=False)
 
     def operations(self, limit: int | None = None) -> list[Operation]:
-        """Recorded operations, newest first."""
+        """Return the recorded operations, newest first."""
         from wanscope.catalog.operations import operations
 
         with self.db.reading() as con:
             return operations(con)[:limit]
 
     def lineage(self, name: str) -> Lineage:
-        """Which operations an embedding comes from, back to what was encoded."""
+        """Return the operations that made an embedding, back to the embeddings that were encoded."""
         from wanscope.catalog.operations import lineage
 
         with self.db.reading() as con:
             return lineage(con, name)
 
     def recompute(self, name: str) -> list[tuple[Operation, bool]]:
-        """Do the operations behind an embedding (or one operation, by its id) again; whether each gives the stored
-        bytes."""
+        """Repeat the operations that made an embedding, or one operation by its id.
+
+        Returns each operation and whether it gave the stored bytes again.
+        """
         from wanscope.catalog.operations import recompute
 
         return recompute(self.db, self.files, name)
@@ -159,7 +173,7 @@ class Catalog:
     # search
 
     def search(self, text: str = "", *, tags: Sequence[str] = (), limit: int = 50) -> pa.Table:
-        """Embeddings whose prompt or label holds every word of `text`, and that have all `tags`."""
+        """Return embeddings whose prompt or label contains every word of `text`, and that have all `tags`."""
         from wanscope.catalog.search import by_words
 
         with self.db.reading() as con:
@@ -174,11 +188,11 @@ class Catalog:
         tokens: bool = False,
         any_encoder: bool = False,
     ) -> pa.Table:
-        """The nearest stored embeddings, best first: cosine and L2 distance of mean tokens, computed exactly.
+        """Return the nearest stored embeddings, best first, with exact cosine and L2 distance of mean tokens.
 
-        query: a key, label or prompt that is stored, an Embedding, or values [L, D]. tokens: order the best of them by
-        their whole token matrices. Only embeddings of the query's encoder and space are compared, unless `any_encoder`
-        or the query is values.
+        query: the key, label or prompt of a stored embedding, an Embedding, or values [L, D]. tokens: reorder the best
+        ones by their whole token matrices. Only embeddings of the query's encoder and space are compared, unless
+        `any_encoder` is set or the query is an array of values.
         """
         import pyarrow as pa
 
@@ -203,7 +217,7 @@ class Catalog:
         return pa.Table.from_pylist(rows, schema)
 
     def _query(self, query: Any) -> tuple[Tokens, tuple[str, str] | None, str | None]:
-        """Values, (encoder, space), and the query's own key."""
+        """Return the query's values, its (encoder, space), and its own key."""
         if isinstance(query, str):
             query = self.get(query, count=False)
         if isinstance(query, Embedding):
@@ -218,8 +232,10 @@ class Catalog:
         return self._index
 
     def duplicates(self, threshold: float | None = None, limit: int = 100) -> pa.Table:
-        """Equal values that are stored more than once (for other models or encoders); with a `threshold` of the cosine,
-        pairs whose mean tokens are at least so near."""
+        """Return equal values that are stored more than once, for several models or encoders.
+
+        threshold: return instead the pairs whose mean tokens have at least this cosine, at most `limit` of them.
+        """
         import pyarrow as pa
 
         from wanscope.catalog import search
@@ -232,24 +248,27 @@ class Catalog:
         return pa.Table.from_pylist(rows, pa.schema(names))
 
     def similarities(self, names: Sequence[str]) -> pa.Table:
-        """Every pair of some embeddings: cosine and L2 distance, of mean tokens and of token matrices."""
+        """Return cosine and L2 distance for every pair of some embeddings, of mean tokens and of token matrices."""
         import pyarrow as pa
 
         from wanscope.catalog.search import similarity_table
 
         if len(set(names)) < 2:
             raise EmbeddingNotFound(
-                "there is nothing to compare", "a table of similarities takes two embeddings or more"
+                "there is nothing to compare", "a table of similarities needs at least two embeddings"
             )
         with self.db.reading() as con:
             keys = [find_key(con, name) for name in names]
         return pa.Table.from_pylist(similarity_table(self.db, self.files, keys))
 
-    # takes and findings
+    # takes and results
 
     def index(self, *, rebuild: bool = False) -> takes.Indexed:
-        """Bring the rows of takes and studies to what the folders are. rebuild: from nothing, and take in files of
-        embeddings without a row; a file of the catalogue that cannot be opened is set aside first."""
+        """Update the rows of takes and studies from their folders.
+
+        rebuild: start from nothing and add rows for embedding files that have none; a catalog file that cannot be
+        opened is moved away first.
+        """
         from dataclasses import replace
 
         from wanscope.catalog.exchange import adopt
@@ -267,33 +286,36 @@ class Catalog:
         )
 
     def takes(self) -> pa.Table:
-        """The index of takes, newest first."""
+        """Return the index of takes, newest first."""
         with self.db.reading() as con:
             return select(con, "SELECT * FROM takes ORDER BY made DESC NULLS LAST, id")
 
     def add_metrics(self, rows: Iterable[Mapping[str, Any]]) -> int:
-        """Keep figures of takes: take, name, value, unit, source, and step where it is of one. Newer ones replace."""
+        """Store figures of takes; return how many. They replace earlier ones.
+
+        Each row has take, name, value, unit, source, and step where the figure is for a step.
+        """
         full = [{"step": -1, "unit": "", **row} for row in rows]
         with self.db.writing() as con:
             insert(con, "metrics", full, new=False)
         return len(full)
 
     def add_atlas(self, rows: Iterable[Mapping[str, Any]]) -> int:
-        """Keep what a block was measured to do: the columns of the table atlas. Newer ones replace."""
+        """Store measured effects of blocks, as rows of the table atlas; return how many. They replace earlier ones."""
         full = [dict(row) for row in rows]
         with self.db.writing() as con:
             insert(con, "atlas", full, new=False)
         return len(full)
 
-    # looking after it
+    # maintenance
 
     def stats(self) -> dict[str, Any]:
-        """Counts, sizes, where the savings come from, timings."""
+        """Return counts, sizes, the sources of savings, and timings."""
         with self.db.reading() as con:
             return upkeep.stats(con, self.db)
 
     def analyze(self, name: str) -> dict[str, float]:
-        """Figures of one embedding, computed once and kept."""
+        """Return figures of one embedding, which are computed once and stored."""
         return upkeep.analyze(self.db, self.files, name)[1]
 
     def check(self, *, deep: bool = False) -> upkeep.Check:
@@ -301,17 +323,17 @@ class Catalog:
         return upkeep.check(self.db, self.files, deep=deep)
 
     def cleanup(self, **conditions: Any) -> upkeep.Cleanup:
-        """Remove embeddings by age and use; with dry_run=True, the default, only say which (see `upkeep.cleanup`)."""
+        """Remove embeddings by age and use; by default only report which (see `upkeep.cleanup`)."""
         return upkeep.cleanup(self.db, self.files, **conditions)
 
     def sql(self, query: str) -> pa.Table:
-        """The rows of one SELECT over the tables. It can read nothing else and change nothing."""
+        """Return the rows of one SELECT over the tables; it can read nothing else and change nothing."""
         from wanscope.catalog.jail import run_sql
 
         return run_sql(self.db, query)
 
     def count(self, table: str) -> int:
-        """Rows of a table."""
+        """Return the number of rows of a table. Raises RequestError where there is no such table."""
         if table not in upkeep.TABLES:
             raise RequestError(f"there is no table {table!r}", ", ".join(upkeep.TABLES))
         with self.db.reading() as con:
@@ -320,19 +342,22 @@ class Catalog:
     # sharing
 
     def export(self, folder: str | Path, *, anonymous: bool = False, half: bool = False) -> Exchanged:
-        """Everything as Parquet in a new folder, with a data card. half: values as fp16 numbers."""
+        """Export everything as Parquet to a new folder, with a data card.
+
+        anonymous: without prompts and other text. half: values as fp16 numbers.
+        """
         from wanscope.catalog.exchange import export
 
         return export(self.db, self.files, Path(folder), anonymous=anonymous, half=half)
 
     def import_(self, folder: str | Path, *, origin: str | None = None) -> Exchanged:
-        """Take in an export."""
+        """Import an export. origin: the name under which its rows are listed; the folder's name by default."""
         from wanscope.catalog.exchange import read_export
 
         return read_export(self.db, self.files, Path(folder), origin=origin)
 
     def merge(self, other: str | Path | Workspace | Catalog, *, origin: str | None = None) -> Exchanged:
-        """Take in another catalogue: a workspace, its .duckdb file, or a Catalog."""
+        """Import another catalog: a workspace, its .duckdb file, or a Catalog."""
         from wanscope.catalog.exchange import merge
 
         theirs = other if isinstance(other, Catalog) else Catalog(other, wait_seconds=self.db.wait_seconds)

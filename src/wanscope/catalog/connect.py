@@ -1,9 +1,9 @@
-"""The catalogue's file: short turns, one program at a time, and every refusal said plainly.
+"""Access to the catalog's file: short turns, one program at a time, with clear errors.
 
-DuckDB lets one process write, or several read, and answers everyone else with an error at once. So each use here is a
-turn: take the lock file, open, one transaction, close. Who comes meanwhile waits, up to `wait_seconds`. Locks are the
-operating system's, so a killed process gives them back. The write-ahead log is folded into the file when it has grown,
-not at every turn.
+DuckDB lets one process write, or several read, and fails immediately for all others. So each use here is a turn: take
+the lock file, open, one transaction, close. Other programs wait up to `wait_seconds`. The locks are the operating
+system's, which releases them when a process is killed. The write-ahead log is merged into the file when it has grown,
+not after every turn.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 WAIT_SECONDS = 30.0
-POLL_SECONDS = 0.005  # of the next in line; the others begin with four times less often
+POLL_SECONDS = 0.005  # of the next in line; the others begin by polling four times less often
 LEAST_POLL_SECONDS = 0.001
-LOG_BYTES = 1 << 17  # a longer write-ahead log makes every opening slow
+LOG_BYTES = 1 << 17  # a longer write-ahead log makes opening the file slow
 NAME = "catalog.duckdb"
 
 _DAMAGED = re.compile(
@@ -48,11 +48,11 @@ _NEWER = re.compile(r"newer version|version number|storage version|unsupported (
 
 
 class Database:
-    """The file at `path`. Nothing is created before something is written; reading what is not there finds it empty."""
+    """The file at `path`. It is created when something is first written; until then reading finds it empty."""
 
     def __init__(self, path: Path, wait_seconds: float = WAIT_SECONDS) -> None:
         self.path, self.wait_seconds = path, wait_seconds
-        self._mine = threading.local()
+        self._local = threading.local()
         self._checked: tuple[Any, ...] | None = None
 
     @property
@@ -60,57 +60,66 @@ class Database:
         return self.path.with_name(self.path.name + ".wal")
 
     def stamp(self) -> tuple[Any, ...]:
-        """Changes with the file's content; equal stamps mean that nobody has written."""
+        """Return a value that changes with the file's content; equal stamps mean that nobody has written."""
         return tuple(_facts(path) for path in (self.path, self.log))
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[DuckDBPyConnection]:
-        """A connection that cannot change anything. Of a file that is not there: an empty catalogue in memory."""
+        """Yield a read-only connection; where the file does not exist, one to an empty catalog in memory.
+
+        Raises CatalogBusy, CatalogDamaged, CatalogNewer, RequestError for another DuckDB file, or StorageError.
+        """
         with self._turn(writing=False) as deadline:
             if not self.path.exists():
-                with self._said(), _closing(self._memory()) as con:
+                with self._translate_errors(), _closing(self._memory()) as con:
                     yield con
                 return
-            self._up_to_date(deadline)
-            with self._said(), _closing(self._open(deadline, read_only=True)) as con:
+            self._require_current(deadline)
+            with self._translate_errors(), _closing(self._open(deadline, read_only=True)) as con:
                 yield con
 
     @contextlib.contextmanager
     def jailed(self) -> Iterator[DuckDBPyConnection]:
-        """As `reading`, on a connection that reaches neither files, network, extensions nor Python's variables."""
+        """Like `reading`, with a connection that cannot access files, network, extensions or Python variables."""
         config: dict[str, Any] = {
             "enable_external_access": "false",
             "autoload_known_extensions": "false",
             "autoinstall_known_extensions": "false",
             "python_enable_replacements": "false",
         }
-        # The first alone still lets a query read the catalogue's own file; it is open by now and needs no file system.
-        walls = ("SET disabled_filesystems = 'LocalFileSystem'", "SET lock_configuration = true")
+        # With enable_external_access alone, a query could still read the catalog's own file. It is already open here
+        # and needs no file system any more.
+        restrictions = ("SET disabled_filesystems = 'LocalFileSystem'", "SET lock_configuration = true")
         with self._turn(writing=False) as deadline:
-            there = self.path.exists()
-            if there:
-                self._up_to_date(deadline)
+            exists = self.path.exists()
+            if exists:
+                self._require_current(deadline)
             with (
-                self._said(),
-                _closing(self._open(deadline, read_only=True, config=config) if there else self._memory(config)) as con,
+                self._translate_errors(),
+                _closing(
+                    self._open(deadline, read_only=True, config=config) if exists else self._memory(config)
+                ) as con,
             ):
-                for wall in walls:
-                    con.execute(wall)
+                for restriction in restrictions:
+                    con.execute(restriction)
                 yield con
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[DuckDBPyConnection]:
-        """One transaction: committed at the end of the block, undone when it raises."""
+        """Yield a connection in a transaction: committed at the end of the block, rolled back when it raises.
+
+        Raises the errors of `reading`.
+        """
         with self._turn(writing=True) as deadline:
             if not self.path.exists():
                 self._create()
-            self._up_to_date(deadline)
-            with self._said(), _closing(self._open(deadline)) as con:
+            self._require_current(deadline)
+            with self._translate_errors(), _closing(self._open(deadline)) as con:
                 con.execute("BEGIN")
                 try:
                     yield con
                 except BaseException:
-                    with contextlib.suppress(Exception):  # the block's own error is the one to tell
+                    with contextlib.suppress(Exception):  # the block's own error is the one to report
                         con.execute("ROLLBACK")
                     raise
                 con.execute("COMMIT")
@@ -118,20 +127,20 @@ class Database:
                     con.execute("CHECKPOINT")
 
     def checkpoint(self) -> None:
-        """Fold the write-ahead log into the file, so that the file alone is everything."""
+        """Merge the write-ahead log into the file, so that the file alone is complete."""
         if self.path.exists():
             with self._turn(writing=True) as deadline:
-                self._up_to_date(deadline)
-                with self._said(), _closing(self._open(deadline)) as con:
+                self._require_current(deadline)
+                with self._translate_errors(), _closing(self._open(deadline)) as con:
                     con.execute("CHECKPOINT")
 
     def set_aside(self) -> Path | None:
-        """Move a file that cannot be opened out of the way; its new name, None where it opens well or is not there."""
+        """Rename a file that is damaged; return its new path, or None where it can be opened or does not exist."""
         with self._turn(writing=True) as deadline:
             if not self.path.exists():
                 return None
             try:
-                self._up_to_date(deadline)
+                self._require_current(deadline)
                 return None
             except CatalogDamaged:
                 pass
@@ -146,32 +155,35 @@ class Database:
 
     @contextlib.contextmanager
     def _turn(self, writing: bool) -> Iterator[float]:
-        """Alone with the file. Yields the moment at which waiting ends."""
-        if getattr(self._mine, "turn", False):
+        """Hold the file's lock during the block. Yields the time, by time.monotonic(), at which waiting ends."""
+        if getattr(self._local, "turn", False):
             raise AssertionError("a turn inside a turn would wait for itself")
         deadline = time.monotonic() + self.wait_seconds
-        lock = self._waited_for(deadline, writing)
-        self._mine.turn = True
+        lock = self._locked(deadline, writing)
+        self._local.turn = True
         try:
             yield deadline
         finally:
-            self._mine.turn = False
+            self._local.turn = False
             if lock is not None:
                 lock.release()
 
-    def _waited_for(self, deadline: float, writing: bool) -> FileLock | None:
-        """The file's lock. Who comes waits at a second one first, where only the next in line stands: so nobody who
-        has just had a turn takes another before those that wait."""
+    def _locked(self, deadline: float, writing: bool) -> FileLock | None:
+        """Acquire and return the file's lock, or None where nobody can write. Raises CatalogBusy at the deadline.
+
+        Waiting is in two stages: only the holder of the `line` lock waits for the file's lock, so that a program that
+        has just had a turn does not get the next one before those that are waiting.
+        """
         folder = self.path.parent
         if writing:
             with guarded(folder):
                 folder.mkdir(parents=True, exist_ok=True)
         if not folder.is_dir() or not os.access(folder, os.W_OK):
-            return None  # nobody can write here, and DuckDB lets many read
+            return None  # nobody can write here, and DuckDB allows several readers
         line, lock = (FileLock(folder / f".{self.path.name}.{name}") for name in ("line", "lock"))
         try:
-            _take(line, deadline, 4 * POLL_SECONDS)
-            _take(lock, deadline, POLL_SECONDS)
+            _acquire(line, deadline, 4 * POLL_SECONDS)
+            _acquire(lock, deadline, POLL_SECONDS)
         except Timeout:
             raise self._busy("another wanscope program") from None
         finally:
@@ -189,7 +201,7 @@ class Database:
                 break
             except duckdb.Error as error:
                 if not _LOCKED.search(str(error)):
-                    raise self._explained(error) from error
+                    raise self._as_wanscope_error(error) from error
                 if time.monotonic() >= deadline:
                     pid = re.search(r"\(PID (\d+)\)", str(error))
                     raise self._busy(f"another program (PID {pid[1]})" if pid else "another program") from None
@@ -206,38 +218,38 @@ class Database:
         return con
 
     def _create(self) -> None:
-        """A whole new file, renamed into place: half a file cannot be opened."""
+        """Create the file under a temporary name, then rename it: an incomplete file could not be opened."""
         import duckdb
 
-        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}.new")
-        with self._said(), guarded(self.path.parent):
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.new")
+        with self._translate_errors(), guarded(self.path.parent):
             try:
-                beside.unlink(missing_ok=True)
-                with _closing(duckdb.connect(str(beside))) as con:
+                temporary.unlink(missing_ok=True)
+                with _closing(duckdb.connect(str(temporary))) as con:
                     con.execute("BEGIN")
                     migrations.create(con)
                     con.execute("COMMIT")
                     con.execute("CHECKPOINT")
-                # a log without its file belongs to a catalogue that was taken away
+                # a log without its file belongs to a catalog that was removed
                 if self.log.exists():
                     os.replace(self.log, _free_name(self.log, f"left-{_today()}"))
-                os.replace(beside, self.path)
+                os.replace(temporary, self.path)
             finally:
-                beside.unlink(missing_ok=True)
-                beside.with_name(beside.name + ".wal").unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
+                temporary.with_name(temporary.name + ".wal").unlink(missing_ok=True)
             sync_folder(self.path.parent)
 
-    def _up_to_date(self, deadline: float) -> None:
-        """Migrate an older file, with a backup beside it; refuse what is newer, damaged or no catalogue."""
+    def _require_current(self, deadline: float) -> None:
+        """Migrate an older file after a backup; raise where it is newer, damaged or not a catalog."""
         facts = _facts(self.path)
         identity = facts and facts[0]
         if self._checked == (identity,):
             return
-        with self._said(), _closing(self._open(deadline, read_only=True)) as con:
+        with self._translate_errors(), _closing(self._open(deadline, read_only=True)) as con:
             version = migrations.version_of(con)
         if version is None:
             raise RequestError(
-                f"{self.path} is no catalogue of wanscope", "it is a DuckDB file with other tables", "another workspace"
+                f"{self.path} is not a wanscope catalog", "it is a DuckDB file with other tables", "another workspace"
             )
         if version > migrations.VERSION:
             raise CatalogNewer(
@@ -250,8 +262,8 @@ class Database:
         self._checked = (identity,)
 
     def _migrate(self, deadline: float, version: int) -> None:
-        with self._said(), _closing(self._open(deadline)) as con:
-            con.execute("CHECKPOINT")  # so that a copy of the file is a copy of everything
+        with self._translate_errors(), _closing(self._open(deadline)) as con:
+            con.execute("CHECKPOINT")  # so that a copy of the file alone is complete
         backup = _free_name(self.path, f"version-{version}")
         with guarded(self.path.parent):
             try:
@@ -259,7 +271,7 @@ class Database:
             except BaseException:
                 backup.unlink(missing_ok=True)
                 raise
-        with self._said(), _closing(self._open(deadline)) as con:
+        with self._translate_errors(), _closing(self._open(deadline)) as con:
             con.execute("BEGIN")
             migrations.migrate(con, version)
             con.execute("COMMIT")
@@ -270,13 +282,13 @@ class Database:
     def _busy(self, who: str) -> CatalogBusy:
         return CatalogBusy(
             f"{self.path} is in use",
-            f"{who} has kept it for {self.wait_seconds:g} seconds",
+            f"{who} has held it for {self.wait_seconds:g} seconds",
             "close that program and run the same again",
         )
 
     @contextlib.contextmanager
-    def _said(self) -> Iterator[None]:
-        """DuckDB's errors inside the block become ours."""
+    def _translate_errors(self) -> Iterator[None]:
+        """Turn DuckDB's errors inside the block into wanscope's."""
         try:
             yield
         except Exception as error:
@@ -285,14 +297,14 @@ class Database:
             import duckdb
 
             if isinstance(error, duckdb.ProgrammingError) and not _DAMAGED.search(str(error)):
-                raise  # a mistake of ours in SQL, not the file's
-            raise self._explained(error) from error
+                raise  # a mistake in our SQL, not a problem of the file
+            raise self._as_wanscope_error(error) from error
 
-    def _explained(self, error: Exception) -> WanscopeError:
+    def _as_wanscope_error(self, error: Exception) -> WanscopeError:
         first = str(error).strip().split("\n")[0]
         if _FULL.search(first):
             limit = first[:300] if _LIMIT.search(first) else None
-            return full_disk(self.path, limit, "what was committed before stays")
+            return full_disk(self.path, limit, "everything committed before is safe")
         if _NEWER.search(first) and not re.search("corrupt", first, re.IGNORECASE):
             return CatalogNewer(
                 f"{self.path} was written by a newer DuckDB", first[:300], "pip install --upgrade wanscope duckdb"
@@ -301,16 +313,18 @@ class Database:
             return CatalogDamaged(
                 f"{self.path} is damaged",
                 first[:300],
-                "wanscope index --rebuild  (sets this file aside, and reads takes and embeddings from their own files)",
+                "wanscope index --rebuild  (renames this file, and reads takes and embeddings from their own files)",
             )
         if re.search(r"permission denied|read-only file system|cannot open file", first, re.IGNORECASE):
             return StorageError(f"{self.path} cannot be opened", first[:300], "another workspace (--output-dir)")
         return StorageError(f"{self.path} could not be used", first[:300])
 
 
-def _take(lock: FileLock, deadline: float, poll_seconds: float) -> None:
-    """Have the lock, or Timeout at the deadline. Who has waited longer asks more often, so that nobody waits for ever
-    while others come and go."""
+def _acquire(lock: FileLock, deadline: float, poll_seconds: float) -> None:
+    """Acquire the lock, or raise Timeout at the deadline.
+
+    The longer a program has waited, the more often it polls, so that none waits forever while others come and go.
+    """
     began = time.monotonic()
     while True:
         try:
@@ -328,13 +342,13 @@ def _today() -> str:
 
 
 def _free_name(path: Path, word: str) -> Path:
-    """`catalog.version-1.duckdb`, with a number where that is taken."""
+    """Return a path such as `catalog.version-1.duckdb`, with a number appended where that exists."""
     for number in range(1, 1_000_000):
         more = "" if number == 1 else f"-{number}"
         place = path.with_name(f"{path.stem}.{word}{more}{path.suffix}")
         if not place.exists():
             return place
-    raise AssertionError("a million files of one name")
+    raise AssertionError("a million files of the same name")
 
 
 def _facts(path: Path) -> tuple[int, int, int] | None:

@@ -1,10 +1,10 @@
-"""A token matrix as bytes: cut to its real tokens, keyed by content, and written as a file of its own.
+"""A token matrix as bytes: trimmed to its real tokens, addressed by content, and written to a separate file.
 
     <key>.emb    8 bytes "WANSEMB1", 4 bytes length of the header (little-endian), the header (JSON),
                  the mean token scaled to length 1 (fp16 [dim]), and the values: zstd over byte planes
 
-Byte planes: the first bytes of all values, then the second bytes and so on; exponents lie together and compress. The
-key covers shape, dtype, values, model, encoder and space, so reading a file back checks it whole.
+Byte planes: the first bytes of all values, then the second bytes and so on; exponents are adjacent and compress well.
+The key covers shape, dtype, values, model, encoder and space, so reading a file back verifies all of it.
 
 Shape suffixes: L real tokens, D dimension, U bytes.
 """
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAGIC = b"WANSEMB1"
-LEVEL = 1  # zstd; higher ones gain under 1% on noise
-# Matches in planes of bytes are accidents: looking for few of them is faster, and leaves smaller files.
+LEVEL = 1  # zstd; higher levels gain less than 1% on noise
+# Matches in byte planes are coincidences: searching for fewer of them is faster and makes smaller files.
 SEARCH = {"hash_log": 6, "min_match": 7}
-POOL_VALUES = 1 << 15  # widened at once, so that they stay in the processor's cache
+POOL_VALUES = 1 << 15  # converted to float64 at a time, so that they stay in the processor's cache
 WIDTHS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 SPACES = ("text", "context", "hidden")
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A token matrix [L, D] without the rows of zeros at its end; `data` is little-endian, row by row."""
+    """A token matrix [L, D] without the rows of zeros at its end; `data` is little-endian, in row-major order."""
 
     dtype: str
     tokens: int
@@ -46,7 +46,10 @@ class Tokens:
 
     @classmethod
     def of(cls, values: Any) -> Tokens:
-        """From a torch tensor or numpy array [L, D] or [1, L, D]. RecipeError for other shapes or types, NaN, Inf."""
+        """Make one from a torch tensor or numpy array [L, D] or [1, L, D].
+
+        Raises RecipeError for other shapes or dtypes, and for NaN or Inf.
+        """
         if isinstance(values, Tokens):
             return values
         name, raw = _raw(values)
@@ -75,17 +78,20 @@ class Tokens:
         return digest.hexdigest()
 
     def key(self, model: str = "", encoder: str = "", space: str = "text") -> str:
-        """SHA-256 of the content together with where it is from."""
+        """Return the SHA-256 of the content together with its model, encoder and space."""
         where = json.dumps([self.content, model, encoder, space], ensure_ascii=False)
         return hashlib.sha256(where.encode()).hexdigest()
 
     def array(self) -> np.ndarray:
-        """[L, D], exactly: bfloat16 as float32, all else in its own dtype."""
+        """Return the exact values [L, D]: bfloat16 as float32, everything else in its own dtype."""
         raw = np.frombuffer(self.data, _stored(self.dtype)).reshape(self.tokens, self.dim)
         return _widened(raw, self.dtype)
 
     def tensor(self, length: int | None = None) -> Tensor:
-        """[L, D] in its own dtype on the CPU; with `length`, rows of zeros up to there."""
+        """Return the values [L, D] in their own dtype on the CPU; with `length`, padded with zeros to [length, D].
+
+        Raises RecipeError where there are more tokens than `length`.
+        """
         import torch
 
         out_LD = torch.zeros(max(length or 0, self.tokens), self.dim, dtype=getattr(torch, self.dtype))
@@ -98,11 +104,11 @@ class Tokens:
 
     @cached_property
     def pooled(self) -> tuple[np.ndarray, float]:
-        """The mean token as a direction, float32 [D], and its length. Zeros where there is none."""
+        """The mean token as a unit vector, float32 [D], and its length; zeros where there is no token."""
         if not self.tokens:
             return np.zeros(self.dim, np.float32), 0.0
         raw_LD = np.frombuffer(self.data, _stored(self.dtype)).reshape(self.tokens, self.dim)
-        # Sums and squares of the largest float64 numbers would not fit; those of all narrower types do.
+        # Sums and squares of the largest float64 numbers would overflow; those of all narrower types do not.
         largest = float(np.abs(raw_LD).max()) if self.dtype == "float64" else 1.0
         sum_D = np.zeros(self.dim)
         step = max(1, POOL_VALUES // self.dim)
@@ -118,7 +124,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says beside its values. `prompt` and `source` are those it was first stored with."""
+    """The metadata of a file. `prompt` and `source` are those it was first stored with."""
 
     model: str = ""
     encoder: str = ""
@@ -129,7 +135,7 @@ class Header:
 
 
 def pack(tokens: Tokens, header: Header) -> bytes:
-    """The file's bytes."""
+    """Return the bytes of the file."""
     import zstandard
 
     unit_D, norm = tokens.pooled
@@ -147,7 +153,7 @@ def pack(tokens: Tokens, header: Header) -> bytes:
 
 
 def _planes(tokens: Tokens) -> np.ndarray:
-    """[bytes of a value, values]: the first bytes of all, the second bytes of all, and so on."""
+    """Return uint8 [bytes per value, values]: the first bytes of all values, the second bytes of all, and so on."""
     width = WIDTHS[tokens.dtype]
     values = np.frombuffer(tokens.data, f"<u{width}")
     planes = np.empty((width, len(values)), np.uint8)
@@ -157,21 +163,24 @@ def _planes(tokens: Tokens) -> np.ndarray:
 
 
 def read_head(data: bytes, name: str) -> tuple[dict[str, Any], int]:
-    """The header and where it ends, from a file's beginning. CatalogDamaged when it is not as written."""
+    """Return the header in the beginning of a file, and where it ends. Raises CatalogDamaged where it is not valid."""
     try:
         if data[:8] != MAGIC:
-            raise ValueError("it does not begin as an embedding's file does")
+            raise ValueError("it does not begin like the file of an embedding")
         end = 12 + struct.unpack("<I", data[8:12])[0]
         facts = json.loads(data[12:end])
         if facts["dtype"] not in WIDTHS or facts["tokens"] < 0 or facts["dim"] < 1:
-            raise ValueError("its header names no such matrix")
+            raise ValueError("its header does not describe a matrix")
     except (ValueError, KeyError, TypeError, struct.error) as error:
         raise _damage(name, str(error)) from None
     return facts, end
 
 
 def unpack(data: bytes, name: str, key: str | None = None) -> tuple[Tokens, Header, float]:
-    """Values, header and length of the mean token of a file. CatalogDamaged unless they have `key`, where given."""
+    """Return a file's values, header and length of the mean token.
+
+    key: the key to verify. Raises CatalogDamaged where the file is not valid or does not have that key.
+    """
     import zstandard
 
     facts, end = read_head(data, name)
@@ -181,12 +190,12 @@ def unpack(data: bytes, name: str, key: str | None = None) -> tuple[Tokens, Head
     except zstandard.ZstdError as error:
         raise _damage(name, str(error)) from None
     if len(body) != size:
-        raise _damage(name, f"it holds {len(body)} bytes instead of {size}")
+        raise _damage(name, f"it contains {len(body)} bytes instead of {size}")
     planes = np.frombuffer(body, np.uint8).reshape(WIDTHS[facts["dtype"]], -1)
     tokens = Tokens(facts["dtype"], facts["tokens"], facts["dim"], np.ascontiguousarray(planes.T).tobytes())
     header = Header(**{f: facts[f] for f in Header.__dataclass_fields__ if f in facts})
     if key is not None and tokens.key(header.model, header.encoder, header.space) != key:
-        raise _damage(name, "its content does not have its key")
+        raise _damage(name, "its content does not match its key")
     return tokens, header, float(facts["norm"])
 
 
@@ -203,7 +212,7 @@ def _widened(raw: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _raw(values: Any) -> tuple[str, np.ndarray]:
-    """The dtype's name, and the values in it, little-endian; bfloat16 as its 16 bits."""
+    """Return the dtype's name and the little-endian values in any shape; bfloat16 as uint16 bit patterns."""
     if type(values).__module__.partition(".")[0] == "torch" or hasattr(values, "detach"):
         import torch
 
@@ -218,5 +227,5 @@ def _raw(values: Any) -> tuple[str, np.ndarray]:
         if name in WIDTHS and name != "bfloat16":
             return name, values.astype(_stored(name), copy=False)
     raise RecipeError(
-        f"an embedding of {name} cannot be stored", f"values are kept as they are, in {', '.join(WIDTHS)}", ".float()"
+        f"an embedding of {name} cannot be stored", f"values are stored unchanged, in {', '.join(WIDTHS)}", ".float()"
     )

@@ -1,4 +1,4 @@
-"""Embeddings in the catalogue: stored once by content, found again by prompt and encoder, counted when used."""
+"""Embeddings in the catalog: stored once by content, found by prompt and encoder, with a count of their uses."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ BATCH = 256  # files in memory at once
 
 @dataclass(frozen=True, eq=False)
 class New:
-    """What is to be stored. values: [L, D] or [1, L, D], a torch tensor or numpy array, of any float dtype.
+    """An embedding to be stored. values: [L, D] or [1, L, D], a torch tensor or numpy array, of any float dtype.
 
-    prompt, encoder, environment: under which `Catalog.stored` finds it again; encoder and environment are the caller's
-    words for what may change its bits. seconds: what encoding it took. alias: whether it is to be found by its prompt.
-    A label never replaces the one that an embedding has already where it comes from elsewhere (`origin`).
+    prompt, encoder, environment: what `Catalog.stored` finds it by; encoder and environment are strings that the caller
+    chooses to identify whatever may change its bits. seconds: how long encoding took. alias: whether it can be found by
+    its prompt. origin: where it comes from, "" for this workspace; the label of an imported embedding never replaces
+    an existing one.
     """
 
     values: Any
@@ -52,7 +53,7 @@ class New:
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """A stored token matrix and what the catalogue says of it (`row`: the columns of the table embeddings)."""
+    """A stored token matrix and its row in the catalog (`row`: the columns of the table embeddings)."""
 
     key: str
     tokens: Tokens = field(repr=False)
@@ -63,11 +64,11 @@ class Embedding:
         return self.row.get("prompt")
 
     def tensor(self, length: int | None = None) -> Tensor:
-        """[L, D] in the encoder's dtype on the CPU; with `length`, rows of zeros up to there."""
+        """Return the values [L, D] in the encoder's dtype on the CPU; with `length`, padded with zeros."""
         return self.tokens.tensor(length)
 
     def array(self) -> np.ndarray:
-        """[L, D] with exactly these values; bfloat16 as float32."""
+        """Return the exact values [L, D]; bfloat16 as float32."""
         return self.tokens.array()
 
 
@@ -82,7 +83,10 @@ class _Packed:
 
 
 def put_many(db: Database, files: EmbeddingFiles, items: Iterable[New]) -> list[str]:
-    """Store embeddings; the key of each. What is there already, to the byte, is not stored again."""
+    """Store embeddings and return their keys. Identical ones that are already stored are not stored again.
+
+    Raises RecipeError for an unknown space, a tag with a comma, or values that are not a finite float matrix.
+    """
     items = list(items)
     for item in items:
         if item.space not in SPACES:
@@ -94,19 +98,19 @@ def put_many(db: Database, files: EmbeddingFiles, items: Iterable[New]) -> list[
 
 
 def _put_batch(db: Database, files: EmbeddingFiles, items: Sequence[New]) -> list[str]:
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashing and zstd leave Python free
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashing and zstd release the GIL
         packed = list(pool.map(_packed, items))
     by_key: dict[str, _Packed] = {}
     for one in packed:
         by_key.setdefault(one.key, one)
-    # Files first: a row never names a file that is not there.
+    # Files first: a row never names a file that does not exist.
     written = {key: one.data for key, one in by_key.items() if not files.holds(key, len(one.data))}
     files.write(written)
     with db.writing() as con:
-        # Someone may have cleaned up meanwhile; nobody can while this turn lasts.
+        # Another process may have cleaned up in between; none can during this transaction.
         files.write({key: one.data for key, one in by_key.items() if files.size(key) is None})
         fresh = _without_known(con, list(by_key.values()))
-        for key in written.keys() - {one.key for one in fresh}:  # it was damaged, or two wrote it at once
+        for key in written.keys() - {one.key for one in fresh}:  # it was damaged, or two processes wrote it at once
             con.execute("UPDATE embeddings SET file_bytes = ? WHERE key = ?", [files.size(key), key])
         if fresh:
             insert(con, "embeddings", [_row(one, files) for one in fresh])
@@ -176,13 +180,13 @@ def _tags(tags: Iterable[str]) -> list[str]:
     for tag in tags:
         tag = tag.strip()
         if not tag or "," in tag:
-            raise RecipeError(f"{tag!r} cannot be a tag", "a tag is a word or some, without commas", "style")
+            raise RecipeError(f"{tag!r} cannot be a tag", "a tag is one or more words without commas", "style")
         out.append(tag)
     return list(dict.fromkeys(out))
 
 
 def get(db: Database, files: EmbeddingFiles, name: str, *, count: bool = True) -> Embedding:
-    """An embedding by key, start of a key, label or prompt, its content checked; `count` notes the use."""
+    """Return an embedding by key, start of a key, label or prompt, with verified content; `count` records the use."""
     with db.reading() as con:
         key = find_key(con, name)
         row = select(con, "SELECT * FROM embeddings WHERE key = ?", [key]).to_pylist()[0]
@@ -193,23 +197,26 @@ def get(db: Database, files: EmbeddingFiles, name: str, *, count: bool = True) -
 
 
 def save(embedding: Embedding, path: Path) -> Path:
-    """The matrix [L, D] alone, in a new .safetensors file; where it is from stands in the file's metadata."""
+    """Write the matrix [L, D] to a new .safetensors file, with its provenance in the metadata; return the path.
+
+    Raises RecipeError for another file type or a file that exists.
+    """
     from safetensors.torch import save_file
 
     if path.suffix != ".safetensors":
-        raise RecipeError(f"{path} is no .safetensors file", "an embedding is written as one", f"{path}.safetensors")
+        raise RecipeError(f"{path} is not a .safetensors file", "an embedding is written as one", f"{path}.safetensors")
     if path.exists():
-        raise RecipeError(f"{path} is there already", "an embedding goes into a new file", "another name")
+        raise RecipeError(f"{path} already exists", "an embedding is written to a new file", "another name")
     about = {name: str(embedding.row.get(name) or "") for name in ("model", "encoder", "space", "prompt", "label")}
-    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     with guarded(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            save_file({"embedding": embedding.tensor()}, beside, {"key": embedding.key, **about})
-            sync_file(beside)
-            os.replace(beside, path)
+            save_file({"embedding": embedding.tensor()}, temporary, {"key": embedding.key, **about})
+            sync_file(temporary)
+            os.replace(temporary, path)
         finally:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
     return path
 
@@ -217,7 +224,7 @@ def save(embedding: Embedding, path: Path) -> Path:
 def stored(
     db: Database, files: EmbeddingFiles, prompts: Sequence[str], encoder: str, environments: Sequence[str]
 ) -> dict[str, Embedding]:
-    """What is there of `prompts`, made by that encoder in one of those environments (the first wins)."""
+    """Return the stored embeddings of `prompts` of this encoder and one of these environments, preferring the first."""
     if not db.path.exists() or not prompts:
         return {}
     with db.reading() as con:
@@ -238,7 +245,7 @@ def stored(
 
 
 def note_uses(db: Database, keys: Sequence[str]) -> None:
-    """Every key of the list was used once more."""
+    """Record one more use for every key of the list; a key may occur several times."""
     with db.writing() as con:
         con.execute(
             "UPDATE embeddings SET uses = uses + n, last_used = ? FROM "
@@ -248,7 +255,7 @@ def note_uses(db: Database, keys: Sequence[str]) -> None:
 
 
 def annotate(db: Database, name: str, label: str | None, add: Sequence[str] = (), remove: Sequence[str] = ()) -> str:
-    """Set the label ('' takes it away, None leaves it), add and remove tags; the key."""
+    """Set the label ('' removes it, None keeps it), add and remove tags; return the key."""
     added = _tags(add)
     with db.writing() as con:
         key = find_key(con, name)
@@ -269,14 +276,14 @@ ON e.key = t.key
 
 
 def listed(con: DuckDBPyConnection, *, tags: Sequence[str] = (), limit: int | None = None) -> pa.Table:
-    """Embeddings, newest first; with `tags`, those that have all of them."""
+    """Return embeddings, newest first; with `tags`, those that have all of them."""
     where, parameters = tagged("e.key", tags)
     end = "" if limit is None else f" LIMIT {int(limit)}"
     return select(con, f"{LISTED} WHERE {where} ORDER BY e.created DESC, e.key{end}", parameters)
 
 
 def tagged(column: str, tags: Sequence[str]) -> tuple[str, list[Any]]:
-    """A condition that holds for embeddings with all of `tags`, and its parameters."""
+    """Return an SQL condition for embeddings with all of `tags`, and its parameters."""
     if not tags:
         return "true", []
     wanted = list(dict.fromkeys(tags))
@@ -288,7 +295,7 @@ def tagged(column: str, tags: Sequence[str]) -> tuple[str, list[Any]]:
 
 
 def remove_rows(con: DuckDBPyConnection, keys: Sequence[str]) -> None:
-    """Take embeddings out of every table; their files are the caller's to remove after the commit."""
+    """Remove embeddings from every table; the caller removes their files after the commit."""
     gone = [list(keys)]
     for table in ("search_vectors", "embedding_prompts", "embedding_tags", "embedding_analysis"):
         con.execute(f"DELETE FROM {table} WHERE key IN (SELECT unnest(?))", gone)

@@ -1,12 +1,12 @@
-"""Sharing: a catalogue as a folder of Parquet files that any tool reads, taken in again, and two catalogues merged.
+"""Sharing: exporting a catalog to Parquet files that any tool reads, importing it again, and merging two catalogs.
 
     README.md             what is in it, with every column
     card.json             the same figures for programs: counts, versions, encoders
-    embeddings.parquet    a row an embedding; `values` are its numbers
+    embeddings.parquet    one row per embedding; `values` are its numbers
     <table>.parquet       the other tables, as docs/catalog.md describes them
 
-Embeddings are known by content, so nothing comes in twice. Takes come in as rows without a folder, under the name of
-where they are from.
+Embeddings are identified by content, so nothing is imported twice. Takes are imported as rows without a folder, with
+the name of their origin.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class Exchanged:
-    """What was written or taken in: rows by table. there: rows that were there already. notes: what to know."""
+    """What was exported or imported: rows by table.
+
+    there: rows that existed already, by table. notes: what the user should know. bytes: the size of an export.
+    """
 
     place: str
     rows: dict[str, int]
@@ -57,10 +60,14 @@ class Exchanged:
 def export(
     db: Database, files: EmbeddingFiles, folder: Path, *, anonymous: bool = False, half: bool = False
 ) -> Exchanged:
-    """Write everything into a new or empty folder. anonymous: without prompts and other words. half: values as fp16
-    numbers, which are smaller and read by every tool, and cannot replay a take to the bit."""
+    """Write everything to a new or empty folder.
+
+    anonymous: without prompts and other text. half: values as fp16 numbers, which are smaller and which every tool
+    reads, but which cannot reproduce a take bit for bit. Raises RecipeError where the folder is not empty or values do
+    not fit fp16.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RecipeError(f"{folder} is not an empty folder", "an export begins with one", f"{folder}-2")
+        raise RecipeError(f"{folder} is not an empty folder", "an export needs one", f"{folder}-2")
     with db.reading() as con:
         tables = {name: select(con, f"SELECT * FROM {name} ORDER BY ALL") for name in SHARED}
         rows = select(con, "SELECT * FROM embeddings ORDER BY key")
@@ -141,15 +148,15 @@ def _card(
 
 
 def columns() -> dict[str, list[tuple[str, str, str]]]:
-    """(name, type, what it is) of every column, by table, as schema.sql says them."""
+    """Return (name, type, description) of every column, by table, as in schema.sql."""
     text = resources("wanscope.catalog").joinpath("schema.sql").read_text(encoding="utf-8")
     out: dict[str, list[tuple[str, str, str]]] = {}
     for table, body in re.findall(r"CREATE TABLE (\w+) \((.*?)\n?\);", text, flags=re.DOTALL):
         found = []
         for line in body.split("\n"):
-            declared, _, said = line.partition("--")
+            declared, _, comment = line.partition("--")
             for name, kind in re.findall(r"(?:^|,)\s*([a-z_0-9]+) ([A-Z]+(?:\[\d+\])?)(?=[ ,]|$)", declared):
-                found.append((name, kind, said.strip()))
+                found.append((name, kind, comment.strip()))
         out[table] = found
     return out
 
@@ -163,9 +170,9 @@ def _readme(card: dict[str, Any], folder: Path) -> str:
     if card["anonymous"]:
         lines += [
             "",
-            "Prompts, labels, tags, names and recipes were left out. Embeddings themselves still carry the meaning of "
-            "their prompts: who has the encoder can test a guess, and inversion recovers text approximately. The names "
-            "of models that embeddings were stored under are part of their keys and stay.",
+            "Prompts, labels, tags, names and recipes were left out. The embeddings still contain the meaning of their "
+            "prompts: anyone with the encoder can test a guess, and inversion recovers text approximately. The names "
+            "of models that embeddings were stored under are part of their keys and remain.",
         ]
     how = (
         "`values` are fp16 numbers, token by token: reshape them to `tokens` x `dim`."
@@ -178,7 +185,7 @@ def _readme(card: dict[str, Any], folder: Path) -> str:
     for table, found in columns().items():
         if table in card["rows"]:
             lines += ["", f"### {table}", "", "| column | type | |", "|---|---|---|"]
-            lines += [f"| {name} | {kind} | {said} |" for name, kind, said in found]
+            lines += [f"| {name} | {kind} | {comment} |" for name, kind, comment in found]
     return "\n".join(lines) + "\n"
 
 
@@ -186,14 +193,17 @@ def _readme(card: dict[str, Any], folder: Path) -> str:
 
 
 def read_export(db: Database, files: EmbeddingFiles, folder: Path, *, origin: str | None = None) -> Exchanged:
-    """Take in what `export` wrote. Every embedding is compared with its key first."""
+    """Import what `export` wrote. Every embedding is verified against its key first.
+
+    Raises TakeNotFound where the folder is not an export, CatalogDamaged, or CatalogNewer.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise TakeNotFound(f"{folder} is no export", f"it has no {CARD}", "wanscope db export FOLDER") from None
+        raise TakeNotFound(f"{folder} is not an export", f"it has no {CARD}", "wanscope db export FOLDER") from None
     except (OSError, ValueError) as error:
         raise CatalogDamaged(f"{folder / CARD} is damaged", str(error)) from None
     if card.get("format") != FORMAT or card.get("schema", 0) > VERSION:
@@ -206,19 +216,22 @@ def read_export(db: Database, files: EmbeddingFiles, folder: Path, *, origin: st
     try:
         tables = {name: pq.read_table(folder / f"{name}.parquet") for name in SHARED}
         batches = pq.ParquetFile(folder / EMBEDDINGS).iter_batches(BATCH)
-        return _absorb(
-            db, files, (_given(batch, exact) for batch in batches), tables, origin or folder.name, str(folder), exact
+        return _import_rows(
+            db, files, (_decoded(batch, exact) for batch in batches), tables, origin or folder.name, str(folder), exact
         )
     except (pa.ArrowException, FileNotFoundError) as error:
         raise CatalogDamaged(f"the export in {folder} is damaged", str(error).split("\n")[0]) from None
 
 
 def merge(db: Database, files: EmbeddingFiles, other: Database, theirs: EmbeddingFiles, origin: str) -> Exchanged:
-    """Take in another catalogue, which is only read."""
+    """Import another catalog, which is only read.
+
+    Raises TakeNotFound where it does not exist, and RecipeError where it is this catalog.
+    """
     if not other.path.exists():
-        raise TakeNotFound(f"there is no catalogue {other.path}", "", "wanscope db merge THEIR-WORKSPACE")
+        raise TakeNotFound(f"there is no catalog {other.path}", "", "wanscope db merge THEIR-WORKSPACE")
     if other.path.resolve() == db.path.resolve():
-        raise RecipeError(f"{other.path} is this catalogue", "it cannot be merged into itself")
+        raise RecipeError(f"{other.path} is this catalog", "it cannot be merged into itself")
     with other.reading() as con:
         tables = {name: select(con, f"SELECT * FROM {name} ORDER BY ALL") for name in SHARED}
         rows = select(con, "SELECT * FROM embeddings ORDER BY key")
@@ -227,10 +240,10 @@ def merge(db: Database, files: EmbeddingFiles, other: Database, theirs: Embeddin
         for start in range(0, rows.num_rows, BATCH):
             yield [(row, theirs.read(row["key"])[0]) for row in rows.slice(start, BATCH).to_pylist()]
 
-    return _absorb(db, files, batches(), tables, origin, str(other.path), True)
+    return _import_rows(db, files, batches(), tables, origin, str(other.path), True)
 
 
-def _given(batch: pa.RecordBatch, exact: bool) -> list[tuple[dict[str, Any], Tokens]]:
+def _decoded(batch: pa.RecordBatch, exact: bool) -> list[tuple[dict[str, Any], Tokens]]:
     out = []
     for row in batch.to_pylist():
         values = row.pop("values")
@@ -239,7 +252,7 @@ def _given(batch: pa.RecordBatch, exact: bool) -> list[tuple[dict[str, Any], Tok
             tokens = Tokens(row["dtype"], row["tokens"], row["dim"], values)
             if tokens.key(row["model"], row["encoder"], row["space"]) != row["key"]:
                 raise CatalogDamaged(
-                    f"embedding {row['key'][:12]} of the export is damaged", "it does not have its key"
+                    f"embedding {row['key'][:12]} of the export is damaged", "its content does not match its key"
                 )
         else:
             tokens = Tokens.of(np.array(values, np.float16).reshape(row["tokens"], row["dim"]))
@@ -247,7 +260,7 @@ def _given(batch: pa.RecordBatch, exact: bool) -> list[tuple[dict[str, Any], Tok
     return out
 
 
-def _absorb(
+def _import_rows(
     db: Database,
     files: EmbeddingFiles,
     batches: Iterator[list[tuple[dict[str, Any], Tokens]]],
@@ -256,9 +269,9 @@ def _absorb(
     place: str,
     exact: bool,
 ) -> Exchanged:
-    """Embeddings first, in batches, then the other tables in one transaction."""
+    """Import embeddings in batches, then the other tables in one transaction."""
     if not re.fullmatch(r"[^\x00-\x1f]{1,200}", origin):
-        raise RecipeError(f"{origin!r} cannot name where rows come from", "it is a name of up to 200 letters", "theirs")
+        raise RecipeError(f"{origin!r} cannot be an origin", "an origin is a name of up to 200 characters", "theirs")
     notes = []
     with db.writing() as con:
         before = count(con, "embeddings")
@@ -271,11 +284,11 @@ def _absorb(
         if not exact:
             left = ("embedding_prompts", "vector_operations", "operation_inputs", "operation_parameters")
             tables = {n: t for n, t in tables.items() if n not in left and not n.startswith("embedding_")}
-            notes.append("values are fp16: prompts do not stand for them, and operations were left out")
+            notes.append("values are fp16: they are not found by prompt, and operations were left out")
         known = [take for (take,) in con.execute("SELECT id FROM takes").fetchall()]
         for name, table in tables.items():
             had = count(con, name)
-            insert(con, name, _fitting(con, name, table, origin, known))
+            insert(con, name, _importable(con, name, table, origin, known))
             rows[name] = count(con, name) - had
     there = {"embeddings": offered - rows["embeddings"]}
     there |= {name: table.num_rows - rows[name] for name, table in tables.items()}
@@ -297,15 +310,15 @@ def _new(row: dict[str, Any], tokens: Tokens, origin: str, exact: bool) -> New:
     )
 
 
-def _fitting(con: Any, name: str, table: pa.Table, origin: str, known: Sequence[str]) -> pa.Table:
-    """The rows that may come in: of takes that are not here, of embeddings that are; named after their origin."""
+def _importable(con: Any, name: str, table: pa.Table, origin: str, known: Sequence[str]) -> pa.Table:
+    """Return the rows to import: those of new takes and of embeddings that exist here; with their origin filled in."""
     con.register("offered_rows", table)
     try:
         where, parameters, columns = "true", [], "*"
         if name in ("takes", "variations"):
             columns = "* REPLACE (CASE origin WHEN '' THEN ? ELSE origin END AS origin)"
             parameters.append(origin)
-        if name == "variations":  # the same line of the same study is one, whoever it came from
+        if name == "variations":  # the same line of the same study is imported once, whatever its origin
             where = "(study, name, take) NOT IN (SELECT (study, name, take) FROM variations)"
         elif name in ("takes", "edits"):
             where = f"{'id' if name == 'takes' else 'take'} NOT IN (SELECT unnest(?))"
@@ -324,7 +337,7 @@ def _fitting(con: Any, name: str, table: pa.Table, origin: str, known: Sequence[
 
 
 def adopt(db: Database, files: EmbeddingFiles) -> tuple[int, list[str]]:
-    """Give rows to files that have none: what their headers say. How many, and which cannot be read."""
+    """Add rows for files that have none, from their headers; return how many, and which files cannot be read."""
     with db.reading() as con:
         known = {key for (key,) in con.execute("SELECT key FROM embeddings").fetchall()}
     lost, unreadable = [key for key in files.keys() if key not in known], []  # noqa: SIM118

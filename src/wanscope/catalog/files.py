@@ -1,4 +1,4 @@
-"""Embeddings on disk: one file each, named by its key, written beside its place and renamed in.
+"""Embeddings on disk: one file each, named by its key, written under a temporary name and then renamed.
 
 embeddings/3f/3fa9....emb
 """
@@ -18,12 +18,12 @@ from wanscope.errors import CatalogDamaged
 from wanscope.take.disk import guarded, sync_file, sync_folder
 
 SUFFIX = ".emb"
-HEAD_BYTES = 12 + 1024  # of a header with a usual prompt; what is longer is read again
+HEAD_BYTES = 12 + 1024  # enough for the header with a usual prompt; a longer one is read in a second step
 SYNC_THREADS = 16
 
 
 class EmbeddingFiles:
-    """The folder of all embeddings of one catalogue."""
+    """The folder of all embeddings of one catalog."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -32,14 +32,18 @@ class EmbeddingFiles:
         return self.folder / key[:2] / f"{key}{SUFFIX}"
 
     def size(self, key: str) -> int | None:
-        """Bytes of the file, None where there is none."""
+        """Return the size of the file in bytes, or None where it does not exist."""
         try:
             return self.place(key).stat().st_size
         except FileNotFoundError:
             return None
 
     def holds(self, key: str, size: int) -> bool:
-        """Whether the embedding is there, whole. A file of another size is read: its prompt may be another one."""
+        """Return whether the embedding is stored completely.
+
+        size: the expected size in bytes. A file of another size is read to decide, because it may contain another
+        prompt.
+        """
         found = self.size(key)
         if found is None or found == size:
             return found is not None
@@ -50,29 +54,29 @@ class EmbeddingFiles:
         return True
 
     def write(self, contents: Mapping[str, bytes]) -> None:
-        """Every file whole and on the disk, or not there. StorageError when the disk refuses."""
+        """Write files atomically: each is complete and on the disk, or does not exist. Raises StorageError."""
         if not contents:
             return
-        beside: dict[Path, Path] = {}
+        temporary: dict[Path, Path] = {}
         with guarded(self.folder):
             try:
                 for key, data in contents.items():
                     place = self.place(key)
                     place.parent.mkdir(parents=True, exist_ok=True)
                     part = place.with_name(f".{key}.{os.getpid()}.new")
-                    beside[part] = place
+                    temporary[part] = place
                     part.write_bytes(data)
-                _all_at_once(sync_file, beside)
-                for part, place in beside.items():
+                _sync_concurrently(sync_file, temporary)
+                for part, place in temporary.items():
                     os.replace(part, place)
             except BaseException:
-                for part in beside:
+                for part in temporary:
                     part.unlink(missing_ok=True)
                 raise
-            _all_at_once(sync_folder, {place.parent for place in beside.values()})
+            _sync_concurrently(sync_folder, {place.parent for place in temporary.values()})
 
     def read(self, key: str) -> tuple[Tokens, Header]:
-        """Values and header, checked against the key. CatalogDamaged when the file is missing or not as written."""
+        """Return values and header, verified against the key. Raises CatalogDamaged where the file does not match."""
         place = self.place(key)
         try:
             data = place.read_bytes()
@@ -84,7 +88,7 @@ class EmbeddingFiles:
         return tokens, header
 
     def pooled(self, key: str) -> tuple[np.ndarray, float]:
-        """The mean token's direction, fp16 [D], and its length; reads the file's beginning alone."""
+        """Return the mean token's direction, fp16 [D], and its length; only the beginning of the file is read."""
         place = self.place(key)
         try:
             with place.open("rb", buffering=0) as file:
@@ -101,7 +105,7 @@ class EmbeddingFiles:
         return np.frombuffer(data, "<f2", facts["dim"], end), float(facts["norm"])
 
     def pooled_many(self, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Directions fp16 [N, D] and lengths float64 [N]; all of one dimension."""
+        """Return directions, fp16 [N, D], and lengths, float64 [N], of embeddings of the same dimension."""
         found = [self.pooled(key) for key in keys]
         return np.stack([unit for unit, _ in found]), np.array([norm for _, norm in found])
 
@@ -111,19 +115,19 @@ class EmbeddingFiles:
                 self.place(key).unlink(missing_ok=True)
 
     def keys(self) -> Iterator[str]:
-        """Keys of all files that are there."""
+        """Yield the keys of all files."""
         if self.folder.is_dir():
             for path in sorted(self.folder.glob(f"*/*{SUFFIX}")):
                 if not path.name.startswith("."):
                     yield path.name.removesuffix(SUFFIX)
 
     def unfinished(self) -> list[Path]:
-        """What killed writers left beside its place."""
+        """Return the temporary files that running or killed processes have written."""
         return sorted(self.folder.glob("*/.*.new")) if self.folder.is_dir() else []
 
 
-def _all_at_once(sync: Callable[[Path], None], paths: Collection[Path]) -> None:
-    """The disk joins syncs that come together; for one or two a pool is not worth it."""
+def _sync_concurrently(sync: Callable[[Path], None], paths: Collection[Path]) -> None:
+    """Sync paths concurrently, because the disk combines such requests; for one or two a pool is not worth it."""
     if len(paths) < 3:
         for path in paths:
             sync(path)
@@ -137,10 +141,10 @@ def _whole(data: bytes) -> bool:
 
 
 def _head(file: Any, place: Path) -> tuple[dict[str, Any], int]:
-    """Of a header longer than is usual."""
+    """Return the header and where it ends, for a header longer than usual."""
     file.seek(0)
     first = file.read(12)
     length = int.from_bytes(first[8:12], "little") if len(first) == 12 else 0
     if length > 1 << 24:
-        raise CatalogDamaged(f"{place} is damaged", "its header would be longer than any", "wanscope db check --deep")
+        raise CatalogDamaged(f"{place} is damaged", "its header would be impossibly long", "wanscope db check --deep")
     return read_head(first + file.read(length), str(place))

@@ -1,8 +1,8 @@
-"""SQL from a person: one SELECT over the catalogue's tables, and nothing else.
+"""SQL from a user: one SELECT over the catalog's tables, and nothing else.
 
-Two walls. DuckDB's own parser says what the statement is, and only a single SELECT goes on (PRAGMA and temporary tables
-would pass the second wall). The connection is read only, reaches no file, network, extension or variable of Python, and
-its settings are locked. Others wait for their turn meanwhile, so there is an end to an answer's time and size.
+Two safeguards. DuckDB's own parser classifies the statement, and only a single SELECT is run (PRAGMA and temporary
+tables would pass the second safeguard). The connection is read-only, has no access to files, network, extensions or
+Python variables, and its settings are locked. Other programs wait during a query, so its time and size are limited.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
 
-SECONDS = 20.0  # less than others wait for their turn
-BYTES = 1 << 30  # of an answer, in memory
+SECONDS = 20.0  # less than other programs wait
+BYTES = 1 << 30  # of the answer in memory
 BATCH_ROWS = 100_000
 EXAMPLE = 'wanscope db sql "SELECT prompt, tokens FROM embeddings LIMIT 5"'
 
 
 def run_sql(db: Database, sql: str) -> pa.Table:
-    """The rows of a SELECT. SqlRefused for everything else, and for a SELECT that DuckDB cannot answer."""
+    """Return the rows of a SELECT. Raises SqlRefused for anything else, and for a SELECT that DuckDB cannot answer."""
     import duckdb
 
     with db.jailed() as con:
@@ -38,20 +38,18 @@ def run_sql(db: Database, sql: str) -> pa.Table:
         if not statements:
             raise SqlRefused("there is no SQL", "", EXAMPLE)
         if len(statements) > 1:
-            raise SqlRefused(f"these are {len(statements)} statements", "one SELECT is run at a time", EXAMPLE)
+            raise SqlRefused(f"these are {len(statements)} statements", "only one SELECT is run at a time", EXAMPLE)
         kind = str(statements[0].type).rpartition(".")[2]
         if kind != "SELECT":
-            raise SqlRefused(
-                f"{kind} is not allowed", "this reads the catalogue, and only one SELECT can be said here", EXAMPLE
-            )
+            raise SqlRefused(f"{kind} is not allowed", "this command only reads the catalog, with one SELECT", EXAMPLE)
         try:
-            with _ended_after(con, SECONDS):
+            with _interrupt_after(con, SECONDS):
                 return _answer(con, statements[0].query)
         except duckdb.InterruptException:
             raise SqlRefused(
                 f"the SQL was not answered in {SECONDS:g} seconds",
-                "other programs wait meanwhile",
-                "a smaller question",
+                "other programs have to wait during a query",
+                "a smaller query",
             ) from None
         except duckdb.OutOfMemoryException as error:
             raise _refused("the SQL needs too much memory", error) from None
@@ -68,7 +66,7 @@ def run_sql(db: Database, sql: str) -> pa.Table:
 
 
 @contextmanager
-def _ended_after(con: DuckDBPyConnection, seconds: float) -> Iterator[None]:
+def _interrupt_after(con: DuckDBPyConnection, seconds: float) -> Iterator[None]:
     timer = threading.Timer(seconds, con.interrupt)
     timer.daemon = True
     timer.start()
@@ -79,7 +77,7 @@ def _ended_after(con: DuckDBPyConnection, seconds: float) -> Iterator[None]:
 
 
 def _answer(con: DuckDBPyConnection, query: str) -> pa.Table:
-    """All rows, read in batches: an answer without end is given up before memory is."""
+    """Return all rows, read in batches so that a huge answer is refused before memory runs out."""
     import pyarrow as pa
 
     reader = con.sql(query).to_arrow_reader(BATCH_ROWS)

@@ -1,7 +1,7 @@
-"""How a catalogue of an earlier version becomes one of today: ordered named functions, all in one transaction.
+"""Migrations of an older catalog to the current schema: ordered, named functions, all in one transaction.
 
-A new file is made from schema.sql, which is what the migrations lead to. To change the schema: change schema.sql, add a
-function at the end, never edit one that was released.
+A new file is made from schema.sql, which is the result of all migrations. To change the schema, change schema.sql and
+add a function at the end; never edit one that was released.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def embeddings_and_operations(con: DuckDBPyConnection) -> None:
-    """Token matrices by prompt, and what was computed from them."""
+    """Add token matrices by prompt, and what was computed from them."""
     con.execute("""
         CREATE TABLE embeddings (
           key VARCHAR PRIMARY KEY, content VARCHAR NOT NULL, created TIMESTAMP NOT NULL, model VARCHAR NOT NULL,
@@ -56,7 +56,7 @@ def embeddings_and_operations(con: DuckDBPyConnection) -> None:
 
 
 def takes_as_an_index(con: DuckDBPyConnection) -> None:
-    """The takes' folders, the studies that name them, their edits."""
+    """Add the index of takes, the studies that name them, and their edits."""
     con.execute("""
         CREATE TABLE takes (
           id VARCHAR PRIMARY KEY, status VARCHAR NOT NULL, damage VARCHAR NOT NULL, folder VARCHAR NOT NULL,
@@ -78,7 +78,7 @@ def takes_as_an_index(con: DuckDBPyConnection) -> None:
 
 
 def search_vectors(con: DuckDBPyConnection) -> None:
-    """Compact vectors to search by; those of embeddings that are there already are made when first searched."""
+    """Add compact search vectors; those of existing embeddings are computed at the first search."""
     con.execute("""
         CREATE TABLE search_basis (
           number INTEGER PRIMARY KEY, dim INTEGER NOT NULL, mean BLOB NOT NULL, axes BLOB NOT NULL,
@@ -93,7 +93,7 @@ def search_vectors(con: DuckDBPyConnection) -> None:
 
 
 def metrics_and_atlas(con: DuckDBPyConnection) -> None:
-    """What analyses found about takes and blocks."""
+    """Add the results of analyses about takes and blocks."""
     con.execute("""
         CREATE TABLE metrics (
           take VARCHAR NOT NULL, name VARCHAR NOT NULL, step INTEGER NOT NULL, value DOUBLE NOT NULL,
@@ -123,7 +123,7 @@ CREATE TABLE IF NOT EXISTS schema_migrations (
 
 
 def version_of(con: DuckDBPyConnection) -> int | None:
-    """The schema's version in an open file; None where it is no catalogue of wanscope, 0 where it is empty."""
+    """Return the schema's version in an open file; None where it is not a wanscope catalog, 0 where it is empty."""
     tables = {name for (name,) in con.execute("SELECT table_name FROM duckdb_tables() WHERE NOT internal").fetchall()}
     if "schema_migrations" not in tables:
         return None if tables else 0
@@ -132,7 +132,7 @@ def version_of(con: DuckDBPyConnection) -> int | None:
 
 
 def migrate(con: DuckDBPyConnection, version: int, to: int = VERSION) -> list[str]:
-    """Apply what is missing, in the caller's transaction; the names of what was applied."""
+    """Apply the missing migrations in the caller's transaction; return their names."""
     con.execute(_RECORD)
     for number in range(version + 1, to + 1):
         MIGRATIONS[number - 1](con)
@@ -141,7 +141,7 @@ def migrate(con: DuckDBPyConnection, version: int, to: int = VERSION) -> list[st
 
 
 def create(con: DuckDBPyConnection) -> None:
-    """Today's schema in an empty file."""
+    """Create the current schema in an empty file."""
     con.execute(files("wanscope.catalog").joinpath("schema.sql").read_text(encoding="utf-8"))
     for number in range(1, VERSION + 1):
         _record(con, number)

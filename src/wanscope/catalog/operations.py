@@ -1,7 +1,7 @@
-"""Vector operations: computed on stored embeddings, stored with inputs and parameters, and computed again to check.
+"""Vector operations: computed on stored embeddings, stored with inputs and parameters, and repeatable as a check.
 
-The functions are those of `wanscope.edit`: each operation here says how it is called. Inputs are what is stored (cut to
-real tokens, in the encoder's dtype), so that the same call gives the same bytes.
+The functions are those of `wanscope.edit`; each operation here defines how one is called. Inputs are used as stored
+(trimmed to real tokens, in the encoder's dtype), so that the same call gives the same bytes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Function = Callable[..., tuple["Tensor", str]]
 
 @dataclass(frozen=True)
 class Operation:
-    """One recorded operation: what was done, to which inputs (name, key), with what result."""
+    """One recorded operation: its name, its inputs as (name, key), its parameters and the key of its result."""
 
     id: str
     operation: str
@@ -43,14 +43,17 @@ class Operation:
     created: str
 
     def as_data(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         inputs = [{"name": name, "key": key} for name, key in self.inputs]
         return {**self.__dict__, "inputs": inputs}
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where an embedding comes from: the operations that made it, and the lineage of their inputs."""
+    """Where an embedding comes from: the operations that made it, and the lineage of their inputs.
+
+    shown: its label or prompt. there: whether it is still stored.
+    """
 
     key: str
     shown: str
@@ -58,7 +61,7 @@ class Lineage:
     operations: tuple[tuple[Operation, tuple[Lineage, ...]], ...] = field(default=())
 
     def as_data(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         made = [{**op.as_data(), "from": [x.as_data() for x in inputs]} for op, inputs in self.operations]
         return {"key": self.key, "shown": self.shown, "there": self.there, "operations": made}
 
@@ -150,10 +153,12 @@ def _values(inputs: Inputs, count: int | None = None) -> list[Tensor]:
 
 
 def _pair(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Main prompt, donor, and what stands where one of them has no token."""
+    """Return main prompt [L, D], donor [L, D], and the padding token [D] for where one of them has no token."""
     values = _values(inputs)
     if len(values) not in (2, 3):
-        raise RecipeError(f"{len(values)} embeddings are given", "this takes a main prompt, a donor, and the padding")
+        raise RecipeError(
+            f"{len(values)} embeddings are given", "this takes a main prompt, a donor, and optionally the padding"
+        )
     return values[0], values[1], values[2][0] if len(values) == 3 else None
 
 
@@ -170,10 +175,10 @@ def compute(
     label: str | None = None,
     tags: Sequence[str] = (),
 ) -> tuple[str, str]:
-    """Do an operation, store its result and the record of it: (the result's key, the operation's id).
+    """Compute an operation, store and record its result; return (the result's key, the operation's id).
 
-    inputs: names of stored embeddings (key, label, prompt), Embeddings, or values, which are stored first; by name for
-    an expression.
+    inputs: names of stored embeddings (key, label, prompt), Embeddings, or values [L, D], which are stored first; by
+    name for an expression. Raises RecipeError for an unknown operation or wrong inputs or parameters.
     """
     if operation not in FUNCTIONS:
         raise RecipeError(f"{operation!r} is not an operation", nearest(operation, FUNCTIONS), "difference")
@@ -229,8 +234,8 @@ def _call(operation: str, inputs: Sequence[tuple[str, Tokens]], parameters: Mapp
     except TypeError as error:  # a parameter that the operation does not have, or lacks
         if "argument" not in str(error):
             raise
-        said = str(error).partition("() ")[2] or str(error)
-        raise RecipeError(f"the operation {operation} cannot be done like this", said, "docs/catalog.md") from None
+        why = str(error).partition("() ")[2] or str(error)
+        raise RecipeError(f"the operation {operation} cannot be called like this", why, "docs/catalog.md") from None
 
 
 def _record(
@@ -270,7 +275,7 @@ def _record(
 
 
 def operations(con: DuckDBPyConnection, where: str = "true", parameters: Sequence[Any] = ()) -> list[Operation]:
-    """Recorded operations, newest first."""
+    """Return recorded operations, newest first. where, parameters: an SQL condition on vector_operations."""
     rows = select(
         con,
         "SELECT id, operation, result, seconds, note, created FROM vector_operations "
@@ -301,7 +306,7 @@ def operations(con: DuckDBPyConnection, where: str = "true", parameters: Sequenc
 
 
 def lineage(con: DuckDBPyConnection, name: str) -> Lineage:
-    """Where an embedding comes from, back to what was encoded."""
+    """Return where an embedding comes from, back to the embeddings that were encoded."""
     return _lineage(con, find_key(con, name), frozenset())
 
 
@@ -319,28 +324,29 @@ def _lineage(con: DuckDBPyConnection, key: str, above: frozenset[str]) -> Lineag
 
 
 def recompute(db: Database, files: EmbeddingFiles, which: str) -> list[tuple[Operation, bool]]:
-    """Do the operations behind an embedding again, oldest first, on their stored inputs; whether each gives the stored
-    bytes. `which`: an operation's id, or an embedding.
+    """Repeat the operations that made an embedding, oldest first, on their stored inputs.
 
-    EmbeddingNotFound where there is no operation, CatalogDamaged where an input is no longer there.
+    which: an operation's id, or an embedding. Returns each operation and whether it gave the stored bytes again.
+    Raises EmbeddingNotFound where there is no operation, CatalogDamaged where an input no longer exists.
     """
     with db.reading() as con:
         one = operations(con, "starts_with(id, ?)", [which]) if len(which) >= 6 else []
-        wanted = one or _below(lineage(con, which))
+        wanted = one or _operations_of(lineage(con, which))
     if not wanted:
-        raise EmbeddingNotFound(f"{which} was not computed", "no operation of the catalogue made it", "wanscope db ops")
+        raise EmbeddingNotFound(f"{which} was not computed", "no operation of the catalog made it", "wanscope db ops")
     out = []
     for op in wanted:
         for name, key in op.inputs:
             if files.size(key) is None:
-                raise CatalogDamaged(f"operation {op.id} cannot be done again", f"its input {name} ({key}) is gone")
+                raise CatalogDamaged(f"operation {op.id} cannot be repeated", f"its input {name} ({key}) was removed")
         inputs = [(name, files.read(key)[0]) for name, key in op.inputs]
         value_LD, _ = _call(op.operation, inputs, op.parameters)
         out.append((op, Tokens.of(value_LD) == files.read(op.result)[0]))
     return out
 
 
-def _below(node: Lineage) -> list[Operation]:
+def _operations_of(node: Lineage) -> list[Operation]:
+    """Return the operations of a lineage, each after those that made its inputs."""
     found: dict[str, Operation] = {}
 
     def visit(node: Lineage) -> None:

@@ -1,4 +1,4 @@
-"""Rows in and out: Arrow tables with the database's own columns."""
+"""Reading and writing rows: Arrow tables with the database's own columns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
 
-# What catalogues exchange beside embeddings, in the order in which it comes in. Search vectors are made again there.
+# The tables that are exchanged in addition to embeddings, in the order of import. Search vectors are computed again.
 SHARED = (
     "embedding_prompts",
     "embedding_tags",
@@ -32,27 +32,27 @@ HEX = set("0123456789abcdef")
 
 
 def now() -> datetime:
-    """UTC, without a zone, as the tables keep it."""
+    """Return the time in UTC without a time zone, as the tables store it."""
     return datetime.now(UTC).replace(tzinfo=None)
 
 
 def one(con: DuckDBPyConnection, sql: str, parameters: Sequence[Any] = ()) -> tuple[Any, ...] | None:
-    """The first row, read to the end: a connection with a result that is half read refuses everything else."""
+    """Return the first row or None. All rows are read, because a half-read result blocks the connection."""
     return next(iter(con.execute(sql, list(parameters)).fetchall()), None)
 
 
 def select(con: DuckDBPyConnection, sql: str, parameters: Sequence[Any] = ()) -> pa.Table:
-    """The rows of a query as an Arrow table."""
+    """Return the rows of a query as an Arrow table."""
     return con.sql(sql, params=list(parameters)).to_arrow_table()
 
 
-_schemas: dict[str, Any] = {}  # the columns of each table as Arrow has them; the same in every file of this version
+_schemas: dict[str, Any] = {}  # Arrow schema of each table; the same in every file of this version
 
 
 def insert(
     con: DuckDBPyConnection, table: str, rows: Iterable[Mapping[str, Any]] | pa.Table, *, new: bool = True
 ) -> None:
-    """Add rows; where a key is there already the older row stays (`new`), or is replaced."""
+    """Add rows. Where a key exists already, the older row stays with `new`, and is replaced otherwise."""
     import pyarrow as pa
 
     incoming: Any = rows
@@ -78,14 +78,14 @@ def count(con: DuckDBPyConnection, table: str, where: str = "true", parameters: 
 
 
 def changed(con: DuckDBPyConnection) -> None:
-    """Searches have to look again: embeddings came or went."""
+    """Record that embeddings were added or removed, so that searches reload them."""
     con.execute("UPDATE catalog_facts SET value = value + 1 WHERE name = 'generation'")
 
 
 def find_key(con: DuckDBPyConnection, name: str) -> str:
-    """The key of an embedding, by the start of it, by its label, or by a prompt it is stored for.
+    """Return the key of an embedding, by the start of its key, its label, or a prompt it is stored for.
 
-    EmbeddingNotFound when there is none, or when several fit.
+    Raises EmbeddingNotFound when there is none, or when several match.
     """
     text = str(name).strip()
     if len(text) >= 4 and set(text) <= HEX:
@@ -93,7 +93,7 @@ def find_key(con: DuckDBPyConnection, name: str) -> str:
         if len(found) == 1:
             return found[0][0]
         if len(found) > 1:
-            raise EmbeddingNotFound(f"{text} begins the keys of several embeddings", f"{found[0][0]}, {found[1][0]}")
+            raise EmbeddingNotFound(f"several embeddings' keys begin with {text}", f"{found[0][0]}, {found[1][0]}")
     for sql in (
         "SELECT DISTINCT key FROM embeddings WHERE label = ?",
         "SELECT key FROM (SELECT p.key, max(e.created) AS newest FROM embedding_prompts p JOIN embeddings e "
@@ -108,6 +108,6 @@ def find_key(con: DuckDBPyConnection, name: str) -> str:
             raise EmbeddingNotFound(f"{len(found)} embeddings have the label {text!r}", shown, "one of their keys")
     raise EmbeddingNotFound(
         f"there is no embedding {text!r}",
-        f"of {count(con, 'embeddings')} none has that key, label or prompt",
+        f"none of the {count(con, 'embeddings')} embeddings has that key, label or prompt",
         "wanscope db search WORDS",
     )

@@ -1,5 +1,5 @@
--- The catalogue, version 4. Times are UTC, sizes bytes, durations seconds. docs/catalog.md says what each table is for.
--- New files are made from this text; older ones are brought here by migrations.py, and a test compares the two.
+-- The catalog, version 4. Times are UTC, sizes bytes, durations seconds. docs/catalog.md describes each table.
+-- New files are made from this text; older ones are migrated by migrations.py, and a test compares the results.
 
 CREATE TABLE schema_migrations (
   number INTEGER PRIMARY KEY,
@@ -8,7 +8,7 @@ CREATE TABLE schema_migrations (
   wanscope VARCHAR NOT NULL
 );
 
--- small facts of the file itself: `generation` grows with every change that a search has to see
+-- facts about the file itself: `generation` increases with every change that affects searches
 CREATE TABLE catalog_facts (name VARCHAR PRIMARY KEY, value BIGINT NOT NULL);
 INSERT INTO catalog_facts VALUES ('generation', 0);
 
@@ -21,7 +21,7 @@ CREATE TABLE embeddings (
   encoder VARCHAR NOT NULL,     -- which text encoder: a hash of its weights, tokenizer, dtype; '' where unknown
   space VARCHAR NOT NULL,       -- text (raw encoder output), context (projected) or hidden
   dtype VARCHAR NOT NULL,
-  tokens INTEGER NOT NULL,      -- real tokens: rows of zeros at the end are cut
+  tokens INTEGER NOT NULL,      -- real tokens: rows of zeros at the end are removed
   dim INTEGER NOT NULL,
   prompt VARCHAR,               -- the first prompt it was stored for
   source VARCHAR NOT NULL,      -- generate, python, operation, import ...
@@ -29,10 +29,10 @@ CREATE TABLE embeddings (
   norm DOUBLE NOT NULL,         -- length of the mean token
   raw_bytes BIGINT NOT NULL,    -- tokens x dim in its dtype
   file_bytes BIGINT NOT NULL,
-  encode_seconds DOUBLE,        -- what encoding the prompt took
+  encode_seconds DOUBLE,        -- how long encoding the prompt took
   uses BIGINT NOT NULL,         -- how often it was read or reused
   last_used TIMESTAMP,
-  origin VARCHAR NOT NULL       -- '' for one's own, else the export or database it came from
+  origin VARCHAR NOT NULL       -- '' for this workspace's own, else the export or database it came from
 );
 CREATE TABLE embedding_prompts (
   prompt VARCHAR NOT NULL,
@@ -83,7 +83,7 @@ CREATE TABLE takes (
   id VARCHAR PRIMARY KEY,
   status VARCHAR NOT NULL,      -- complete or damaged
   damage VARCHAR NOT NULL,
-  folder VARCHAR NOT NULL,      -- counts from the workspace
+  folder VARCHAR NOT NULL,      -- relative to the workspace
   made TIMESTAMP,
   model VARCHAR,
   variant VARCHAR,
@@ -143,12 +143,12 @@ CREATE TABLE search_basis (
 );
 CREATE TABLE search_vectors (
   key VARCHAR PRIMARY KEY,
-  basis INTEGER NOT NULL,       -- 0: the unit vector itself, filled up with zeros
+  basis INTEGER NOT NULL,       -- 0: the unit vector itself, padded with zeros
   vector FLOAT[256] NOT NULL,
   rest FLOAT NOT NULL           -- squared length of what the vector leaves out
 );
 
--- what analyses found
+-- results of analyses
 CREATE TABLE metrics (
   take VARCHAR NOT NULL,
   name VARCHAR NOT NULL,

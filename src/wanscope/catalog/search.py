@@ -1,8 +1,8 @@
-"""Finding embeddings: by words, by tags, by vector; near-duplicates; tables of similarities.
+"""Finding embeddings: by words, tags or vector; near-duplicates; tables of similarities.
 
-By vector: the compact vectors of all are compared in memory (they are kept between searches while nobody has written),
-the best few hundred are compared exactly by their mean tokens, and, where asked, the best of these by their whole token
-matrices. Up to `vectors.FIT_AT` embeddings of a dimension everything is exact.
+By vector: all compact vectors are compared in memory, where they are kept between searches until somebody writes. The
+best few hundred are compared exactly by their mean tokens and, on request, the best of these by their whole token
+matrices. Up to `vectors.FIT_AT` embeddings per dimension everything is exact.
 
 Shape suffixes: N embeddings, K compact components, D dimension, L tokens.
 """
@@ -37,8 +37,11 @@ ROUNDING = 5e-3  # of squared distances between fp16 directions
 
 @dataclass(eq=False)
 class _Group:
-    """All embeddings of one dimension. square_N: squared lengths of the compact vectors. loose: those without one, with
-    their directions fp16 [N, D]."""
+    """All embeddings of one dimension.
+
+    square_N: squared lengths of the compact vectors. loose: embeddings without a compact vector, with their directions
+    fp16 [N, D]; norm_N has the embeddings with one first, then these.
+    """
 
     keys: np.ndarray
     places: np.ndarray
@@ -54,7 +57,7 @@ class _Group:
 
 @dataclass(eq=False)
 class Index:
-    """What a search compares with, in memory."""
+    """The stored embeddings in memory, as a search compares them."""
 
     db: Database
     files: EmbeddingFiles
@@ -62,11 +65,11 @@ class Index:
     generation: int = -1
     places: list[tuple[str, str]] = field(default_factory=list)
     groups: dict[int, _Group] = field(default_factory=dict)
-    about: Any = None  # Arrow table of what is shown of each embedding
-    rows: dict[str, int] = field(default_factory=dict)  # where in it, by key
+    about: Any = None  # Arrow table with the columns that are shown of each embedding
+    rows: dict[str, int] = field(default_factory=dict)  # its row number in that table, by key
 
     def refresh(self) -> None:
-        """Load again if embeddings came or went; fit a basis that is due."""
+        """Reload if embeddings were added or removed; fit a basis that is due."""
         stamp = self.db.stamp()
         if stamp == self.stamp:
             return
@@ -128,13 +131,16 @@ class Index:
             )
 
     def shown(self, key: str) -> dict[str, Any]:
-        """Prompt, label and the like of an embedding."""
+        """Return the columns to show of an embedding: prompt, label, tokens, dim, model."""
         return self.about.slice(self.rows[key], 1).to_pylist()[0]
 
     def nearest(
         self, unit_D: np.ndarray, norm: float, metric: Metric, count: int, place: tuple[str, str] | None
     ) -> list[tuple[str, float, float]]:
-        """(key, cosine, L2 distance of mean tokens) of the nearest, best first. place: of this encoder and space."""
+        """Return (key, cosine, L2 distance of mean tokens) of the nearest embeddings, best first.
+
+        unit_D, norm: the query's mean token as a unit vector and its length. place: only this (encoder, space).
+        """
         group = self.groups.get(len(unit_D))
         if group is None or (place is not None and place not in self.places):
             return []
@@ -165,7 +171,8 @@ class Index:
         compact_1K, rest_1 = group.basis.compact(unit_D[None])
         near_N = group.square_N - 2 * (group.compact_NK @ compact_1K[0]) + float((compact_1K**2).sum())
         near_N = np.maximum(near_N, 0)
-        # What is left out of both may be the same (a copy) or at right angles (as a rule): half the candidates by each.
+        # The parts that two compact vectors leave out may be equal (a copy) or, usually, orthogonal: half of the
+        # candidates are chosen under each assumption.
         chosen: list[np.ndarray] = []
         for left_N in (group.rest_N + rest_1[0], (np.sqrt(group.rest_N) - np.sqrt(rest_1[0])) ** 2):
             gap_N = near_N + left_N
@@ -187,7 +194,10 @@ def _loose(files: EmbeddingFiles, group: _Group) -> tuple[np.ndarray, np.ndarray
 def compare(
     unit_D: np.ndarray, norm: float, units_ND: np.ndarray, norms_N: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine and L2 distance of mean tokens, from directions and lengths; float64 [N] each."""
+    """Return cosine and L2 distance of a mean token and N others, float64 [N] each.
+
+    unit_D, norm: direction and length of the one; units_ND, norms_N: those of the others.
+    """
     units_ND = units_ND.astype(np.float32)
     dots_N = (units_ND @ unit_D.astype(np.float32)).astype(np.float64)
     squares_N = np.einsum("nd,nd->n", units_ND, units_ND).astype(np.float64)  # fp16 directions are not exactly 1 long
@@ -199,7 +209,7 @@ def compare(
 
 
 def token_distance(a: Tokens, b: Tokens) -> tuple[float, float]:
-    """(cosine, L2 distance) of two token matrices over the union of their tokens, a missing one counting as zero."""
+    """Return (cosine, L2 distance) of two token matrices [L, D]; missing tokens of the shorter one count as zero."""
     length = max(a.tokens, b.tokens)
     a_LD, b_LD = (np.zeros((length, x.dim)) for x in (a, b))
     a_LD[: a.tokens], b_LD[: b.tokens] = a.array(), b.array()
@@ -224,8 +234,11 @@ def similar(
     place: tuple[str, str] | None = None,
     without: str | None = None,
 ) -> list[dict[str, Any]]:
-    """The nearest stored embeddings, best first: key, cosine, l2 of mean tokens; with `tokens` also of whole matrices,
-    by which they are then ordered. `without`: a key that is left out."""
+    """Return the nearest stored embeddings, best first, with key, cosine and l2 of mean tokens.
+
+    tokens: also compare whole token matrices, and order by that. place: only this (encoder, space). without: a key to
+    leave out. Raises RecipeError for an unknown metric.
+    """
     chosen = check_metric(metric)
     index.refresh()
     unit_D, norm = query.pooled
@@ -235,7 +248,7 @@ def similar(
     except CatalogDamaged:
         if index.db.stamp() == index.stamp:
             raise
-        index.refresh()  # someone cleaned up since we looked
+        index.refresh()  # another process has cleaned up since we loaded
         found = index.nearest(unit_D, norm, chosen, wide + 1, place)
     rows: list[dict[str, Any]] = [
         {"key": key, "cosine": cosine, "l2": l2} for key, cosine, l2 in found if key != without
@@ -248,7 +261,7 @@ def similar(
 
 
 def by_words(con: DuckDBPyConnection, text: str, tags: Sequence[str] = (), limit: int = 50) -> pa.Table:
-    """Embeddings whose prompt or label holds every word of `text`, the whole phrase first, then the shortest."""
+    """Return embeddings whose prompt or label contains every word of `text`: whole phrases first, then by length."""
     where, parameters = tagged("e.key", tags)
     conditions, words = [where], text.split()
     for word in words:
@@ -263,9 +276,12 @@ def by_words(con: DuckDBPyConnection, text: str, tags: Sequence[str] = (), limit
 
 
 def near_duplicates(index: Index, threshold: float, limit: int) -> list[dict[str, Any]]:
-    """Pairs of one encoder and space whose mean tokens have a cosine of at least `threshold`, nearest first."""
+    """Return pairs of the same encoder and space whose mean tokens have at least this cosine, nearest first.
+
+    Raises RecipeError for a threshold that is not a cosine.
+    """
     if not -1 < threshold <= 1:
-        raise RecipeError(f"a threshold of {threshold:g}", "a cosine is above -1 and at most 1", "0.99")
+        raise RecipeError(f"the threshold is {threshold:g}", "a cosine is above -1 and at most 1", "0.99")
     index.refresh()
     pairs: list[tuple[str, str]] = []
     for group in index.groups.values():
@@ -280,7 +296,7 @@ def near_duplicates(index: Index, threshold: float, limit: int) -> list[dict[str
 def _close_pairs(
     keys: np.ndarray, places: np.ndarray, vectors_NK: np.ndarray, threshold: float
 ) -> Iterator[tuple[Any, Any]]:
-    """Pairs that may be as near as that: their vectors, which leave out at most some, are."""
+    """Yield pairs that may reach the threshold: compact vectors are never farther apart than the full ones."""
     square_N = np.einsum("nk,nk->n", vectors_NK, vectors_NK)
     for start in range(0, len(keys), BLOCK):
         block = slice(start, start + BLOCK)
@@ -302,7 +318,7 @@ def _exact_pairs(files: EmbeddingFiles, pairs: Sequence[tuple[str, str]]) -> Ite
 
 
 def same_content(con: DuckDBPyConnection) -> pa.Table:
-    """Embeddings with equal values that are kept apart because model, encoder or space differ."""
+    """Return embeddings with equal values that are stored separately because model, encoder or space differ."""
     return select(
         con,
         "SELECT content, count(*) AS copies, string_agg(key, ' ' ORDER BY key) AS keys, sum(file_bytes) AS bytes "
@@ -311,7 +327,10 @@ def same_content(con: DuckDBPyConnection) -> pa.Table:
 
 
 def similarity_table(db: Database, files: EmbeddingFiles, keys: Sequence[str]) -> list[dict[str, Any]]:
-    """Every pair of `keys`: cosine and L2 of mean tokens and of token matrices; kept in embedding_similarities."""
+    """Return cosine and L2 of mean tokens and of token matrices for every pair of `keys`, and store them.
+
+    Raises RecipeError where their dimensions differ.
+    """
     matrices = {key: files.read(key)[0] for key in dict.fromkeys(keys)}
     names, rows = list(matrices), []
     for i, a in enumerate(names):

@@ -1,7 +1,7 @@
-"""Takes in the catalogue: rows read from their folders, and nothing else.
+"""Takes in the catalog: rows that are read from their folders.
 
-What a row says is in the folder's take.json and in the studies' index.csv, so the rows can be made again at any time
-and are the same. Rows that came from somebody else's export (`origin` is not empty) have no folder here and stay.
+The content of a row is in the folder's take.json and in the studies' index.csv, so the same rows can be made again at
+any time. Rows that were imported (`origin` is not empty) have no folder here and stay.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ INDEX, SLOT = "index.csv", "slot:"
 
 @dataclass(frozen=True)
 class Indexed:
-    """What indexing found. damaged: what is wrong, by take."""
+    """The result of indexing. damaged: what is wrong, by take. unreadable: what is wrong, by study."""
 
     takes: int
     added: int
@@ -45,7 +45,7 @@ Rows = dict[str, list[dict[str, Any]]]
 
 
 def take_rows(folder: Path) -> Rows:
-    """The rows of one take's folder; of a damaged one what can still be said."""
+    """Return the rows of one take's folder; for a damaged one, whatever can still be read."""
     try:
         manifest = read_manifest(folder)
     except DamagedTake as error:
@@ -59,7 +59,7 @@ def take_rows(folder: Path) -> Rows:
 
 
 def manifest_rows(manifest: Manifest, damage: str = "") -> Rows:
-    """The rows of a take whose manifest has been read."""
+    """Return the rows of a take whose manifest has been read."""
     recipe, env = manifest.recipe, manifest.environment
     video, sampler = recipe.video, recipe.sampler
     guidance = sampler.guidance
@@ -134,7 +134,7 @@ def _metrics(manifest: Manifest) -> Iterator[dict[str, Any]]:
 
 
 def study_rows(space: Workspace) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """The rows of every study's table, and what is wrong with those that cannot be read."""
+    """Return the rows of every study's table, and what is wrong with tables that cannot be read."""
     rows: list[dict[str, Any]] = []
     unreadable: dict[str, str] = {}
     places = sorted(space.studies.glob(f"*/{INDEX}")) if space.studies.is_dir() else []
@@ -198,10 +198,10 @@ def _replace(con: DuckDBPyConnection, rows: Rows) -> None:
 
 
 def index(db: Database, space: Workspace, *, rebuild: bool = False) -> Indexed:
-    """Bring the rows of takes and studies to what the folders are.
+    """Update the rows of takes and studies from their folders.
 
-    Without `rebuild` only folders that are new or gone are read; with it all of them, and every row is made again.
-    Metrics that analyses stored stay with takes that are still there.
+    Without `rebuild` only new and removed folders are considered; with it all of them, and every row is made again.
+    Metrics that analyses stored are kept for takes that still exist.
     """
     there = _folders(space)
     with db.reading() as con:
@@ -233,7 +233,7 @@ def _forget(con: DuckDBPyConnection, takes: list[str], metrics: str) -> None:
 
 
 def _folders(space: Workspace) -> dict[str, Path]:
-    """Every take's folder by id; those of takes in the making are hidden and left out."""
+    """Return every take's folder by id; the hidden folders of takes that are being made are left out."""
     if not space.takes.is_dir():
         return {}
     found = {p.name: p for p in sorted(space.takes.iterdir()) if p.is_dir() and not p.name.startswith(".")}

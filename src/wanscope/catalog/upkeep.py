@@ -1,4 +1,4 @@
-"""Looking after the catalogue: sizes and ratios, figures of one embedding, checking, cleaning up.
+"""Maintenance of the catalog: sizes and ratios, figures of one embedding, checking, cleaning up.
 
 Shape suffixes: L tokens, D dimension.
 """
@@ -23,13 +23,13 @@ from wanscope.errors import CatalogDamaged, RecipeError
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-PADDED_TOKENS = 512  # what tools that keep whole padded tensors in fp32 write a prompt
+PADDED_TOKENS = 512  # tokens per prompt that tools write which store whole padded tensors in fp32
 TABLES = ("embeddings", *SHARED, "search_basis", "search_vectors")
 ORPHAN_SECONDS = 3600  # a younger file without a row may be about to get one
 
 
 def stats(con: DuckDBPyConnection, db: Database) -> dict[str, Any]:
-    """Counts, sizes, where the savings come from, and timings."""
+    """Return counts, sizes in bytes, the sources of savings, and timings in seconds."""
     sums = one(
         con,
         "SELECT count(*), coalesce(sum(tokens * dim * 4), 0), coalesce(sum(raw_bytes), 0), "
@@ -91,7 +91,7 @@ def _ratio(before: float, after: float) -> float | None:
 
 
 def figures(tokens: Tokens) -> dict[str, float]:
-    """What there is to say of a token matrix; computed in float64."""
+    """Return statistics of a token matrix [L, D], computed in float64."""
     x_LD = tokens.array().astype(np.float64)
     out: dict[str, float] = {"tokens": tokens.tokens, "dim": tokens.dim}
     if not tokens.tokens:
@@ -108,7 +108,7 @@ def figures(tokens: Tokens) -> dict[str, float]:
         "pooled_norm": tokens.pooled[1],
         "norm": float(np.linalg.norm(x_LD)),
     }
-    # Principal components of the tokens, by the small Gram matrix.
+    # Principal components of the tokens, from the Gram matrix [L, L], which is smaller than the covariance [D, D].
     centered_LD = x_LD - x_LD.mean(axis=0)
     spectrum_L = np.clip(np.linalg.eigvalsh(centered_LD @ centered_LD.T)[::-1], 0, None)
     total = float(spectrum_L.sum())
@@ -125,7 +125,7 @@ def figures(tokens: Tokens) -> dict[str, float]:
 
 
 def analyze(db: Database, files: EmbeddingFiles, name: str) -> tuple[str, dict[str, float]]:
-    """The figures of an embedding, kept in embedding_analysis: they are computed once."""
+    """Return an embedding's key and figures, which are computed once and stored in embedding_analysis."""
     with db.reading() as con:
         key = find_key(con, name)
         kept = dict(con.execute("SELECT name, value FROM embedding_analysis WHERE key = ?", [key]).fetchall())
@@ -141,7 +141,7 @@ def analyze(db: Database, files: EmbeddingFiles, name: str) -> tuple[str, dict[s
 
 @dataclass(frozen=True)
 class Check:
-    """What a check found. problems: what is wrong, a sentence each; notes: what could be tidied."""
+    """The result of a check. problems: what is wrong, one sentence each; notes: what could be cleaned up."""
 
     embeddings: int
     files: int
@@ -153,7 +153,7 @@ class Check:
 
 
 def check(db: Database, files: EmbeddingFiles, *, deep: bool = False) -> Check:
-    """Compare rows with files and with each other; `deep` reads every file and compares it with its key."""
+    """Compare rows with files and with each other; `deep` also reads every file and verifies its key."""
     began = time.perf_counter()
     with db.reading() as con:
         rows = con.execute("SELECT key, file_bytes, raw_bytes, tokens * dim, dtype FROM embeddings").fetchall()
@@ -177,17 +177,17 @@ def check(db: Database, files: EmbeddingFiles, *, deep: bool = False) -> Check:
         elif size != file_bytes:
             problems.append(f"the file of embedding {key} has {size} bytes instead of {file_bytes}")
         if values * WIDTHS.get(dtype, 0) != raw_bytes:
-            problems.append(f"the row of embedding {key} does not agree with itself")
+            problems.append(f"the row of embedding {key} is inconsistent")
     notes = []
     orphans = len(there - {key for key, *_ in rows})
     if orphans:
         notes.append(
-            f"{orphans} files have no row; `wanscope index --rebuild` takes them in, `db cleanup` removes them"
+            f"{orphans} files have no row; `wanscope index --rebuild` adds rows, `db cleanup` removes the files"
         )
     if unfinished := len(files.unfinished()):
-        notes.append(f"{unfinished} files are half written, by processes that run or were killed; `db cleanup` tidies")
+        notes.append(f"{unfinished} files are incomplete: their writer runs or was killed; `db cleanup` removes them")
     if gone and gone[0]:
-        notes.append(f"{gone[0]} operations have inputs that were cleaned up; they cannot be done again")
+        notes.append(f"{gone[0]} operations have inputs that were cleaned up; they cannot be repeated")
     seconds = time.perf_counter() - began
     return Check(len(rows), len(there), takes, deep, seconds, tuple(problems), tuple(notes))
 
@@ -205,7 +205,7 @@ def _row_problems(con: DuckDBPyConnection) -> list[str]:
     ):
         lost = count(con, table, f"{column} NOT IN (SELECT key FROM embeddings)")
         if lost:
-            out.append(f"{lost} rows of {table} name embeddings that are not there")
+            out.append(f"{lost} rows of {table} name embeddings that do not exist")
     for table in ("operation_inputs", "operation_parameters"):
         lost = count(con, table, "operation NOT IN (SELECT id FROM vector_operations)")
         if lost:
@@ -221,7 +221,10 @@ def _row_problems(con: DuckDBPyConnection) -> list[str]:
 
 @dataclass(frozen=True)
 class Cleanup:
-    """What a cleanup removes, or would. kept: how many fit and stay, because they are labeled, tagged or inputs."""
+    """What a cleanup removes, or would remove. bytes: their size. orphans: how many files without a row.
+
+    kept: how many meet the conditions but stay, because they are labeled, tagged or inputs of operations.
+    """
 
     keys: tuple[str, ...]
     rows: tuple[dict[str, Any], ...]
@@ -241,17 +244,18 @@ def cleanup(
     labeled: bool = False,
     dry_run: bool = True,
 ) -> Cleanup:
-    """Remove embeddings that meet every condition given; by itself it only says which.
+    """Remove embeddings that meet all given conditions; with `dry_run`, only report which.
 
     older_than_days: since they were stored. unused_days: since their last use, or since they were stored. max_uses:
-    used at most so often. Those with a label or tags stay, unless `labeled`; so do inputs of operations whose results
-    stay. Files without a row and half-written ones go too, once they are an hour old.
+    used at most this often. Those with a label or tags stay, unless `labeled`; so do inputs of operations whose results
+    stay. Files without a row and incomplete files are removed too, once they are an hour old. Raises RecipeError for a
+    negative age.
     """
     conditions, parameters = ["true"], []
     for days, column in ((older_than_days, "created"), (unused_days, "coalesce(last_used, created)")):
         if days is not None:
             if days < 0:
-                raise RecipeError(f"{days:g} days", "an age is not negative", "30")
+                raise RecipeError(f"the age is {days:g} days", "an age is not negative", "30")
             conditions.append(f"{column} <= ?")
             parameters.append(now() - timedelta(days=days))
     if max_uses is not None:
@@ -283,7 +287,7 @@ def cleanup(
 
 
 def _removable(con: DuckDBPyConnection, fit: set[str], labeled: bool) -> set[str]:
-    """Of those that fit, the ones that nothing which stays needs."""
+    """Return those that meet the conditions and that no remaining embedding was computed from."""
     stay = {key for (key,) in con.execute("SELECT key FROM embeddings").fetchall()} - fit
     if not labeled:
         stay |= {key for (key,) in con.execute("SELECT key FROM embeddings WHERE label IS NOT NULL").fetchall()}
@@ -293,17 +297,17 @@ def _removable(con: DuckDBPyConnection, fit: set[str], labeled: bool) -> set[str
         "SELECT o.result, i.key FROM vector_operations o JOIN operation_inputs i ON o.id = i.operation"
     ).fetchall():
         needs.setdefault(result, []).append(key)
-    waiting = [key for key in stay if key in needs]
-    while waiting:
-        for key in needs.get(waiting.pop(), ()):
+    pending = [key for key in stay if key in needs]
+    while pending:
+        for key in needs.get(pending.pop(), ()):
             if key not in stay:
                 stay.add(key)
-                waiting.append(key)
+                pending.append(key)
     return fit - stay
 
 
 def _remove_files(db: Database, files: EmbeddingFiles, keys: Sequence[str]) -> None:
-    """Files whose rows are gone, in a turn of its own: one that was stored again meanwhile keeps its file."""
+    """Remove the files of removed rows, in a separate transaction: one that was stored again meanwhile is kept."""
     with db.writing() as con:
         back = con.execute("SELECT key FROM embeddings WHERE key IN (SELECT unnest(?))", [list(keys)]).fetchall()
         files.remove(sorted(set(keys) - {key for (key,) in back}))

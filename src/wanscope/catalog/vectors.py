@@ -1,12 +1,12 @@
-"""Compact search vectors: 256 numbers that stand for a mean token of any dimension.
+"""Compact search vectors: 256 numbers that represent a mean token of any dimension.
 
-Of up to 256 dimensions they are the direction itself, filled up with zeros (basis 0). Of more they are its principal
+For up to 256 dimensions they are the direction itself, padded with zeros (basis 0). For more, they are its principal
 components, fitted on a sample of what is stored (randomized PCA: Halko, Martinsson and Tropp 2011), and `rest` is the
 squared length that they leave out. The squared distance of two directions is then about |c_a - c_b|^2 + rest_a +
-rest_b, since what is left out of two vectors has nearly a right angle between it. Search re-ranks exactly what this
-finds, so the approximation costs recall only, never a wrong figure.
+rest_b, because the residuals of two vectors are nearly orthogonal. Search re-ranks its candidates exactly, so the
+approximation can reduce recall but never gives a wrong figure.
 
-Shape suffixes: N vectors, D dimension, K components.
+Shape suffixes: N vectors, D dimension, K components, Q components including oversampling.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 COMPONENTS = 256
-SAMPLE = 8192  # vectors that a basis is fitted on at most
-FIT_AT = 2048  # vectors of one dimension below which all are compared exactly
-GROWTH = 4  # a basis is fitted anew when there are so many times more than it saw, until it saw a whole sample
+SAMPLE = 8192  # the most vectors that a basis is fitted on
+FIT_AT = 2048  # with fewer vectors of one dimension, all are compared exactly
+GROWTH = 4  # a basis is refitted when there are this many times more vectors than it was fitted on, up to SAMPLE
 OVERSAMPLING = 32
 ROUNDS = 2
 
 
 @dataclass(frozen=True, eq=False)
 class Basis:
-    """mean_D and axes_KD of one dimension; number 0 stands for none."""
+    """The mean and principal axes for one dimension; number 0 is the basis that only pads with zeros."""
 
     number: int
     dim: int
@@ -43,7 +43,7 @@ class Basis:
     fitted_on: int
 
     def compact(self, units_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """float32 [N, K] and what they leave out, float32 [N]."""
+        """Return compact vectors, float32 [N, K], and the squared lengths that they leave out, float32 [N]."""
         centered_ND = units_ND.astype(np.float32) - self.mean_D
         compact_NK = centered_ND @ self.axes_KD.T
         rest_N = np.einsum("nd,nd->n", centered_ND, centered_ND) - np.einsum("nk,nk->n", compact_NK, compact_NK)
@@ -51,12 +51,12 @@ class Basis:
 
 
 def padding_basis(dim: int) -> Basis:
-    """For up to 256 dimensions: nothing is left out."""
+    """Return the basis for up to 256 dimensions, which leaves nothing out."""
     return Basis(0, dim, np.zeros(dim, np.float32), np.eye(COMPONENTS, dim, dtype=np.float32), 0)
 
 
 def fit(units_ND: np.ndarray, number: int, seed: int = 0) -> Basis:
-    """The leading components of a sample."""
+    """Fit the leading principal components of a sample of unit vectors."""
     count, dim = units_ND.shape
     mean_D = units_ND.mean(axis=0, dtype=np.float64).astype(np.float32)
     centered_ND = units_ND.astype(np.float32) - mean_D
@@ -73,7 +73,7 @@ def fit(units_ND: np.ndarray, number: int, seed: int = 0) -> Basis:
 
 
 def bases(con: DuckDBPyConnection) -> dict[int, Basis]:
-    """The newest basis of each dimension."""
+    """Return the newest basis of each dimension."""
     rows = con.execute("SELECT number, dim, mean, axes, fitted_on FROM search_basis ORDER BY number").fetchall()
     return {
         dim: Basis(
@@ -84,7 +84,10 @@ def bases(con: DuckDBPyConnection) -> dict[int, Basis]:
 
 
 def compact_rows(con: DuckDBPyConnection, units: Sequence[tuple[str, np.ndarray]]) -> pa.Table:
-    """Rows of search_vectors for new embeddings; those whose dimension has no basis yet get none."""
+    """Return rows of search_vectors for new embeddings; those whose dimension has no basis yet get none.
+
+    units: pairs of a key and a unit vector, float [D].
+    """
     known: dict[int, Basis] | None = None
     groups: dict[int, list[tuple[str, np.ndarray]]] = {}
     for key, unit_D in units:
@@ -124,7 +127,7 @@ def _table(keys: list[str], numbers: list[int], vectors: list[np.ndarray], rests
 
 
 def due(con: DuckDBPyConnection) -> list[int]:
-    """Dimensions of which a basis should be fitted, or fitted anew."""
+    """Return the dimensions whose basis has to be fitted or refitted."""
     counts = con.execute(
         "SELECT dim, count(*) FROM embeddings WHERE dim > ? AND norm > 0 GROUP BY dim ORDER BY dim", [COMPONENTS]
     ).fetchall()
@@ -137,9 +140,9 @@ def due(con: DuckDBPyConnection) -> list[int]:
 
 
 def refit(con: DuckDBPyConnection, files: EmbeddingFiles, dim: int) -> Basis:
-    """Fit a basis on a sample of what is stored and write the compact vectors of all; in the caller's transaction."""
+    """Fit a basis on a sample and write the compact vectors of all embeddings, in the caller's transaction."""
     found = con.execute("SELECT key FROM embeddings WHERE dim = ? AND norm > 0 ORDER BY key", [dim]).fetchall()
-    keys = [key for (key,) in found]  # hashes, so that the first ones are a fair sample
+    keys = [key for (key,) in found]  # hashes, so that the first ones are a random sample
     units_ND, _ = files.pooled_many(keys[:SAMPLE])
     row = one(con, "SELECT coalesce(max(number), 0) + 1 FROM search_basis")
     basis = fit(units_ND.astype(np.float32), int(row[0]) if row else 1)

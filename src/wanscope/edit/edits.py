@@ -46,7 +46,13 @@ __all__ = [
     "with_hashes",
 ]
 
-KINDS: dict[str, type[EditBase]] = {"inject": Inject, "bend": Bend, "steer": Steer, "skip": Skip, "prompts": Prompts}
+KINDS: dict[str, type[EditBase]] = {
+    "inject": Inject,
+    "bend": Bend,
+    "steer": Steer,
+    "skip": Skip,
+    "prompts": Prompts,
+}
 
 
 def _kind_of(value: Any) -> str | None:

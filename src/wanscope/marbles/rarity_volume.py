@@ -1,13 +1,14 @@
-"""Does what is rare in training take less volume? The arithmetic and the words of the rarity experiment.
+"""Do paths of what is rare in training have less volume? The statistics and the report of the rarity experiment.
 
-Two colors A and B, and models that differ in which of the two was rare in training. Of every scene the path of a prompt
-with A and of the same prompt with B is made from one seed by every model, and V is its log-volume:
+There are two colors A and B, and models that differ in which of the two was rare in training. For every scene, every
+model makes the path of a prompt with A and that of the same prompt with B from the same seed; V is the log-volume of a
+path:
 
     d_A = V(A) - V(B) in the model in which A is rare = color + rarity
     d_B = V(A) - V(B) in the model in which B is rare = color - rarity
 
-so that rarity (rare less common) is (d_A - d_B) / 2, what the color itself does is (d_A + d_B) / 2, and whatever one of
-the models does to all its prompts is in neither.
+The effect of rarity (rare minus common) is (d_A - d_B) / 2, that of the color itself is (d_A + d_B) / 2, and an effect
+that a model has on all its prompts cancels in both.
 
 Shape suffixes: R repeats of the training, V variants (v has colors[v] rare), C colors, n scenes.
 """
@@ -31,7 +32,10 @@ _STREAM = 5_000_003  # of its own, so that no scene is a training or another val
 
 
 def prompts(colors: Sequence[str], count: int) -> list[tuple[Video, ...]]:
-    """`count` scenes, each said once with every color in one phrasing; scene i has seed i. None is held out."""
+    """Return the prompts of `count` scenes, one per color in the same phrasing; scene i has seed i.
+
+    No combination is held out of training.
+    """
     out = []
     for number in range(count):
         rng = np.random.default_rng([_STREAM, number])
@@ -41,13 +45,16 @@ def prompts(colors: Sequence[str], count: int) -> list[tuple[Video, ...]]:
             if not any(found.held_out for found in scenes):
                 break
         phrasing = int(rng.integers(1 << 30))
-        said = [world.caption(found, np.random.default_rng(phrasing), full=True) for found in scenes]
-        out.append(tuple(Video(text, number) for text in said))
+        captions = [world.caption(found, np.random.default_rng(phrasing), full=True) for found in scenes]
+        out.append(tuple(Video(text, number) for text in captions))
     return out
 
 
 def parts(volumes_RVCn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What rarity and what the color does to log-volumes, scene by scene, both [R, n]; see the module's text."""
+    """Return the effects of rarity and of the color on log-volumes for each scene, both [R, n]; see the module.
+
+    volumes_RVCn: log-volumes in nats. Raises ValueError unless there are two variants and two colors.
+    """
     if volumes_RVCn.ndim != 4 or volumes_RVCn.shape[1:3] != (2, 2):
         raise ValueError(f"two variants and two colors are compared, not an array of shape {volumes_RVCn.shape}")
     d_RVn = volumes_RVCn[:, :, 0] - volumes_RVCn[:, :, 1]
@@ -55,7 +62,10 @@ def parts(volumes_RVCn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def estimate(values_n: np.ndarray) -> dict[str, Any]:
-    """Mean of the scenes' values with its interval, p by sign flips, and the effect size with its interval."""
+    """Return the mean over scenes with its interval, p by sign flips, and the effect size with its interval.
+
+    values_n: one value per scene, [n].
+    """
     interval = mean_interval(values_n)
     effect = paired_effect(values_n[:, None])
     return {
@@ -72,7 +82,10 @@ def estimate(values_n: np.ndarray) -> dict[str, Any]:
 
 
 def measured(volumes_RVCn: np.ndarray, colors: Sequence[str]) -> dict[str, Any]:
-    """The experiment's figures: of all repeats together, of each, and over them."""
+    """Return the experiment's figures: over all repeats together, for each repeat, and a test over the repeats.
+
+    volumes_RVCn: log-volumes in nats.
+    """
     rarity_Rn, color_Rn = parts(volumes_RVCn)
     of_repeats = rarity_Rn.mean(axis=1)
     out: dict[str, Any] = {
@@ -100,17 +113,17 @@ def measured(volumes_RVCn: np.ndarray, colors: Sequence[str]) -> dict[str, Any]:
 
 
 def summary(report: dict[str, Any]) -> list[str]:
-    """What can be said, whichever way it falls."""
+    """Return the conclusions in sentences, whatever the result."""
     found, own = report["figures"], report["settings"]
     colors, rare = own["colors"], found["rarity"]
     bounds = _bounds(rare)
     if rare["mean"] is None or rare["p"] is None:
-        first = "No volume could be measured: no eigenvalue of the paths stands clear of rounding."
+        first = "No volume could be measured: no eigenvalue of the paths is above the rounding error."
     elif rare["p"] <= ALPHA:
-        word, verdict = ("less", "as the hypothesis says") if rare["mean"] < 0 else ("more", "against the hypothesis")
+        word, verdict = ("less", "in line with") if rare["mean"] < 0 else ("more", "contrary to")
         first = (
-            f"In these models paths of the rare color take {word} volume than paths of the common one: "
-            f"{rare['mean']:+.3f} nats{bounds}, {verdict} that what is frequent takes more."
+            f"In these models, paths of the rare color have {word} volume than paths of the common one: "
+            f"{rare['mean']:+.3f} nats{bounds}, {verdict} the hypothesis that frequent content has more."
         )
     else:
         first = (
@@ -121,28 +134,28 @@ def summary(report: dict[str, Any]) -> list[str]:
     color = found["color"]
     if color["p"] is not None and color["p"] <= ALPHA:
         lines.append(
-            f"The color itself makes a difference, whichever is rare: {colors[0]} less {colors[1]} "
+            f"The color itself makes a difference, whichever is rare: {colors[0]} minus {colors[1]} "
             f"{color['mean']:+.3f} nats{_bounds(color)}."
         )
     over = found["over_repeats"]
     if over is None:
         lines.append(
-            "The interval is over scenes, of one training a side: another training could turn out otherwise. "
-            "--repeats trains more pairs of models, and speaks of trainings."
+            "The interval is over scenes, with one training per variant: another training could give another result. "
+            "--repeats trains more pairs of models and tests over trainings."
         )
     else:
-        shown = "an effect is shown" if over["p"] <= ALPHA else "no effect is shown"
+        shown = "there is an effect" if over["p"] <= ALPHA else "no effect is shown"
         lines.append(
-            f"Over {len(found['repeats'])} pairs of trainings {shown}: {over['mean']:+.3f} nats (95% t interval "
+            f"Over {len(found['repeats'])} pairs of trainings, {shown}: {over['mean']:+.3f} nats (95% t interval "
             f"{over['low']:+.3f} to {over['high']:+.3f}; p = {over['p']:.2g}, the smallest possible is "
             f"{over['smallest_p']:.2g})."
         )
     right = [f"{row['rare']} rare: {row['color']} {row['read']:.0%}" for row in report["read"]]
     lines += [
-        f"Videos in which the prompt's color was read: {'; '.join(right)}. Where a model does not make its rare color, "
-        "its volume is of something else.",
-        "Only the transformers differ in what they saw: text encoder and VAE are the packaged ones, trained on all "
-        "colors alike.",
+        f"Videos in which the prompt's color was read: {'; '.join(right)}. Where a model fails to produce its rare "
+        "color, its volume is that of something else.",
+        "Only the transformers were trained on different data: text encoder and VAE are the packaged ones, trained on "
+        "all colors equally.",
     ]
     return lines
 
@@ -155,7 +168,7 @@ def _bounds(row: dict[str, Any]) -> str:
 
 
 def as_markdown(report: dict[str, Any]) -> str:
-    """The report as a page."""
+    """Return the report as a Markdown page."""
     own, found = report["settings"], report["figures"]
     lines = [
         "# Rarity and volume, in marbles",
@@ -163,8 +176,8 @@ def as_markdown(report: dict[str, Any]) -> str:
         f"`python -m wanscope.marbles.train rarity`: {2 * own['repeats']} transformers of {own['layers']} blocks, "
         f"{own['steps']} steps on {own['clips']} clips of one object each. In half of them {own['colors'][0]} is "
         f"{own['factor']:g} times rarer than every other color, in the other half {own['colors'][1]}. Paths of "
-        f"{own['scenes']} scenes, each said with both colors, from one seed; log-volumes over {report['rank']} axes, "
-        "the same for all.",
+        f"{own['scenes']} scenes, each described with both colors, from the same seed; log-volumes over "
+        f"{report['rank']} axes, the same for all.",
         "",
         f"The machine: {report['machine']}.",
         "",
@@ -177,8 +190,8 @@ def as_markdown(report: dict[str, Any]) -> str:
         volume = "" if cell["log_volume"] is None else f"{cell['log_volume']:.3f}"
         lines.append(f"| {cell['rare']} rare | {cell['color']} | {volume} | {read['read']:.2f} | {read['clips']} |")
     lines += ["", "| nats | mean | 95% interval | p | effect |", "|---|---|---|---|---|"]
-    named = [("rare less common", found["rarity"]), (" less ".join(own["colors"]), found["color"])]
-    named += [(f"rare less common, training {i}", row) for i, row in enumerate(found["repeats"])]
+    named = [("rare minus common", found["rarity"]), (" minus ".join(own["colors"]), found["color"])]
+    named += [(f"rare minus common, training {i}", row) for i, row in enumerate(found["repeats"])]
     for name, row in named:
         cells = [_text(row["mean"]), f"{_text(row['low'])} to {_text(row['high'])}", _text(row["p"], "{:.3g}")]
         effect = f"{_text(row['effect'])} ({_text(row['effect_low'])} to {_text(row['effect_high'])})"

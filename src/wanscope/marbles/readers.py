@@ -1,21 +1,21 @@
-"""Reading a marbles video back: every attribute from pixels alone, with nothing learned.
+"""Reading a marbles video back: every attribute from pixels alone, without anything learned.
 
-The background is the colour of the frame's border. What differs from it is split into connected pieces, pieces are
-followed from frame to frame, and each object's colour (nearest of the palette inside the piece), shape (the one whose
-ideal drawing, of the object's area and at its centre, overlaps it most), size (area) and motion (displacement of its
-centre) are read off.
+The background is the color of the frame's border. What differs from it is split into connected pieces, pieces are
+tracked from frame to frame, and each object's color (nearest of the palette inside the piece), shape (the one whose
+ideal drawing, of the object's area and at its center, overlaps it most), size (area) and motion (displacement of its
+center) are measured.
 
-The shape is read in a second way too, `shape_by_box`: from how much of its bounding box the object fills. Of drawn
-objects both say the same, and both call a square with soft corners a circle from about the same roundness on. But a
-square that leans by 15 percent or is turned by 5 degrees fills as little of its box as a circle does, and generated
-squares lean.
+The shape is also read in a second way, `shape_by_box`: from how much of its bounding box the object fills. For drawn
+objects both agree, and both call a square with rounded corners a circle from about the same roundness on. But a
+sheared square (by 15 percent) or a rotated one (by 5 degrees) fills as little of its box as a circle does, and
+generated squares are often sheared.
 
-How many objects there are is read on its own: attributes are read of as many as are expected, and an object too many
-must not go unseen. It counts what is at least a quarter as large as the smallest object of the world, in at least a
-quarter of the frames: under that are specks and what flickers. What differs from the background by less than half of
-what the palettes do is no object to any reader.
+The number of objects is read separately: attributes are read for the expected number of objects, and an extra object
+must not go unnoticed. A piece counts if it is at least a quarter as large as the smallest object of the world, in at
+least a quarter of the frames; anything less is specks and flicker. What differs from the background by less than half
+of what palette colors do is not an object for any reader.
 
-Shape suffixes: F frames, H height, W width, C colour channels, K objects. Lengths in pixels, y grows downward.
+Shape suffixes: F frames, H height, W width, C color channels, K objects. Lengths are in pixels, y points down.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from scipy import ndimage
 
 from wanscope.marbles import world
 
-# A pixel belongs to an object when it is this far (of 441) from the background: under half of the smallest distance
-# between a palette colour and a background, so that an anti-aliased edge is cut near its middle.
+# A pixel belongs to an object when it is this far (of 441) from the background: just under half of the smallest
+# distance between a palette color and a background, so that an anti-aliased edge is cut near its middle.
 _FOREGROUND_DISTANCE = 62.0
 _MIN_AREA_PX = 60
 _STILL_PX = 8.0
 # What counts as an object: this much of the smallest one's area (in pixels), in this share of the frames.
 _COUNTED_AREA_PX = 0.25 * math.pi * world.least_radius() ** 2
 _COUNTED_FRAMES = 0.25
-# Filled share of the bounding box: triangle 1/2, circle pi/4, square 1.
+# Upper limits of the filled share of the bounding box, which is 1/2 for a triangle, pi/4 for a circle, 1 for a square.
 _FILL_EDGES = ((0.645, "triangle"), (0.885, "circle"), (math.inf, "square"))
 
 
 @dataclass(frozen=True)
 class ReadThing:
-    """One object as read. path: centres (x, y) [F, 2], NaN where it was not seen; masks: bool [F, H, W]."""
+    """One object as read. path: centers (x, y) [F, 2], NaN where it was not seen; masks: bool [F, H, W]."""
 
     shape: str
     color: str
@@ -59,9 +59,9 @@ class ReadThing:
 
 @dataclass(frozen=True)
 class ReadScene:
-    """What a video shows. `relation` says where the first of two objects is, seen from the second.
+    """What a video shows. `relation` is where the first of two objects is, seen from the second.
 
-    count: how many objects it shows, which may be more than the `things` that were asked for.
+    count: how many objects it shows, which may be more than the `things` that were requested.
     """
 
     things: tuple[ReadThing, ...]
@@ -73,8 +73,8 @@ class ReadScene:
     def words(self) -> str:
         """The scene in a sentence, for reports and logs."""
         things = [f"a {t.size} {t.color} {t.shape} ({t.motion})" for t in self.things]
-        said = f"{' and '.join(things) or 'nothing'} on {self.background}"
-        return said if self.count == len(self.things) else f"{said}; {self.count} objects in all"
+        text = f"{' and '.join(things) or 'nothing'} on {self.background}"
+        return text if self.count == len(self.things) else f"{text}; {self.count} objects in all"
 
 
 @dataclass
@@ -92,7 +92,7 @@ def _nearest(color_C: NDArray, palette: dict[str, tuple[int, int, int]]) -> str:
 
 
 def read_background(video_FHWC: NDArray[np.uint8]) -> tuple[str, NDArray[np.float64]]:
-    """The background's name, and its colour in this video (median over a border three pixels wide)."""
+    """Return the background's name and its color [C] in this video, the median over a border three pixels wide."""
     border = np.concatenate(
         [
             video_FHWC[:, :3].reshape(-1, 3),
@@ -106,7 +106,7 @@ def read_background(video_FHWC: NDArray[np.uint8]) -> tuple[str, NDArray[np.floa
 
 
 def _coverage(frame_HWC: NDArray, background_C: NDArray, mask_HW: NDArray, color_C: NDArray) -> NDArray[np.float64]:
-    """How much of each pixel the object covers, from where its colour lies between background and object."""
+    """Return how much of each pixel the object covers, [H, W], from its color between background and object."""
     axis = color_C - background_C
     share = (frame_HWC - background_C) @ axis / float(axis @ axis)
     near = ndimage.binary_dilation(mask_HW, iterations=2)
@@ -116,7 +116,7 @@ def _coverage(frame_HWC: NDArray, background_C: NDArray, mask_HW: NDArray, color
 def _pieces(frame_HWC: NDArray[np.uint8], background_C: NDArray) -> list[_Piece]:
     frame = frame_HWC.astype(np.float64)
     foreground_HW = np.linalg.norm(frame - background_C, axis=-1) > _FOREGROUND_DISTANCE
-    labeled: Any = ndimage.label(foreground_HW)  # scipy's own types do not say that it is a pair
+    labeled: Any = ndimage.label(foreground_HW)  # scipy's type hints do not say that it is a pair
     labels_HW, count = labeled
     pieces = []
     for label, box in enumerate(ndimage.find_objects(labels_HW, count), start=1):
@@ -138,9 +138,9 @@ def _pieces(frame_HWC: NDArray[np.uint8], background_C: NDArray) -> list[_Piece]
 
 
 def _overlaps(cover_HW: NDArray, x_HW: NDArray, y_HW: NDArray, area: float) -> dict[str, float]:
-    """Intersection over union of what the object covers and each shape's drawing of the same area and centre."""
+    """Return the IoU of the object's cover with a drawing of each shape that has the same area and center."""
     radius = math.sqrt(area / math.pi)
-    near = (cover_HW > 0) | (np.maximum(np.abs(x_HW), np.abs(y_HW)) < 2 * radius)  # all that either can cover
+    near = (cover_HW > 0) | (np.maximum(np.abs(x_HW), np.abs(y_HW)) < 2 * radius)  # everything either can cover
     rows, columns = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
     box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     overlaps = {}
@@ -154,8 +154,8 @@ def _extent(profile: NDArray[np.float64]) -> float:
     return float(np.clip(profile, 0, 1).sum())
 
 
-def _followed(pieces_F: list[list[_Piece]], objects: int) -> list[list[_Piece | None]]:
-    """Each object's piece in each frame: the assignment that moves and changes colour least since it was last seen."""
+def _tracks(pieces_F: list[list[_Piece]], objects: int) -> list[list[_Piece | None]]:
+    """Return each object's piece in each frame: the assignment with the least motion and color change."""
     first = next(f for f, pieces in enumerate(pieces_F) if len(pieces) >= objects)
     tracks: list[list[_Piece | None]] = [[None] * len(pieces_F) for _ in range(objects)]
     for k in range(objects):
@@ -185,7 +185,7 @@ def _cost(last: list[_Piece | None], candidates: list[_Piece | None], choice: tu
 
 
 def _motion(path_F2: NDArray[np.float64]) -> str:
-    """Direction of a straight line fitted to the centres, over the whole clip; still under 8 pixels."""
+    """Return the direction of a straight line fitted to the centers over the clip; `still` below 8 pixels."""
     seen = ~np.isnan(path_F2[:, 0])
     if seen.sum() < 2:
         return "still"
@@ -220,7 +220,7 @@ def _read_thing(track: list[_Piece | None], shape_HW: tuple[int, int]) -> ReadTh
 
 
 def _count(pieces_F: list[list[_Piece]]) -> int:
-    """The largest number of objects that enough frames show at once."""
+    """Return the largest number of objects that enough frames show at the same time."""
     shown_F = sorted((sum(p.area >= _COUNTED_AREA_PX for p in pieces) for pieces in pieces_F), reverse=True)
     return shown_F[max(1, math.ceil(_COUNTED_FRAMES * len(shown_F))) - 1]
 
@@ -233,9 +233,10 @@ def _relation(a: NDArray[np.float64], b: NDArray[np.float64]) -> str:
 
 
 def read(video_FHWC: NDArray[np.uint8], objects: int | None = None) -> ReadScene:
-    """Read a video [F, H, W, 3] (uint8). `objects`: how many are expected (None: as many as most frames show, 0 to 2).
+    """Read a video, uint8 [F, H, W, 3].
 
-    Fewer objects are returned when fewer can be seen. `count` of the result does not depend on `objects`.
+    objects: how many are expected (None: as many as most frames show, 0 to 2). Fewer are returned when fewer can be
+    seen. `count` of the result does not depend on it. Raises ValueError for another shape or dtype.
     """
     video_FHWC = np.asarray(video_FHWC)
     if video_FHWC.ndim != 4 or video_FHWC.shape[-1] != 3 or video_FHWC.dtype != np.uint8:
@@ -248,7 +249,7 @@ def read(video_FHWC: NDArray[np.uint8], objects: int | None = None) -> ReadScene
     count = _count(pieces_F)
     if objects == 0:
         return ReadScene((), background, None, count)
-    tracks = _followed(pieces_F, objects)
+    tracks = _tracks(pieces_F, objects)
     things = tuple(_read_thing(track, video_FHWC.shape[1:3]) for track in tracks)
     relation = _relation(things[0].path, things[1].path) if objects == 2 else None
     return ReadScene(things, background, relation, count)
@@ -258,9 +259,12 @@ ATTRIBUTES = ("shape", "color", "size", "motion")
 
 
 def compare(truth: world.Scene, seen: ReadScene) -> dict[str, float]:
-    """Share of objects whose attribute was read as the truth says, per attribute, with `background`, `count` (as many
-    objects as there should be: 1 or 0) and, for two objects, `relation`. Objects are paired so that most attributes
-    agree; an object not seen counts as wrong, and one too many as a wrong `count`."""
+    """Return the share of objects whose attribute was read correctly, for each attribute.
+
+    `background` and, for two objects, `relation` are scored too, and `count`: 1 where there are as many objects as in
+    the scene, otherwise 0. Objects are matched so that most attributes agree; an object that was not seen counts as
+    wrong, and an extra one as a wrong `count`.
+    """
     count = len(truth.things)
     padded = [*seen.things, *([None] * count)]
 

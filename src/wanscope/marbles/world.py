@@ -1,11 +1,11 @@
-"""The marbles world: short videos of one or two coloured shapes, drawn from attributes whose truth is known.
+"""The marbles world: short videos of one or two colored shapes, drawn from known attributes.
 
-A :class:`Scene` names everything that can be seen; :func:`render` draws it and returns the truth beside the
-pixels (masks and centre paths); :func:`caption` says it in words. Every random draw comes from the generator
-that the caller hands in.
+A :class:`Scene` describes everything that can be seen; :func:`render` draws it and returns the pixels together with
+the ground truth (masks and paths of centers); :func:`caption` describes it in words. Every random draw comes from the
+generator that the caller passes.
 
-Shape suffixes: F frames, K objects, H height, W width, C colour channels (RGB).
-Units: lengths are pixels of the 128 x 128 frame, speeds pixels a frame, y grows downward.
+Shape suffixes: F frames, K objects, H height, W width, C color channels (RGB).
+Units: lengths are pixels of the 128 x 128 frame, speeds pixels per frame, y points down.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FRAMES: Final = 17
 FPS: Final = 8
 
 SHAPES: Final = ("circle", "square", "triangle")
-# The corners of the RGB cube other than black and white, softened. Of the cube's diagonal of 441, no two colors are
+# The corners of the RGB cube except black and white, softened. Where the cube's diagonal is 441, no two colors are
 # closer than 130 (cyan and blue), no color is closer than 128 to a background (green and gray), and no two backgrounds
 # are closer than 96 (brown and black).
 COLORS: Final[dict[str, tuple[int, int, int]]] = {
@@ -41,7 +41,7 @@ BACKGROUNDS: Final[dict[str, tuple[int, int, int]]] = {
     "gray": (122, 122, 126),
     "brown": (96, 58, 28),
 }
-# Radius of the circle with the object's area, so that size means the same for every shape.
+# Radius of a circle with the object's area, so that size means the same for every shape.
 SIZES: Final[dict[str, float]] = {"small": 12.0, "large": 19.0}
 MOTIONS: Final[dict[str, tuple[int, int]]] = {
     "left": (-1, 0),
@@ -52,7 +52,7 @@ MOTIONS: Final[dict[str, tuple[int, int]]] = {
 }
 RELATIONS: Final = ("above", "below", "left of", "right of")
 
-# Combinations the training set never shows; the validation reports them apart.
+# Combinations that the training set never shows; the validation reports them separately.
 HELD_OUT: Final = frozenset({("yellow", "triangle"), ("cyan", "square"), ("purple", "down")})
 
 _MARGIN_PX: Final = 4.0
@@ -62,13 +62,13 @@ _SIZE_JITTER: Final = 0.05
 
 
 def least_radius() -> float:
-    """The smallest that `sample_thing` draws."""
+    """Return the smallest radius that `sample_thing` draws, in pixels."""
     return min(SIZES.values()) * (1 - _SIZE_JITTER)
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: its four attributes and the geometry that realises them (see the module for units)."""
+    """One object: its four attributes and the geometry that realizes them (see the module for units)."""
 
     shape: str
     color: str
@@ -89,7 +89,7 @@ class Thing:
         return (self.color, self.shape) in HELD_OUT or (self.color, self.motion) in HELD_OUT
 
     def path(self, frames: int) -> NDArray[np.float64]:
-        """Centres [F, 2] as (x, y)."""
+        """Return the centers as (x, y), float64 [F, 2]."""
         dx, dy = MOTIONS[self.motion]
         steps = np.arange(frames, dtype=np.float64)[:, None] * self.speed
         return np.array([self.x0, self.y0]) + steps * np.array([dx, dy], dtype=np.float64)
@@ -97,7 +97,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """One or two objects over a background. `relation` says where the first is, seen from the second."""
+    """One or two objects on a background. `relation` is where the first one is, seen from the second."""
 
     things: tuple[Thing, ...]
     background: str
@@ -110,9 +110,9 @@ class Scene:
 
 @dataclass(frozen=True)
 class Clip:
-    """A rendered scene with its truth.
+    """A rendered scene with its ground truth.
 
-    video: uint8 [F, H, W, C]; masks: float32 coverage in 0..1 [F, K, H, W]; paths: float64 centres (x, y) [F, K, 2].
+    video: uint8 [F, H, W, C]; masks: float32 coverage in 0..1 [F, K, H, W]; paths: float64 centers (x, y) [F, K, 2].
     """
 
     scene: Scene
@@ -122,18 +122,18 @@ class Clip:
 
 
 def half_extents(shape: str, radius: float) -> tuple[float, float, float]:
-    """Half width, reach above and reach below the centre of a shape whose area is pi * radius**2."""
+    """Return half the width, and the extents above and below the center, of a shape with area pi * radius**2."""
     if shape == "circle":
         return radius, radius, radius
     if shape == "square":
         half = radius * math.sqrt(math.pi) / 2
         return half, half, half
     base = radius * math.sqrt(2 * math.pi)
-    return base / 2, base * 2 / 3, base / 3  # the centre is the centroid
+    return base / 2, base * 2 / 3, base / 3  # the center is the centroid
 
 
 def signed_distance(shape: str, radius: float, x_HW: NDArray, y_HW: NDArray) -> NDArray:
-    """Distance in pixels to the outline, negative inside, of a shape centred at the origin."""
+    """Return the distance in pixels to the outline of a shape centered at the origin, negative inside, [H, W]."""
     if shape == "circle":
         return np.hypot(x_HW, y_HW) - radius
     if shape == "square":
@@ -145,12 +145,12 @@ def signed_distance(shape: str, radius: float, x_HW: NDArray, y_HW: NDArray) -> 
 
 
 def coverage(shape: str, radius: float, x_HW: NDArray, y_HW: NDArray) -> NDArray:
-    """How much of each pixel a shape at the origin covers, 0..1: clip(1/2 - distance), which is anti-aliased."""
+    """Return how much of each pixel a shape at the origin covers, 0..1, [H, W]: clip(1/2 - distance), anti-aliased."""
     return np.clip(0.5 - signed_distance(shape, radius, x_HW, y_HW), 0, 1)
 
 
 def render(scene: Scene, frames: int = FRAMES, width: int = WIDTH, height: int = HEIGHT) -> Clip:
-    """Draw a scene, anti-aliased, later objects over earlier ones."""
+    """Draw a scene with anti-aliasing, later objects over earlier ones."""
     paths_FK2 = np.stack([thing.path(frames) for thing in scene.things], axis=1)
     canvas_FHWC = np.empty((frames, height, width, 3), np.float32)
     canvas_FHWC[:] = BACKGROUNDS[scene.background]
@@ -173,7 +173,7 @@ def render(scene: Scene, frames: int = FRAMES, width: int = WIDTH, height: int =
 
 
 def _box(thing: Thing, frames: int) -> tuple[float, float, float, float]:
-    """Bounds of everything the object covers over the clip, relative to its start: left, right, top, bottom."""
+    """Return the bounds of everything the object covers, relative to its start: left, right, top, bottom."""
     half_width, above, below = half_extents(thing.shape, thing.radius)
     dx, dy = MOTIONS[thing.motion]
     reach = thing.speed * (frames - 1)
@@ -193,7 +193,7 @@ def _placed(thing: Thing, rng: np.random.Generator, frames: int) -> Thing:
 
 
 def _relation(a: Thing, b: Thing, frames: int) -> str | None:
-    """Where `a` is as seen from `b` in every frame, or None if that changes or the two come close."""
+    """Return where `a` is, seen from `b`, in every frame; None if that changes or the two come close."""
     offsets_F2 = a.path(frames) - b.path(frames)
     wide_a, above_a, below_a = half_extents(a.shape, a.radius)
     wide_b, above_b, below_b = half_extents(b.shape, b.radius)
@@ -212,11 +212,14 @@ def _relation(a: Thing, b: Thing, frames: int) -> str | None:
 
 
 def color_chances(weights: Mapping[str, float]) -> list[float]:
-    """The chance of each color, in the order of `COLORS`; a color without a weight has weight 1."""
+    """Return the probability of each color, in the order of `COLORS`; a color without a weight has weight 1.
+
+    Raises ValueError for unknown colors and for weights that are negative or all zero.
+    """
     unknown = [name for name in weights if name not in COLORS]
     found = [float(weights.get(name, 1.0)) for name in COLORS]
     if unknown or min(found) < 0 or sum(found) <= 0:
-        raise ValueError(f"weights are of {', '.join(COLORS)}, at least 0 and not all 0: {dict(weights)}")
+        raise ValueError(f"weights are for {', '.join(COLORS)}, at least 0 and not all 0: {dict(weights)}")
     return [weight / sum(found) for weight in found]
 
 
@@ -225,11 +228,14 @@ def sample_thing(
     speed: tuple[float, float] = _SPEED_SINGLE,
     colors: Mapping[str, float] | None = None,
 ) -> Thing:
-    """An object with uniformly drawn attributes, not yet placed. colors: weights, where they are not all alike."""
+    """Draw an object with uniform attributes, not placed yet.
+
+    speed: smallest and largest, pixels per frame. colors: weights of the colors, where they are not all equal.
+    """
     size, motion = str(rng.choice(list(SIZES))), str(rng.choice(list(MOTIONS)))
     return Thing(
         shape=str(rng.choice(SHAPES)),
-        # Without weights the draw stays what it was: chances, even equal ones, would take other numbers of `rng`.
+        # Without weights, keep the call without p: even equal probabilities would consume other numbers of `rng`.
         color=str(rng.choice(list(COLORS)) if colors is None else rng.choice(list(COLORS), p=color_chances(colors))),
         size=size,
         motion=motion,
@@ -245,11 +251,11 @@ def sample_scene(
     frames: int = FRAMES,
     colors: Mapping[str, float] | None = None,
 ) -> Scene:
-    """A scene drawn uniformly over the attributes, kept inside the frame for all of its `frames`.
+    """Draw a scene uniformly over the attributes; its objects stay inside the frame for all `frames`.
 
-    `held_out` None draws from all combinations, False never shows a held-out one, True always does. `colors` are
-    weights of the colors, before scenes are turned away for being held out.
-    Two objects never touch, and their relation holds in every frame.
+    held_out: None draws from all combinations, False never draws a held-out one, True always does. colors: weights of
+    the colors, before scenes are rejected because of `held_out`. Two objects never touch, and their relation holds in
+    every frame. Raises ValueError unless there are 1 or 2 objects.
     """
     if objects not in (1, 2):
         raise ValueError(f"a scene has 1 or 2 objects, not {objects}")
@@ -259,7 +265,7 @@ def sample_scene(
             sample_thing(rng, _SPEED_SINGLE if objects == 1 else _SPEED_PAIR, colors) for _ in range(objects)
         )
         if objects == 2 and (things[0].color, things[0].shape) == (things[1].color, things[1].shape):
-            continue  # "a red circle above a red circle" could not be told apart by its reader
+            continue  # in "a red circle above a red circle" a reader could not distinguish the two
         if held_out is not None and any(thing.held_out for thing in things) != held_out:
             continue
         if objects == 1:
@@ -271,7 +277,7 @@ def sample_scene(
                 return Scene((a, b), background, relation)
 
 
-# Sentences take the verbs ("a circle slides left"); a noun phrase, as after "there is" or "above", the other forms.
+# Sentences use the verbs ("a circle slides left"); noun phrases, as after "there is" or "above", the other forms.
 _MOVES_VERB: Final = ("moves {d}", "slides {d}", "drifts {d}", "moves {d}wards")
 _MOVES_NOUN: Final = ("moving {d}", "that moves {d}", "that slides {d}", "that drifts {d}", "moving {d}wards")
 _STILL_VERB: Final = ("stays still", "is still", "does not move")
@@ -288,7 +294,7 @@ def _motion_words(thing: Thing, rng: np.random.Generator, verb: bool) -> str:
 
 
 def _noun(thing: Thing, rng: np.random.Generator, size: float, color: float = 1.0, shape: float = 1.0) -> str:
-    """`a small red circle`; size, color and shape are the chances that each is said."""
+    """Return a noun phrase such as `a small red circle`; size, color, shape: the probability of mentioning each."""
     words = ["a"]
     if rng.random() < size:
         words.append(thing.size)
@@ -300,16 +306,16 @@ def _noun(thing: Thing, rng: np.random.Generator, size: float, color: float = 1.
 
 @dataclass(frozen=True)
 class Phrase:
-    """A piece of a caption and what it speaks of: `object 0`, `object 1`, `relation`, `background` or nothing."""
+    """A piece of a caption and what it is about: `object 0`, `object 1`, `relation`, `background` or nothing."""
 
     text: str
     about: str = ""
 
 
 def phrases(scene: Scene, rng: np.random.Generator, full: bool = False) -> list[Phrase]:
-    """The caption in pieces; see :func:`caption`."""
+    """Return the caption in pieces; see :func:`caption`."""
     size, ground = (1.0, 1.0) if full else (0.6, 0.85)
-    said = (1.0, 1.0) if full else (0.97, 0.97)
+    color_and_shape = (1.0, 1.0) if full else (0.97, 0.97)
     ground_words = str(rng.choice(_GROUND)).format(b=scene.background)
     opening = str(rng.choice(_OPENINGS))
     relation = scene.relation or ""
@@ -319,7 +325,7 @@ def phrases(scene: Scene, rng: np.random.Generator, full: bool = False) -> list[
     body = []
     for k, thing in enumerate(scene.things):
         verb = sentence and (k == 0 or joined)  # "a circle moves left above a square that moves up"
-        words = f"{_noun(thing, rng, size, *said)} {_motion_words(thing, rng, verb)}"
+        words = f"{_noun(thing, rng, size, *color_and_shape)} {_motion_words(thing, rng, verb)}"
         body.append(Phrase(words, f"object {k}"))
     if len(body) == 2:
         body.insert(1, Phrase("and") if joined else Phrase(relation, "relation"))
@@ -333,9 +339,9 @@ def phrases(scene: Scene, rng: np.random.Generator, full: bool = False) -> list[
 
 
 def caption(scene: Scene, rng: np.random.Generator, full: bool = False) -> str:
-    """The scene in words, in one of several phrasings.
+    """Return a description of the scene in one of several phrasings.
 
-    `full` says every attribute that the readers read; otherwise size and background are sometimes left out, and
-    rarely colour or shape, so that the model learns what each leaves open.
+    full: mention every attribute that the readers read; otherwise size and background are sometimes left out, and
+    rarely color or shape, so that the model learns what an incomplete caption leaves open.
     """
     return " ".join(phrase.text for phrase in phrases(scene, rng, full)).replace(" ,", ",")

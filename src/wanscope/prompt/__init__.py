@@ -1,6 +1,6 @@
-"""Prompt templates, and where their words are among a model's text tokens.
+"""Prompt templates, and the positions of their words among a model's text tokens.
 
-`weights` needs torch and is imported by name: `from wanscope.wan.word_weights import apply_weights`.
+Nothing here needs torch; weights are applied to embeddings by `wanscope.wan.word_weights.apply_weights`.
 """
 
 from wanscope.prompt.template import Mark, Slot, Template, Variation, count, escape, expand, parse

@@ -1,7 +1,7 @@
-"""The prompt grammar: a template's text becomes a tree. `docs/prompts.md` describes the language.
+"""The parser of prompt templates, which turns a template's text into a tree. `docs/prompts.md` describes the language.
 
-Parsing keeps its own stack, so that depth is limited by `MAX_DEPTH` and not by Python's; counts are known the moment
-a bracket closes and nothing is ever expanded here.
+The parser keeps its own stack, so that the depth is limited by `MAX_DEPTH` and not by Python's recursion limit. The
+number of variations is computed as soon as a bracket closes; nothing is expanded here.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import NoReturn
 
 from wanscope.errors import TemplateError, nearest
 
-MAX_DEPTH = 200  # brackets and marks inside one another
-MAX_CHARACTERS = 100_000  # of the longest variation; references to references could otherwise grow without end
-MAX_COUNT_BITS = 14_000  # a count that Python can still print (4,300 digits)
+MAX_DEPTH = 200  # nested brackets and marks
+MAX_CHARACTERS = 100_000  # of the longest variation; references to references could otherwise grow without bound
+MAX_COUNT_BITS = 14_000  # the largest count that Python can print (4,300 digits)
 
 SPECIAL = "\\[]()|@:"
 
@@ -30,7 +30,7 @@ _word_after = re.compile(r"\s*([^\s\\\[\]()|@:]*)")
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Literal:
-    """Plain text, escapes resolved."""
+    """Plain text with its escapes resolved."""
 
     text: str
     count = 1
@@ -42,9 +42,9 @@ class Literal:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Series:
-    """Things one after another. Independent choices multiply, the first varies slowest.
+    """A sequence of nodes. Independent choices multiply, and the first one varies slowest.
 
-    size: upper bound of the characters (and of the work) that one variation of it can need.
+    size: an upper bound on the characters, and on the work, of one variation.
     """
 
     items: tuple[Node, ...]
@@ -54,7 +54,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Choice:
-    """`[a|b]` or `[@name: a|b]`. `ends[i]` is the number of variations in the branches up to and with i."""
+    """`[a|b]` or `[@name: a|b]`. `ends[i]` is the number of variations in the branches 0 to i."""
 
     name: str
     named: bool
@@ -68,7 +68,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Reference:
-    """`@name`: the value that the slot has in this variation."""
+    """`@name`: the value of that slot in the same variation."""
 
     choice: Choice
     count = 1
@@ -100,20 +100,20 @@ Node = Literal | Choice | Reference | Marked
 
 @dataclass(slots=True)
 class _Frame:
-    """A bracket, a mark or the whole template, still open."""
+    """A bracket, a mark or the whole template that is still open."""
 
     opener: str  # "[", "(" or "" for the template
     position: int
     items: list[Node] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
     defined: list[str] = field(default_factory=list)  # names that the current branch defines
-    # of a bracket
+    # only for a bracket
     name: str = ""
     named: bool = False
     branches: list[Series] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     branch_start: int = 0
-    # of a mark: where its last ':' stands in the source, and how many items came before it
+    # only for a mark: the position of its last ':' in the source, and how many items come before it
     colon: int | None = None
     colon_items: int = 0
 
@@ -126,7 +126,7 @@ class _Name:
 
 
 def parse_tree(source: str) -> tuple[Series, tuple[Choice, ...]]:
-    """The tree of a template, and its slots in order of appearance. Raises TemplateError and nothing else."""
+    """Return the tree of a template and its slots in order of appearance. Raises TemplateError and nothing else."""
     return _Parser(source).parse()
 
 
@@ -199,7 +199,7 @@ class _Parser:
         self.frames.append(frame)
 
     def finish_series(self, frame: _Frame) -> Series:
-        """What the frame holds since its last separator, as one Series; checks the two bounds."""
+        """Return what the frame holds since its last separator as one Series, after checking both bounds."""
         self.flush(frame)
         size = 1 + sum(item.size for item in frame.items)
         if size > MAX_CHARACTERS:
@@ -264,7 +264,7 @@ class _Parser:
             return
         if frame.opener == "(":
             self.fail(
-                "alternatives inside a mark need brackets of their own",
+                "alternatives inside a mark need their own brackets",
                 r"([red|blue]) instead of (red|blue), or \| for a literal '|'",
             )
         before = _word_before.search(self.source[max(0, self.at - 40) : self.at])
@@ -280,7 +280,7 @@ class _Parser:
             self.wrong_closer(frame, "]")
         if not frame.branches and not self.source[frame.branch_start : self.at].strip():
             self.fail(
-                "these brackets hold no alternatives",
+                "these brackets contain no alternatives",
                 r"[red|blue], or [|big ] to choose between nothing and 'big ', or \[\] for literal brackets",
                 frame,
             )
@@ -310,7 +310,7 @@ class _Parser:
         match = _name.match(self.source, self.at + 1)
         if match is None:
             self.fail(
-                "'@' starts the name of a slot (letters a-z, digits and _, a letter first), and none follows",
+                "'@' must be followed by the name of a slot (letters a-z, digits and _, not starting with a digit)",
                 r"@who, defined before it as [@who: two men|two women], or \@ for a literal '@'",
             )
         known = self.names.get(match.group())
@@ -325,8 +325,8 @@ class _Parser:
         literal = r"or \@ for a literal '@'"
         if known is not None and known.hidden:
             self.fail(
-                f"@{name} is defined inside one alternative (character {known.position + 1}), so it has no value where"
-                " another is chosen",
+                f"@{name} is defined inside one alternative (character {known.position + 1}), so it has no value when"
+                " another one is chosen",
                 f"define [@{name}: ...] before and outside that alternative, {literal}",
             )
         if known is not None:
@@ -336,7 +336,7 @@ class _Parser:
                 f"@{name} is used before it is defined", f"swap them: [@{name}: ...] first, @{name} after it, {literal}"
             )
         if self.source[self.at - 1 : self.at] == "[":
-            self.fail(f"no slot is named @{name}, and only a ':' after it would define one", f"{definition}, {literal}")
+            self.fail(f"no slot is named @{name}; to define one, put a ':' after it", f"{definition}, {literal}")
         usable = [other for other, state in self.names.items() if state.choice is not None and not state.hidden]
         known_names = f" ({nearest(name, usable)})" if usable else ""
         self.fail(f"no slot is named @{name}{known_names}", f"define it before its use, as {definition}, {literal}")
@@ -358,11 +358,11 @@ class _Parser:
             del frame.items[frame.colon_items :]
         held = [item for item in frame.items if not (isinstance(item, Literal) and not item.text.strip())]
         if not held:
-            self.fail("this mark holds no words", r"(word), or \(\) for literal parentheses", frame)
+            self.fail("this mark contains no words", r"(word), or \(\) for literal parentheses", frame)
         if len(held) == 1 and isinstance(held[0], Marked):
             self.fail(
                 "these words are marked twice; doubled parentheses are not a weight here",
-                r"(word) to mark it, (word:1.2) to weigh it, or \( and \) for literal parentheses",
+                r"(word) to mark it, (word:1.2) to weight it, or \( and \) for literal parentheses",
                 frame,
             )
         self.frames.pop()
@@ -381,12 +381,12 @@ class _Parser:
             self.fail(f"a weight must be a finite number above zero, not {number}", literal, position)
         if not _number.fullmatch(number):
             what = f"{shown!r} is not a weight" if number else "the weight after ':' is missing"
-            self.fail(f"{what}; in a mark, what follows the last ':' is a plain number", literal, position)
+            self.fail(f"{what}; in a mark, the last ':' must be followed by a plain number", literal, position)
         value = float(number)
         if not (math.isfinite(value) and value > 0):
             self.fail(
                 f"a weight must be a finite number above zero, not {shown}",
-                "(words:0.1) for little; to leave words out, use an empty alternative: [(words)|]",
+                "(words:0.1) for a small weight; to leave words out, use an empty alternative: [(words)|]",
                 position,
             )
         return value

@@ -1,7 +1,7 @@
-"""A prompt template and its variations: `a [red|blue] (ball:1.5)` is two prompts, each with a marked word.
+"""A prompt template and its variations: `a [red|blue] (ball:1.5)` is two prompts, each with one marked word.
 
-Nothing is expanded before it is asked for: `count` is arithmetic on the tree, and any variation can be had by its
-index. The language is described in `docs/prompts.md`.
+Expansion is lazy: `count` is arithmetic on the tree, and any variation can be made from its index. `docs/prompts.md`
+describes the language.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _special = re.compile(f"[{re.escape(SPECIAL)}]")
 
 @dataclass(frozen=True)
 class Mark:
-    """Marked words of one variation: `text` is the variation's `text[start:end]`, without spaces around it.
+    """Marked words of one variation: `text` is the variation's `text[start:end]`, without surrounding spaces.
 
-    weighted: whether a number was written; `weight` is 1.0 where none was.
+    weighted: whether a weight was written; otherwise `weight` is 1.0.
     """
 
     text: str
@@ -38,10 +38,10 @@ class Mark:
 class Variation:
     """One prompt of a template.
 
-    bindings: which value fills which slot, in order of appearance: named slots by name, others by number ("1", "2",
+    bindings: the value of each slot, in order of appearance: named slots by name, others by number ("1", "2",
     ... counted over the whole template, so a number means the same slot in every variation). A slot inside an
-    alternative that was not chosen has no binding. Values carry no spaces around them.
-    marks: in reading order, outer before inner.
+    alternative that was not chosen has no binding. Values have no surrounding spaces.
+    marks: in reading order, outer ones before inner ones.
     """
 
     index: int
@@ -54,9 +54,9 @@ class Variation:
 class Slot:
     """One bracket of a template.
 
-    values: each alternative as its binding reads, or as written in the template where it holds further brackets or
+    values: each alternative as its binding reads, or as written in the template where it contains further brackets or
     names.
-    count: how many variations the bracket has by itself, nested ones included.
+    count: the number of variations of the bracket alone, including nested ones.
     """
 
     name: str
@@ -76,9 +76,9 @@ class Template:
     _tree: Series = field(repr=False, compare=False)
 
     def variation(self, index: int) -> Variation:
-        """The variation with this index, from 0; the work grows with the template's length, not with `count`.
+        """Return the variation with this index, counted from 0. The cost depends on the template's length only.
 
-        Raises RecipeError when there is none.
+        Raises RecipeError where the index is out of range.
         """
         if not 0 <= index < self.count:
             have = "only variation 0" if self.count == 1 else f"variations 0 to {self.count - 1}"
@@ -86,7 +86,7 @@ class Template:
         return _render(self._tree, index)
 
     def expand(self) -> Iterator[Variation]:
-        """All variations in order, made one at a time; the first slot varies slowest."""
+        """Yield all variations in order, making one at a time; the first slot varies slowest."""
         index = 0
         while index < self.count:
             yield _render(self._tree, index)
@@ -94,7 +94,7 @@ class Template:
 
 
 def parse(template: str) -> Template:
-    """Read a template. Raises TemplateError, pointing at the character, if it cannot be read."""
+    """Parse a template. Raises TemplateError, pointing at the character, where it is not valid."""
     tree, choices = parse_tree(template)
     slots = tuple(
         Slot(choice.name, choice.named, tuple(_values(choice)), choice.count, choice.position) for choice in choices
@@ -103,17 +103,20 @@ def parse(template: str) -> Template:
 
 
 def count(template: str) -> int:
-    """The number of variations, without making any. Raises TemplateError."""
+    """Return the number of variations without making any. Raises TemplateError where the template is not valid."""
     return parse(template).count
 
 
 def expand(template: str) -> Iterator[Variation]:
-    """The variations of a template, lazily. A template that cannot be read raises TemplateError here, at once."""
+    """Return a lazy iterator over the variations of a template.
+
+    Raises TemplateError immediately, not on iteration, where the template is not valid.
+    """
     return parse(template).expand()
 
 
 def escape(text: str) -> str:
-    """The text as a template that means exactly this text, whatever it holds and wherever it is put in a template."""
+    """Return a template that produces exactly this text, wherever in a template it is inserted."""
     return _special.sub(r"\\\g<0>", text)
 
 
@@ -124,15 +127,15 @@ def _values(choice: Choice) -> Iterator[str]:
 
 
 def _plain_text(series: Series) -> str | None:
-    """The text of a series that has just one variation and needs no other slot, else None."""
+    """Return the text of a series that has only one variation and uses no other slot, or else None."""
     pieces: list[str] = []
-    waiting: list[Node] = list(reversed(series.items))
-    while waiting:
-        node = waiting.pop()
+    pending: list[Node] = list(reversed(series.items))
+    while pending:
+        node = pending.pop()
         if isinstance(node, Literal):
             pieces.append(node.text)
         elif isinstance(node, Marked):
-            waiting.extend(reversed(node.body.items))
+            pending.extend(reversed(node.body.items))
         else:
             return None
     return "".join(pieces)
@@ -140,7 +143,7 @@ def _plain_text(series: Series) -> str | None:
 
 @dataclass(slots=True)
 class _Span:
-    """From where to where a slot or mark reaches in the text that is being made."""
+    """The range of a slot or mark in the text that is being made."""
 
     start: int
     end: int = -1
@@ -148,10 +151,10 @@ class _Span:
 
 
 def _render(tree: Series, index: int) -> Variation:
-    """Read `index` as digits of a mixed-radix number, one digit for each choice, and write the text that they pick."""
+    """Render the variation: read `index` as a mixed-radix number with one digit for each choice of a branch."""
     pieces: list[str] = []
     length = 0
-    edges: list[int] = []  # where brackets and references begin and end: only there spaces are tidied
+    edges: list[int] = []  # where brackets and references begin and end; spaces are tidied only there
     slots: dict[str, _Span] = {}
     marks: list[_Span] = []
     chosen: dict[Choice, int] = {}
@@ -173,7 +176,7 @@ def _render(tree: Series, index: int) -> Variation:
             span = _Span(length)
             edges.append(length)
             chosen[node] = digit
-            slots.setdefault(node.name, span)  # a reference writes the slot again
+            slots.setdefault(node.name, span)  # a reference renders the slot again; the first span counts
             branch = bisect_right(node.ends, digit)
             before = node.ends[branch - 1] if branch else 0
             todo += [(span, 0), (node.branches[branch], digit - before)]
@@ -189,7 +192,10 @@ def _render(tree: Series, index: int) -> Variation:
 
 
 def _finish_marks(text: str, moved: list[int], spans: list[_Span]) -> tuple[Mark, ...]:
-    """Marks without spaces around them. An empty one is dropped; two on the same words become one, weights multiply."""
+    """Return the marks without surrounding spaces.
+
+    Empty marks are dropped; two marks on the same words become one, and their weights multiply.
+    """
     found: dict[tuple[int, int], Mark] = {}
     for span in spans:
         assert span.mark is not None
@@ -207,23 +213,23 @@ def _finish_marks(text: str, moved: list[int], spans: list[_Span]) -> tuple[Mark
 
 
 def _tidy(text: str, edges: list[int]) -> tuple[str, list[int]]:
-    """Remove the spaces that brackets leave over, and say where each position of `text` has moved.
+    """Remove the spaces that brackets leave behind; return the text and where each position of `text` has moved.
 
-    Only runs of spaces that touch an edge of a bracket change. Where an edge splits a run, one part of it stays; at
-    the beginning and end of the text none does, nor where a bracket ends right before a punctuation mark.
+    Only runs of spaces that touch an edge of a bracket change. Where an edge splits a run, one part of it is kept; at
+    the beginning and end of the text no part is kept, nor where a bracket ends right before a punctuation mark.
     """
     edges = sorted(set(edges))
-    gone = bytearray(len(text))
+    removed = bytearray(len(text))
     for run in _space.finditer(text) if edges else ():
         start, end = run.span()
         cuts = edges[bisect_left(edges, start) : bisect_right(edges, end)]
         if not cuts:
             continue
-        gone[start:end] = b"\1" * (end - start)
+        removed[start:end] = b"\1" * (end - start)
         if start == 0 or end == len(text) or (cuts[-1] == end and text[end] in _no_space_before):
             continue
         parts = [part for part in zip([start, *cuts], [*cuts, end], strict=True) if part[0] < part[1]]
         kept = max(parts, key=lambda part: text.count("\n", *part))  # the first, unless another breaks the line
-        gone[kept[0] : kept[1]] = bytes(kept[1] - kept[0])
-    moved = [position - removed for position, removed in enumerate(accumulate(gone, initial=0))]
-    return "".join(character for character, away in zip(text, gone, strict=True) if not away), moved
+        removed[kept[0] : kept[1]] = bytes(kept[1] - kept[0])
+    moved = [position - before for position, before in enumerate(accumulate(removed, initial=0))]
+    return "".join(character for character, drop in zip(text, removed, strict=True) if not drop), moved

@@ -1,8 +1,8 @@
-"""Where words are among a model's text tokens, found with its own tokenizer.
+"""The positions of words among a model's text tokens, found with the model's own tokenizer.
 
-A column is a token's place in the row that the text encoder reads, which is also its row in the text embedding. The
-text is cleaned exactly as Wan's pipeline cleans it before it is tokenized, and spans are carried through the cleaning.
-Nothing is ever cut: a text with more tokens than the model reads is refused.
+A column is a token's position in the text encoder's input, which is also its row in the text embedding. Before it is
+tokenized, the text is cleaned exactly as Wan's pipeline does it, and spans are mapped through the cleaning. A text is
+never truncated: one with more tokens than the model reads is rejected.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ MAX_LENGTH = 512  # text tokens that every Wan model reads
 
 _space = re.compile(r"\s+")
 _widest_repair = 40  # characters; the longest HTML entity has 33
-_signposts = ("Qxq", "7%7", " Qxq ", " Qxq", "Qxq ")  # what is let be between letters may not be between spaces
+# Probe strings for `_repaired_position`. Several, because ftfy may keep one between letters and not between spaces.
+_probes = ("Qxq", "7%7", " Qxq ", " Qxq", "Qxq ")
 _words = re.compile(r"\w+(?:['’-]\w+)*")
 
 Span = tuple[int, int]
 
 
 class MarkLike(Protocol):
-    """What `template.Mark` and a recipe's marks have in common."""
+    """The interface that `template.Mark` and a recipe's marks share."""
 
     @property
     def text(self) -> str: ...
@@ -46,9 +47,9 @@ class MarkLike(Protocol):
 class Columns:
     """Words and the token columns they occupy.
 
-    columns: ascending; a token belongs to the words if it shares a character with them, so a tokenizer that has
-    "sunflower" as one token gives that token for "sun". `pieces` are the tokens as the tokenizer writes them.
-    spans: where the words stand in the cleaned text; one span for a mark, one for each occurrence of a word.
+    columns: ascending. A token belongs to the words if it shares a character with them, so a tokenizer that has
+    "sunflower" as one token returns that token for "sun". pieces: the tokens as the tokenizer writes them.
+    spans: the positions of the words in the cleaned text; one span for a mark, one for each occurrence of a word.
     """
 
     text: str
@@ -60,43 +61,49 @@ class Columns:
 
 
 def clean(text: str) -> str:
-    """The text as Wan's pipeline hands it to the tokenizer: encoding repaired, entities resolved, spaces collapsed."""
+    """Return the text as Wan's pipeline passes it to the tokenizer.
+
+    The encoding is repaired, HTML entities are resolved and runs of spaces are collapsed.
+    """
     return _space.sub(" ", _repair(text)).strip()
 
 
 def count_tokens(tokenizer: Any, text: str) -> int:
-    """Real tokens of a text, the end token included. Raises ModelError for a tokenizer without offsets."""
+    """Return the number of real tokens of a text, including the end token.
+
+    Raises ModelError for a tokenizer without offsets.
+    """
     return len(_encode(tokenizer, clean(text)).pieces)
 
 
 def token_pieces(tokenizer: Any, text: str) -> tuple[str, ...]:
-    """What each real token of a text stands for, as people read it: `circle`, and `</s>` for the end."""
+    """Return each real token of a text in readable form, such as `circle`, or `</s>` for the end token."""
     return tuple(piece.replace("▁", " ").strip() or "▁" for piece in _encode(tokenizer, clean(text)).pieces)
 
 
 def check_length(tokenizer: Any, text: str, max_length: int = MAX_LENGTH, name: str = "prompt") -> int:
-    """Real tokens of a text, the end token included. Raises RecipeError if the model reads fewer than that.
+    """Return the number of real tokens of a text, including the end token.
 
-    name: what the error calls the text.
+    name: what the error calls the text. Raises RecipeError where the text has more than max_length tokens.
     """
     cleaned = clean(text)
     tokens = _encode(tokenizer, cleaned)
-    _refuse_longer(tokens, cleaned, max_length, name)
+    _reject_longer(tokens, cleaned, max_length, name)
     return len(tokens.pieces)
 
 
 def token_columns(
     tokenizer: Any, text: str, wanted: Iterable[MarkLike | str], max_length: int = MAX_LENGTH
 ) -> list[Columns]:
-    """The token columns of each mark, or of all occurrences of each word given as plain text.
+    """Return the token columns of each mark, or of all occurrences of each word given as plain text.
 
-    text: a variation's text, not cleaned; marks are spans of it. Raises RecipeError if the text has more than
-    max_length tokens, if a mark does not lie in it, or if words are not found in it or have no token.
+    text: a variation's text before cleaning; marks are spans of it. Raises RecipeError where the text has more than
+    max_length tokens, where a mark does not match it, or where words are not in it or have no token.
     """
     wanted = list(wanted)
     cleaned = clean(text)
     tokens = _encode(tokenizer, cleaned)
-    _refuse_longer(tokens, cleaned, max_length)
+    _reject_longer(tokens, cleaned, max_length)
     found = []
     for item in wanted:
         if isinstance(item, str):
@@ -108,7 +115,7 @@ def token_columns(
 
 
 def find_words(tokenizer: Any, text: str, words: Iterable[str], max_length: int = MAX_LENGTH) -> list[Columns]:
-    """The token columns of every occurrence of each word or phrase in the text, as whole words, in any case.
+    """Return the token columns of every occurrence of each word or phrase, as whole words and ignoring case.
 
     Raises RecipeError as `token_columns` does.
     """
@@ -116,9 +123,9 @@ def find_words(tokenizer: Any, text: str, words: Iterable[str], max_length: int 
 
 
 def unknown_words(tokenizer: Any, text: str) -> list[str]:
-    """The words that hold a token the tokenizer does not know, once each, in order of appearance.
+    """Return the words that contain an unknown token, once each, in order of appearance.
 
-    Where only punctuation is unknown, it is named by itself.
+    Where only punctuation is unknown, it is returned without the word.
     """
     cleaned = clean(text)
     tokens = _encode(tokenizer, cleaned)
@@ -128,7 +135,7 @@ def unknown_words(tokenizer: Any, text: str) -> list[str]:
             continue
         unknown = cleaned[slice(*span)]
         if _without_punctuation(unknown):
-            unknown = _without_punctuation(cleaned[slice(*_grown(cleaned, span))])
+            unknown = _without_punctuation(cleaned[slice(*_whole_words(cleaned, span))])
         found[unknown] = None
     return list(found)
 
@@ -138,7 +145,7 @@ def unknown_words(tokenizer: Any, text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """ids and pieces of a row; spans: the characters each token stands for, without spaces, or None if it has none."""
+    """The token ids and pieces of a text; spans: each token's characters without spaces, or None if it has none."""
 
     ids: list[int]
     pieces: list[str]
@@ -149,7 +156,7 @@ def _encode(tokenizer: Any, cleaned: str) -> _Tokens:
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
             f"the tokenizer {type(tokenizer).__name__} cannot be used",
-            "it does not say which characters a token stands for",
+            "it does not report which characters a token covers",
             "load it with transformers.AutoTokenizer, which gives the fast one",
         )
     encoded = tokenizer(cleaned, add_special_tokens=True, return_offsets_mapping=True, truncation=False, verbose=False)
@@ -163,8 +170,8 @@ def _encode(tokenizer: Any, cleaned: str) -> _Tokens:
 
 
 def _own_characters(cleaned: str, piece: str, start: int, end: int) -> Span | None:
-    # A lone "▁" stands for the space before a word, yet tokenizers that add it to a word's beginning report the
-    # word's first character for it; others count the space among a word's characters.
+    # A lone "▁" is the space before a word, but some tokenizers report the word's first character for it; others
+    # include the space in the word's characters.
     if not piece.strip("▁"):
         return None
     while start < end and cleaned[start].isspace():
@@ -174,18 +181,18 @@ def _own_characters(cleaned: str, piece: str, start: int, end: int) -> Span | No
     return (start, end) if start < end else None
 
 
-def _refuse_longer(tokens: _Tokens, cleaned: str, max_length: int, name: str = "prompt") -> None:
+def _reject_longer(tokens: _Tokens, cleaned: str, max_length: int, name: str = "prompt") -> None:
     total = len(tokens.pieces)
     if total <= max_length:
         return
-    ending = 0  # tokens after the text, which the model reads even where the text is cut
+    ending = 0  # tokens after the text, which are kept even where a text is truncated
     while ending < total and tokens.spans[-1 - ending] is None:
         ending += 1
     cut = [span for span in tokens.spans[max(0, max_length - ending) :] if span is not None]
-    lost = cleaned[_grown(cleaned, cut[0])[0] :] if cut else ""
+    lost = cleaned[_whole_words(cleaned, cut[0])[0] :] if cut else ""
     raise RecipeError(
         f"the {name} has {total} tokens and the model reads {max_length}",
-        f"all from {_shortened(lost)!r} on would be lost",
+        f"everything from {_shortened(lost)!r} on would be lost",
         f"a {name} shorter by {total - max_length} tokens",
     )
 
@@ -215,7 +222,7 @@ def _shortened(text: str) -> str:
 def _occurrences(cleaned: str, word: str) -> tuple[Span, ...]:
     wanted = clean(word)
     if not wanted:
-        raise RecipeError("a word to find is empty", "there is nothing to look for", "name a word of the prompt")
+        raise RecipeError("a word to find is empty", "", "name a word of the prompt")
     pattern = re.escape(wanted)
     before = r"(?<!\w)" if _needs_boundary(wanted[0]) else ""
     after = r"(?!\w)" if _needs_boundary(wanted[-1]) else ""
@@ -224,11 +231,11 @@ def _occurrences(cleaned: str, word: str) -> tuple[Span, ...]:
         return spans
     inside = re.search(pattern, cleaned, re.IGNORECASE)
     if inside:
-        longer = _without_punctuation(cleaned[slice(*_grown(cleaned, inside.span()))])
+        longer = _without_punctuation(cleaned[slice(*_whole_words(cleaned, inside.span()))])
         raise RecipeError(f"the word {wanted!r} is not in the prompt", f"it only occurs inside {longer!r}", longer)
     words = list(dict.fromkeys(_words.findall(cleaned)))
     close = difflib.get_close_matches(wanted, words, n=1)
-    some = ", ".join([word for word in words if len(word) > 2][:6]) or "a word of the prompt, as it is written there"
+    some = ", ".join([word for word in words if len(word) > 2][:6]) or "a word of the prompt, exactly as written there"
     raise RecipeError(
         f"the word {wanted!r} is not in the prompt",
         f"the prompt reads {_shortened(cleaned)!r}",
@@ -237,13 +244,13 @@ def _occurrences(cleaned: str, word: str) -> tuple[Span, ...]:
 
 
 def _needs_boundary(character: str) -> bool:
-    """Whether words in this character's script are set apart by spaces; Chinese and Japanese ones are not."""
+    """Return whether words in this character's script are separated by spaces; in Chinese and Japanese they are not."""
     is_word = re.match(r"\w", character) is not None
     return is_word and unicodedata.east_asian_width(character) not in "WF"
 
 
-def _grown(cleaned: str, span: Span) -> Span:
-    """From the last space before a span to the next one after it."""
+def _whole_words(cleaned: str, span: Span) -> Span:
+    """Extend a span to the previous and the next space."""
     start, end = span
     while start > 0 and not cleaned[start - 1].isspace():
         start -= 1
@@ -253,7 +260,7 @@ def _grown(cleaned: str, span: Span) -> Span:
 
 
 def _without_punctuation(text: str) -> str:
-    """The text without punctuation at its ends."""
+    """Return the text without punctuation at its ends."""
     kept = [index for index, character in enumerate(text) if not unicodedata.category(character).startswith("P")]
     return text[kept[0] : kept[-1] + 1] if kept else ""
 
@@ -271,38 +278,38 @@ def _cleaned_span(text: str, mark: MarkLike) -> Span:
     if not (0 <= mark.start < mark.end <= len(text) and text[mark.start : mark.end] == mark.text):
         raise RecipeError(
             f"the mark {mark.text!r} is not at characters {mark.start} to {mark.end} of the prompt",
-            f"there stands {text[mark.start : mark.end]!r}",
+            f"those characters are {text[mark.start : mark.end]!r}",
             "let the template make the marks, or correct start and end",
         )
     repaired = _repair(text)
     start, end = mark.start, mark.end
     if repaired != text:
-        start = _repaired_place(text, repaired, range(start, max(0, start - _widest_repair) - 1, -1), mark)
-        end = _repaired_place(text, repaired, range(end, min(len(text), end + _widest_repair) + 1), mark)
-    return len(_squeezed(repaired[:start])), len(_squeezed(repaired[:end]))
+        start = _repaired_position(text, repaired, range(start, max(0, start - _widest_repair) - 1, -1), mark)
+        end = _repaired_position(text, repaired, range(end, min(len(text), end + _widest_repair) + 1), mark)
+    return len(_collapsed(repaired[:start])), len(_collapsed(repaired[:end]))
 
 
-def _repaired_place(text: str, repaired: str, places: Iterable[int], mark: MarkLike) -> int:
-    """Where the first of these places is after the repair, seen by what becomes of a signpost put there.
+def _repaired_position(text: str, repaired: str, positions: Iterable[int], mark: MarkLike) -> int:
+    """Return where the first possible one of these positions is after the repair, by inserting a probe string there.
 
-    ftfy judges a line as a whole, so the text around a place must stay; a signpost is plain ASCII that it lets be. A
-    place inside an entity or a broken character is none, for a signpost there changes the repair: then the next place
-    is tried, and the mark widens to hold all of what becomes one character.
+    ftfy repairs a line as a whole, so the text around a position has to stay as it is; a probe is plain ASCII that
+    ftfy does not change. A probe inside an entity or a broken character changes the repair, so such a position is
+    skipped, and the mark widens to include everything that becomes one character.
     """
-    for place in places:
-        for signpost in _signposts:
-            while signpost in text or signpost in repaired:
-                signpost += signpost
-            before, found, after = _repair(text[:place] + signpost + text[place:]).partition(signpost)
+    for position in positions:
+        for probe in _probes:
+            while probe in text or probe in repaired:
+                probe += probe
+            before, found, after = _repair(text[:position] + probe + text[position:]).partition(probe)
             if found and before + after == repaired:
                 return len(before)
     raise RecipeError(
         f"the marked words {mark.text!r} cannot be located",
-        "the prompt holds broken characters or HTML entities around them, which Wan repairs before reading it",
-        "write those characters plainly",
+        "the prompt has broken characters or HTML entities around them, which Wan repairs before reading it",
+        "replace those characters by plain ones",
     )
 
 
-def _squeezed(beginning: str) -> str:
-    """What becomes of the beginning of a text when spaces collapse; one space may stand at its end."""
+def _collapsed(beginning: str) -> str:
+    """Return the beginning of a text with spaces collapsed; one space may remain at its end."""
     return _space.sub(" ", beginning).lstrip()

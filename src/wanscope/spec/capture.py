@@ -1,7 +1,7 @@
-"""What a study asks to be kept beside its videos: latents, predicted clean latents, attention maps of both kinds.
+"""What a study captures in addition to its videos: latents, predicted clean latents, cross- and self-attention maps.
 
-None of it changes a pixel, so a recipe's id does not cover it. Steps and blocks are written as edits write blocks
-(`all`, `late`, `0-9,20`, a list); what depends on the model is checked where the model is known.
+Captures do not change a pixel, so a recipe's id does not cover them. Steps and blocks are written as in edits
+(`all`, `late`, `0-9,20`, a list); what depends on the model is checked once the model is known.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from wanscope.spec.branch import Branch
 from wanscope.spec.settings import Spec
 
-MARKED, ALL = "@marked", "@all"  # among words: the prompt's marked ones, and every token
+MARKED, ALL = "@marked", "@all"  # in a list of words: the prompt's marked words, and every token
 
 Measure = Literal["probability", "contribution", "gramcol"]
 MEASURES: tuple[Measure, ...] = ("probability", "contribution", "gramcol")
-Recorded = Literal["probability", "contribution", "gramcol", "self"]  # and self-attention, a capture of its own
+Recorded = Literal["probability", "contribution", "gramcol", "self"]  # self: self-attention, a separate capture
 RECORDED: tuple[Recorded, ...] = (*MEASURES, "self")
 
 
 class LatentsCapture(Spec):
-    """Which latents stay: every n-th state (first and last always), as fp16 or fp32."""
+    """Which latents are kept: every n-th state, always including the first and the last, as fp16 or fp32."""
 
     dtype: Literal["fp16", "fp32"] = "fp16"
     every: Annotated[int, Field(ge=1)] = 1
 
 
 def _places(value: Any) -> Any:
-    """Blocks or steps as text: a list of numbers becomes `0,3,7`."""
+    """Return blocks or steps as text: a list of numbers becomes `0,3,7`."""
     if isinstance(value, list | tuple) and value and all(type(item) is int for item in value):
         return ",".join(str(item) for item in value)
     if type(value) is int:
@@ -44,10 +44,10 @@ Places = Annotated[str, BeforeValidator(_places)]
 
 
 class MapsCapture(Spec):
-    """What captures of maps have in common: where, when and how they are kept.
+    """The settings that both kinds of attention capture share: where and when maps are taken, and what is kept.
 
-    heads: `mean` over the heads, `all`, or a list. blocks, steps: as for edits. branch: of guidance.
-    evaluations: of a step that takes several, the first or all.
+    heads: `mean` over the heads, `all`, or a list. blocks, steps: as for edits. branch: of the guidance.
+    evaluations: the first of a step's model evaluations, or all of them.
     keep: the `maps` of every step, their `mean` over the steps, or `nothing` (for a `reduce` function).
     """
 
@@ -65,27 +65,31 @@ class MapsCapture(Spec):
             return value
         heads = [value] if type(value) is int else value
         if not isinstance(heads, list | tuple) or not heads or not all(type(head) is int for head in heads):
-            raise ValueError("it should be mean, all, or a list of heads' numbers")
+            raise ValueError("it should be mean, all, or a list of head numbers")
         return tuple(sorted(set(heads)))
 
     def _holds(self, asked: MapsCapture) -> bool:
-        """Whether records made for this are of all heads, blocks, steps and evaluations that `asked` wants."""
+        """Return whether a record of this capture includes all heads, blocks, steps and evaluations of `asked`."""
         return (
             (self.heads == asked.heads or (self.heads == "all" and asked._heads_can_be_picked))
             and self.blocks in ("all", asked.blocks)
             and self.steps in ("all", asked.steps)
             and self.branch == asked.branch
             and self.evaluations in ("all", asked.evaluations)
-            # a mean is of certain steps; of maps any mean can be taken
-            and (asked.keep == "nothing" or self.keep == "maps" or (self.keep == asked.keep and self._over(asked)))
+            # A stored mean covers fixed steps; from stored maps any mean can be computed.
+            and (
+                asked.keep == "nothing"
+                or self.keep == "maps"
+                or (self.keep == asked.keep and self._same_evaluations(asked))
+            )
         )
 
-    def _both(self, asked: MapsCapture) -> dict[str, Any]:
-        """The settings of records that hold both. ValueError for two branches."""
+    def _merged(self, asked: MapsCapture) -> dict[str, Any]:
+        """Return the settings of a record that holds both. Raises ValueError where the branches differ."""
         if self.branch != asked.branch:
-            raise ValueError("a take holds the maps of one branch, and those of the other are there")
+            raise ValueError("a take holds the maps of one branch, and it already holds those of the other")
         keeps = {self.keep, asked.keep}
-        means = "mean" in keeps and "maps" not in keeps and self._over(asked)
+        means = "mean" in keeps and "maps" not in keeps and self._same_evaluations(asked)
         return {
             "heads": self.heads if self.heads == asked.heads else "all",
             "blocks": self.blocks if self.blocks == asked.blocks else "all",
@@ -95,22 +99,22 @@ class MapsCapture(Spec):
             "keep": "nothing" if keeps == {"nothing"} else "mean" if means else "maps",
         }
 
-    def _over(self, other: MapsCapture) -> bool:
-        """Whether means are taken over the same evaluations."""
+    def _same_evaluations(self, other: MapsCapture) -> bool:
+        """Return whether means are taken over the same steps and evaluations."""
         return self.steps == other.steps and self.evaluations == other.evaluations
 
     @property
     def _heads_can_be_picked(self) -> bool:
-        """Whether what is asked for can be had from maps of every head."""
+        """Whether this can be computed from maps of every head."""
         return True
 
 
 class AttentionCapture(MapsCapture):
-    """Which cross-attention maps stay; what is not said here is as for all maps.
+    """Which cross-attention maps are kept. The settings of `MapsCapture` apply as well.
 
     tokens: `marked` (the prompt's marked words), `all` (every token, and the marked words where there are any), or a
-    list of words of the prompt, in which `@marked` and `@all` stand for those. A word of several tokens is summed, and
-    its tokens are kept too (but not of means). The padding is always kept beside them.
+    list of words of the prompt, in which `@marked` and `@all` mean the same. A word of several tokens is summed, and
+    its tokens are kept too (except with `keep: mean`). The padding is always kept as well.
     measures: `probability`, `contribution` (value-weighted), `gramcol` (see docs/attention.md).
     """
 
@@ -139,7 +143,7 @@ class AttentionCapture(MapsCapture):
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if "gramcol" in self.measures and self.heads != "mean":
-            raise ValueError("gramcol compares whole hidden states, which belong to no head; use heads: mean")
+            raise ValueError("gramcol compares whole hidden states, which have no heads; use heads: mean")
         return self
 
     @property
@@ -149,21 +153,21 @@ class AttentionCapture(MapsCapture):
 
     @property
     def marked(self) -> bool:
-        """Whether the prompt's marked words are among those asked for."""
+        """Whether the prompt's marked words are captured."""
         return self.needs_marks or self.everything
 
     @property
     def everything(self) -> bool:
-        """Whether every token is asked for."""
+        """Whether every token is captured."""
         return self.tokens == "all" or ALL in self.tokens
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The words that are named."""
+        """The words that are named explicitly."""
         return tuple(w for w in self.tokens if w not in (MARKED, ALL)) if isinstance(self.tokens, tuple) else ()
 
     def covers(self, asked: AttentionCapture) -> bool:
-        """Whether records made for this hold all that `asked` wants."""
+        """Return whether a record of this capture holds everything that `asked` needs."""
         return (
             (self.everything or not asked.everything)
             and (self.marked or not asked.marked)
@@ -173,18 +177,22 @@ class AttentionCapture(MapsCapture):
         )
 
     def union(self, asked: AttentionCapture) -> AttentionCapture:
-        """Records that hold both. ValueError where one store cannot: two branches, or heads single and together."""
-        both = self._both(asked)
+        """Return the capture whose record holds both.
+
+        Raises ValueError where one record cannot: the branches differ, or one needs single heads and the other
+        a measure of all heads together.
+        """
+        both = self._merged(asked)
         measures: tuple[Measure, ...] = tuple(m for m in MEASURES if m in (*self.measures, *asked.measures))
         if self.heads != asked.heads:
             mixed = "mean" in (self.heads, asked.heads)
             if "gramcol" in measures or (mixed and measures != ("probability",)):
-                raise ValueError(f"{measures[-1]} of all heads together is not made of those of single heads")
-        return AttentionCapture(tokens=_tokens_of_both(self, asked), measures=measures, **both)
+                raise ValueError(f"{measures[-1]} of all heads together cannot be computed from single heads")
+        return AttentionCapture(tokens=_merged_tokens(self, asked), measures=measures, **both)
 
     @property
     def _heads_can_be_picked(self) -> bool:
-        """Whether what is asked for can be had from maps of every head: single ones, or the mean of probabilities."""
+        """Whether this can be computed from maps of every head: single heads can, and so can mean probabilities."""
         return self.heads != "mean" or self.measures == ("probability",)
 
 
@@ -192,10 +200,11 @@ MIDDLE = 0.5
 
 
 class SelfAttentionCapture(MapsCapture):
-    """Which rows of self-attention stay: where in the video chosen positions look. As for all maps, and:
+    """Which rows of self-attention are kept: what chosen positions of the video attend to.
 
+    The settings of `MapsCapture` apply as well.
     positions: (x, y, t) in fractions of the width, height and length of the video, (0, 0, 0) at its top left and
-    beginning; each means the token that it lies in. t is 0.5 where it is left out. As text: `0.5,0.25` or `0.5,0.25,1`.
+    beginning; each selects the token that contains it. t defaults to 0.5. As text: `0.5,0.25` or `0.5,0.25,1`.
     """
 
     measures: ClassVar[tuple[Recorded, ...]] = ("self",)
@@ -209,7 +218,7 @@ class SelfAttentionCapture(MapsCapture):
         )
         values = [value] if single else value
         if not isinstance(values, list | tuple) or not values:
-            raise ValueError("it should be a list of positions such as [[0.5, 0.25]]: x, y and, if wanted, t")
+            raise ValueError("it should be a list of positions such as [[0.5, 0.25]]: x, y and optionally t")
         return tuple(dict.fromkeys(_position(value) for value in values))
 
     @property
@@ -217,12 +226,12 @@ class SelfAttentionCapture(MapsCapture):
         return tuple(f"x{x:g} y{y:g} t{t:g}" for x, y, t in self.positions)
 
     def covers(self, asked: SelfAttentionCapture) -> bool:
-        """Whether records made for this hold all that `asked` wants."""
+        """Return whether a record of this capture holds everything that `asked` needs."""
         return set(asked.positions) <= set(self.positions) and self._holds(asked)
 
     def union(self, asked: SelfAttentionCapture) -> SelfAttentionCapture:
-        """Records that hold both. ValueError for two branches."""
-        return SelfAttentionCapture(positions=(*self.positions, *asked.positions), **self._both(asked))
+        """Return the capture whose record holds both. Raises ValueError where the branches differ."""
+        return SelfAttentionCapture(positions=(*self.positions, *asked.positions), **self._merged(asked))
 
 
 def _position(value: Any) -> tuple[float, float, float]:
@@ -237,19 +246,19 @@ def _position(value: Any) -> tuple[float, float, float]:
     return x, y, t
 
 
-def _tokens_of_both(a: AttentionCapture, b: AttentionCapture) -> Any:
+def _merged_tokens(a: AttentionCapture, b: AttentionCapture) -> Any:
     special = [MARKED] if a.needs_marks or b.needs_marks else []
     special += [ALL] if a.everything or b.everything else []
     return (*special, *dict.fromkeys((*a.words, *b.words)))
 
 
 class CaptureSpec(Spec):
-    """What to keep beside the video. The Gram matrix of the path is kept with the latents, in float64.
+    """What to keep in addition to the video. The Gram matrix of the path is kept with the latents, in float64.
 
-    x0: the clean latents that each step predicts, every n-th and the last. attention: of the video on the text.
-    self_attention: of chosen positions of the video on all others. reduce: a function of Python that sees the maps of
-    each block as they come (`wanscope.capture.attention_sink.Seen`); it is not written down, and a take is made again
-    for it.
+    x0: the clean latents that each step predicts, every n-th and the last. attention: from the video to the text.
+    self_attention: from chosen positions of the video to all others. reduce: a Python function that receives the maps
+    of each block as they are computed (`wanscope.capture.attention_sink.Seen`); it is not recorded in files, and a
+    take is made again to run it.
     """
 
     latents: LatentsCapture | None = None
@@ -284,13 +293,13 @@ class CaptureSpec(Spec):
         if isinstance(value, str | list | tuple):
             return {"positions": value}
         if value is True:
-            raise ValueError("it should say of which positions, such as [[0.5, 0.25]]: x and y in fractions")
+            raise ValueError("it should be a list of positions such as [[0.5, 0.25]]: x and y in fractions")
         return value
 
     @model_validator(mode="after")
     def _for_reduce(self) -> Self:
         if self.reduce is not None and not self.inside:
-            raise ValueError("reduce sees attention maps, and none are captured; add attention: {keep: nothing}")
+            raise ValueError("reduce needs attention maps, and none are captured; add attention: {keep: nothing}")
         return self
 
     @property

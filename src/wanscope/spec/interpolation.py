@@ -1,4 +1,4 @@
-"""A number between keys: constant before the first and after the last, `interpolate`d from key to key."""
+"""Interpolation between keyframes: constant before the first key and after the last one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ INTERPOLATIONS = ("linear", "step", "cosine")
 
 
 def value_at(keys: Sequence[tuple[float, float]], place: float, interpolate: str) -> float:
-    """The value at a place. keys: (place, value), places ascending; of two keys at one place the later one holds.
+    """Return the value at a place.
 
-    `step` holds a value until the next key; `cosine` eases in and out, (1 - cos(pi s)) / 2 at the share s of the way.
+    keys: (place, value), places ascending; of two keys at the same place the later one counts.
+    interpolate: `linear`; `step`, which holds a value until the next key; or `cosine`, which eases in and out:
+    (1 - cos(pi s)) / 2 at the fraction s of the way.
     """
     if place < keys[0][0]:
         return keys[0][1]

@@ -1,11 +1,11 @@
-"""Which metrics there are and which of them are tested between groups, known before the analysis is loaded. No torch.
+"""The names of the metrics, and which of them are tested between groups; known without loading the analysis or torch.
 
-A study's hypotheses name metrics, and a name that no test will answer is to be refused before hours are spent on takes.
-Three ways lead to a name:
+A study's hypotheses name metrics, and a metric that is not tested has to be refused before hours are spent on takes.
+A name comes from one of three places:
 
-    built in        the rows below (tests hold them to what is registered)
-    a package       its entry point `wanscope.metrics`; imported only where a name is none of those
-    a session       `@metric(...)` of analysis/metric.py was run, in a notebook say
+    built in        the tuples below (a test compares them with the registry)
+    a package       its entry point `wanscope.metrics`; imported only where a name is not built in
+    a session       `@metric(...)` of analysis/metric.py was run, for example in a notebook
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from wanscope.spec.plugins import load_point
 
 ENTRY_POINT = "wanscope.metrics"
 
-# Of the whole path or of its last state: one number a take, compared between groups.
+# Of the whole path or of its last state: one number per take, compared between groups.
 TESTED = (
     *("path_length", "displacement", "linearity", "turning", "curvature", "mean_acceleration", "log_volume"),
     *("participation_ratio", "mean_frequency", "phase_changes"),
     *("final_variance", "final_detail", "final_coherence", "final_entropy", "final_gaussian_gap"),
     "final_channel_correlation",
 )
-# Of the last latents of two groups (analysis/groups.py): tested, and of no single take.
+# Of the last latents of two groups (analysis/groups.py): tested, but not defined for a single take.
 OF_GROUPS = ("permanova", "energy", "spread")
-# Courses over the states, and tables of several parts: described and drawn, not tested.
+# Series over the states, and tables with several columns: described and drawn, not tested.
 UNTESTED = (
     *("phase_start", "velocity", "sigma_speed", "acceleration", "turning_angle", "curvature_at", "drift", "remaining"),
     *("alignment", "explained", "frequency_power"),
@@ -40,19 +40,22 @@ _tested: dict[str, bool] = {**dict.fromkeys(TESTED + OF_GROUPS, True), **dict.fr
 
 
 def register(name: str, tested: bool) -> None:
-    """Called where a metric is registered."""
+    """Record a metric's name and whether it is tested; called where a metric is registered."""
     _tested[name] = tested
 
 
 def offered() -> Iterator[Any]:
-    """What each entry point of installed packages names, imported: a module whose metrics register themselves, one of
-    its functions, or a Metric. RequestError, naming the package, where that fails."""
-    for point in entry_points(group=ENTRY_POINT):  # not by name: two packages may use the same
+    """Import and yield what each entry point of an installed package names.
+
+    That is a module whose metrics register themselves, one of its functions, or a Metric. Raises RequestError, naming
+    the package, where the import fails.
+    """
+    for point in entry_points(group=ENTRY_POINT):  # not by name: two packages may use the same one
         yield load_point(point, "the metrics")
 
 
 def why_untested(name: str) -> str:
-    """Why no test will be of this metric, naming the nearest one that is tested; "" where tests are of it."""
+    """Return why this metric is not tested, with the nearest one that is; "" where it is tested."""
     if name not in _tested:
         for found in offered():
             if isinstance(getattr(found, "tested", None), bool):

@@ -1,11 +1,11 @@
-"""Parts that other installed packages bring, by entry points. Their names are known without importing them. No torch.
+"""Plugins of other installed packages, found by entry points. Their names are known without importing them or torch.
 
-A package says in its pyproject.toml, for the group of what it brings:
+A package declares in its pyproject.toml, under the group for its kind of plugin:
 
     [project.entry-points."wanscope.solvers"]
     my_solver = "my_package.my_solver"
 
-The module registers what it has when it is imported, by the decorator of its kind.
+Importing the module registers the plugin, through the decorator for its kind.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from wanscope.errors import RequestError
 
 @cache
 def plugins(group: str) -> dict[str, EntryPoint]:
-    """The entry points of a group by name. Installed packages do not change while a process runs."""
+    """Return the entry points of a group by name. Installed packages do not change while a process runs."""
     return {point.name: point for point in entry_points(group=group)}
 
 
 def load(group: str, name: str) -> None:
-    """Import what registers `name`. RequestError, naming the package, where that fails."""
+    """Import the module that registers `name`. Raises RequestError, naming the package, where that fails."""
     load_point(plugins(group)[name], repr(name))
 
 
 def load_point(point: EntryPoint, what: str) -> Any:
-    """What an entry point names, imported. RequestError, naming `what` and the package, where that fails."""
+    """Import and return what an entry point names. Raises RequestError, naming `what` and the package, on failure."""
     package = point.dist.name if point.dist is not None else point.value
     try:
         return point.load()

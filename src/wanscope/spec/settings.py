@@ -1,6 +1,6 @@
-"""The blocks that studies and recipes are made of: sampler, video, LoRAs, beginnings, design.
+"""The settings that studies and recipes consist of: sampler, video, LoRAs, initial latents, design.
 
-All are frozen and refuse keys they do not know. None means the variant's own value; `resolved` fills it in.
+All are frozen and reject unknown keys. None means the variant's default; `resolved` fills it in.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Spec(BaseModel):
-    """Frozen, and no key that is not known.
+    """Base of all settings: frozen, and unknown keys are rejected.
 
-    written_as: a field whose content is written in place of the whole, as `{0: 6.5}` for keyframes. Errors leave its
-    name out of the path (validation.py).
+    written_as: the field whose content is written in place of the whole model, as in `{0: 6.5}` for keyframes. Errors
+    leave its name out of the path (validation.py).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
@@ -40,7 +40,7 @@ class Keyframes(Spec):
     """A number over steps: `{0: 6.5, 10: 3.5, interpolate: linear}`, constant before the first and after the last.
 
     `step` holds a value until the next key; `cosine` eases in and out between two keys. over: `steps`, or `sigma`, the
-    noise level, which falls from 1 to 0 and means the same in a run of any length: `{1.0: 8, 0.9: 2, over: sigma}`.
+    noise level, which falls from 1 to 0 and does not depend on the number of steps: `{1.0: 8, 0.9: 2, over: sigma}`.
     keys: in the order of the run.
     """
 
@@ -88,11 +88,14 @@ class Keyframes(Spec):
         return {**keys, "interpolate": self.interpolate, **({"over": "sigma"} if self.over == "sigma" else {})}
 
     def _forward(self, place: float) -> float:
-        """A place as it grows along the run."""
+        """Return a place as a number that increases along the run."""
         return 1 - place if self.over == "sigma" else place
 
     def at(self, step: int, sigma: float | None = None) -> float:
-        """The number at a step that begins at noise level `sigma`, which is read only where keys are over sigma."""
+        """Return the number at a step that begins at noise level `sigma`, which is used only with `over: sigma`.
+
+        Raises ValueError where that needs a sigma and none is given.
+        """
         if self.over == "sigma":
             if sigma is None:
                 raise ValueError("keyframes over sigma need the step's sigma")
@@ -107,12 +110,13 @@ Guidance = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | Keyframe
 
 
 class SamplerSpec(Spec):
-    """How noise becomes latents. None means the variant's own value; a recipe has none left, but for what is off.
+    """How noise becomes latents. None means the variant's default; in a recipe it remains only for what is off.
 
-    steps: of the schedule (Heun and res_2s evaluate the model about twice a step). shift: of the flow schedule.
-    guidance: classifier-free guidance; exactly 1 skips the second pass. guidance_2: of the low-noise expert of Wan 2.2
-    (None: as guidance). sigmas: explicit and final, from high to low, a closing 0 is added where it is missing.
-    start_step: skip this many steps and begin from the noised `init`; denoise: its synonym, 1 - start_step / steps.
+    steps: of the schedule (Heun and res_2s evaluate the model about twice per step). shift: of the flow schedule.
+    guidance: classifier-free guidance; exactly 1 skips the second pass. guidance_2: for the low-noise expert of Wan
+    2.2 (None: the same as guidance). sigmas: explicit, from high to low, used unshifted; a final 0 is added where it
+    is missing. start_step: skip this many steps and begin from the noised `init`; denoise: 1 - start_step / steps,
+    another way to write it.
     cfg_per_expert: decide for each expert whether guidance is off, instead of once as WanPipeline does.
     cfg_batched: both branches in one batch. skim: scale of skimmed CFG (None: off). zero_star: CFG-Zero*.
     """
@@ -153,7 +157,8 @@ class SamplerSpec(Spec):
             raise ValueError("start_step and denoise are the same control; give one of them")
         if self.sigmas is not None:
             if self.solver is not None and not solver_facts.facts(self.solver).takes_sigmas:
-                raise ValueError(f"solver {self.solver!r} takes no explicit sigmas; use unipc, euler or a res solver")
+                taking = ", ".join(solver_facts.names_that_take_sigmas())
+                raise ValueError(f"solver {self.solver!r} takes no explicit sigmas; these do: {taking}")
             falling = all(a > b for a, b in zip(self.sigmas, self.sigmas[1:], strict=False))
             if not self.sigmas or not falling or self.sigmas[0] <= 0:
                 raise ValueError("sigmas must fall strictly, from at most 1 to at least 0")
@@ -163,7 +168,11 @@ class SamplerSpec(Spec):
         return self
 
     def resolved(self, defaults: Mapping[str, Any], experts: int = 1) -> SamplerSpec:
-        """With every open value filled from `defaults`, `denoise` turned into `start_step`, and all checked again."""
+        """Return these settings with open values filled from `defaults` and `denoise` turned into `start_step`.
+
+        Everything is checked again. Raises RecipeError where the settings do not fit together or do not fit a model
+        with this many experts.
+        """
         values = {k: v for k, v in self.model_dump().items() if v is not None}
         if self.sigmas is not None:
             values["sigmas"] = sigmas = (*(s for s in self.sigmas if s > 0), 0.0)
@@ -175,7 +184,7 @@ class SamplerSpec(Spec):
             values.setdefault("guidance_2", values["guidance"] if fallback is None else fallback)
         elif self.guidance_2 is not None:
             raise RecipeError(
-                "sampler.guidance_2 is set", "this model has one expert and only guidance", "remove guidance_2"
+                "sampler.guidance_2 is set", "this model has one expert, which uses guidance", "remove guidance_2"
             )
         denoise = values.pop("denoise", None)
         if denoise is not None:
@@ -190,7 +199,7 @@ class SamplerSpec(Spec):
 
 
 class VideoSpec(Spec):
-    """Size and length. frames = 4n + 1; duration in seconds is turned into the nearest such number."""
+    """Size in pixels and length. frames is 4n + 1; duration, in seconds, is rounded to the nearest such number."""
 
     width: Annotated[int, Field(ge=16, le=8192)] | None = None
     height: Annotated[int, Field(ge=16, le=8192)] | None = None
@@ -204,13 +213,13 @@ class VideoSpec(Spec):
         if frames is not None and frames % 4 != 1:
             low = (frames - 1) // 4 * 4 + 1
             near = f"{low + 4}" if low < 1 else f"{low} or {low + 4}"
-            raise ValueError(f"{frames} frames cannot be made: Wan makes 4n + 1 frames; use {near}")
+            raise ValueError(f"{frames} is not 4n + 1, the numbers of frames that Wan can make; use {near}")
         return frames
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if self.frames is not None and self.duration is not None:
-            raise ValueError("frames and duration say the same; give one of them")
+            raise ValueError("frames and duration both set the length; give one of them")
         return self
 
     def resolved(self, defaults: Mapping[str, Any]) -> VideoSpec:
@@ -225,7 +234,10 @@ class VideoSpec(Spec):
 
 
 class LoraSpec(Spec):
-    """A LoRA file and its weight. expert: which of Wan 2.2's two it goes to. sha256 is filled in for the recipe."""
+    """A LoRA file and its weight.
+
+    expert: which of Wan 2.2's two experts it is applied to. sha256: of the file; filled in for the recipe.
+    """
 
     path: str
     weight: Finite = 1.0
@@ -245,9 +257,9 @@ class LoraSpec(Spec):
 
 
 class InitSpec(Spec):
-    """Where a partial denoising starts: a take (id or folder), a file of latents, or a video.
+    """What a partial denoising starts from: a take (id or folder), a file of latents, or a video.
 
-    sha256 is filled in for the recipe: of the latents' values, or of the video file's bytes.
+    sha256: of the latents' values, or of the video file's bytes; filled in for the recipe.
     """
 
     take: str | None = None
@@ -263,7 +275,7 @@ class InitSpec(Spec):
 
 
 class Hypothesis(Spec):
-    """A claim written down before the run; the report marks it confirmatory, all else exploratory."""
+    """A claim stated before the run; the report marks its test as confirmatory and all others as exploratory."""
 
     text: str = Field(min_length=1)
     metric: str | None = None
@@ -276,7 +288,7 @@ class Hypothesis(Spec):
 
 
 class DesignSpec(Spec):
-    """What is compared (`factor`, a slot's name) and what is random (`blocks`: seed, and further slots)."""
+    """What is compared (`factor`, a slot's name) and what is random (`blocks`: the seed, and further slots)."""
 
     factor: str
     blocks: tuple[str, ...] = ("seed",)
@@ -284,7 +296,7 @@ class DesignSpec(Spec):
 
 
 class Components(Spec):
-    """Parts of the model to use instead of its own: files or folders. For a single-file transformer."""
+    """Files or folders of components to use instead of the model's own; needed for a single-file transformer."""
 
     text_encoder: str | None = None
     vae: str | None = None

@@ -1,4 +1,4 @@
-"""YAML (and with it JSON) read strictly: a mapping, and no key twice."""
+"""Strict reading of YAML, and therefore of JSON: the top level is a mapping, and no key occurs twice."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ STUDY = "a study", 'prompt: "a [red|blue] circle"'
 
 
 def read_yaml(text: str, source: str = "the study", what: str = STUDY[0], example: str = STUDY[1]) -> dict[str, Any]:
-    """A mapping from YAML text; a key written twice is refused instead of the last one winning.
+    """Return the mapping in a YAML text. Raises RecipeError where it is not one, or where a key is written twice.
 
-    what, example: what such a mapping is called in errors, and one to paste.
+    source: what errors call the text. what, example: what errors call such a mapping, and one to paste.
     """
     import yaml
 

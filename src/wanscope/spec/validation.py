@@ -16,24 +16,28 @@ S = TypeVar("S", bound=BaseModel)
 
 
 def validated(kind: type[S], data: Any, where: str = "") -> S:
-    """`kind` from plain data, or a RecipeError that names the key, what is wrong and the nearest right name."""
+    """Return `kind` made from plain data.
+
+    where: the path of the data in its file, for errors. Raises RecipeError, which names the key, the problem and the
+    nearest valid name.
+    """
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(*_explained(kind, error, where)) from None
+        raise RecipeError(*_explain(kind, error, where)) from None
 
 
-FIX = "; for example "  # what a validator's message has after it is a fix
+FIX = "; for example "  # in a validator's message, the text after this is the fix
 
 
-def _explained(kind: type[BaseModel], error: ValidationError, where: str) -> tuple[str, str, str]:
-    problems = _distinct(kind, error)
-    # A misspelled key is also a missing one; the spelling is what can be mended.
+def _explain(kind: type[BaseModel], error: ValidationError, where: str) -> tuple[str, str, str]:
+    problems = _distinct_problems(kind, error)
+    # A misspelled required key is reported as missing too; report the misspelling.
     first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
     path = _place(kind, first["loc"]).path
     name = ".".join([*([where] if where else []), *path])
     others = len(problems) - 1
-    more = f" ({others} more problem{'s' if others > 1 else ''} beside this one)" if others else ""
+    more = f" ({others} more problem{'s' if others > 1 else ''} after this one)" if others else ""
     if first["type"] == "extra_forbidden":
         owner = _place(kind, first["loc"][:-1]).model
         known = list((owner or kind).model_fields)
@@ -42,28 +46,30 @@ def _explained(kind: type[BaseModel], error: ValidationError, where: str) -> tup
         owner = (_place(kind, first["loc"][:-1]).model or kind).__name__.removesuffix("Spec").lower()
         return f"{name!r} is missing", f"every {owner} needs it{more}", ""
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        return _explained_kind(name, first, more)
-    shown = f" is {first['input']!r}" if isinstance(first["input"], str | int | float | bool) else ""
-    why, _, fix = _plain(kind, first).partition(FIX)
+        return _explain_kind(name, first, more)
+    why, _, fix = _plain_message(kind, first).partition(FIX)
+    value = first["input"]
+    repeated = re.match(rf"{re.escape(repr(value))}(?!\w)", why)  # the message begins with the value
+    shown = f" is {value!r}" if isinstance(value, str | int | float | bool) and not repeated else ""
     return f"{name or kind.__name__.lower()}{shown}", why + more, fix
 
 
-def _explained_kind(name: str, problem: Any, more: str) -> tuple[str, str, str]:
-    """Of a list whose items are of several kinds, one whose kind is wrong or missing."""
+def _explain_kind(name: str, problem: Any, more: str) -> tuple[str, str, str]:
+    """Explain an item of a list with several kinds of items whose kind is wrong or missing."""
     if problem["type"] == "union_tag_not_found":
         return f"{name} has no kind", f"it is a mapping with a key 'kind'{more}", ""
     tag, known = problem["ctx"]["tag"], re.findall(r"'(\w+)'", problem["ctx"]["expected_tags"])
     return f"{name}.kind is {tag!r}", nearest(str(tag), known) + more, ""
 
 
-def _distinct(kind: type[BaseModel], error: ValidationError) -> list[Any]:
-    """The problems as a person counts them: of a union only the branch that the value was meant for."""
+def _distinct_problems(kind: type[BaseModel], error: ValidationError) -> list[Any]:
+    """Return the problems as a person counts them: for a union, only the branch that the value was meant for."""
     out: dict[tuple[str, ...], Any] = {}
     for problem in error.errors():
         place = _place(kind, problem["loc"])
         mapping = isinstance(problem["input"], Mapping)
         if place.branch == "model" and problem["type"] in _SHAPE and not mapping:
-            continue  # the branch of a plain value says it better
+            continue  # the message of the plain-value branch is clearer
         if place.branch == "plain" and mapping:
             continue
         out.setdefault(place.path, problem)
@@ -75,9 +81,12 @@ _SHAPE = ("model_type", "model_attributes_type", "dict_type")
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a problem is. path: its keys as they are written in the file. model: the model there, None where something
-    plain is. branch: of a union of models and plain values, where the problem is in a plain one's branch, or with a
-    model as a whole."""
+    """Where a problem is.
+
+    path: the keys as they are written in the file. model: the model there, or None where the value is not a model.
+    branch: for a union of models and plain values, "plain" in the branch of a plain value, and "model" where a model
+    as a whole was refused; otherwise "".
+    """
 
     path: tuple[str, ...]
     model: type[BaseModel] | None
@@ -85,8 +94,11 @@ class _Place:
 
 
 def _place(kind: type[BaseModel], loc: Sequence[str | int]) -> _Place:
-    """Pydantic's location `loc` inside `kind`. After a union it names the branch, which nobody writes in a file: the
-    model's class, its tag, or the type of a plain value."""
+    """Return the place that pydantic's location `loc` means inside `kind`.
+
+    After a union, the location names the branch, which is not written in the file: a model's class or tag, or the type
+    of a plain value.
+    """
     here: Any = kind
     path: list[str] = []
     branch: Literal["", "model", "plain"] = ""
@@ -114,7 +126,7 @@ def _is_model(annotation: Any) -> bool:
 
 
 def _members(annotation: Any, tag: str | None = None) -> list[tuple[Any, str | None]]:
-    """The branches of a union with their tags, but for None; of anything else, itself."""
+    """Return the branches of a union except None, each with its tag; anything else is its own only branch."""
     if get_origin(annotation) is Annotated:
         inner, *extras = get_args(annotation)
         return _members(inner, next((extra.tag for extra in extras if isinstance(extra, Tag)), tag))
@@ -124,13 +136,13 @@ def _members(annotation: Any, tag: str | None = None) -> list[tuple[Any, str | N
 
 
 def _is_named(member: Any, tag: str | None, label: str) -> bool:
-    """Whether pydantic's label of a branch means that model: its tag, or a text with its class name."""
+    """Return whether pydantic's label of a branch means that model: it is its tag, or contains its class name."""
     named = _is_model(member) and re.search(rf"\b{member.__name__}\b", label) is not None
     return named if tag is None else label == tag
 
 
 def _inside(annotation: Any, part: str | int) -> Any:
-    """The annotation of a model's field, a list's item or a mapping's value; None where it is not known."""
+    """Return the annotation of a model's field, a list's item or a mapping's value, or None if it is not known."""
     if _is_model(annotation):
         field = annotation.model_fields.get(part)
         return field.annotation if field is not None else None
@@ -140,8 +152,8 @@ def _inside(annotation: Any, part: str | int) -> Any:
     return parts[-1] if parts else None
 
 
-def _plain(kind: type[BaseModel], problem: Any) -> str:
-    """Pydantic's message in words that fit a YAML file."""
+def _plain_message(kind: type[BaseModel], problem: Any) -> str:
+    """Return pydantic's message in terms of a YAML file."""
     if problem["type"] in _SHAPE:
         owner = _place(kind, problem["loc"]).model
         keys = f" with the keys {', '.join(owner.model_fields)}" if owner else ""

@@ -75,9 +75,10 @@ def check_takes(keyed: Keyed, model: WanModel | None, device: str, memory: str) 
             tokenizer, length = model.tokenizer, model.text_length
         else:
             tokenizer, length = recipe_model.tokenizer_of(key)
-            recipe_model.check_memory(variant, recipes, device, memory)
         check_inputs(recipes, variant, tokenizer, length)
         check_directions(recipes, variant)
+        if model is None:  # last, as it imports torch: a text that is refused is refused at once
+            recipe_model.check_memory(variant, recipes, device, memory)
     for take in work:
         if take.existing is not None:
             with_records_of(take.existing.recipe, take.recipe)  # refuses what one take cannot hold

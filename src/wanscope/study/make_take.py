@@ -29,6 +29,7 @@ from wanscope.take.disk import guarded
 from wanscope.take.manifest import Earlier, Environment, Manifest, environment, list_files
 from wanscope.take.store import EVENTS, POSTER, VIDEO, Take, TakeWriter, latents_sha256
 from wanscope.take.video import METADATA_KEY, write_poster, write_video
+from wanscope.wan.load import device_name
 from wanscope.wan.vae import decode
 from wanscope.workspace import Workspace
 
@@ -89,7 +90,7 @@ def make_take(
     """
     recipe, emit = job.recipe, _Record(on_event)
     meter = _Meter(model.device)
-    env = environment(_device_name(model.device), torch.get_num_threads())
+    env = environment(device_name(model.device), torch.get_num_threads())
     with TakeWriter(workspace.takes, recipe.id) as writer, guarded(workspace.takes), contextlib.ExitStack() as stack:
         records = Records(recipe, model, writer.folder, stack)
         plan = _plan(recipe, model, donors, emit)
@@ -256,12 +257,6 @@ def _distance(job: TakeJob, final_CThw: np.ndarray) -> str:
             relative = np.linalg.norm(final_CThw - before) / max(float(np.linalg.norm(before)), 1e-30)
             return f" by {relative:.1e} of their length"
     return ""
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"cuda {torch.cuda.get_device_name(device)}"
-    return str(device)
 
 
 class _Meter:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from wanscope.wan.locate import Source
     from wanscope.wan.model import WanModel
+    from wanscope.wan.tokenizer_files import TextTokenizer
     from wanscope.wan.variants import Variant
 
 # A recipe has its own; they are not the model's.
@@ -157,12 +158,12 @@ def require_loras(recipe: Recipe, model: WanModel) -> None:
         )
 
 
-def tokenizer_of(key: ModelKey) -> tuple[PreTrainedTokenizerBase, int]:
-    """The model's tokenizer and how many tokens the model reads; no weights are loaded."""
-    from wanscope.wan.load import load_tokenizer
-    from wanscope.wan.model import text_length_of
+def tokenizer_of(key: ModelKey) -> tuple[TextTokenizer | PreTrainedTokenizerBase, int]:
+    """The model's tokenizer, for checks, and how many tokens the model reads; no weights are loaded."""
+    from wanscope.wan.tokenizer import read_tokenizer, text_length_of
 
-    tokenizer = load_tokenizer(find(key, events.ignore))
+    found = find(key, events.ignore)
+    tokenizer = read_tokenizer(found.parts["tokenizer"], found.variant.text_length)
     return tokenizer, text_length_of(tokenizer)
 
 

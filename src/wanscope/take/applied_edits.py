@@ -1,7 +1,7 @@
-"""What take.json says of edits: how often each was planned and how often it acted, at every block, branch and step.
+"""The edit counts in take.json: how often each edit was planned and applied, at every block, branch and step.
 
-A site is (block, branch, step); at each an edit acts once per model evaluation. Sites with the same numbers are written
-together: `{branch: cond, steps: "0-19", blocks: "23-29", planned: 1, applied: 1}` stands for 20 x 7 sites.
+A site is (block, branch, step); at each one an edit acts once per model evaluation. Sites with equal counts are written
+together: `{branch: cond, steps: "0-19", blocks: "23-29", planned: 1, applied: 1}` describes 20 x 7 sites.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Counts = Mapping[tuple[int, int, str, int], int]
 
 
 class AppliedSites(Spec):
-    """Sites with equal numbers. planned, applied: at each of them; steps and blocks: ranges such as `0-9,20`."""
+    """Sites with equal counts. planned, applied: the counts at each one; steps, blocks: ranges such as `0-9,20`."""
 
     branch: str
     steps: str
@@ -31,9 +31,9 @@ class AppliedSites(Spec):
 
 
 class AppliedEdit(Spec):
-    """How often an edit was planned and done, in all and by site. `edit` is its shorthand.
+    """How often an edit was planned and applied, in total and by site. `edit` is its shorthand.
 
-    notes: what its plan told: how far a donor was moved, why it acts nowhere, a direction of other weights.
+    notes: from its plan: how far a donor was moved, why the edit acts nowhere, a direction learned on other weights.
     """
 
     edit: str
@@ -43,7 +43,7 @@ class AppliedEdit(Spec):
     notes: tuple[str, ...] = ()
 
     def counts(self) -> dict[tuple[int, str, int], tuple[int, int]]:
-        """(planned, applied) of every (block, branch, step)."""
+        """Return (planned, applied) for every (block, branch, step)."""
         return {
             (block, site.branch, step): (site.planned, site.applied)
             for site in self.sites
@@ -52,9 +52,9 @@ class AppliedEdit(Spec):
         }
 
     def describe(self) -> str:
-        """In one line: how often, on which branches, in which blocks and steps."""
+        """Return one line: how often the edit was applied, on which branches and in which blocks and steps."""
         if not self.planned and not self.applied:
-            return "planned nowhere: its strength is 0, its pass is not run, or another edit leaves nothing of it"
+            return "planned nowhere: its strength is 0, its pass is not run, or another edit overrides it completely"
         acting = [site for site in self.sites if site.applied]
         blocks = ranges({block for site in acting for block in numbers(site.blocks)})
         steps = ranges({step for site in acting for step in numbers(site.steps)})
@@ -69,9 +69,9 @@ def applied_edits(
     applied: Counts,
     notes: Callable[[int], tuple[str, ...]] = lambda index: (),
 ) -> tuple[AppliedEdit, ...]:
-    """What the manifest records of a recipe's edits. Sites that are in neither mapping are left out.
+    """Return what the manifest records about a recipe's edits. Sites that are in neither mapping are left out.
 
-    notes: of the edit at a place in the list.
+    notes: returns the notes of the edit at a position in `edits`.
     """
     out = []
     for i, edit in enumerate(edits):
@@ -84,22 +84,22 @@ def applied_edits(
 
 
 def _grouped(sites: Mapping[tuple[int, str, int], tuple[int, int]]) -> tuple[AppliedSites, ...]:
-    """Blocks with equal numbers at a step together, then steps whose blocks are the same."""
+    """Group the blocks that have equal counts at a step, then the steps that have the same groups of blocks."""
     by_step: dict[tuple[str, tuple[int, int], int], set[int]] = {}
-    for (block, branch, step), found in sites.items():
-        by_step.setdefault((branch, found, step), set()).add(block)
+    for (block, branch, step), counts in sites.items():
+        by_step.setdefault((branch, counts, step), set()).add(block)
     rectangles: dict[tuple[str, tuple[int, int], str], set[int]] = {}
-    for (branch, found, step), blocks in by_step.items():
-        rectangles.setdefault((branch, found, ranges(blocks)), set()).add(step)
+    for (branch, counts, step), blocks in by_step.items():
+        rectangles.setdefault((branch, counts, ranges(blocks)), set()).add(step)
     made = [
-        AppliedSites(branch=branch, steps=ranges(steps), blocks=blocks, planned=found[0], applied=found[1])
-        for (branch, found, blocks), steps in rectangles.items()
+        AppliedSites(branch=branch, steps=ranges(steps), blocks=blocks, planned=counts[0], applied=counts[1])
+        for (branch, counts, blocks), steps in rectangles.items()
     ]
     return tuple(sorted(made, key=lambda site: (site.branch, numbers(site.steps), numbers(site.blocks))))
 
 
 def ranges(values: Iterable[int]) -> str:
-    """`0-9,20` of whole numbers from 0."""
+    """Return whole numbers from 0 as text such as `0-9,20`."""
     runs: list[list[int]] = []
     for value in sorted(set(values)):
         if runs and runs[-1][1] == value - 1:
@@ -110,7 +110,7 @@ def ranges(values: Iterable[int]) -> str:
 
 
 def numbers(text: str) -> list[int]:
-    """The numbers that `ranges` wrote."""
+    """Return the numbers in a text that `ranges` wrote."""
     out: list[int] = []
     for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")

@@ -1,4 +1,4 @@
-"""A take's attention maps, opened lazily: nothing is read from the disk but what is indexed.
+"""A take's attention maps, opened lazily: only what is indexed is read from disk.
 
     maps = take.attention               # [S, L, K, T, Y, X], or [S, L, H, K, T, Y, X] where heads were kept
     maps.words                          # ("circle", "red"): rows that sum a word's tokens
@@ -31,14 +31,15 @@ if TYPE_CHECKING:
 
 __all__ = ["FOLDERS", "Attention"]
 
-PART_BYTES = 32 << 20  # of maps read at a time, where a chunk is smaller
+PART_BYTES = 32 << 20  # how much is read at a time, where a chunk is smaller
 
 
 class Attention:
-    """One measure's maps. `rows` names what the axis K counts: words first, then tokens, then the padding.
+    """The maps of one measure. `rows` describes the axis K: words first, then tokens, then the padding.
 
-    dims: what each axis is. steps, evaluations, sigmas, experts: of the first axis (empty steps for a mean over them).
-    blocks: of the second. heads: of the third, or None where heads were averaged. NaN: blocks that an edit skipped.
+    dims: the name of each axis. steps, evaluations, sigmas, experts: along the first axis (steps is empty for a mean
+    over steps). blocks: along the second. heads: along the third, or None where heads were averaged. Values are NaN in
+    blocks that an edit skipped.
     """
 
     def __init__(self, array: zarr.Array, exponents: np.ndarray | None = None) -> None:
@@ -57,9 +58,12 @@ class Attention:
 
     @classmethod
     def open(cls, folder: Path, measure: Recorded) -> Attention:
-        """The maps of a measure in a take's folder. DamagedTake where the exponents of their values are not there."""
+        """Open the maps of a measure in a take's folder.
+
+        Raises DamagedTake where the exponents of their values are missing or have the wrong shape.
+        """
         array = open_array(folder / FOLDERS[measure])
-        if "exponents" not in array.attrs:  # of an earlier version: values as they are
+        if "exponents" not in array.attrs:  # written by an earlier version, which did not scale the values
             return cls(array)
         path = folder / exponents_file(measure)
         try:
@@ -67,7 +71,7 @@ class Attention:
         except (OSError, ValueError) as error:
             raise DamagedTake(f"{path} is damaged", str(error)) from None
         if exponents.shape != array.shape[:-3]:
-            raise DamagedTake(f"{path} is damaged", f"it is {exponents.shape} for maps {array.shape}")
+            raise DamagedTake(f"{path} is damaged", f"its shape is {exponents.shape}, for maps of {array.shape}")
         return cls(array, exponents)
 
     def __repr__(self) -> str:
@@ -90,69 +94,73 @@ class Attention:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all rows."""
+        """The names of all rows."""
         return tuple(row.name for row in self.rows)
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Rows of words; of single tokens where no word was asked for; of self-attention its positions."""
+        """The rows of words, or of single tokens where no word was captured; for self-attention the positions."""
         kinds = ("word", "token", "position")
         found = (tuple(row.name for row in self.rows if row.kind == kind) for kind in kinds)
         return next((names for names in found if names), ())
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """Latent frames, rows and columns of tokens."""
+        """The number of latent frames, and of rows and columns of tokens: (T, Y, X)."""
         frames, rows, columns = self.shape[-3:]
         return frames, rows, columns
 
     def __getitem__(self, key: Any) -> np.ndarray:
-        """Values, float32, by an index as numpy takes it."""
-        whole, inner = _around(key, self.shape)
+        """Return float32 values for any index that numpy accepts."""
+        whole, inner = _bounding_slices(key, self.shape)
         values = np.asarray(self.array[whole]).astype(np.float32)
         if self._exponents is not None:
             values = np.ldexp(values, self._exponents[whole[: self._exponents.ndim]][..., None, None, None])
         return values[inner]
 
     def row(self, name: str) -> int:
-        """The place of a row by its name. NotCaptured, with the nearest name, where there is none."""
+        """Return the index of a row by its name. Raises NotCaptured, with the nearest name, where there is none."""
         if name not in self.names:
             raise NotCaptured(
                 f"no attention maps of {name!r} were kept",
-                f"there are those of {', '.join(self.names)}; {nearest(name, self.names)}",
+                f"kept were those of {', '.join(self.names)}; {nearest(name, self.names)}",
                 "--store-self-attention X,Y, and run again"
                 if self.measure == "self"
-                else f"--set 'capture.attention.tokens=[{name}]', and run again",  # what is there stays
+                else f"--set 'capture.attention.tokens=[{name}]', and run again",  # the maps kept before remain
             )
         return self.names.index(name)
 
     def word(self, name: str) -> np.ndarray:
-        """All maps of one row, float32 [S, L, T, Y, X] or [S, L, H, T, Y, X]."""
+        """Return all maps of one row, float32 [S, L, T, Y, X] or [S, L, H, T, Y, X]. Raises NotCaptured."""
         return self[..., self.row(name), :, :, :]
 
     def parts(self, place: int, only: slice = slice(None)) -> Iterator[tuple[slice, slice, np.ndarray]]:
-        """The maps of entry `place` of the first axis in parts of about PART_BYTES that no chunk is read twice for:
-        (which blocks, which rows, values float32 [l, k, T, Y, X] or [l, H, k, T, Y, X]). only: these rows."""
+        """Yield the maps of entry `place` of the first axis in parts of about PART_BYTES, reading each chunk once.
+
+        Each part is (slice of blocks, slice of rows, values float32 [l, k, T, Y, X] or [l, H, k, T, Y, X]).
+        only: which rows.
+        """
         blocks, (start, stop, _) = self.shape[1], only.indices(self.shape[-4])
-        one = 4 * prod(self.shape[2:-4]) * prod(self.grid)  # a block's map of a row, of all heads
-        beside = self.array.chunks[1]  # blocks that come with any map
-        k = _many(self.array.chunks[-4], PART_BYTES // (one * beside), stop - start)
-        m = _many(beside, PART_BYTES // (one * k), blocks)
+        one = 4 * prod(self.shape[2:-4]) * prod(self.grid)  # bytes of one block's map of one row, all heads
+        blocks_per_chunk = self.array.chunks[1]  # reading any map reads this many blocks
+        k = _chunk_multiple(self.array.chunks[-4], PART_BYTES // (one * blocks_per_chunk), stop - start)
+        m = _chunk_multiple(blocks_per_chunk, PART_BYTES // (one * k), blocks)
         for first in range(0, blocks, m):
             for row in range(start, stop, k):
                 at, of = slice(first, min(first + m, blocks)), slice(row, min(row + k, stop))
                 yield at, of, self[(place, at, ..., of, slice(None), slice(None), slice(None))]
 
     def mean(self, name: str, blocks: Iterable[int] | None = None, steps: Iterable[int] | None = None) -> np.ndarray:
-        """A row's map averaged over heads, blocks and steps (all that were kept, or these), float32 [T, Y, X].
+        """Return a row's map averaged over heads, blocks and steps, float32 [T, Y, X].
 
-        Skipped blocks (NaN) are left out. NotCaptured where none of them was kept.
+        blocks, steps: which ones; None for all that were kept. Skipped blocks (NaN) are left out. Raises NotCaptured
+        where none of them was kept.
         """
         row = self.row(name)
         return self._means(slice(row, row + 1), blocks, steps)[0]
 
     def means(self, blocks: Iterable[int] | None = None, steps: Iterable[int] | None = None) -> np.ndarray:
-        """`mean` of every row, float32 [K, T, Y, X], each chunk read once."""
+        """Return `mean` for every row, float32 [K, T, Y, X], reading each chunk once."""
         return self._means(slice(0, self.shape[-4]), blocks, steps)
 
     def _means(self, rows: slice, blocks: Iterable[int] | None, steps: Iterable[int] | None) -> np.ndarray:
@@ -175,18 +183,18 @@ class Attention:
         if not count.all():
             raise NotCaptured(
                 f"there is no map of {self.names[rows.start]!r} to average",
-                f"kept are blocks {list(self.blocks)} at steps {sorted({s for s, _ in self.evaluations})}",
+                f"blocks {list(self.blocks)} were kept, at steps {sorted({s for s, _ in self.evaluations})}",
             )
         return (total / count).astype(np.float32)
 
 
-def _many(unit: int, room: int, whole: int) -> int:
-    """As many as there is room for, in units, at least one unit and at most the whole."""
-    return min(whole, max(unit, room // unit * unit))
+def _chunk_multiple(chunk: int, limit: int, total: int) -> int:
+    """Return the largest multiple of `chunk` up to `limit`, but at least one chunk and at most `total`."""
+    return min(total, max(chunk, limit // chunk * chunk))
 
 
-def _around(key: Any, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[Any, ...]]:
-    """An index as the slices that hold all it names, for the disk, and what is left to take of those."""
+def _bounding_slices(key: Any, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[Any, ...]]:
+    """Split an index into the slices that contain everything it selects, to read from disk, and an index into those."""
     parts = list(key) if isinstance(key, tuple) else [key]
     if any(part is Ellipsis for part in parts):
         at = next(i for i, part in enumerate(parts) if part is Ellipsis)
@@ -196,8 +204,8 @@ def _around(key: Any, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[
         raise IndexError(f"{len(parts)} indices for maps of {len(shape)} axes")
     whole, inner = [], []
     for part, size in zip(parts, shape, strict=True):
-        named = np.arange(size)[part]  # numpy's own words for what is out of range
-        low = int(named.min()) if named.size else 0
-        whole.append(slice(low, int(named.max()) + 1 if named.size else 0))
-        inner.append(slice(None) if isinstance(part, slice) and part.step in (None, 1) else named - low)
+        selected = np.arange(size)[part]  # raises numpy's own error for an index out of range
+        low = int(selected.min()) if selected.size else 0
+        whole.append(slice(low, int(selected.max()) + 1 if selected.size else 0))
+        inner.append(slice(None) if isinstance(part, slice) and part.step in (None, 1) else selected - low)
     return tuple(whole), tuple(inner)

@@ -1,8 +1,8 @@
 """Several takes in one picture: a labeled grid video, and a contact sheet of frames.
 
-Rows are variations (each with its edits) and columns seeds where the takes form such a table; with one seed, columns
-are the edits, the baseline among them. Clips of other sizes are centered on black, shorter ones hold their last frame,
-other frame rates are played at their own speed; what was done is said in `Grid.notes`.
+Where the takes form such a table, rows are variations (each with its edits) and columns are seeds; with one seed, the
+columns are the edits, including the baseline. Smaller clips are centered on black, shorter ones hold their last frame,
+and each plays at its own frame rate; `Grid.notes` reports where that was needed.
 
 Shape suffixes: H height, W width; frames are uint8 RGB.
 """
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 BACKGROUND = (16, 16, 18)
 INK = (235, 235, 235)
 GAP = 8
-LEAST_CELL = 224  # smaller clips are enlarged by whole pixels up to about this, so that their labels can be read
+LEAST_CELL = 224  # smaller clips are enlarged by a whole factor to about this width, so that labels can be read
 FONT_SIZE = 15
 LINES = 2
 MAX_SIDE = 8192
@@ -49,7 +49,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """What was written: the file, how many rows and columns, and what had to be evened out."""
+    """A grid that was written: the file, its rows and columns, and how differing clips were adapted."""
 
     path: Path
     rows: int
@@ -58,7 +58,11 @@ class Grid:
 
 
 def side_by_side(takes: Sequence[Take], out: Path | str, labels: Sequence[str] | None = None) -> Grid:
-    """One MP4 with all `takes`; without labels each says what tells it from the others."""
+    """Write one MP4 with all `takes`.
+
+    labels: one per take; by default each label says how its take differs from the others. Raises RequestError where
+    there are no takes, where the labels do not match them, or where the grid is too large.
+    """
     if not takes:
         raise RequestError("there is nothing to compare", "no take was named", "wanscope takes")
     if labels is not None and len(labels) != len(takes):
@@ -70,9 +74,9 @@ def side_by_side(takes: Sequence[Take], out: Path | str, labels: Sequence[str] |
 
 
 def table(takes: Sequence[Take]) -> list[list[int | None]]:
-    """Indices of the takes in rows (everything but the seed) and columns (seeds); a plain grid where that is sparse.
+    """Return the takes' indices in rows (everything but the seed) and columns (seeds), or a plain grid if sparse.
 
-    With one seed the columns are the takes' edits, in the order of their first appearance.
+    With one seed the columns are the takes' edits, in the order of their first appearance. None is an empty cell.
     """
     seeds = sorted({take.recipe.seed for take in takes})
     columns: list[Any] = seeds if len(seeds) > 1 else list(dict.fromkeys(_edits(take) for take in takes))
@@ -97,17 +101,17 @@ def _edits(take: Take) -> tuple[str, ...]:
 
 
 def labels_of(takes: Sequence[Take]) -> list[str]:
-    """For each take what differs among them: bound words, edits, model, seed, settings, prompts, else its id."""
+    """Return a label for each take with what differs: bound words, edits, model, seed, settings, prompt, or its id."""
     recipes = [take.recipe for take in takes]
     edits = edit_labels([recipe.edits for recipe in recipes])
     prompts = {recipe.prompt for recipe in recipes}
     keys = [k for k in (recipes[0].labels or {}) if all(k in r.labels for r in recipes)]
-    keys = [k for k in keys if k != "edit" and not k.startswith("edits.")]  # those have a label of their own
+    keys = [k for k in keys if k != "edit" and not k.startswith("edits.")]  # edits are labeled separately
     varying = [k for k in keys if len({r.labels[k] for r in recipes}) > 1]
-    # Words are shorter than prompts, but only where they tell all prompts apart.
+    # Words are shorter than prompts, but are used only where they distinguish all prompts.
     words = len({tuple(r.labels[k] for k in varying) for r in recipes}) == len(prompts)
     out = []
-    for take, recipe, edit, settings in zip(takes, recipes, edits, _told_apart(recipes), strict=True):
+    for take, recipe, edit, settings in zip(takes, recipes, edits, _differing_settings(recipes), strict=True):
         parts = []
         if len(prompts) > 1 and words and varying:
             parts.append(" ".join(recipe.labels[k] for k in varying))
@@ -119,7 +123,7 @@ def labels_of(takes: Sequence[Take]) -> list[str]:
             parts.append(f"seed {recipe.seed}")
         parts += settings
         if len(prompts) > 1 and not (words and varying):
-            parts.append(recipe.prompt)  # late: a long one is cut, and what comes after it is lost
+            parts.append(recipe.prompt)  # near the end: a long prompt is shortened, and what follows it is lost
         if len({r.negative for r in recipes}) > 1:
             parts.append(f"negative {recipe.negative or 'none'}")
         out.append(", ".join(parts) or take.id)
@@ -127,8 +131,8 @@ def labels_of(takes: Sequence[Take]) -> list[str]:
     return [label if counts[label] == 1 else f"{label}, {take.id}" for label, take in zip(out, takes, strict=True)]
 
 
-def _told_apart(recipes: Sequence[Recipe]) -> list[list[str]]:
-    """For each recipe its settings that the others do not share: `from take 5d91...`, `steps 20`, `guidance 4`."""
+def _differing_settings(recipes: Sequence[Recipe]) -> list[list[str]]:
+    """Return each recipe's settings that differ among them: `from take 5d91...`, `steps 20`, `guidance 4`."""
     rows = []
     for recipe in recipes:
         init = {} if recipe.init is None else recipe.init.model_dump(exclude={"sha256"}, exclude_none=True)
@@ -156,7 +160,10 @@ def _setting(name: str, value: Any) -> str:
 
 
 def grid_video(cells: Sequence[Sequence[Cell | None]], out: Path | str) -> Grid:
-    """Write the clips of `cells` (rows of columns, None leaves a place empty) as one MP4 with labels above."""
+    """Write the clips of `cells` (rows of columns; None is an empty cell) as one MP4, each with its label above it.
+
+    Raises RequestError where the grid would be larger than players can show.
+    """
     filled = [cell for row in cells for cell in row if cell is not None]
     facts = {cell: video_facts(cell.video) for cell in filled}
     width = int(max(f["width"] for f in facts.values()))
@@ -167,7 +174,7 @@ def grid_video(cells: Sequence[Sequence[Cell | None]], out: Path | str) -> Grid:
     if max(layout.size) > MAX_SIDE:
         raise RequestError(
             f"a grid of {rows} x {columns} clips is too large",
-            f"it would be {layout.size[0]} x {layout.size[1]} pixels, and players stop at {MAX_SIDE}",
+            f"it would be {layout.size[0]} x {layout.size[1]} pixels, and players show at most {MAX_SIDE}",
             "fewer takes",
         )
     fps = max(f["fps"] for f in facts.values()) or 8.0
@@ -177,7 +184,7 @@ def grid_video(cells: Sequence[Sequence[Cell | None]], out: Path | str) -> Grid:
         clips = {cell: _Clip(cell.video, facts[cell]["fps"] or fps) for cell in filled}
         step = 0
         while True:
-            ended = [clip.seek(step / fps) for clip in clips.values()]  # every clip moves
+            ended = [clip.seek(step / fps) for clip in clips.values()]  # a list, so that every clip moves
             if all(ended):
                 return
             for y, row in enumerate(cells):
@@ -200,7 +207,7 @@ def _notes(facts: dict[Cell, dict[str, float]]) -> Iterator[str]:
         yield f"clips of {_listed(f'{w} x {h}' for w, h in sorted(sizes))} pixels: smaller ones are centered on black"
     rates = {f["fps"] for f in facts.values()}
     if len(rates) > 1:
-        yield f"clips of {_listed(f'{rate:g}' for rate in sorted(rates))} frames a second: each plays at its own speed"
+        yield f"clips of {_listed(f'{r:g}' for r in sorted(rates))} frames per second: each plays at its own speed"
     lengths = {round(f["frames"] / f["fps"], 2) for f in facts.values() if f["fps"]}
     if len(lengths) > 1:
         yield f"clips of {_listed(f'{s:g}' for s in sorted(lengths))} seconds: shorter ones hold their last frame"
@@ -212,14 +219,14 @@ def _listed(words: Iterable[str]) -> str:
 
 
 class _Clip:
-    """A clip played forward: `seek(seconds)` moves on, `picture` is the frame then, the last one after the end."""
+    """A clip played forward: `seek(seconds)` advances it, and `picture` is the frame at that time, or the last one."""
 
     def __init__(self, video: Path, fps: float) -> None:
         self.fps, self._frames, self._index = fps, iter_frames(video), 0
         self.picture = next(self._frames)
 
     def seek(self, seconds: float) -> bool:
-        """True when the clip has ended before `seconds`."""
+        """Advance to `seconds`; return True where the clip has ended before."""
         wanted = int(seconds * self.fps + 1e-6)
         while self._index < wanted:
             following = next(self._frames, None)
@@ -239,14 +246,14 @@ class _Layout:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of the whole, pixels."""
+        """Width and height of the whole grid, in pixels."""
         return (
             self.columns * (self.width + GAP) + GAP,
             self.rows * (self.height + self.label + GAP) + GAP,
         )
 
     def corner(self, row: int, column: int) -> tuple[int, int]:
-        """Top and left of a cell's label; its clip is `label` pixels below."""
+        """Return the top and left of a cell's label; the clip is `label` pixels below it."""
         return GAP + row * (self.height + self.label + GAP), GAP + column * (self.width + GAP)
 
     def put(self, canvas_HW3: np.ndarray, row: int, column: int, picture_HW3: np.ndarray, zoom: int) -> None:
@@ -292,7 +299,7 @@ def _label_height(cells: Sequence[Cell], width: int) -> int:
 
 
 def wrapped(label: str, width: int) -> list[str]:
-    """At most `LINES` lines of at most `width` pixels; what is left out shows as an ellipsis."""
+    """Wrap a label to at most `LINES` lines of at most `width` pixels; an ellipsis marks what is left out."""
     lines, rest = [], label.split()
     while rest and len(lines) < LINES:
         count = len(rest)
@@ -315,7 +322,10 @@ def _shortened(line: str, width: int) -> str:
 
 
 def contact_sheet(takes: Sequence[Take], out: Path | str, frames: int = 6, labels: Sequence[str] | None = None) -> Path:
-    """A PNG with a row of `frames` frames, evenly spaced from first to last, for each take."""
+    """Write a PNG with one row per take: `frames` frames, evenly spaced from the first to the last; return its path.
+
+    labels: one per take; by default as in `side_by_side`. Raises RequestError where there are no takes.
+    """
     from PIL import Image, ImageDraw
 
     out = Path(out)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writing, syncing, checksums, and the disk's own errors said plainly."""
+"""Files on disk: atomic writing, syncing, checksums, free space, and the disk's errors in plain words."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 
 from wanscope.errors import StorageError, StorageRefused
 
-# What a disk says when it cannot take more, or may not be written.
+# Error codes of a disk that is full, that may not be written, and that cannot be used for another reason.
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _OTHER = {errno.EIO, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EISDIR}
 
 
 def size_text(count: float) -> str:
-    """`1.5 GB`, in decimal units."""
+    """Return a number of bytes in decimal units, such as `1.5 GB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(count) < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -29,48 +29,51 @@ def size_text(count: float) -> str:
 
 
 def _existing(folder: Path) -> Path:
-    """`folder`, or the closest parent that is there."""
+    """Return `folder`, or its closest parent that exists."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return folder
 
 
 def free_bytes(folder: Path) -> int:
-    """What a file in `folder` (which may be made yet) may still take, in bytes."""
+    """Return the free space for files in `folder`, in bytes. The folder need not exist yet."""
     return shutil.disk_usage(_existing(folder)).free
 
 
 def require_space(folder: Path, needed: int, takes: int) -> None:
-    """StorageRefused unless the `needed` bytes of so many takes fit beside what the disk of `folder` holds."""
+    """Raise StorageRefused unless the disk of `folder` has `needed` bytes free.
+
+    takes: how many takes need them, for the message.
+    """
     require_place(folder)
     free = free_bytes(folder)
     if needed > free:
-        said = "1 take needs" if takes == 1 else f"{takes} takes need"
+        subject = "1 take needs" if takes == 1 else f"{takes} takes need"
         raise StorageRefused(
             f"there is not enough space in {folder}",
-            f"{said} about {size_text(needed)}, and {size_text(free)} are free",
-            "another --output-dir, fewer seeds, or capture without latents",
+            f"{subject} about {size_text(needed)}, and {size_text(free)} are free",
+            "another --output-dir, fewer seeds, or no captured latents",
         )
 
 
 def require_place(folder: Path) -> None:
-    """StorageRefused where `folder` cannot be written, or cannot be made. Looks only; `require_writable` tries."""
-    there = _existing(folder)
-    kind = "file" if there == folder else "folder"
-    if not there.is_dir():
-        why = f"{there} is not a folder"
-    elif shutil.disk_usage(there).total == 0:  # /proc and its kin
-        why = f"{there} is not on a disk: the system keeps it, and no {kind} can be made there"
-    elif not os.access(there, os.W_OK | os.X_OK):
-        why = f"{there} is read-only for you"
+    """Raise StorageRefused where `folder` cannot be written or made. This only looks; `require_writable` tries."""
+    existing = _existing(folder)
+    kind = "file" if existing == folder else "folder"
+    if not existing.is_dir():
+        why = f"{existing} is not a folder"
+    elif shutil.disk_usage(existing).total == 0:  # /proc and similar
+        why = f"{existing} is not on a disk: it belongs to the system, and no {kind} can be made there"
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        why = f"you have no permission to write in {existing}"
     else:
         return
-    what = f"{folder} cannot be {'written' if there == folder else 'made'}"
+    what = f"{folder} cannot be {'written' if existing == folder else 'made'}"
     raise StorageRefused(what, why, "another folder (--output-dir, --out)")
 
 
 def require_writable(folder: Path) -> None:
-    """Make `folder`; StorageRefused unless a file can be written in it. To be called before any work."""
+    """Make `folder` and write a test file in it; called before any work. Raises StorageRefused where that fails."""
     require_place(folder)
     try:
         with guarded(folder):
@@ -83,23 +86,23 @@ def require_writable(folder: Path) -> None:
 
 
 def full_disk(place: Path, limit: str | None = None, kept: str = "") -> StorageError:
-    """The error for a write that did not fit on the disk of `place`.
+    """Return the error for a write that did not fit on the disk of `place`.
 
-    limit: the system's words where it is a quota or another limit that is met, so that free space says nothing.
-    kept: what is safe all the same.
+    limit: the system's message where a quota or another limit was reached, so that the free space does not matter.
+    kept: what is safe nevertheless.
     """
     if limit is not None:
-        why = f"the system says: {limit}"
+        why = f"the system reports: {limit}"
     else:
         left = size_text(free_bytes(place if place.is_dir() else place.parent))
-        why = f"what was to be written needs more than the {left} that are left"
+        why = f"the data needs more than the {left} that are left"
     what = f"the disk of {place} is full"
     return StorageError(what, f"{why}; {kept}" if kept else why, "free some space and run the same again")
 
 
 @contextlib.contextmanager
 def guarded(folder: Path) -> Iterator[None]:
-    """Turns a disk's refusal inside the block into a StorageError that names the folder and the sizes."""
+    """Turn an OSError of the disk inside the block into a StorageError that names the folder and the sizes."""
     try:
         yield
     except OSError as error:
@@ -109,19 +112,19 @@ def guarded(folder: Path) -> Iterator[None]:
         if code in _FORBIDDEN:
             raise StorageError(
                 f"{error.filename or folder} cannot be written",
-                f"the system says: {error.strerror or error}",
+                f"the system reports: {error.strerror or error}",
                 "another folder (--output-dir, --out)",
             ) from error
         if code in _OTHER:
             raise StorageError(
-                f"{folder} cannot be used", f"the system says: {error}", "another folder (--output-dir, --out)"
+                f"{folder} cannot be used", f"the system reports: {error}", "another folder (--output-dir, --out)"
             ) from error
         raise
 
 
 def sync_file(path: Path) -> None:
-    """Have the disk hold the file's content."""
-    # Windows syncs only handles that may write.
+    """Flush a file's content to the disk."""
+    # Windows syncs only handles that are open for writing.
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -130,13 +133,13 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the disk hold the folder's list of names. Windows has no such call and needs none."""
+    """Flush a folder's directory entries to the disk. Windows has no such call and needs none."""
     if os.name != "nt":
         sync_file(folder)
 
 
 def sync_tree(folder: Path) -> None:
-    """Every file and folder below and with `folder`; at once, so that the file system can join the writes."""
+    """Flush `folder` and everything below it; concurrently, so that the file system can combine the writes."""
     with ThreadPoolExecutor(max_workers=16) as pool:
         list(pool.map(sync_file, (folder / path for path in files_below(folder))))
     for root, _, _ in os.walk(folder):
@@ -144,29 +147,29 @@ def sync_tree(folder: Path) -> None:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """`path` holds the old text or the new one, never a part."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    """Replace the text of a file atomically: at any moment it holds the old text or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        beside.write_text(text, encoding="utf-8")
-        sync_file(beside)
-        os.replace(beside, path)
+        temporary.write_text(text, encoding="utf-8")
+        sync_file(temporary)
+        os.replace(temporary, path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of the whole file, in hex."""
+    """Return the SHA-256 of a whole file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Every file below `folder`, relative to it, sorted."""
+    """Return every file below `folder`, relative to it, sorted."""
     return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
 
 
 def bytes_below(folder: Path) -> int:
-    """Sum of the sizes of all files below `folder`, bytes."""
+    """Return the total size of all files below `folder`, in bytes."""
     return sum((folder / path).stat().st_size for path in files_below(folder))

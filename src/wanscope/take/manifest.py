@@ -1,6 +1,6 @@
 """`take.json`: what a take is, how it was made, and a checksum of every file in it.
 
-It is the last file of a take to be written, so a folder that has one is whole. It carries a checksum of itself.
+It is the last file of a take to be written, so a folder that has one is complete. It contains its own checksum.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from wanscope.take.disk import file_sha256, files_below
 from wanscope.workspace import MANIFEST
 
 MANIFEST_VERSION = 1
-# What can change the last bit of a result, or the reading of a file.
+# The packages that can change the last bit of a result, or how a file is read.
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "zarr", "av")
 
 
 class FileRecord(Spec):
-    """One file of the take; `path` counts from the take's folder, with forward slashes."""
+    """One file of the take; `path` is relative to the take's folder, with forward slashes."""
 
     path: str
     bytes: int
@@ -36,7 +36,7 @@ class FileRecord(Spec):
 
 
 class Environment(Spec):
-    """Where a take was made. Two takes of one recipe have the same bits when these are the same."""
+    """Where a take was made. Two takes of the same recipe have the same bits if their environments are equal."""
 
     wanscope: str
     python: str
@@ -47,22 +47,23 @@ class Environment(Spec):
     threads: int
 
     def differences(self, other: Environment) -> list[str]:
-        """What is not the same there, as `torch 2.12 -> 2.13`."""
+        """Return what differs in the other environment, such as `torch 2.12 -> 2.13`."""
         mine, theirs = self.flat(), other.flat()
         keys = dict.fromkeys([*mine, *theirs])
         return [f"{k} {mine.get(k, 'none')} -> {theirs.get(k, 'none')}" for k in keys if mine.get(k) != theirs.get(k)]
 
     def flat(self) -> dict[str, str]:
+        """Return everything that can change the latents, as one mapping of names to text."""
         data = self.model_dump()
-        # How a video is written and read back does not touch the latents.
+        # The other packages write and read videos and arrays, which does not affect the latents.
         packages = {k: v for k, v in data.pop("packages").items() if k in ("torch", "diffusers", "transformers")}
         return {k: str(v) for k, v in {**data, **packages}.items()}
 
 
 class StoredLatents(Spec):
-    """What latents.zarr holds: `states[i]` is the path's state at index i; 0 is the noise, the last the result.
+    """The content of latents.zarr: `states[i]` is the path's state at index i; 0 is the noise, the last the result.
 
-    Of x0.zarr, `states[i]` is the step whose prediction stands at index i.
+    For x0.zarr, `states[i]` is the step whose prediction is at index i.
     """
 
     dtype: Literal["fp16", "fp32"]
@@ -71,7 +72,7 @@ class StoredLatents(Spec):
 
 
 class StoredAttention(Spec):
-    """What the attention stores hold; their own attributes say it in full. shape: of one measure's array."""
+    """A summary of the attention stores, whose attributes have all details. shape: of one measure's array."""
 
     measures: tuple[str, ...]
     words: tuple[str, ...]
@@ -83,7 +84,7 @@ class StoredAttention(Spec):
 
 
 class Earlier(Spec):
-    """A take that this one replaced and that had other bits, made in another environment."""
+    """A take that this one replaced: it had different bits and was made in another environment."""
 
     latents_sha256: str
     made: str
@@ -91,9 +92,9 @@ class Earlier(Spec):
 
 
 class Manifest(Spec):
-    """Everything in take.json. Times are seconds, sizes bytes; `sigmas` has one entry more than there are steps.
+    """Everything in take.json. Times are in seconds, sizes in bytes; `sigmas` has one more entry than there are steps.
 
-    prompt_tokens: real text tokens of the prompt, the end token included.
+    prompt_tokens: the number of real text tokens of the prompt, including the end token.
     """
 
     version: Literal[1] = 1
@@ -119,7 +120,7 @@ class Manifest(Spec):
     files: tuple[FileRecord, ...]
 
     def dumped(self) -> str:
-        """The text of take.json. Numbers keep every bit: Python writes the shortest digits that read back the same."""
+        """Return the text of take.json. Floats are exact: Python writes the shortest digits that read back equal."""
         data = self.model_dump(mode="json")
         return json.dumps({**data, "sha256": _checksum(data)}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -130,10 +131,10 @@ def _checksum(data: Mapping[str, Any]) -> str:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a take's folder. DamagedTake when it is not as it was written."""
+    """Return the manifest of a take's folder. Raises DamagedTake where it is missing or not as it was written."""
     path = folder / MANIFEST
     damaged = f"{path} is damaged"
-    again = "run the take's study again: it makes damaged takes anew"
+    again = "run the take's study again: it replaces damaged takes"
     try:
         data = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -143,7 +144,7 @@ def read_manifest(folder: Path) -> Manifest:
     except ValueError as error:
         raise DamagedTake(damaged, f"it is not JSON: {error}", again) from None
     if not isinstance(data, dict) or not isinstance(data.get("version"), int):
-        raise DamagedTake(damaged, "it does not say its version", again)
+        raise DamagedTake(damaged, "it does not state its version", again)
     if data["version"] > MANIFEST_VERSION:
         raise DamagedTake(
             f"{path} was made by a newer wanscope",
@@ -160,7 +161,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def list_files(folder: Path) -> tuple[FileRecord, ...]:
-    """Path, size and SHA-256 of every file below `folder` but take.json itself."""
+    """Return path, size and SHA-256 of every file below `folder` except take.json itself."""
     return tuple(
         FileRecord(path=path.as_posix(), bytes=(folder / path).stat().st_size, sha256=file_sha256(folder / path))
         for path in files_below(folder)
@@ -169,7 +170,7 @@ def list_files(folder: Path) -> tuple[FileRecord, ...]:
 
 
 def check_sizes(folder: Path, files: Iterable[FileRecord]) -> None:
-    """DamagedTake naming the first file that is missing or has another size. Reads no content."""
+    """Raise DamagedTake, naming the first file that is missing or has another size. No content is read."""
     for record in files:
         path = folder / record.path
         if not path.is_file():
@@ -180,22 +181,23 @@ def check_sizes(folder: Path, files: Iterable[FileRecord]) -> None:
 
 
 def check_content(folder: Path, files: Iterable[FileRecord]) -> None:
-    """DamagedTake naming the first file whose size or checksum is not as recorded."""
+    """Raise DamagedTake, naming the first file whose size or checksum is not as recorded."""
     files = list(files)
     check_sizes(folder, files)
     for record in files:
         if file_sha256(folder / record.path) != record.sha256:
-            # A study looks at sizes and would pass this take by.
+            # A study compares sizes only and would consider this take complete.
             fix = f"rm -r {folder}, then run its study again"
             raise _damage(folder / record.path, "its content does not match its checksum", fix)
 
 
-def _damage(path: Path, why: str, fix: str = "run the take's study again: it makes damaged takes anew") -> DamagedTake:
+def _damage(path: Path, why: str, fix: str = "run the take's study again: it replaces damaged takes") -> DamagedTake:
     return DamagedTake(f"{path} is damaged", why, fix)
 
 
 @cache
-def _processor() -> str:
+def processor() -> str:
+    """The CPU's model name, as the machine gives it."""
     linux = Path("/proc/cpuinfo")
     lines = linux.read_text().splitlines() if linux.exists() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -203,13 +205,13 @@ def _processor() -> str:
 
 
 def environment(device: str, threads: int) -> Environment:
-    """This process's environment. `device` as torch names it, with its model name where it is a GPU."""
+    """Return this process's environment. device: as torch names it, with the model name if it is a GPU."""
     return Environment(
         wanscope=__version__,
         python=platform.python_version(),
         packages={name: metadata.version(name) for name in PACKAGES},
         platform=f"{platform.system()} {platform.machine()}",
-        processor=_processor(),
+        processor=processor(),
         device=device,
         threads=threads,
     )

@@ -1,20 +1,21 @@
-"""A take on disk: written beside its place and renamed in, its manifest last; opened lazily, checked before it is used.
+"""A take on disk: written to a temporary folder, then renamed; opened lazily, with checksums verified before use.
 
     takes/<id>/take.json       recipe, environment, timings, Gram, a checksum of every file
                video.mp4       near-lossless H.264 with the recipe as metadata
                poster.webp     its middle frame
                final.npy       the last latents, fp32 [C, T, h, w]: exact, and where a second pass can start
-               latents.zarr/   the path's states, where they were asked for
-               x0.zarr/        the clean latents that each step predicts, where they were asked for
-               attention.zarr/ attention maps, where they were asked for (attention-contribution.zarr, ...,
+               latents.zarr/   the path's states, if captured
+               x0.zarr/        the clean latents that each step predicts, if captured
+               attention.zarr/ attention maps, if captured (attention-contribution.zarr, ...,
                                self-attention.zarr), and the exponents of their values (attention.exponents.npy)
-               events.jsonl    what happened, a JSON object a line
+               events.jsonl    what happened, one JSON object per line
 
-While it is made a take is `takes/.<id>.<process>.partial`, which whoever holds the take's lock may delete. A take that
-replaces an older one moves that to `takes/.<id>.<process>.old` for a moment; `recover` puts it back after a crash
+While it is being made, a take is `takes/.<id>.<process>.partial`, which whoever holds the take's lock may delete. When
+a take replaces an older one, that one is `takes/.<id>.<process>.old` for a moment; `recover` puts it back after a crash
 between the two renames.
 
-Shape suffixes: S steps, C channels, T latent frames, h, w latent height and width, F frames, H, W pixels.
+Shape suffixes: S steps, K kept states or steps, C channels, T latent frames, h, w latent height and width, F frames,
+H, W pixels.
 """
 
 from __future__ import annotations
@@ -51,15 +52,15 @@ LATENTS, X0 = "latents.zarr", "x0.zarr"
 
 
 def latents_sha256(latents_CThw: np.ndarray) -> str:
-    """SHA-256 of the values as little-endian fp32 in C order: the checksum that a replay is compared with."""
+    """Return the SHA-256 of the values as little-endian fp32 in C order, which a replay is compared with."""
     return hashlib.sha256(np.ascontiguousarray(latents_CThw, dtype="<f4").data).hexdigest()
 
 
 class Take:
-    """One video and its records. Opening reads take.json alone; arrays and frames are read when they are asked for.
+    """One video and its captures. Opening reads only take.json; arrays and frames are read on access.
 
-    Nothing is handed out unchecked: `latents`, `final` and `frames` compare their files with the checksums first and
-    raise DamagedTake, naming the file.
+    Everything is verified first: `latents`, `final` and `frames` compare their files with the checksums and raise
+    DamagedTake, naming the file.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -67,7 +68,7 @@ class Take:
 
     @classmethod
     def open(cls, folder: str | Path) -> Take:
-        """The finished take in `folder`. DamagedTake when its take.json is missing or not as written."""
+        """Open the finished take in `folder`. Raises DamagedTake where its take.json is missing or not as written."""
         folder = Path(folder)
         return cls(folder, read_manifest(folder))
 
@@ -92,31 +93,31 @@ class Take:
 
     @property
     def sigmas(self) -> np.ndarray:
-        """Noise level of every state, float64 [S + 1]."""
+        """The noise level of every state, float64 [S + 1]."""
         return np.array(self.manifest.sigmas)
 
     @property
     def states(self) -> np.ndarray:
-        """Which states of the path `latents` holds, int [K]: all of 0 to S, or every n-th and the last."""
+        """The states of the path that `latents` holds, int [K]: all of 0 to S, or every n-th and the last."""
         return np.array(self._stored().states)
 
     @property
     def gram(self) -> np.ndarray:
-        """Inner products of x_0 and the path's increments, float64 [S + 1, S + 1] (`wanscope.capture.path_gram`)."""
+        """The inner products of x_0 and the path's increments, float64 [S + 1, S + 1] (`capture.path_gram`)."""
         if self.manifest.gram is None:
             raise self._missing("no Gram matrix of its path")
         return np.array(self.manifest.gram)
 
     @cached_property
     def latents(self) -> zarr.Array:
-        """The path, [K, C, T, h, w] from the noise to the result, fp16 or fp32; read as it is indexed."""
+        """The path from the noise to the result, fp16 or fp32 [K, C, T, h, w]; read when it is indexed."""
         self._stored()
         self._check(LATENTS)
         return open_array(self.folder / LATENTS)
 
     @cached_property
     def x0(self) -> zarr.Array:
-        """The clean latents that each step predicts, [K, C, T, h, w], fp16 or fp32; read as it is indexed.
+        """The clean latents that each step predicts, fp16 or fp32 [K, C, T, h, w]; read when they are indexed.
 
         `manifest.x0.states` are the steps.
         """
@@ -132,12 +133,14 @@ class Take:
 
     @property
     def self_attention(self) -> Attention:
-        """Self-attention probabilities of chosen positions, [S, L, K, T, Y, X]: a row K is what one looks at."""
+        """Self-attention probabilities of chosen positions, [S, L, K, T, Y, X]: row k is what position k attends to."""
         return self.attention_of("self")
 
     def attention_of(self, measure: Recorded) -> Attention:
-        """Attention maps by their measure: probability, contribution, gramcol, or self. NotCaptured where it was not
-        kept."""
+        """Return the attention maps of a measure: probability, contribution, gramcol, or self.
+
+        Raises NotCaptured where it was not kept.
+        """
         from wanscope.take.attention_maps import Attention
 
         if measure not in self._attention:
@@ -169,9 +172,9 @@ class Take:
 
     @cached_property
     def frames(self) -> np.ndarray:
-        """The video's frames, uint8 [F, H, W, 3], as they come out of video.mp4 (near-lossless).
+        """The video's frames, uint8 [F, H, W, 3], as decoded from video.mp4 (near-lossless).
 
-        Exact frames: decode `final` with the model's VAE.
+        For exact frames, decode `final` with the model's VAE.
         """
         from wanscope.take.video import read_frames
 
@@ -179,12 +182,12 @@ class Take:
         return read_frames(self.video, self.recipe.video.width, self.recipe.video.height)
 
     def events(self) -> list[dict[str, Any]]:
-        """What happened while it was made; StepDone has each step's seconds and the device's memory."""
+        """Return the events of its making; StepDone has each step's seconds and the device's memory in bytes."""
         self._check(EVENTS)
         return [json.loads(line) for line in (self.folder / EVENTS).read_text(encoding="utf-8").splitlines()]
 
     def verify(self) -> None:
-        """Compare every file with its checksum. DamagedTake names the first that differs, is missing, or is new."""
+        """Compare every file with its checksum. Raises DamagedTake for the first that differs, is missing or is new."""
         self.check_files()
         expected = {record.path for record in self.manifest.files} | {MANIFEST}
         found = {path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file()}
@@ -198,17 +201,17 @@ class Take:
             raise DamagedTake(f"{self.folder / FINAL} is damaged", "its values do not have their checksum")
 
     def check_files(self) -> None:
-        """Compare what take.json lists with its checksums. DamagedTake names the first that is missing or differs."""
+        """Compare the files that take.json lists with their checksums. Raises DamagedTake for the first mismatch."""
         check_content(self.folder, self.manifest.files)
 
     def check_video(self) -> None:
-        """Compare video.mp4 with its checksum. DamagedTake where it is missing or differs."""
+        """Compare video.mp4 with its checksum. Raises DamagedTake where it is missing or differs."""
         self._check(VIDEO)
 
     def complete(self, capture: CaptureSpec, marks: Iterable[MarkLike] | None = None) -> bool:
-        """Whether all files are there, in their size, and with them the records that `capture` asks for.
+        """Return whether all files exist with their sizes and include everything that `capture` needs.
 
-        marks: the marked words that it means; None for the take's own.
+        marks: the marked words that `capture` refers to; None for the take's own.
         """
         try:
             check_sizes(self.folder, self.manifest.files)
@@ -221,7 +224,7 @@ class Take:
         return covers(self.recipe.capture, capture)
 
     def bytes(self) -> int:
-        """Size of all files."""
+        """Return the total size of all files, in bytes."""
         return sum(record.bytes for record in self.manifest.files) + (self.folder / MANIFEST).stat().st_size
 
     def _check(self, name: str) -> None:
@@ -237,21 +240,21 @@ class Take:
 
     def _missing(self, what: str, option: str = "--store-latents") -> NotCaptured:
         return NotCaptured(
-            f"take {self.id} has {what}", "they were not asked for when it was made", f"{option}, and run again"
+            f"take {self.id} has {what}", "they were not captured when it was made", f"{option}, and run again"
         )
 
 
 def covers(have: CaptureSpec, asked: CaptureSpec) -> bool:
-    """Whether records made for `have` hold all that `asked` wants: as many digits, every state, every map.
+    """Return whether a take captured with `have` holds everything `asked` needs: precision, states and maps.
 
-    Never where `asked` has a `reduce` function: what it would see is only there while a take is made.
+    Always False where `asked` has a `reduce` function: its input exists only while a take is made.
     """
     if asked.reduce is not None:
         return False
     if asked.attention is not None and (have.attention is None or not have.attention.covers(asked.attention)):
         return False
-    mine, its = have.self_attention, asked.self_attention
-    if its is not None and (mine is None or not mine.covers(its)):
+    mine, theirs = have.self_attention, asked.self_attention
+    if theirs is not None and (mine is None or not mine.covers(theirs)):
         return False
     return _covers(have.latents, asked.latents) and _covers(have.x0, asked.x0)
 
@@ -265,24 +268,27 @@ def _covers(have: LatentsCapture | None, asked: LatentsCapture | None) -> bool:
 
 
 def union(have: CaptureSpec, asked: CaptureSpec) -> CaptureSpec:
-    """Records that hold both, so that making a take again loses nothing it had. RecipeError where none can."""
+    """Return the capture that holds both, so that making a take again loses nothing it had.
+
+    Raises RecipeError where one take cannot hold both.
+    """
     attention = have.attention or asked.attention
-    itself = have.self_attention or asked.self_attention
+    self_attention = have.self_attention or asked.self_attention
     if have.inside and asked.inside:
         try:
             if have.attention is not None and asked.attention is not None:
                 attention = have.attention.union(asked.attention)
             if have.self_attention is not None and asked.self_attention is not None:
-                itself = have.self_attention.union(asked.self_attention)
+                self_attention = have.self_attention.union(asked.self_attention)
         except ValueError as error:
             raise RecipeError(
-                "the take that is there has other attention maps", str(error), "--output-dir, for a take of its own"
+                "the existing take has other attention maps", str(error), "another --output-dir, for a separate take"
             ) from None
     return CaptureSpec(
         latents=_union(have.latents, asked.latents),
         x0=_union(have.x0, asked.x0),
         attention=attention,
-        self_attention=itself,
+        self_attention=self_attention,
         reduce=asked.reduce,
     )
 
@@ -296,9 +302,10 @@ def existing_take(folder: Path) -> Take | None:
 
 
 def with_records_of(had: Recipe, recipe: Recipe) -> Recipe:
-    """`recipe` with the captures and tracked words of an earlier making of the same take added. RecipeError as `union`.
+    """Return `recipe` with the captures and tracked words of an earlier version of the same take added.
 
-    Marks without a weight track words and change no pixel, so that the two makings may have marked different ones.
+    Marks without a weight track words and change no pixel, so the two may have marked different ones. Raises
+    RecipeError as `union` does.
     """
     spans = {(mark.start, mark.end) for mark in recipe.marks}
     marks = sorted((*recipe.marks, *(m for m in had.marks if (m.start, m.end) not in spans)), key=lambda m: m.start)
@@ -314,9 +321,9 @@ def _union(have: LatentsCapture | None, asked: LatentsCapture | None) -> Latents
 
 
 class TakeWriter:
-    """Fills a folder beside the take's place; `commit` renames it in. As a context manager it leaves nothing else.
+    """Writes a take to a temporary folder, which `commit` renames. As a context manager it removes that folder.
 
-    Only the process that holds the take's lock may have one.
+    Only the process that holds the take's lock may use one.
     """
 
     def __init__(self, takes: Path, take: str) -> None:
@@ -334,13 +341,15 @@ class TakeWriter:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def write_final(self, latents_CThw: np.ndarray) -> None:
-        whole = io.BytesIO()  # numpy's own writing to a file says of a full disk only how many bytes are lacking
-        np.save(whole, np.ascontiguousarray(latents_CThw, dtype="<f4"), allow_pickle=False)
+        """Write the last latents, [C, T, h, w], as float32."""
+        # In memory first: on a full disk, numpy's own error says only how many bytes are missing.
+        buffer = io.BytesIO()
+        np.save(buffer, np.ascontiguousarray(latents_CThw, dtype="<f4"), allow_pickle=False)
         with guarded(self.takes):
-            (self.folder / FINAL).write_bytes(whole.getbuffer())
+            (self.folder / FINAL).write_bytes(buffer.getbuffer())
 
     def commit(self, manifest: Manifest) -> Take:
-        """Write take.json, have the disk hold everything, and move the folder to its place."""
+        """Write take.json, flush everything to the disk, and rename the folder to the take's; return the take."""
         with guarded(self.takes):
             sync_tree(self.folder)
             path = self.folder / MANIFEST
@@ -357,9 +366,9 @@ class TakeWriter:
 
 
 def recover(takes: Path, take: str) -> None:
-    """Tidy what a killed process left of the take; only for the process that holds its lock.
+    """Clean up what a killed process left of the take; only for the process that holds its lock.
 
-    An older take that was moved aside and not replaced goes back to its place; partial folders are removed.
+    An older take that was moved away and not replaced is moved back; partial folders are removed.
     """
     place = takes / take
     for older in takes.glob(f".{take}.*.old"):
@@ -372,5 +381,5 @@ def recover(takes: Path, take: str) -> None:
 
 
 def unfinished(takes: Path) -> list[str]:
-    """Ids of takes whose making was cut short, or goes on right now: a folder lies beside their place."""
+    """Return the ids of takes that were interrupted or are being made right now: they have a temporary folder."""
     return sorted({path.name.split(".")[1] for kind in ("partial", "old") for path in takes.glob(f".*.{kind}")})

@@ -1,8 +1,8 @@
-"""MP4 files that carry their recipe, by PyAV.
+"""MP4 files that contain their recipe as metadata, written and read with PyAV.
 
-H.264 in yuv420p, so that every browser and player shows it; BT.709 matrix, limited range, both tagged, so that
-colors come back as they went in. Near-lossless, not lossless: half-resolution chroma and a constant rate factor of
-`CRF`. What has to be exact is in the take's final latents.
+H.264 in yuv420p, so that every browser and player shows it; BT.709 matrix and limited range, both tagged, so that
+colors are decoded as they were encoded. Near-lossless, not lossless: half-resolution chroma and a constant rate factor
+of `CRF`. What has to be exact is in the take's final latents.
 
 Shape suffixes: F frames, H height, W width; frames are uint8 RGB.
 """
@@ -39,7 +39,7 @@ _BT709, _LIMITED = 1, 1  # AVCOL_*_BT709, AVCOL_RANGE_MPEG
 
 
 def encoder_name() -> str:
-    """The encoder that the installed PyAV has, the best one first."""
+    """Return the best encoder of `ENCODERS` that the installed PyAV has. Raises StorageError where it has none."""
     import av
 
     for name in ENCODERS:
@@ -61,12 +61,11 @@ def write_video(
     encoder: str | None = None,
     options: Mapping[str, str] | None = None,
 ) -> int:
-    """Write uint8 RGB frames as MP4; returns how many there were.
+    """Write uint8 RGB frames, each [H, W, 3], as MP4; return how many there were.
 
-    options: for libx264, instead of the near-lossless ones.
-
-    An odd width or height is padded by repeating its last column or row: yuv420p has none. `metadata` goes into the
-    file under its own keys.
+    fps: frames per second. metadata: written to the file under its own keys. options: for libx264, instead of the
+    near-lossless ones. An odd width or height is padded by repeating the last column or row, because yuv420p needs
+    even sizes. Raises ValueError where there are no frames.
     """
     import av
 
@@ -120,7 +119,10 @@ def _even(frame_HW3: np.ndarray) -> np.ndarray:
 
 
 def iter_frames(path: Path, width: int | None = None, height: int | None = None) -> Iterator[np.ndarray]:
-    """The video's frames, uint8 [H, W, 3], one at a time; cropped to width and height where given."""
+    """Yield the video's frames, uint8 [H, W, 3], one at a time; cropped to width and height where given.
+
+    Raises RequestError where the file is not a video, and DamagedTake where it cannot be decoded.
+    """
     import av
 
     with _opened(path) as video:
@@ -132,7 +134,7 @@ def iter_frames(path: Path, width: int | None = None, height: int | None = None)
 
 
 def _rgb(picture: av.VideoFrame) -> np.ndarray:
-    # A file that names no matrix is read as the size suggests: BT.709 from 720 lines on, else BT.601.
+    # Without a tagged matrix the usual convention applies: BT.709 from 720 lines on, otherwise BT.601.
     named = {1: "ITU709", 5: "ITU601", 6: "ITU601"}.get(int(picture.colorspace))
     matrix = named or ("ITU709" if picture.height >= 720 else "ITU601")
     full = int(picture.color_range) == 2
@@ -146,12 +148,12 @@ def _rgb(picture: av.VideoFrame) -> np.ndarray:
 
 
 def read_frames(path: Path, width: int | None = None, height: int | None = None) -> np.ndarray:
-    """All frames, uint8 [F, H, W, 3]."""
+    """Return all frames, uint8 [F, H, W, 3]; arguments and errors as for `iter_frames`."""
     return np.stack(list(iter_frames(path, width, height)))
 
 
 def video_facts(path: Path) -> dict[str, float]:
-    """width, height (pixels), fps and frames (0 where the container does not say)."""
+    """Return width and height in pixels, fps, and frames (0 where the container does not state it)."""
     with _opened(path) as video:
         stream = video.streams.video[0]
         rate = stream.average_rate or Fraction(0)
@@ -164,29 +166,29 @@ def video_facts(path: Path) -> dict[str, float]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The tags of an MP4."""
+    """Return the metadata tags of an MP4."""
     with _opened(path) as video:
         return dict(video.metadata)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """What wanscope wrote into the MP4: `recipe`, `take`, `latents_sha256`, `environment`.
+    """Return what wanscope wrote into the MP4: `recipe`, `take`, `latents_sha256`, `environment`.
 
-    RequestError when the file is not a video or carries no recipe.
+    Raises RequestError where the file is not a video or contains no recipe, and DamagedTake where it cannot be read.
     """
     written = read_metadata(path).get(METADATA_KEY)
     if written is None:
         raise RequestError(
-            f"{path} carries no recipe",
+            f"{path} contains no recipe",
             "wanscope did not make it, or a program that copied it dropped the metadata",
-            "the take.json beside the original",
+            "the take.json next to the original",
         )
     try:
         data = json.loads(written)
     except ValueError:
         data = None
     if not isinstance(data, dict) or "recipe" not in data:
-        raise DamagedTake(f"the recipe in {path} cannot be read", "its metadata is cut or changed")
+        raise DamagedTake(f"the recipe in {path} cannot be read", "its metadata is truncated or changed")
     return data
 
 
@@ -198,16 +200,16 @@ def _opened(path: Path) -> av.container.InputContainer:
     except (av.FFmpegError, OSError) as error:
         why = error.strerror or str(error)
         raise RequestError(
-            f"{path} cannot be read as a video", why, f"a video file; `ffprobe {shlex.quote(str(path))}` says more"
+            f"{path} cannot be read as a video", why, f"a video file; `ffprobe {shlex.quote(str(path))}` tells more"
         ) from error
     if not video.streams.video:
         video.close()
-        raise RequestError(f"{path} cannot be read as a video", "it has no picture in it")
+        raise RequestError(f"{path} cannot be read as a video", "it has no video stream")
     return video
 
 
 def write_poster(path: Path, frame_HW3: np.ndarray) -> None:
-    """One frame as WebP."""
+    """Write one frame, uint8 RGB [H, W, 3], as WebP."""
     from PIL import Image
 
     with guarded(path.parent):

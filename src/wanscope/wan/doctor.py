@@ -132,15 +132,10 @@ def disk(folder: Path) -> Check:
 
 def hub_cache() -> Check:
     """Which variants are in the cache already, and whether there is room for one more."""
-    from huggingface_hub import constants, scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
+    from huggingface_hub import constants
 
     place = Path(constants.HF_HUB_CACHE)
-    try:
-        have = {repo.repo_id for repo in scan_cache_dir(place).repos}
-    except CacheNotFound:
-        have = set()
-    names = [v.name for v in VARIANTS.values() if v.hub_id in have]
+    names = [v.name for v in VARIANTS.values() if v.hub_id is not None and _is_cached(place, v.hub_id)]
     existing = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     detail = f"{place}: {', '.join(names) or 'no Wan model yet'}, {size(free)} free"
@@ -149,6 +144,15 @@ def hub_cache() -> Check:
     if free < MODEL_BYTES:
         return Check("hub cache", "warn", detail, "models take 12 to 70 GB: export HF_HOME=/a/larger/disk")
     return Check("hub cache", "ok", detail)
+
+
+def _is_cached(place: Path, hub_id: str) -> bool:
+    """Whether a snapshot of a repository lies in the hub's cache. (`huggingface_hub.scan_cache_dir` would say, and
+    takes longer to import than all else here but torch.)"""
+    from huggingface_hub import constants
+
+    folder = place / constants.REPO_ID_SEPARATOR.join(("models", *hub_id.split("/"))) / "snapshots"
+    return folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())
 
 
 def video_writing() -> Check:

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
 
 from wanscope.errors import ModelError
 from wanscope.wan import scaled_fp8
 from wanscope.wan.weights import WeightFile, fill, listed, open_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 SHARED, TIED = "shared.weight", "encoder.embed_tokens.weight"
 WAN_EMBEDDING = "token_embedding.weight"
@@ -95,6 +99,8 @@ def _config(file: WeightFile, names: dict[str, str]) -> dict[str, Any]:
 
 def load(path: Path, dtype: torch.dtype) -> UMT5EncoderModel:
     """The encoder of a file, on the CPU, in `dtype`."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
     with open_weights(path) as file:
         file.strip(PREFIXES, SHARED)
         scales = scaled_fp8.find_scales(file, ignore=(SPIECE,))
@@ -119,22 +125,36 @@ def has_tokenizer(path: Path) -> bool:
         return any(name.endswith(SPIECE) for name in file.all_names)
 
 
-def tokenizer_in(path: Path, text_length: int) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that a ComfyUI encoder file carries, or None."""
+def sentencepiece_in(path: Path) -> bytes | None:
+    """The serialized SentencePiece model that a ComfyUI encoder file carries, or None."""
     with open_weights(path) as file:
         file.strip(PREFIXES, SHARED)
         if SPIECE not in file.names:
             return None
-        data = bytes(file.read(SPIECE).to(torch.uint8).tolist())
+        return bytes(file.read(SPIECE).to(torch.uint8).tolist())
+
+
+def tokenizer_in(path: Path, text_length: int) -> PreTrainedTokenizerBase | None:
+    """transformers' tokenizer of the model that a ComfyUI encoder file carries, or None."""
+    data = sentencepiece_in(path)
+    if data is None:
+        return None
     from transformers import T5Tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "spiece.model").write_bytes(data)
-        try:
+        with readable_tokenizer(path):
             return T5Tokenizer.from_pretrained(folder, model_max_length=text_length, extra_ids=0)
-        except (ImportError, ValueError, OSError) as error:
-            raise ModelError(
-                f"the tokenizer inside {path} cannot be read",
-                str(error).strip().split("\n")[0],
-                "pip install sentencepiece protobuf, or give tokenizer=a folder with tokenizer.json",
-            ) from None
+
+
+@contextmanager
+def readable_tokenizer(path: Path) -> Iterator[None]:
+    """ModelError, with what to install, where the tokenizer inside an encoder file cannot be read."""
+    try:
+        yield
+    except (ImportError, ValueError, OSError) as error:
+        raise ModelError(
+            f"the tokenizer inside {path} cannot be read",
+            str(error).strip().split("\n")[0],
+            "pip install sentencepiece protobuf, or give tokenizer=a folder with tokenizer.json",
+        ) from None

@@ -10,17 +10,17 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import GGUFQuantizationConfig, WanTransformer3DModel
-from diffusers.models.model_loading_utils import load_gguf_checkpoint
-from diffusers.quantizers.gguf.utils import GGML_QUANT_SIZES, GGUFParameter, dequantize_gguf_tensor
 from torch import nn
 
 from wanscope.errors import ModelError
 from wanscope.wan.single_file import PREFIXES, config_of, diffusers_names
 from wanscope.wan.weights import check_names
+
+if TYPE_CHECKING:
+    from diffusers import WanTransformer3DModel
 
 ARCHITECTURE = "wan"
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
@@ -69,6 +69,9 @@ def describe(path: Path) -> dict[str, Any]:
 
 def load(path: Path, dtype: torch.dtype) -> WanTransformer3DModel:
     """The transformer of a GGUF file, on the CPU. `dtype` is what it computes in."""
+    from diffusers import GGUFQuantizationConfig, WanTransformer3DModel
+    from diffusers.models.model_loading_utils import load_gguf_checkpoint
+
     shapes = _shapes(_reader(path))
     files = _without_prefix(shapes)
     config = config_of(files, lambda name: shapes[files[name]], str(path))
@@ -102,6 +105,8 @@ def load(path: Path, dtype: torch.dtype) -> WanTransformer3DModel:
 
 
 def _tensor(tensor: torch.Tensor, shape: tuple[int, ...], linear: bool, name: str, path: Path) -> torch.Tensor:
+    from diffusers.quantizers.gguf.utils import GGML_QUANT_SIZES, GGUFParameter, dequantize_gguf_tensor
+
     if not isinstance(tensor, GGUFParameter):
         return tensor.reshape(shape)
     block, size = GGML_QUANT_SIZES[tensor.quant_type]  # type: ignore[attr-defined]

@@ -1,14 +1,12 @@
-"""Every variant with its parameter counts, computed from the configs on the meta device, and memory in bf16."""
+"""Every variant with its parameter counts and its memory in bf16."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Any
 
 from wanscope.spec.settings import Keyframes
-from wanscope.wan.variant import Encoder, Variant
+from wanscope.wan.parameters import counts
 from wanscope.wan.variants import VARIANTS
 
 
@@ -39,55 +37,6 @@ class ModelRow:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Parameters of one expert, of the text encoder and of the VAE."""
-
-    transformer: int
-    encoder: int
-    vae: int
-
-
-def counts(variant: Variant) -> Counts:
-    """Parameter counts of a variant's components; nothing is allocated."""
-    return Counts(
-        _transformer(json.dumps(variant.transformer_config(), sort_keys=True)),
-        _encoder(variant.encoder),
-        _vae(json.dumps(variant.vae_config(), sort_keys=True)),
-    )
-
-
-def _count(module: Any) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-@lru_cache
-def _transformer(config: str) -> int:
-    import torch
-    from diffusers import WanTransformer3DModel
-
-    with torch.device("meta"):
-        return _count(WanTransformer3DModel(**json.loads(config)))
-
-
-@lru_cache
-def _encoder(encoder: Encoder) -> int:
-    import torch
-    from transformers import UMT5Config, UMT5EncoderModel
-
-    with torch.device("meta"):
-        return _count(UMT5EncoderModel(UMT5Config(**encoder.config())))
-
-
-@lru_cache
-def _vae(config: str) -> int:
-    import torch
-    from diffusers import AutoencoderKLWan
-
-    with torch.device("meta"):
-        return _count(AutoencoderKLWan(**json.loads(config)))
 
 
 def models() -> list[ModelRow]:

@@ -22,8 +22,9 @@ from wanscope import events
 from wanscope.errors import ModelError, nearest
 from wanscope.wan import lora as lora_files
 from wanscope.wan.locate import Part, Source, locate
-from wanscope.wan.model import WanModel, text_length_of
+from wanscope.wan.model import WanModel
 from wanscope.wan.pickles import refuse_pickle
+from wanscope.wan.tokenizer import load_tokenizer, text_length_of
 from wanscope.wan.weights import align, listed
 
 if TYPE_CHECKING:
@@ -118,6 +119,11 @@ def pick_device(device: str | torch.device) -> torch.device:
     return found
 
 
+def device_name(device: torch.device) -> str:
+    """As a take's environment has it: as torch names it, with its model's name where it is a GPU."""
+    return f"cuda {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)
+
+
 def pick_dtype(dtype: str | torch.dtype, source: Source) -> torch.dtype:
     """The transformer's dtype; `auto` is the variant's own (bf16, and fp32 for marbles and tiny models)."""
     if isinstance(dtype, torch.dtype):
@@ -155,7 +161,7 @@ def _build(
 ) -> WanModel:
     encoder_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16  # UMT5 overflows in fp16
     parts = source.parts
-    tokenizer = _tokenizer(parts["tokenizer"], source.variant.text_length)
+    tokenizer = load_tokenizer(parts["tokenizer"], source.variant.text_length)
     second = parts.get("transformer_2")
     return WanModel(
         variant=source.variant,
@@ -259,27 +265,6 @@ def _without_bars() -> Iterator[None]:
 def load_encoder(source: Source, dtype: torch.dtype):
     """The text encoder of a model that was found, on the CPU."""
     return _encoder(source.parts["text_encoder"], dtype)
-
-
-def load_tokenizer(source: Source):
-    """The tokenizer of a model that was found; no weights are loaded."""
-    return _tokenizer(source.parts["tokenizer"], source.variant.text_length)
-
-
-def _tokenizer(part: Part, text_length: int):
-    if part.kind == "file":
-        from wanscope.wan import encoder_file
-
-        tokenizer = encoder_file.tokenizer_in(part.path, text_length)
-        if tokenizer is None:
-            raise ModelError(f"{part.path} holds no tokenizer", "give a folder with tokenizer.json")
-        return tokenizer
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(part.path, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"the tokenizer in {part.path} cannot be loaded", str(error).split("\n")[0]) from None
 
 
 def _check_fit(model: WanModel) -> None:

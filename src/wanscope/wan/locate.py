@@ -169,7 +169,7 @@ def _check_class(shown: str, name: str | None) -> None:
 
 
 def _text_length(tokenizer: Path) -> int:
-    """As model.text_length_of, from the folder's file."""
+    """As tokenizer.text_length_of, from the folder's file."""
     file = tokenizer / "tokenizer_config.json"
     limit = json.loads(file.read_text()).get("model_max_length") if file.is_file() else None
     return int(min(limit or 512, 512))

@@ -14,7 +14,7 @@ from wanscope.errors import MemoryPlanError
 from wanscope.wan import footprint
 from wanscope.wan.cost import BYTES
 from wanscope.wan.download import size
-from wanscope.wan.listing import counts
+from wanscope.wan.parameters import counts, outside_blocks
 from wanscope.wan.variant import Variant, check_video
 
 CONTEXT_BYTES = 1_000_000_000  # what CUDA, cuBLAS and cuDNN take for themselves, and fragmentation
@@ -93,7 +93,7 @@ class Weights:
 def weights_of(variant: Variant, dtype: str) -> Weights:
     """From the configs, before anything is loaded."""
     e, c = BYTES[dtype], counts(variant)
-    inside = c.transformer - _outside_blocks(variant)
+    inside = c.transformer - outside_blocks(variant)
     return Weights(
         (c.transformer * e,) * variant.experts,
         (c.transformer - inside) * e,
@@ -101,16 +101,6 @@ def weights_of(variant: Variant, dtype: str) -> Weights:
         c.encoder * (4 if e == 4 else 2),
         c.vae * VAE_DTYPES["fp32"],
     )
-
-
-def _outside_blocks(v: Variant) -> int:
-    """Parameters of the embeddings and the head."""
-    p = v.patch[0] * v.patch[1] * v.patch[2]
-    linear = [(v.in_channels * p, v.dim), (v.freq_dim, v.dim), (v.dim, v.dim), (v.dim, 6 * v.dim)]
-    linear += [(v.text_dim, v.dim), (v.dim, v.dim), (v.dim, v.out_channels * p)]
-    if v.image_dim is not None:
-        linear += [(v.image_dim, v.image_dim), (v.image_dim, v.dim), (1, v.image_dim), (1, v.dim)]
-    return sum(a * b + b for a, b in linear) + 2 * v.dim
 
 
 def encoder_bytes(variant: Variant, weights: int) -> int:

@@ -16,13 +16,13 @@ import torch
 from wanscope.errors import ModelError
 from wanscope.wan import variants
 from wanscope.wan.identity import module_hash
+from wanscope.wan.tokenizer import DEFAULT_TEXT_LENGTH, text_length_of
 from wanscope.wan.variants import Variant
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
     from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
-DEFAULT_TEXT_LENGTH = 512
 IMAGE_TEXT_LENGTH = 512  # diffusers' attention processor has it hardcoded where image tokens are
 
 
@@ -191,9 +191,3 @@ class WanModel:
             description=f"{variant.title} from a diffusers pipeline",
             **parts,
         )
-
-
-def text_length_of(tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many tokens the model's text takes: the tokenizer's limit where it names a sensible one, else Wan's 512."""
-    limit = getattr(tokenizer, "model_max_length", None) or DEFAULT_TEXT_LENGTH
-    return int(min(limit, DEFAULT_TEXT_LENGTH))

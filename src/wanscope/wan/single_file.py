@@ -12,19 +12,18 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from diffusers import WanTransformer3DModel
-from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
+from typing import TYPE_CHECKING, Any
 
 from wanscope.errors import ModelError
 from wanscope.wan import scaled_fp8
 from wanscope.wan.variant import ROPE_POSITIONS
 from wanscope.wan.weights import WeightFile, fill, listed, open_weights
 
+if TYPE_CHECKING:
+    import torch
+    from diffusers import WanTransformer3DModel
+
 HEAD_DIM = 128
-KEEP_FP32 = tuple(WanTransformer3DModel._keep_in_fp32_modules or ())
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "")
 ORIGINAL, DIFFUSERS = "head.modulation", "condition_embedder.time_embedder.linear_1.weight"
 
@@ -45,6 +44,8 @@ Shape = Callable[[str], tuple[int, ...]]
 
 def diffusers_names(names: Iterable[str]) -> dict[str, str]:
     """{diffusers' name: original name} of a transformer's tensors, by diffusers' own table."""
+    from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
+
     return convert_wan_transformer_to_diffusers({name: name for name in names})
 
 
@@ -96,11 +97,16 @@ def _refuse_relatives(names: set[str], where: str) -> None:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a transformer file holds: {diffusers' name: name in the file}, fp8 scales, and the config."""
+    """What a transformer file holds: its fp8 scales, the config, and whether its names are the original ones."""
 
-    names: dict[str, str]
     scales: scaled_fp8.Scales
     config: dict[str, Any]
+    original: bool
+
+    def names(self) -> dict[str, str]:
+        """{diffusers' name: name in the file}."""
+        weights = self.scales.weights
+        return diffusers_names(weights) if self.original else {name: name for name in weights}
 
 
 def _contents(file: WeightFile) -> Contents:
@@ -113,9 +119,9 @@ def _contents(file: WeightFile) -> Contents:
         )
     scales = scaled_fp8.find_scales(file)
     if ORIGINAL in scales.weights:
-        names, original = diffusers_names(scales.weights), {name: name for name in scales.weights}
+        original = {name: name for name in scales.weights}
     elif DIFFUSERS in scales.weights:
-        names, original = {name: name for name in scales.weights}, _as_original(scales.weights)
+        original = _as_original(scales.weights)
     else:
         raise ModelError(
             f"{file.path} is not a Wan transformer",
@@ -125,7 +131,7 @@ def _contents(file: WeightFile) -> Contents:
     beside = file.path.parent / "config.json"
     if ORIGINAL not in scales.weights and beside.exists():  # it knows the number of heads
         config |= {k: v for k, v in json.loads(beside.read_text()).items() if k in config}
-    return Contents(names, scales, config)
+    return Contents(scales, config, ORIGINAL in scales.weights)
 
 
 def _as_original(names: Iterable[str]) -> dict[str, str]:
@@ -159,15 +165,18 @@ def describe(path: Path) -> dict[str, Any]:
 def load(path: Path, dtype: torch.dtype) -> tuple[WanTransformer3DModel, bool]:
     """The transformer of a file, on the CPU, in `dtype` (what diffusers keeps in float32 stays so), and whether its
     fp8 scales were applied."""
+    from diffusers import WanTransformer3DModel
+
     with open_weights(path) as file:
         contents = _contents(file)
+        names = contents.names()
         read = scaled_fp8.reader(file, contents.scales)
         transformer = fill(
             lambda: WanTransformer3DModel(**contents.config),
-            {name: file.shape(old) for name, old in contents.names.items()},
-            lambda name, target: read(contents.names[name], target),
+            {name: file.shape(old) for name, old in names.items()},
+            lambda name, target: read(names[name], target),
             dtype,
             what=str(path),
-            keep_fp32=KEEP_FP32,
+            keep_fp32=tuple(WanTransformer3DModel._keep_in_fp32_modules or ()),
         )
     return transformer, contents.scales.scaled

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -111,6 +110,8 @@ def fill(
     shapes: the file's tensors under the module's names. read(name, dtype): one of them, in that dtype. keep_fp32:
     parts of names whose parameters stay float32, as diffusers keeps them. tied: names that are another one's tensor.
     """
+    from accelerate import init_empty_weights  # reading a header needs none of it
+
     with init_empty_weights(include_buffers=False):
         module = build()
     tied = tied or {}

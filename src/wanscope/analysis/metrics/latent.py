@@ -14,21 +14,39 @@ NEEDS = ("statistics",)
 # name, title, unit, what it is: each as a course over the states, and of the result as `final_` and tested.
 SINGLE: tuple[tuple[str, str, str, str, Callable[[LatentStatistics], float]], ...] = (
     ("variance", "Variance", "1", "Variance of all values of a latent.", lambda s: s.variance),
-    ("detail", "Detail", "1", "Share of the spatial power from 0.25 cycles a latent pixel up.", lambda s: s.detail),
-    ("coherence", "Frame coherence", "1", "Mean correlation of neighboring latent frames.", lambda s: s.coherence),
-    ("entropy", "Entropy", "nats", "Differential entropy of a latent's values, from a histogram.", lambda s: s.entropy),
+    (
+        "detail",
+        "Detail",
+        "1",
+        "Share of the spatial power at 0.25 cycles per latent pixel and above.",
+        lambda s: s.detail,
+    ),
+    (
+        "coherence",
+        "Frame coherence",
+        "1",
+        "Mean correlation of adjacent latent frames, after subtracting each channel's mean.",
+        lambda s: s.coherence,
+    ),
+    (
+        "entropy",
+        "Entropy",
+        "nats",
+        "Differential entropy of a latent's values, from a histogram (bins of 1/32, Miller's correction).",
+        lambda s: s.entropy,
+    ),
     (
         "gaussian_gap",
         "Distance from Gaussian",
         "nats",
-        "Entropy of a Gaussian of the same variance less the entropy: 0 for noise.",
+        "Entropy of a Gaussian with the same variance minus the entropy: 0 for noise.",
         lambda s: s.gaussian_gap,
     ),
     (
         "channel_correlation",
         "Channel correlation",
         "1",
-        "Mean size of the correlation between two channels.",
+        "Mean absolute correlation between two channels.",
         lambda s: s.correlation,
     ),
 )
@@ -59,7 +77,7 @@ for _name, _title, _unit, _about, _value in SINGLE:
     title="Change between frames",
     unit="1",
     needs=NEEDS,
-    about="Mean squared difference of neighboring frames over the sum of their squares: 1 for noise, 0 for a still.",
+    about="Mean squared difference of adjacent frames over the sum of their mean squares: 1 for noise, 0 for a still.",
 )
 def frame_change(subject: Subject) -> list[Row]:
     return per_state([s.change for s in subject.statistics], subject.states)
@@ -85,7 +103,7 @@ def _channels(subject: Subject, values: Callable[[LatentStatistics], np.ndarray]
     title="Spatial power by frequency",
     unit="1",
     needs=NEEDS,
-    about="Mean squared Fourier coefficient in radial bands; parts are lower edges in cycles a latent pixel.",
+    about="Mean squared Fourier coefficient in 8 radial bands; parts are lower edges in cycles per latent pixel.",
 )
 def radial_power(subject: Subject) -> list[Row]:
     edges = band_edges()

@@ -14,7 +14,7 @@ from wanscope.analysis.metric import Row, Subject, mean_of, metric, one, per_sta
     title="Path length",
     unit="rms",
     tested=True,
-    about="Sum of the steps' lengths: how much the latents move altogether.",
+    about="Sum of the velocities: how far the latents move in total.",
 )
 def path_length(subject: Subject) -> list[Row]:
     return one(tr.path_length(subject.path))
@@ -25,7 +25,7 @@ def path_length(subject: Subject) -> list[Row]:
     title="Displacement",
     unit="rms",
     tested=True,
-    about="Distance from the noise to the result.",
+    about="Distance from the noise to the result, |x_S - x_0| / sqrt(D).",
 )
 def displacement(subject: Subject) -> list[Row]:
     return one(tr.displacement(subject.path))
@@ -47,7 +47,7 @@ def linearity(subject: Subject) -> list[Row]:
     title="Mean turning angle",
     unit="degrees",
     tested=True,
-    about="Mean angle between neighboring steps.",
+    about="Mean angle between neighboring steps, v_k and v_(k+1).",
 )
 def turning(subject: Subject) -> list[Row]:
     return one(mean_of(tr.turning_angles(subject.path)))
@@ -58,7 +58,7 @@ def turning(subject: Subject) -> list[Row]:
     title="Mean curvature",
     unit="1/rms",
     tested=True,
-    about="Mean of 1 / radius of the circle through three neighboring states.",
+    about="Mean of 1 / radius of the circle through three neighboring states (Menger 1930).",
 )
 def curvature(subject: Subject) -> list[Row]:
     return one(mean_of(tr.curvature(subject.path)))
@@ -69,7 +69,7 @@ def curvature(subject: Subject) -> list[Row]:
     title="Mean acceleration",
     unit="rms",
     tested=True,
-    about="Mean length of the change from one step to the next.",
+    about="Mean length of the change from one step to the next, |v_(k+1) - v_k| / sqrt(D).",
 )
 def mean_acceleration(subject: Subject) -> list[Row]:
     return one(mean_of(tr.acceleration(subject.path)))
@@ -80,7 +80,7 @@ def mean_acceleration(subject: Subject) -> list[Row]:
     title="Log-volume",
     unit="nats",
     tested=True,
-    about="Half the sum of ln(lambda / D) over the largest r eigenvalues of the centered path, one r for all takes.",
+    about="1/2 sum ln(lambda_i / D), largest r eigenvalues of the centered path's Gram matrix; one r for all takes.",
 )
 def log_volume(subject: Subject) -> list[Row]:
     return one(path_volume.log_volume(subject.path.spectrum, subject.rank, subject.path.dimension))
@@ -102,7 +102,7 @@ def participation_ratio(subject: Subject) -> list[Row]:
     title="Mean temporal frequency",
     unit="cycles/step",
     tested=True,
-    about="Power-weighted mean frequency of the increments about their mean.",
+    about="Power-weighted mean frequency of the increments minus their mean.",
 )
 def mean_frequency(subject: Subject) -> list[Row]:
     return one(tr.mean_frequency(subject.path))
@@ -132,7 +132,7 @@ def phase_start(subject: Subject) -> list[Row]:
     return per_state(marks, states)
 
 
-@metric("velocity", title="Velocity", unit="rms", about="Length of the step that ends at a state.")
+@metric("velocity", title="Velocity", unit="rms", about="Length of the step that ends at a state, |v_k| / sqrt(D).")
 def velocity(subject: Subject) -> list[Row]:
     return per_state(tr.velocity(subject.path), subject.path.states[1:])
 
@@ -141,13 +141,18 @@ def velocity(subject: Subject) -> list[Row]:
     "sigma_speed",
     title="Velocity per noise level",
     unit="rms/sigma",
-    about="Length of the step over the change of the noise level: free of the schedule's step sizes.",
+    about="Velocity over |sigma_k - sigma_(k-1)|: free of the schedule's step sizes.",
 )
 def sigma_speed(subject: Subject) -> list[Row]:
     return per_state(tr.sigma_speed(subject.path), subject.path.states[1:])
 
 
-@metric("acceleration", title="Acceleration", unit="rms", about="Length of the change from one step to the next.")
+@metric(
+    "acceleration",
+    title="Acceleration",
+    unit="rms",
+    about="Length of the change from one step to the next, |v_(k+1) - v_k| / sqrt(D).",
+)
 def acceleration(subject: Subject) -> list[Row]:
     return per_state(tr.acceleration(subject.path), subject.path.states[1:-1])
 
@@ -163,18 +168,28 @@ def turning_angle(subject: Subject) -> list[Row]:
     "curvature_at",
     title="Curvature",
     unit="1/rms",
-    about="1 / radius of the circle through a state and its neighbors.",
+    about="1 / radius of the circle through a state and its neighbors (Menger 1930).",
 )
 def curvature_at(subject: Subject) -> list[Row]:
     return per_state(tr.curvature(subject.path), subject.path.states[1:-1])
 
 
-@metric("drift", title="Drift from the start", unit="rms", about="Distance of a state from the noise it began with.")
+@metric(
+    "drift",
+    title="Drift from the start",
+    unit="rms",
+    about="Distance of a state from the noise, |x_k - x_0| / sqrt(D).",
+)
 def drift(subject: Subject) -> list[Row]:
     return per_state(tr.drift(subject.path), subject.path.states)
 
 
-@metric("remaining", title="Distance to the result", unit="rms", about="Distance of a state from the last one.")
+@metric(
+    "remaining",
+    title="Distance to the result",
+    unit="rms",
+    about="Distance of a state from the last one, |x_S - x_k| / sqrt(D).",
+)
 def remaining(subject: Subject) -> list[Row]:
     return per_state(tr.remaining(subject.path), subject.path.states)
 
@@ -183,7 +198,7 @@ def remaining(subject: Subject) -> list[Row]:
     "alignment",
     title="Alignment with the straight way",
     unit="1",
-    about="Cosine between the step that ends at a state and the straight way from the noise to the result.",
+    about="Cosine of the step that ends at a state with the straight path, of v_k with x_S - x_0.",
 )
 def alignment(subject: Subject) -> list[Row]:
     return per_state(tr.alignment(subject.path), subject.path.states[1:])
@@ -193,7 +208,7 @@ def alignment(subject: Subject) -> list[Row]:
     "explained",
     title="Share of the path's variance by axis",
     unit="1",
-    about="lambda_i / sum lambda of the centered path, largest first.",
+    about="lambda_i / sum lambda, largest first: eigenvalues of the centered path's Gram matrix, the PCA spectrum.",
 )
 def explained(subject: Subject) -> list[Row]:
     shares = path_volume.explained(subject.path.spectrum)
@@ -204,7 +219,7 @@ def explained(subject: Subject) -> list[Row]:
     "frequency_power",
     title="Power of the increments by frequency",
     unit="rms^2",
-    about="Squared Fourier coefficients of the increments about their mean; parts are cycles a step.",
+    about="Squared Fourier coefficients of the increments minus their mean; parts are cycles per step.",
 )
 def frequency_power(subject: Subject) -> list[Row]:
     frequencies, power = tr.frequency_spectrum(subject.path)

@@ -45,23 +45,29 @@ def _encode(text: str, model: str, dtype: str) -> tuple[Any, str]:
     from wanscope.doors.cli.process import prepare_process
 
     prepare_process()
-    import torch
-
     from wanscope import events
     from wanscope.study.check_texts import check_length_and_words
     from wanscope.study.embedding_reuse import encoder_hash
     from wanscope.study.recipe_model import ModelKey, find
-    from wanscope.wan.load import load_encoder, load_tokenizer
-    from wanscope.wan.model import text_length_of
-    from wanscope.wan.text import encode
+    from wanscope.wan.tokenizer import load_tokenizer, read_tokenizer, text_length_of
 
     source = find(ModelKey(model, "fp32"), events.ignore)
-    tokenizer = load_tokenizer(source)
+    part, own_length = source.parts["tokenizer"], source.variant.text_length
+    tokenizer = read_tokenizer(part, own_length)
     length = text_length_of(tokenizer)
     check_length_and_words(tokenizer, {"text": text}, length, source.variant.closed_vocabulary)
+
+    import torch
+
+    from wanscope.wan.load import load_encoder
+    from wanscope.wan.text import encode
+
     module = load_encoder(source, getattr(torch, dtype))
     reader: Any = SimpleNamespace(
-        tokenizer=tokenizer, text_length=length, variant=source.variant, encoder=lambda: module
+        tokenizer=load_tokenizer(part, own_length),
+        text_length=length,
+        variant=source.variant,
+        encoder=lambda: module,
     )
     identity = source.identity()
     return encode(reader, [text])[0], encoder_hash(identity["text_encoder"], identity["tokenizer"], dtype)

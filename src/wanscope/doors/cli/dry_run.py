@@ -44,13 +44,15 @@ class Planned:
 def run_dry(source: Any, workspace: Workspace, notes: Sequence[Note], *, device: str, memory: str, json: bool) -> int:
     prepare_process()
     from wanscope.study.prepare import plan
-    from wanscope.wan.load import pick_device
 
     planned = plan(source, workspace)
     variant, recipe = _what(planned)
     if planned.model_of(recipe) is not None:
         _check_prompts(planned, recipe, variant)
     notes = [*notes, *_checked_directions(planned, variant, recipe)]
+
+    from wanscope.wan.load import pick_device  # with torch: what is refused is refused before it is imported
+
     place = pick_device(device)
     placing = _placing(variant, recipe, place, memory)
     time = estimate(workspace, variant, recipe, place)
@@ -238,6 +240,8 @@ def _time_rows(planned: StudyPlan, time: Estimate) -> list[tuple[str, str]]:
     count = _to_make(planned)
     if not count:
         return [("time", "nothing to make")]
+    if time.seconds is None:
+        return [("time", f"no estimate: {time.basis}")]
     total, each = output.seconds_text(count * time.seconds), output.seconds_text(time.seconds)
     return [("time", f"about {total} ({each} a take)"), ("", f"from {time.basis}")]
 
@@ -283,7 +287,7 @@ def _document(
         "bytes": {"needed": planned.needed_bytes, "free": planned.free_bytes},
         "seconds": {
             "a_take": time.seconds,
-            "total": time.seconds * _to_make(planned),
+            "total": None if time.seconds is None else time.seconds * _to_make(planned),
             "basis": time.basis,
         },
         "memory": {

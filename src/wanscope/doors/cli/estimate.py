@@ -6,15 +6,16 @@ The time of denoising is taken as proportional to FLOPs, that of decoding and wr
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wanscope.errors import DamagedTake
 from wanscope.recipe import Recipe, VideoSpec
-from wanscope.take.manifest import Manifest, environment, read_manifest
+from wanscope.take.manifest import Manifest, processor, read_manifest
+from wanscope.wan import doctor
 from wanscope.wan.cost import decode_flops, flops_per_video
+from wanscope.wan.parameters import counts
 from wanscope.wan.variant import Variant
 from wanscope.workspace import Workspace
 
@@ -28,13 +29,15 @@ NEAR = 2.0  # takes within this factor of the FLOPs are preferred to others
 SHARE = 0.5
 # The VAE's convolutions reach less: of marbles' on two CPU cores a third of what its forwards do there.
 DECODE_SHARE = 0.17
+# Of one expert. A model above this takes days a video on a CPU; the smallest Wan has 1.4 billion, marbles 2.6 million.
+GPU_PARAMETERS = 500_000_000
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """seconds of one take, and what that rests on."""
+    """seconds of one take, and what that rests on. None where there is no estimate: `basis` then says why."""
 
-    seconds: float
+    seconds: float | None
     basis: str
 
 
@@ -56,22 +59,40 @@ def flops_of(variant: Variant, recipe: Recipe) -> float:
 
 def estimate(workspace: Workspace, variant: Variant, recipe: Recipe, device: torch.device) -> Estimate:
     """The time of one take of `recipe` on `device`."""
-    name = device_name(device)
-    mine = [m for m in _latest(workspace) if _alike(m, variant, recipe, name)]
+    from wanscope.wan.load import device_name
+
+    name, cpu = device_name(device), processor()
+    mine = [m for m in _latest(workspace) if _alike(m, variant, recipe, name, cpu)]
     if mine:
         return from_takes(variant, recipe, mine)
+    if device.type == "cpu" and counts(variant).transformer > GPU_PARAMETERS:
+        return Estimate(None, without_gpu(variant))
+    return from_speed(variant, recipe, device, cpu if device.type == "cpu" else name)
+
+
+def without_gpu(variant: Variant) -> str:
+    """Why there is no estimate for a model that needs a GPU, with what `wanscope doctor` says of this machine's."""
+    found = [check for check in (doctor.torch_build(), doctor.gpu()) if check.fix] or [doctor.gpu()]
+    told = "; ".join(f"{check.name}: {check.detail}" + (f" (do: {check.fix})" if check.fix else "") for check in found)
+    return f"{variant.title} needs a GPU, and this would run on the CPU. wanscope doctor says: {told}"
+
+
+def from_speed(variant: Variant, recipe: Recipe, device: torch.device, model: str) -> Estimate:
+    """From FLOPs and the speed of matrix products on `device`, whose model name is `model`."""
+    from wanscope.wan.speed import matmul_flops
+
     flops = flops_of(variant, recipe)
-    speed = matmul_flops(device, recipe.dtype)
+    speed = matmul_flops(device, recipe.dtype, model)
     video = recipe.video
     assert video.width and video.height and video.frames
     decoding = decode_flops(variant.vae_config(), video.width, video.height, video.frames)
-    decode_speed = DECODE_SHARE * (speed if recipe.dtype == "fp32" else matmul_flops(device, "fp32"))
+    decode_speed = DECODE_SHARE * (speed if recipe.dtype == "fp32" else matmul_flops(device, "fp32", model))
     return Estimate(
         flops / (SHARE * speed) + decoding / decode_speed,
         "arithmetic, as the workspace has no earlier take of this model on this machine: "
-        f"{flops_text(flops)} a take at {flops_text(SHARE * speed)}/s ({SHARE:.0%} of a matrix product timed just now) "
-        f"and {flops_text(decoding)} to decode it at {flops_text(decode_speed)}/s ({DECODE_SHARE:.0%}); loading comes "
-        "on top",
+        f"{flops_text(flops)} a take at {flops_text(SHARE * speed)}/s ({SHARE:.0%} of a matrix product, timed once on "
+        f"this machine) and {flops_text(decoding)} to decode it at {flops_text(decode_speed)}/s ({DECODE_SHARE:.0%}); "
+        "loading comes on top",
     )
 
 
@@ -90,13 +111,13 @@ def from_takes(variant: Variant, recipe: Recipe, manifests: Iterable[Manifest]) 
     )
 
 
-def _alike(manifest: Manifest, variant: Variant, recipe: Recipe, device: str) -> bool:
+def _alike(manifest: Manifest, variant: Variant, recipe: Recipe, device: str, cpu: str) -> bool:
     there = manifest.environment
     return (
         manifest.recipe.model.variant == variant.name
         and manifest.recipe.dtype == recipe.dtype
         and there.device == device
-        and there.processor == environment(device, 1).processor
+        and there.processor == cpu
         and {"denoise", "total"} <= set(manifest.seconds)
     )
 
@@ -122,30 +143,3 @@ def flops_text(flops: float) -> str:
         if flops >= scale:
             return f"{flops / scale:.3g} {unit}"
     return f"{flops / 1e6:.3g} MFLOP"
-
-
-def device_name(device: torch.device) -> str:
-    """As a take's environment has it."""
-    if device.type != "cuda":
-        return str(device)
-    import torch
-
-    return f"cuda {torch.cuda.get_device_name(device)}"
-
-
-def matmul_flops(device: torch.device, dtype: str) -> float:
-    """FLOP/s of a square matrix product, the best of a few; a fraction of a second."""
-    import torch
-
-    kinds: dict[str, Any] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    cuda = device.type == "cuda"
-    n = 8192 if cuda else 768
-    a = torch.ones(n, n, device=device, dtype=kinds[dtype])
-    best = float("inf")
-    for _ in range(4):
-        began = time.perf_counter()
-        torch.mm(a, a)
-        if cuda:
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - began)
-    return 2 * n**3 / best

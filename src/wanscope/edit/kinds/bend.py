@@ -33,7 +33,7 @@ BEND_PARAMETERS = ("factor", "x", "y", "angle", "axis", "sigma", "box")
 
 
 class Bend(EditWithStrength):
-    """The cross-attention maps of chosen words, changed.
+    """Changes the cross-attention maps of chosen words.
 
     amplify: multiplied by `factor`, from 1 on. suppress: divided by it. scale: about the frame's center, `factor` 2 is
     twice as large. rotate: by `angle` degrees about the center, counterclockwise as seen. translate: by `x` (to the

@@ -30,7 +30,7 @@ _alternatives = re.compile(r"\[[^\[\]]*\|[^\[\]]*\]")
 
 
 class Inject(EditWithStrength):
-    """A donor's text into chosen blocks, or its hidden states.
+    """Injects a donor into chosen blocks: the text of another prompt, or its hidden states (activation patching).
 
     on: `context` (what cross-attention reads), `hidden` (a block's input, from the donor's own pass on the same
     latents), or `both`.

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 
 class Prompts(EditBase):
-    """Other prompts at other steps: `{0: "a red circle", 10: "a blue circle"}`.
+    """Uses different prompts at different steps (prompt scheduling).
 
+    keys: a prompt from each of these steps on, `{0: "a red circle", 10: "a blue circle"}`.
     Before the first key the prompt itself holds, from the last key on the last one does. interpolate between two keys:
     `step` holds each until the next, `linear` and `spherical` go from one embedding to the next token by token.
     """

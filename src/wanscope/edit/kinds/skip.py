@@ -18,7 +18,10 @@ _PARTS = ("block", "cross_attention", "attention")
 
 
 class Skip(EditInBlocks):
-    """A block, or only its cross-attention. schedule: skipped at the steps where it is not zero."""
+    """Skips a block, or only its cross-attention.
+
+    schedule: skipped at the steps where it is not zero.
+    """
 
     kind: Literal["skip"] = "skip"
     blocks: BlocksText  # type: ignore[reportGeneralTypeIssues]  # no default: all of them should be asked for

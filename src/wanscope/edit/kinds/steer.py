@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Steer(EditWithStrength):
-    """Along a concept direction, learned from pairs of prompts and stored in a file.
+    """Moves activations along a concept direction learned from pairs of prompts (activation steering).
 
     add: the direction times `strength`, in units of the length that the learned difference had. ablate: take its part
     out (strength 1: all of it). rotate: turn toward it (strength 1: all the way).

@@ -1,14 +1,15 @@
-"""Train marbles: `python -m wanscope.marbles.train all --folder .training`. Every stage goes on where it stopped.
+"""Train marbles: `python -m wanscope.marbles.train all --folder .training`. Every stage resumes where it stopped.
 
-The table of stages in denoiser.py is the schedule of the packaged weights; how far it goes, their report says. It is
-not bit for bit that run, which was stopped and lengthened several times, so that its rate went down more than once.
+The table of stages in denoiser.py is the schedule of the packaged weights; their report says how good they are. It does
+not reproduce that run bit for bit, because it was stopped and extended several times, and its learning rate therefore
+decayed more than once.
 
-A stage that is given more steps than it has made goes on training; `export` then writes the packaged weights and
-`wanscope validate marbles` scores them. `unpack` makes
-a training folder from the packaged weights, so that `encode` and `denoiser` can go on from them on another machine.
+A stage that is given more steps than it has made continues training; `export` then writes the packaged weights and
+`wanscope validate marbles` scores them. `unpack` makes a training folder from the packaged weights, so that `encode`
+and `denoiser` can continue from them on another machine.
 
-`python -m wanscope.marbles.train rarity` trains small variants in which a color is rare, and measures what volume their
-paths take (rarity.py; `rarity --help`).
+`python -m wanscope.marbles.train rarity` trains small variants in which a color is rare, and measures the volume of
+their paths (rarity.py; `rarity --help`).
 """
 
 from __future__ import annotations

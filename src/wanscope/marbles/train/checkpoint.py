@@ -1,4 +1,4 @@
-"""A training's state in one file, whole or not there, so that a run goes on where it was stopped."""
+"""The state of a training in one file, written atomically, so that a run resumes where it was stopped."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from wanscope.marbles.train.optim import Average
 
 
 class Checkpoint:
-    """Weights, their average, the optimiser, the step and the seconds spent, in `path`.
+    """Weights, their average, the optimizer, the step and the seconds spent, in the file `path`.
 
-    resume() puts all of it back; due() says after which steps to save(). `part` is the weights' key in the file.
+    resume() restores all of it; due() says after which steps to save(). `part` is the key of the weights in the file.
     """
 
     def __init__(
-        self, path: Path, model: nn.Module, average: Average, optimiser: torch.optim.Optimizer, part: str = "model"
+        self, path: Path, model: nn.Module, average: Average, optimizer: torch.optim.Optimizer, part: str = "model"
     ) -> None:
-        self.path, self.model, self.average, self.optimiser, self.part = path, model, average, optimiser, part
+        self.path, self.model, self.average, self.optimizer, self.part = path, model, average, optimizer, part
         self._began = time.monotonic()
 
     @property
     def seconds(self) -> float:
-        """Spent on this training, in all its runs."""
+        """The time spent on this training, in all its runs."""
         return time.monotonic() - self._began
 
     def resume(self, device: str) -> int:
-        """The step to go on with: 0, with nothing changed, where there is no file."""
+        """Restore the state and return the next step; where there is no file, change nothing and return 0."""
         self._began = time.monotonic()
         if not self.path.exists():
             return 0
@@ -38,24 +38,25 @@ class Checkpoint:
         self.model.load_state_dict(saved[self.part])
         self.average.model.load_state_dict(saved["average"])
         self.average.count = saved["count"]
-        self.optimiser.load_state_dict(saved["optimiser"])
+        self.optimizer.load_state_dict(saved["optimiser"])  # the key's spelling is that of existing checkpoints
         self._began -= saved["seconds"]
         return saved["step"]
 
     @staticmethod
     def due(step: int, steps: int, every: int) -> bool:
+        """Return whether to save after `step`: every `every` steps, and after the last of `steps`."""
         return (step + 1) % every == 0 or step == steps - 1
 
     def save(self, step: int) -> None:
-        """After `step` was made."""
+        """Save the state after `step`."""
         state = {
             self.part: self.model.state_dict(),
             "average": self.average.model.state_dict(),
             "count": self.average.count,
-            "optimiser": self.optimiser.state_dict(),
+            "optimiser": self.optimizer.state_dict(),
             "step": step + 1,
             "seconds": self.seconds,
         }
-        beside = self.path.with_suffix(".tmp")
-        torch.save(state, beside)
-        beside.replace(self.path)
+        temporary = self.path.with_suffix(".tmp")
+        torch.save(state, temporary)
+        temporary.replace(self.path)

@@ -1,14 +1,15 @@
-"""Training the marbles transformer: flow matching on cached latents, with caption dropout and an average of weights.
+"""Training the marbles transformer: flow matching on cached latents, with caption dropout and averaged weights.
 
-The data: scenes drawn from the seed, rendered, encoded once by the VAE, kept as fp16. Captions are drawn afresh each
-step. Training starts on the first 9 frames of each clip (the VAE is causal, so their latents are a prefix), goes on
-with windows around the object and with whole clips, and ends on a mixture of kinds, one kind a step in turn.
+The data: scenes drawn from the seed, rendered, encoded once by the VAE and stored as fp16. Captions are drawn anew at
+each step. Training starts on the first 9 frames of each clip (the VAE is causal, so their latents are a prefix),
+continues with windows around the object and with whole clips, and ends on a mixture of kinds of batches, which
+alternate step by step.
 
-Text is padded to 512 with zeros exactly as Wan does; because all pad tokens are equal, the training's cross-attention
-keeps one column for all of them, with their number as a log bias (equal to the full softmax).
+Text is padded to 512 with zeros exactly as Wan does. Because all pad tokens are equal, cross-attention in training
+represents them by fewer columns, with their number as a log bias (mathematically equal to the full softmax).
 
 Shape suffixes: N clips, B batch, Z latent channels, T latent frames, h, w latent height and width, L tokens,
-D encoder width, H heads, K head width, Q queries.
+D encoder width, H heads, K head width, Q queries, F frames, W and H pixels of videos.
 """
 
 from __future__ import annotations
@@ -52,10 +53,10 @@ PAIR_SHARE = 0.6
 
 @dataclass(frozen=True)
 class Kind:
-    """Batches of clips of `frames` latent frames, cut to `window` latent cells a side.
+    """A kind of batch: clips of `frames` latent frames, cropped to `window` latent cells per side.
 
-    pairs: two-object clips too; ghosts: the share of whole clips that show a ghost (see ghosts.py); where ghosts are
-    shown, half of the clips are of one object.
+    pairs: whether clips with two objects are included. ghosts: the share of whole clips that show a ghost (see
+    ghosts.py); with ghosts, half of the clips have one object.
     """
 
     frames: int
@@ -67,20 +68,20 @@ class Kind:
 
 @dataclass(frozen=True)
 class Stage:
-    """`steps` that take the `kinds` of batches in turn, at the rate `lr`."""
+    """A stage of the training: `steps` steps that alternate between `kinds` of batches, at the learning rate `lr`."""
 
     steps: int
     kinds: tuple[Kind, ...]
     lr: float
 
     def kind(self, step: int) -> Kind:
-        """Of step `step`, counted from the beginning of the training."""
+        """Return the kind of batch at `step`, counted from the beginning of the training."""
         return self.kinds[step % len(self.kinds)]
 
 
 WHOLE = Kind(frames=5, window=16, batch=12, pairs=True)
 START = Kind(frames=3, window=16, batch=16, pairs=True)
-# Windows around the one object hold a third of the tokens and all of what is hard: most of the learning is there.
+# Windows around the single object have a third of the tokens and everything that is hard: most of the learning is here.
 OBJECT = Kind(frames=3, window=10, batch=48, pairs=False)
 STILL = Kind(frames=1, window=8, batch=180, pairs=False)
 FRAMES = Kind(frames=1, window=16, batch=60, pairs=True)
@@ -88,11 +89,11 @@ SHORT = Kind(frames=3, window=16, batch=20, pairs=True)
 MIXED = (WHOLE, FRAMES, SHORT, OBJECT)
 WHOLE_HAUNTED, SHORT_HAUNTED = replace(WHOLE, ghosts=0.5), replace(SHORT, ghosts=0.5)
 
-# What the packaged weights were trained by. Above a rate of about 0.005 the loss stands still once colors are learned:
-# a new training does well to go down to 0.004 at step 2,400. Of shapes a single frame tells all, so later stages mix
-# kinds. Before stages showed ghosts (WHOLE_HAUNTED), 9 of 40 videos had an object too many. The clips were 4,250 up to
-# step 6,600, 6,750 up to 10,300, then 9,000. The last stage, of no steps, is what a training goes on with when more are
-# asked for: its kinds hold about as many cells.
+# The schedule of the packaged weights. Above a rate of about 0.005 the loss stops falling once colors are learned, so a
+# new training should go down to 0.004 at step 2,400. A single frame is enough to learn shapes, so later stages mix
+# kinds. Before stages had ghosts (WHOLE_HAUNTED), 9 of 40 videos had an extra object. There were 4,250 clips up to step
+# 6,600, 6,750 up to 10,300, then 9,000. The last stage, with no steps, is used when a training is continued beyond the
+# table: its kinds of batches have about the same number of cells.
 STAGES = (
     Stage(2400, (START,), lr=0.02),
     Stage(900, (OBJECT,), lr=0.02),
@@ -105,27 +106,30 @@ STAGES = (
     Stage(1400, (WHOLE_HAUNTED, STILL, WHOLE, OBJECT, FRAMES, SHORT_HAUNTED), lr=0.004),
     Stage(0, (WHOLE_HAUNTED, replace(STILL, batch=240), WHOLE, OBJECT, FRAMES, SHORT_HAUNTED), lr=0.004),
 )
-LOG_EVERY = 19  # no multiple of the kinds in a stage, so that each is seen
+LOG_EVERY = 19  # not a multiple of the number of kinds in a stage, so that each kind is logged
 COMPILED_SHAPES = 32
 CAPTION_DROPOUT = 0.1
 GHOST_SIGMA = 0.5
 TRAIN_SHIFT = 3.0
-CAPTION_TOKENS = 40  # one length for all, so that compiled blocks are not compiled again
+CAPTION_TOKENS = 40  # the same length for all, so that compiled blocks are not compiled again
 
 
 def scene_of(seed: int, index: int) -> world.Scene:
-    """The scene of training clip `index`; held-out combinations never occur."""
+    """Return the scene of training clip `index`; held-out combinations never occur."""
     rng = np.random.default_rng([seed, 11, index])
     return world.sample_scene(rng, 2 if rng.random() < PAIR_SHARE else 1, held_out=False)
 
 
-SceneOf = Callable[[int, int], world.Scene]  # of a seed and a clip's index
+SceneOf = Callable[[int, int], world.Scene]  # from a seed and a clip's index
 
 
 def encode_set(
     folder: Path, clips: int, *, seed: int = 0, device: str = "cpu", part: int = 250, scenes: SceneOf = scene_of
 ) -> None:
-    """Latent means of training clips as `latents/NNNN.npy` [part, Z, T, h, w] fp16; goes on where it stopped."""
+    """Write latent means of training clips to `latents/NNNNNN.npy`, fp16 [part, Z, T, h, w]; resumes where it stopped.
+
+    part: clips per file. scenes: the scene of a seed and a clip's index.
+    """
     vae: Any = AutoencoderKLWan.from_pretrained(folder / "vae")
     vae.eval().to(device)
     out = folder / "latents"
@@ -146,15 +150,16 @@ def encode_set(
 
 
 def load_set(folder: Path) -> np.ndarray:
+    """Return the latents that `encode_set` wrote, fp16 [N, Z, T, h, w]."""
     parts = sorted(path for path in (folder / "latents").glob("??????.npy"))
     return np.concatenate([np.load(path) for path in parts])
 
 
 def channel_statistics(folder: Path, *, seed: int = 0, clips: int = 64) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel of *sampled* latents, for the VAE's config.
+    """Return mean and standard deviation of each channel of *sampled* latents, for the VAE's config.
 
-    The posterior's own variance counts: a channel that says little has a wide posterior, the decoder has learned not
-    to mind it, and scaling its mean up to variance one would make the transformer model what nobody sees.
+    The variance of the posterior is included: an uninformative channel has a wide posterior that the decoder has
+    learned to ignore, and scaling its mean to unit variance would make the transformer model something invisible.
     """
     path = folder / "latents" / "statistics.json"
     if not path.exists():
@@ -175,10 +180,10 @@ def channel_statistics(folder: Path, *, seed: int = 0, clips: int = 64) -> tuple
 
 
 class TrainingAttention:
-    """Attention written out, which on CPUs is faster to train through than the fused one. Training only.
+    """Explicit attention, which is faster to train on CPUs than the fused one. For training only.
 
-    Where `bias_B1L` is set (cross-attention) the last columns stand for the pad tokens of a context of 512: the bias
-    is 0 on real tokens and log(pads / columns that stand for them) on the rest.
+    Where `bias_B1L` is set (cross-attention), the last columns represent the pad tokens of a context of 512: the bias
+    is 0 on real tokens and log(pads / columns that represent them) on the rest.
     """
 
     _attention_backend = None
@@ -192,7 +197,7 @@ class TrainingAttention:
         query, key, value = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(source)), attn.to_v(source)
         q_BHQK, k_BHLK, v_BHLK = (x.unflatten(2, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
         if rotary_emb is not None:
-            # Both halves of a pair may move to other places, as long as query and key agree.
+            # The order of components may differ from Wan's, as long as query and key agree.
             cos, sin = (x[..., 0::2].transpose(1, 2) for x in rotary_emb)
             q_BHQK, k_BHLK = _rotated(q_BHQK, cos, sin), _rotated(k_BHLK, cos, sin)
         scores = (q_BHQK * q_BHQK.shape[-1] ** -0.5).to(v_BHLK.dtype) @ k_BHLK.to(v_BHLK.dtype).mT
@@ -208,7 +213,7 @@ def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Ten
 
 
 class Captions:
-    """Contexts of freshly drawn captions, by the frozen encoder."""
+    """Contexts of captions, computed by the frozen encoder."""
 
     def __init__(self, folder: Path, device: str) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
@@ -217,7 +222,7 @@ class Captions:
         self.device = device
 
     def __call__(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Contexts [B, L + 1, D], zero beyond the real tokens, and the bias [B, 1, L + 1]."""
+        """Return contexts [B, L + 1, D], zero beyond the real tokens, and the bias [B, 1, L + 1]."""
         tokens = self.tokenizer(texts, padding="max_length", max_length=CAPTION_TOKENS, return_tensors="pt")
         tokens = tokens.to(self.device)
         with torch.no_grad():
@@ -232,9 +237,10 @@ class Captions:
 def noised(
     x0_BZThw: torch.Tensor, generator: torch.Generator, shown_BZThw: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x_t = (1 - sigma) x0 + sigma eps, the velocity (x_t - x0) / sigma, and sigma [B], of the shifted schedule.
+    """Return x_t = (1 - sigma) x0 + sigma eps, the velocity (x_t - x0) / sigma, and sigma [B].
 
-    shown: what x_t shows in place of x0 where sigma is at least GHOST_SIGMA; the velocity still leads to x0.
+    sigma is drawn from the shifted schedule. shown_BZThw: what x_t shows instead of x0 where sigma is at least
+    GHOST_SIGMA; the velocity still leads to x0.
     """
     u = torch.rand(len(x0_BZThw), generator=generator)
     sigma_B = TRAIN_SHIFT * u / (1 + (TRAIN_SHIFT - 1) * u)
@@ -249,6 +255,7 @@ def noised(
 
 
 def stage_of(step: int, stages: Sequence[Stage] | None = None) -> Stage:
+    """Return the stage of a step; the last stage for steps beyond the table."""
     stages = stages or STAGES
     edge = 0
     for stage in stages:
@@ -259,7 +266,10 @@ def stage_of(step: int, stages: Sequence[Stage] | None = None) -> Stage:
 
 
 def window_start(scene: world.Scene, frames: int, window: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Top and left latent cell of a window that holds all that the first object covers in `frames` latent frames."""
+    """Draw a window of `window` latent cells per side; return its top and left cell.
+
+    The window contains everything that the first object covers in `frames` latent frames.
+    """
     thing, pixel_frames = scene.things[0], 4 * (frames - 1) + 1
     half_width, above, below = world.half_extents(thing.shape, thing.radius)
     path = thing.path(pixel_frames)
@@ -268,7 +278,7 @@ def window_start(scene: world.Scene, frames: int, window: int, rng: np.random.Ge
         (path[:, 1].min() - above, path[:, 1].max() + below, world.HEIGHT // 8),
         (path[:, 0].min() - half_width, path[:, 0].max() + half_width, world.WIDTH // 8),
     ):
-        last = min(int(low // 8), cells - window)  # a window that starts here or before holds the low end
+        last = min(int(low // 8), cells - window)  # a window that starts here or before contains the low end
         first = max(0, math.ceil(high / 8) - window)
         starts.append(int(rng.integers(min(first, last), max(first, last) + 1)))
     return starts[0], starts[1]
@@ -281,9 +291,9 @@ def draw(
     rng: np.random.Generator,
     ghosts: Ghosts | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, list[str]]:
-    """A batch of latents [B, Z, T, window, window], what the noised ones show in their place, and captions.
+    """Draw a batch: latents [B, Z, T, window, window], what the noised ones show instead (same shape), and captions.
 
-    Some captions are empty. Without ghosts the second is None.
+    Some captions are empty. Without ghosts the second value is None.
     """
     singles = [i for i, scene in enumerate(scenes) if len(scene.things) == 1]
     index = rng.integers(len(scenes), size=kind.batch) if kind.pairs else rng.choice(singles, size=kind.batch)
@@ -315,12 +325,12 @@ def train(
     config: dict[str, Any] | None = None,
     stages: Sequence[Stage] | None = None,
 ) -> None:
-    """Train up to `steps`, going on from `denoiser.pt`; writes `transformer/` (the averaged weights).
+    """Train up to `steps`, resuming from `denoiser.pt`; write `transformer/` (the averaged weights).
 
-    Where there is no `denoiser.pt` but an unpacked `transformer/` (see export.py), its weights and step are the start.
-
-    `compiled` needs a C++ compiler and saves about a sixth of the time on two cores. scenes_of: what the clips show.
-    config, stages: of another model than the packaged one, and how it is trained.
+    Where there is no `denoiser.pt` but an unpacked `transformer/` (see export.py), training starts from its weights and
+    step. decay: over how many steps the learning rate falls at the end. compiled: needs a C++ compiler and saves about
+    a sixth of the time on two cores. scenes_of: the clips' scenes. config, stages: for another model than the packaged
+    one.
     """
     latents = load_set(folder)
     scenes = [scenes_of(seed, i) for i in range(len(latents))]
@@ -339,11 +349,11 @@ def train(
         if compiled:
             block.compile()
     if compiled:
-        # One graph for each kind of batch; one graph with dynamic shapes for all is slower on a CPU.
+        # One graph per kind of batch; a single graph with dynamic shapes is slower on a CPU.
         settings: Any = torch._dynamo.config
         settings.automatic_dynamic_shapes, settings.cache_size_limit = False, COMPILED_SHAPES
-    optimiser = Muon(model, stages[0].lr)
-    checkpoint = Checkpoint(folder / "denoiser.pt", model, average, optimiser)
+    optimizer = Muon(model, stages[0].lr)
+    checkpoint = Checkpoint(folder / "denoiser.pt", model, average, optimizer)
     start = checkpoint.resume(device)
     unpacked = folder / "training.json"
     if not checkpoint.path.exists() and unpacked.exists():
@@ -361,15 +371,15 @@ def train(
         shown = None if shown is None else (shown.to(device) - mean) / std
         x_t, velocity, sigma_B = noised(x0, generator, shown)
         context, attention.bias_B1L = captions(texts)
-        set_lr(optimiser, stage.lr, step, 100, steps, decay)
+        set_lr(optimizer, stage.lr, step, 100, steps, decay)
         with torch.autocast(device, torch.bfloat16):
             out = model(x_t, sigma_B * 1000, context, return_dict=False)[0]
         error_B = (out.float() - velocity).square().mean((1, 2, 3, 4))
         value = error_B.mean()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         average.update(model)
         if step % LOG_EVERY == 0 or step == steps - 1:
             high = error_B[sigma_B > 0.8]

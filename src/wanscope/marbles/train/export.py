@@ -1,6 +1,6 @@
-"""Putting the trained parts together as a plain diffusers WanPipeline folder, and taking them apart again.
+"""Exporting the trained parts as a plain diffusers WanPipeline folder, and making a training folder from one.
 
-The VAE and the transformer are stored as fp16 and run as fp32. The text encoder stays fp32 in its file, because
+The VAE and the transformer are stored as fp16 and run as fp32. The text encoder is stored as fp32, because
 transformers loads an fp16 encoder as fp16 where diffusers expects fp32.
 """
 
@@ -21,9 +21,9 @@ SHIFT = 5.0
 
 
 def export(folder: Path, target: Path) -> int:
-    """Write `target` from the trained parts in `folder`; returns its size in bytes.
+    """Write `target` from the trained parts in `folder`; return its size in bytes.
 
-    An older report there goes: `wanscope validate marbles --out` scores the new weights.
+    An older report there is removed: `wanscope validate marbles --out` scores the new weights.
     """
     vae: Any = AutoencoderKLWan.from_pretrained(folder / "vae")
     mean, std = channel_statistics(folder)
@@ -42,7 +42,7 @@ def export(folder: Path, target: Path) -> int:
     staging = target.with_name(target.name + ".partial")
     shutil.rmtree(staging, ignore_errors=True)
     pipeline.save_pretrained(staging)
-    for config in staging.rglob("config.json"):  # diffusers notes there where the parts lay on this machine
+    for config in staging.rglob("config.json"):  # diffusers records the parts' paths on this machine there
         facts = json.loads(config.read_text())
         if facts.pop("_name_or_path", None) is not None:
             config.write_text(json.dumps(facts, indent=2) + "\n")
@@ -54,9 +54,9 @@ def export(folder: Path, target: Path) -> int:
 
 
 def unpack(source: Path, folder: Path) -> None:
-    """The reverse: a training folder from packaged weights, so that training goes on without the old checkpoints.
+    """Make a training folder from packaged weights, so that training can continue without the old checkpoints.
 
-    The optimiser's state is not packaged; its averages build up again within some dozen steps.
+    The optimizer's state is not packaged; its averages are rebuilt within a few dozen steps.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for kind, name in ((AutoencoderKLWan, "vae"), (WanTransformer3DModel, "transformer")):

@@ -1,4 +1,4 @@
-"""Optimisers, averages and learning-rate shape shared by the three trainings."""
+"""Optimizer, weight average and learning-rate schedule, shared by the three trainings."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 
-def _orthogonalised(matrices_NOI: torch.Tensor, iterations: int = 5) -> torch.Tensor:
-    """The nearest semi-orthogonal matrices, by the quintic Newton-Schulz iteration of Muon (Jordan et al., 2024).
+def _orthogonalized(matrices_NOI: torch.Tensor, iterations: int = 5) -> torch.Tensor:
+    """Return approximately the nearest semi-orthogonal matrices, [N, out, in].
 
-    In bfloat16, which the iteration tolerates (it only needs the singular values near one). [N, out, in].
+    The method is the quintic Newton-Schulz iteration of Muon (Jordan et al., 2024), in bfloat16, which it tolerates
+    because singular values only need to be near one.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices_NOI / (matrices_NOI.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -61,9 +62,9 @@ class Muon(torch.optim.Optimizer):
             buffer.lerp_(p.grad, 1 - group["momentum"])
             update = p.grad.lerp(buffer, group["momentum"]).reshape(p.shape[0], -1)
             updates.setdefault(tuple(update.shape), []).append((p, update))
-        for (rows, columns), pairs in updates.items():  # all matrices of a shape at once: many small ones are slow
+        for (rows, columns), pairs in updates.items():  # all matrices of a shape together: one by one is slow
             scale = max(1.0, rows / columns) ** 0.5
-            for (p, _), update in zip(pairs, _orthogonalised(torch.stack([u for _, u in pairs])), strict=True):
+            for (p, _), update in zip(pairs, _orthogonalized(torch.stack([u for _, u in pairs])), strict=True):
                 p.mul_(1 - group["lr"] * 0.01)
                 p.add_(update.reshape(p.shape), alpha=-group["lr"] * scale)
 
@@ -95,12 +96,16 @@ class Average:
             mine.lerp_(theirs, 1 - decay)
 
 
-def set_lr(optimiser: torch.optim.Optimizer, lr: float, step: int, warmup: int, total: int, decay: int) -> None:
-    """Linear warm-up, constant, linear to 2% over the last `decay` steps: so a run can be lengthened at any time."""
+def set_lr(optimizer: torch.optim.Optimizer, lr: float, step: int, warmup: int, total: int, decay: int) -> None:
+    """Set the learning rate: linear warm-up, constant, then linear to 2% over the last `decay` steps.
+
+    The constant part lets a run be extended at any time.
+    """
     factor = min(1.0, (step + 1) / warmup, max(0.02, (total - step) / max(1, decay)))
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = lr * factor
 
 
 def count_parameters(parameters: Iterable[nn.Parameter]) -> int:
+    """Return the total number of values of parameters of any shape."""
     return sum(p.numel() for p in parameters)

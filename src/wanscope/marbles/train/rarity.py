@@ -1,13 +1,13 @@
-"""Small variants of marbles in which one color is rare, and what volume its paths take.
+"""Small variants of marbles in which one color is rare, and the volume of their paths.
 
     python -m wanscope.marbles.train rarity --folder .rarity --out rarity.json
 
-For every repeat and each of two colors a transformer is trained from scratch on scenes of one object in which that
-color is `factor` times rarer than every other. Both variants of a repeat start from the same weights and draw the same
-numbers, so that nearly all of their scenes differ in the color or in nothing. Text encoder, VAE and the scale of the
+For every repeat and each of two colors, a transformer is trained from scratch on scenes of one object in which that
+color is `factor` times rarer than every other. Both variants of a repeat start from the same weights and use the same
+random numbers, so that nearly all of their scenes differ at most in the color. Text encoder, VAE and the scale of the
 latents are the packaged ones. Then log-volumes are compared (rarity_volume.py).
 
-Every part goes on where it was stopped: clips are kept by part, training by checkpoint, paths one by one.
+Every part resumes where it was stopped: clips are stored in parts, training by checkpoint, paths one by one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from wanscope.wan.model import WanModel
 
 CONFIG: dict[str, Any] = {**denoiser.CONFIG, "num_layers": 6}
-# As the packaged table, shortened; there is one object in every clip.
+# A shorter version of the packaged table; every clip has one object.
 STAGES = (
     denoiser.Stage(1000, (denoiser.START,), lr=0.02),
     denoiser.Stage(600, (denoiser.OBJECT,), lr=0.02),
@@ -48,16 +48,17 @@ STAGES = (
     denoiser.Stage(1800, (denoiser.WHOLE, denoiser.SHORT, denoiser.OBJECT), lr=0.004),
 )
 SETTINGS = "settings.json"
-_FIXED = ("colors", "factor", "clips", "steps", "layers")  # what all that lies in a folder was made with
+_FIXED = ("colors", "factor", "clips", "steps", "layers")  # settings that everything in a folder shares
 
-Tell = Callable[[str], None]
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class RaritySettings:
     """colors: the two of which one is rare. factor: how much rarer. repeats: pairs of trainings. scenes: measured.
 
-    sampler_steps: of the measured paths, marbles' default where None.
+    colors: the two of which one is rare. factor: how much rarer. repeats: pairs of trainings. clips, steps: of each
+    training. scenes: how many are measured. sampler_steps: of the measured paths, marbles' default where None.
     """
 
     colors: tuple[str, str] = ("red", "blue")
@@ -69,24 +70,27 @@ class RaritySettings:
     sampler_steps: int | None = None
 
     def record(self) -> dict[str, Any]:
+        """Return the settings as plain data for JSON."""
         return {**asdict(self), "colors": list(self.colors), "layers": CONFIG["num_layers"]}
 
     def check(self) -> None:
-        """RequestError for what cannot be compared."""
-        odd = {color for color, _ in world.HELD_OUT}
-        plain = [color for color in world.COLORS if color not in odd]
-        if len(set(self.colors)) != 2 or not set(self.colors) <= set(plain):
+        """Raise RequestError for settings that allow no comparison."""
+        held_out = {color for color, _ in world.HELD_OUT}
+        allowed = [color for color in world.COLORS if color not in held_out]
+        if len(set(self.colors)) != 2 or not set(self.colors) <= set(allowed):
             raise RequestError(
                 f"{' and '.join(self.colors)} cannot be compared",
-                f"two different colors are, of {', '.join(plain)}; training leaves out combinations of the others",
+                f"two different colors of {', '.join(allowed)} can; training leaves out combinations of the others",
                 "--colors red blue",
             )
         if self.factor <= 1 or min(self.repeats, self.clips, self.steps) < 1 or self.scenes < 2:
-            raise RequestError("a number is too small", "the factor is above 1, scenes are at least 2, all else 1", "")
+            raise RequestError(
+                "a number is too small", "the factor has to be above 1, scenes at least 2, all others at least 1", ""
+            )
 
 
 def scenes_of(rare: str, factor: float) -> denoiser.SceneOf:
-    """Scenes of one object in which `rare` has a weight of 1 / factor."""
+    """Return scenes of one object in which the color `rare` has a weight of 1 / factor."""
 
     def scene(seed: int, index: int) -> world.Scene:
         rng = np.random.default_rng([seed, 17, index])
@@ -124,7 +128,7 @@ def train_variant(folder: Path, rare: str, repeat: int, settings: RaritySettings
 
 
 def _shared_parts(place: Path) -> None:
-    """The packaged VAE, text encoder, tokenizer and scale of latents; the transformer is trained anew."""
+    """Copy the packaged VAE, text encoder, tokenizer and scale of latents; only the transformer is trained."""
     statistics = place / "latents" / "statistics.json"
     if statistics.exists():
         return
@@ -136,13 +140,13 @@ def _shared_parts(place: Path) -> None:
     figures = {"mean": list(vae.config.latents_mean), "std": list(vae.config.latents_std)}
     part = statistics.with_suffix(".tmp")
     part.write_text(json.dumps(figures))
-    part.replace(statistics)  # last: it says that the rest is there
+    part.replace(statistics)  # last: its existence means that the rest exists
 
 
 def run(settings: RaritySettings, folder: Path, *, device: str = "cpu", tell: Tell = lambda _: None) -> dict[str, Any]:
     """Train what is not trained yet, measure, and report as plain data. RequestError for a folder of other settings."""
     settings.check()
-    _claim(folder, settings)
+    _require_same_settings(folder, settings)
     began = time.monotonic()
     weights = {}
     for repeat in range(settings.repeats):
@@ -158,10 +162,10 @@ def _claim(folder: Path, settings: RaritySettings) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path, own = folder / SETTINGS, {name: settings.record()[name] for name in _FIXED}
     if path.exists():
-        there = json.loads(path.read_text())
-        other = [f"{name} {there.get(name)}, not {own[name]}" for name in _FIXED if there.get(name) != own[name]]
+        stored = json.loads(path.read_text())
+        other = [f"{name} {stored.get(name)}, not {own[name]}" for name in _FIXED if stored.get(name) != own[name]]
         if other:
-            raise RequestError(f"{folder} holds variants of other settings", "; ".join(other), "--folder ANOTHER")
+            raise RequestError(f"{folder} has variants with other settings", "; ".join(other), "--folder ANOTHER")
         return
     path.write_text(json.dumps(own) + "\n")
 
@@ -172,9 +176,12 @@ def measure(
     folder: Path,
     *,
     device: str = "cpu",
-    tell: Tell = lambda _: None,
+    tell: Progress = lambda _: None,
 ) -> dict[str, Any]:
-    """Log-volumes of every scene's prompts in every variant, over one rank, and what they say."""
+    """Return the report: log-volumes of every scene's prompts in every variant, all over the same rank, and a summary.
+
+    weights: the folder of each (repeat, rare color).
+    """
     from wanscope.wan.load import load
 
     scenes = rarity_volume.prompts(settings.colors, settings.scenes)
@@ -209,7 +216,7 @@ def measure(
 
 
 def _color_read(walker: Walker, video: Video, walk: Walk) -> str:
-    """The color that the readers find in the walk's video, "" for none; kept beside the walk."""
+    """Return the color that the readers find in the walk's video, "" for none; stored next to the walk."""
     file = walker.file(video.prompt, video.seed).with_suffix(".json")
     if not file.exists():
         write_atomic(file, json.dumps(_decoded_color(walker.model, walk)))
@@ -247,8 +254,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The script; see the module's text."""
     default = RaritySettings()
     parser = argparse.ArgumentParser(prog="python -m wanscope.marbles.train rarity", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path(".rarity"), help="all that is kept (default .rarity)")
-    parser.add_argument("--out", type=Path, default=None, help="write the report there as JSON, a page beside it")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(".rarity"), help="everything that is kept (default .rarity)"
+    )
+    parser.add_argument("--out", type=Path, default=None, help="write the report there as JSON and Markdown")
     parser.add_argument("--colors", nargs=2, default=default.colors, metavar="COLOR")
     parser.add_argument("--factor", type=float, default=default.factor, help="how much rarer (default 10)")
     parser.add_argument("--repeats", type=int, default=default.repeats, help="pairs of trainings (default 1)")

@@ -1,8 +1,9 @@
 """The marbles tokenizer and its UMT5 encoder.
 
-The tokenizer is a Unigram of whole words (a few split in two, as in "left|wards"), so that a word it never saw is
-seen as such. The encoder learns, from captions alone, to know of every token what its object looks like: linear heads
-read the attributes off each token's state; they are dropped afterwards. So what a token says stays at that token.
+The tokenizer is a Unigram model of whole words (a few are split in two, as in "left|wards"), so that an unknown word is
+an unknown token. The encoder learns from captions alone to represent at every token what its object looks like: linear
+heads predict the attributes from each token's state and are dropped afterwards. So a token's meaning stays at that
+token.
 
 Shape suffixes: B captions, L tokens, D width of the encoder.
 """
@@ -42,7 +43,7 @@ SUFFIXES = ("wards",)
 
 
 def vocabulary() -> list[str]:
-    """Every word that captions can hold, in a fixed order."""
+    """Return every word that captions can contain, in a fixed order."""
     words = {",", *SUFFIXES}
     rng = np.random.default_rng(0)
     for step in range(6000):
@@ -54,7 +55,7 @@ def vocabulary() -> list[str]:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A T5-style tokenizer: lower case, final punctuation dropped, `</s>` at the end, padding 0."""
+    """Return a T5-style tokenizer: lower case, final punctuation dropped, `</s>` at the end, padding 0."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), ("▁", -12.0)]
     pieces += [(word, -2.0) for word in vocabulary()]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=False))
@@ -76,7 +77,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-# What the heads read off a token. "open" stands for an attribute that the caption leaves unsaid.
+# What the heads predict from a token. "open" means that the caption does not mention the attribute.
 _HEADS: dict[str, tuple[str, ...]] = {
     "about": ("", "object 0", "object 1", "relation", "background"),
     "shape": ("open", *world.SHAPES),
@@ -91,18 +92,18 @@ _IGNORED = -100
 
 
 def _targets(scene: world.Scene, parts: list[world.Phrase], about: str) -> dict[str, int]:
-    """Class per head for a token that speaks of `about`; -100 where the token need not know."""
+    """Return the class per head for a token about `about`; heads that do not apply are left out."""
     out = {"about": _HEADS["about"].index(about)}
-    said_relation = any(part.about == "relation" for part in parts)
+    relation_mentioned = any(part.about == "relation" for part in parts)
     if about.startswith("object"):
         k = int(about[-1])
         thing, text = scene.things[k], f" {next(p.text for p in parts if p.about == about)} "
         for name in ("shape", "color", "size", "motion"):
             value = getattr(thing, name)
-            said = name == "motion" or f" {value} " in text
-            out[name] = _HEADS[name].index(value if said else "open")
+            mentioned = name == "motion" or f" {value} " in text
+            out[name] = _HEADS[name].index(value if mentioned else "open")
         place = "open"
-        if said_relation and scene.relation:
+        if relation_mentioned and scene.relation:
             place = scene.relation if k == 0 else _OPPOSITE[scene.relation]
         out["place"] = _HEADS["place"].index(place)
     if about == "relation" and scene.relation:
@@ -113,7 +114,7 @@ def _targets(scene: world.Scene, parts: list[world.Phrase], about: str) -> dict[
 
 
 def batch(tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, size: int, length: int = 48) -> dict[str, Any]:
-    """Token ids, mask and per-head classes [B, L] of freshly drawn captions."""
+    """Return token ids, mask and per-head classes, each [B, L], of newly drawn captions."""
     texts, spans, scenes, all_parts = [], [], [], []
     for _ in range(size):
         scene = world.sample_scene(rng, 1 if rng.random() < 0.4 else 2, held_out=False)
@@ -142,7 +143,7 @@ def batch(tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, size: in
 
 
 def train(folder: Path, steps: int = 1500, *, seed: int = 0, lr: float = 2e-3, size: int = 96) -> None:
-    """Write `tokenizer/` and `text_encoder/` into `folder`. Takes a few minutes on two cores; not resumed."""
+    """Write `tokenizer/` and `text_encoder/` to `folder`. This takes a few minutes on two cores and is not resumed."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer()
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -150,10 +151,10 @@ def train(folder: Path, steps: int = 1500, *, seed: int = 0, lr: float = 2e-3, s
     encoder = UMT5EncoderModel(UMT5Config(vocab_size=len(tokenizer), **CONFIG))
     heads = nn.ModuleDict({name: nn.Linear(CONFIG["d_model"], len(values)) for name, values in _HEADS.items()})
     parameters = [*encoder.parameters(), *heads.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
     rng, began = np.random.default_rng([seed, 7]), time.monotonic()
     for step in range(steps):
-        set_lr(optimiser, lr, step, 50, steps, steps // 2)
+        set_lr(optimizer, lr, step, 50, steps, steps // 2)
         data = batch(tokenizer, rng, size)
         states_BLD = encoder(input_ids=data["ids"], attention_mask=data["mask"]).last_hidden_state
         losses, right = [], {}
@@ -163,10 +164,10 @@ def train(folder: Path, steps: int = 1500, *, seed: int = 0, lr: float = 2e-3, s
             losses.append(nn.functional.cross_entropy(logits, classes_BL[known]))
             right[name] = float((logits.argmax(-1) == classes_BL[known]).float().mean())
         value = torch.stack(losses).sum()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         value.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
+        optimizer.step()
         if step % 50 == 0 or step == steps - 1:
             row = {"step": step, "seconds": round(time.monotonic() - began, 1), "loss": value.item(), **right}
             with (folder / "text.jsonl").open("a") as out:

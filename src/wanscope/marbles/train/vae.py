@@ -1,9 +1,9 @@
 """Training the marbles VAE: single frames first, then 9-frame crops around the objects, then whole clips.
 
-Losses are L1 in -1..1 with the objects (and a rim around them) weighted up, and a small KL. Resumable: the
-checkpoint holds weights, averages, optimiser and step, and the data of step n comes from the seed (seed, n).
+The loss is L1 in -1..1, with more weight on the objects and a rim around them, plus a small KL term. Training can be
+resumed: the checkpoint has weights, averages, optimizer and step, and the data of step n is drawn from (seed, n).
 
-Shape suffixes: see wan/vae.py.
+Shape suffixes: B batch, C color channels, F frames, H and W pixels.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ KL_WEIGHT = 5e-4
 
 
 def stage_of(step: int, total: int) -> tuple[str, int, int, int]:
+    """Return the stage of a step: its name, frames, crop in pixels and batch size."""
     edge = 0.0
     for name, share, frames, crop, batch in STAGES:
         edge += share
@@ -52,7 +53,10 @@ def stage_of(step: int, total: int) -> tuple[str, int, int, int]:
 
 
 def _crop(clip: world.Clip, crop: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A square window around an object (one time in six: anywhere) and the objects' cover inside it."""
+    """Return a square window around an object (one time in six: anywhere) and the objects' cover inside it.
+
+    The shapes are [F, crop, crop, C] and [F, crop, crop].
+    """
     cover = clip.masks.max(axis=1)
     if crop >= world.WIDTH:
         return clip.video, cover
@@ -68,7 +72,7 @@ def _crop(clip: world.Clip, crop: int, rng: np.random.Generator) -> tuple[np.nda
 
 
 def batch(seed: int, step: int, frames: int, crop: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Videos [B, C, F, H, W] in -1..1 and objects' cover [B, 1, F, H, W], a function of (seed, step) alone."""
+    """Return videos [B, C, F, H, W] in -1..1 and the objects' cover [B, 1, F, H, W]; determined by (seed, step)."""
     rng = np.random.default_rng([seed, step])
     videos, covers = [], []
     for _ in range(size):
@@ -84,6 +88,7 @@ def batch(seed: int, step: int, frames: int, crop: int, size: int) -> tuple[torc
 
 
 def loss(vae: AutoencoderKLWan, video_BCFHW: torch.Tensor, cover_B1FHW: torch.Tensor) -> tuple[torch.Tensor, dict]:
+    """Return the loss, a scalar, and its figures (L1, KL, PSNR in dB)."""
     mean, log_variance = encode_moments(vae, video_BCFHW).float().chunk(2, dim=1)
     log_variance = log_variance.clamp(-20, 10)
     latents = mean + torch.randn_like(mean) * torch.exp(0.5 * log_variance)
@@ -114,26 +119,29 @@ def train(
     device: str = "cpu",
     save_every: int = 200,
 ) -> None:
-    """Train up to `steps` in `folder`, going on from its checkpoint; writes `vae/` (the averaged weights)."""
+    """Train up to `steps` in `folder`, resuming from its checkpoint; write `vae/` (the averaged weights).
+
+    decay: over how many steps the learning rate falls at the end.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     vae: Any = AutoencoderKLWan(**CONFIG)
     vae.to(device)
     _channels_last(vae)
     average = Average(vae, 0.998)
-    optimiser = Muon(vae, lr)
-    checkpoint, log = Checkpoint(folder / "vae.pt", vae, average, optimiser, part="vae"), folder / "vae.jsonl"
+    optimizer = Muon(vae, lr)
+    checkpoint, log = Checkpoint(folder / "vae.pt", vae, average, optimizer, part="vae"), folder / "vae.jsonl"
     for step in range(checkpoint.resume(device), steps):
         name, frames, crop, size = stage_of(step, steps)
         video, cover = batch(seed, step, frames, crop, size)
         torch.manual_seed(seed * 1_000_003 + step)
-        set_lr(optimiser, lr, step, 100, steps, decay)
+        set_lr(optimizer, lr, step, 100, steps, decay)
         with torch.autocast(device, torch.bfloat16):
             value, figures = loss(vae, video.to(device), cover.to(device))
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         value.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         average.update(vae)
         if step % 20 == 0 or step == steps - 1:
             row = {"step": step, "stage": name, "seconds": round(checkpoint.seconds, 1), **figures}

@@ -1,13 +1,15 @@
-"""`wanscope validate attention`: whether the map of an object's word lies on the object, where the truth is known.
+"""`wanscope validate attention`: does the map of an object's word lie on the object? Scored against ground truth.
 
-Two kinds of clips, reported apart: `rendered` ones, encoded and noised to the level of each step, with the renderer's
-own masks; and `generated` ones, with the masks that the readers find in the finished video. In both the maps of the
-object's shape word and of its color word are recorded, by every measure, in every block and step, on the cond pass.
+Two kinds of clips are reported separately: `rendered` ones, encoded and noised to the level of each step, with the
+renderer's own masks; and `generated` ones, with the masks that the readers find in the finished video. For both, the
+maps of the object's shape word and color word are recorded with every measure, in every block and step, in the cond
+pass.
 
-Settings are chosen on one half of the clips (even numbers) and scored on the other; the choice is never scored on the
-clips that it was made on. Maps are kept in a folder while they are made, so that a run that was stopped goes on.
+Settings are chosen on one half of the clips (even numbers) and scored on the other, never on the clips they were chosen
+on. Maps are stored in a folder as they are made, so that an interrupted run can be resumed.
 
-Shape suffixes: N clips, M measures, W words, S steps, L blocks, T latent frames, Y and X tokens.
+Shape suffixes: N clips, M measures, W words, S steps, L blocks, V settings, T latent frames, Y and X tokens, F pixel
+frames, H and W pixels of masks.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ class AttentionSettings:
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip's maps, float32 [M, W, S, L, T, Y, X], with the truth on the grid of tokens."""
+    """A clip's maps, float32 [M, W, S, L, T, Y, X], with the ground truth on the grid of tokens."""
 
     maps: np.ndarray
     share_TYX: np.ndarray
@@ -57,7 +59,7 @@ class Clip:
 
 
 class Recorder:
-    """Makes clips of both kinds with their maps."""
+    """Makes clips of both kinds and records their maps."""
 
     def __init__(self, model: WanModel, settings: AttentionSettings) -> None:
         own = model.variant.defaults
@@ -74,11 +76,13 @@ class Recorder:
         return tuple(min(float(sigma), 0.999) for sigma in solver.sigmas[:-1])
 
     def scene(self, kind: str, number: int) -> tuple[world.Scene, str]:
+        """Return the scene of a clip and its caption."""
         rng = np.random.default_rng([_STREAM, KINDS.index(kind), number])
         scene = world.sample_scene(rng, 1, held_out=False)
         return scene, world.caption(scene, rng, full=True)
 
     def clip(self, kind: str, number: int) -> Clip:
+        """Make the clip with this number, of kind `rendered` or `generated`."""
         scene, prompt = self.scene(kind, number)
         if kind == "rendered":
             return self._rendered(scene, prompt, number)
@@ -99,7 +103,7 @@ class Recorder:
         )
 
     def _run(self, recipe: Recipe, init: Any = None) -> tuple[Any, np.ndarray]:
-        """Final latents, and maps [M, W, S, L, T, Y, X] of the run's steps."""
+        """Return the final latents, and maps [M, W, S, L, T, Y, X] of the run's steps."""
         from wanscope.capture.attention_sink import AttentionSink
         from wanscope.runtime.diffusers.recorder import AttentionRecorder
         from wanscope.runtime.diffusers.session import attach
@@ -141,7 +145,7 @@ class Recorder:
         return result.latents, maps
 
     def _rendered(self, scene: world.Scene, prompt: str, number: int) -> Clip:
-        """One model call for each noise level, on the clip's own latents noised to it."""
+        """Make one model call for each noise level, on the clip's latents noised to that level."""
         import torch
 
         from wanscope.wan.vae import encode
@@ -151,7 +155,7 @@ class Recorder:
         latents = encode(self.model.vae, video)
         levels = []
         for sigma in self.sigmas:
-            # from the level itself in one step, unguided: the recorded call is the only one
+            # One unguided step from this level, so that the recorded call is the only one.
             sampler = SamplerSpec(sigmas=(1.0, sigma), start_step=1, guidance=1.0, solver="euler")
             own = self.model.variant.defaults
             recipe = self._recipe(scene, prompt, number, sampler.resolved(own.values(), len(self.model.experts())))
@@ -207,7 +211,10 @@ def clips(
 
 
 def scores(found: list[Clip], words: int, steps: int, blocks: int) -> list[dict[str, Any]]:
-    """For each measure and word: the best step and block of one half, scored on the other, and the mean of all maps."""
+    """Return, for each measure and word, the scores of the best step and block and of the mean of all maps.
+
+    The best one is chosen on one half of the clips; both are scored on the other half.
+    """
     halves = _halves(found)
     chance = float(np.mean([(clip.share_TYX >= mask_scores.COVERED).mean() for half in halves for clip in half]))
     out = []
@@ -229,7 +236,7 @@ def scores(found: list[Clip], words: int, steps: int, blocks: int) -> list[dict[
 
 
 def profiles(found: list[Clip]) -> list[dict[str, Any]]:
-    """Scores by block (maps averaged over steps) and by step (over blocks), of both words."""
+    """Return scores by block (maps averaged over steps) and by step (over blocks), for both words."""
     halves = _halves(found)
     out = []
     for m, measure in enumerate(MEASURES):
@@ -242,7 +249,7 @@ def profiles(found: list[Clip]) -> list[dict[str, Any]]:
 
 
 def grids(found: list[Clip]) -> list[dict[str, Any]]:
-    """Scores of the maps of every single step and block, [S][L], of both words."""
+    """Return scores of the maps of every single step and block, [S][L], for both words."""
     halves = _halves(found)
     out = []
     for m, measure in enumerate(MEASURES):
@@ -255,14 +262,16 @@ def grids(found: list[Clip]) -> list[dict[str, Any]]:
 
 
 def _halves(found: list[Clip]) -> tuple[list[Clip], list[Clip]]:
-    """The clips that show an object: those to choose on, and those to score on."""
+    """Return the clips that show an object in two halves: those to choose on, and those to score on."""
     usable = [clip for clip in found if (clip.share_TYX >= mask_scores.COVERED).any()]
     return usable[0::2], usable[1::2]
 
 
 def _settings(halves: tuple[list[Clip], list[Clip]], pick: Callable[[Clip], np.ndarray]) -> dict[str, np.ndarray]:
-    """Mean scores [V] of the second half for every setting that `pick` gives [V, T, Y, X]; the threshold of each IoU
-    is the first half's best."""
+    """Return mean scores [V] of the second half for every setting in `pick(clip)` [V, T, Y, X].
+
+    The threshold of each IoU is the best one of the first half.
+    """
     first, second = halves
     at_V = np.mean([mask_scores.overlaps(pick(clip), clip.share_TYX) for clip in first], axis=0).argmax(1)
     every = np.arange(len(at_V))
@@ -281,7 +290,10 @@ def _average(maps_VTYX: np.ndarray, clip: Clip) -> np.ndarray:
 
 
 def _scored(halves: tuple[list[Clip], list[Clip]], pick: Callable[[Clip], np.ndarray]) -> dict[str, Any]:
-    """A setting on the second half; the threshold of its IoU is the first half's best."""
+    """Return the scores of one setting, `pick(clip)` [T, Y, X], on the second half.
+
+    The threshold of its IoU is the best one of the first half.
+    """
     from wanscope.marbles.validate.edit_tables import mean_interval
 
     first, second = halves
@@ -305,7 +317,10 @@ def validate(
     model: WanModel | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """The whole report as plain data."""
+    """Return the whole report as plain data.
+
+    folder: where maps are stored. tell: called with progress messages.
+    """
     model = model or packaged()
     began = time.monotonic()
     tables = {}
@@ -332,15 +347,15 @@ def validate(
 
 
 def as_markdown(report: dict[str, Any]) -> str:
-    """The report as a page."""
+    """Return the report as a Markdown page."""
     own = report["settings"]
     lines = [
-        "# Attention maps, validated in marbles",
+        "# Validation of attention maps in marbles",
         "",
         f"`wanscope validate attention`: {own['clips']} clips of each kind, {own['steps']} noise levels "
-        f"({', '.join(f'{sigma:.2f}' for sigma in report['sigmas'])}). A token is the object's where it covers "
-        f"at least {own['covered']:.0%} of it. Settings and thresholds are chosen on one half of the clips and scored "
-        "on the other; intervals are 95% t intervals over its clips, cut to 0 to 1.",
+        f"({', '.join(f'{sigma:.2f}' for sigma in report['sigmas'])}). A token belongs to the object where the object "
+        f"covers at least {own['covered']:.0%} of it. Settings and thresholds are chosen on one half of the clips and "
+        "scored on the other; intervals are 95% t intervals over its clips, clipped to 0 to 1.",
         "",
         f"The machine: {report['machine']}.",
     ]
@@ -357,10 +372,10 @@ def as_markdown(report: dict[str, Any]) -> str:
                 lines.append(f"| {row['measure']} | {row['word']} | {row['by']} | {score} | {values} |")
         for grid in table["grids"]:
             if grid["word"] == "shape":
-                lines += ["", f"Average precision of single maps, shape word, {grid['measure']}, each step a row:", ""]
+                lines += ["", f"Average precision of single maps, shape word, {grid['measure']}, one row per step:", ""]
                 blocks = range(len(grid["average precision"][0]))
                 lines += [f"| step | {' | '.join(f'block {i}' for i in blocks)} |", f"|---|{'---|' * len(blocks)}"]
                 for step, values in enumerate(grid["average precision"]):
                     lines.append(f"| {step} | {' | '.join(f'{value:.2f}' for value in values)} |")
-        lines += ["", "The JSON beside this page has these grids for both words and all scores."]
+        lines += ["", "The JSON file next to this page has these grids for both words and all scores."]
     return "\n".join(lines) + "\n"

@@ -1,10 +1,10 @@
-"""The questions that `wanscope validate edits` asks, as cases: one video each, with what it should show.
+"""The questions of `wanscope validate edits` as cases: one video each, with what it should show.
 
-A case is a scene's caption, edits, a seed, and what to look for. Its key covers all that determines its video, so that
-a case which two questions share is made once, and a run that was stopped goes on where it was.
+A case is a scene's caption, edits, a seed, and what to look for. Its key covers everything that determines its video,
+so that a case which two questions share is made once, and an interrupted run can be resumed.
 
-The donor of an injection is the same scene with one attribute changed, said in the same phrasing, so that the two texts
-differ in one word.
+The donor of an injection describes the same scene with one attribute changed, in the same phrasing, so that the two
+texts differ in one word.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wanscope.edit.amplify import MODES as AMPLIFY_MODES
 from wanscope.edit.edits import Bend, Edit, Inject, Steer
 from wanscope.marbles import world
 
-_STREAM = 2_000_003  # of its own, so that no scene is a training or another validation's scene
+_STREAM = 2_000_003  # separate, so that no scene is one of the training or of another validation
 BLOCKS = ("all", "early", "mid", "late")
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 MODES = ("mix", "append", "tokens")
@@ -39,9 +39,9 @@ VALUES: dict[str, Sequence[str]] = {
 class Case:
     """One video of a question.
 
-    question, condition: what is asked and under which setting. number: of the pair; the same number is the same scene
-    and seed in every condition of a question. scene: what the prompt says; wanted: attributes and the values that the
-    edit should give. measured: figures known before the video is made.
+    question, condition: what is asked, and under which setting. number: of the pair; the same number means the same
+    scene and seed in every condition of a question. scene: what the prompt describes. wanted: attributes and the values
+    that the edit should give them. measured: figures that are known before the video is made.
     """
 
     question: str
@@ -56,23 +56,23 @@ class Case:
 
     @property
     def group(self) -> tuple[str, str]:
-        """Cases with the same group and number belong together: a table compares them, or takes none of them."""
+        """Cases with the same group and number belong together: a table compares them, or leaves all of them out."""
         return self.question, self.condition.get("attribute", "")
 
     @property
     def key(self) -> str:
-        """What determines its video; defaults too, so that rows do not outlive a change of one."""
+        """A hash of what determines the video, including defaults, so that a changed default gives a new key."""
         edits = [edit.model_dump(mode="json") for edit in self.edits]
         for edit in edits:
             if "sha256" in edit:
-                edit.pop("direction", None)  # the file's place is not what it holds
+                edit.pop("direction", None)  # the file's content counts, not its path
         text = json.dumps([self.prompt, self.seed, edits], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A scene and the same one with `attribute` changed to `value`, each with its caption, in one phrasing."""
+    """A scene, and the same one with `attribute` changed to `value`, each with its caption in the same phrasing."""
 
     number: int
     attribute: str
@@ -83,8 +83,10 @@ class Pair:
 
 
 def pairs(attribute: str, count: int, still: bool = False) -> Iterator[Pair]:
-    """`count` pairs that differ in one attribute of a single object, or in the background; neither of them is a
-    held-out combination."""
+    """Yield `count` pairs that differ in one attribute of a single object, or in the background.
+
+    Neither scene is a held-out combination. still: whether the object does not move.
+    """
     for number in range(count):
         rng = np.random.default_rng([_STREAM, sum(map(ord, attribute)), number])
         while True:
@@ -97,7 +99,12 @@ def pairs(attribute: str, count: int, still: bool = False) -> Iterator[Pair]:
                 break
         phrasing = int(rng.integers(1 << 30))
         yield Pair(
-            number, attribute, value, scene, _said(scene, phrasing), _said(_with(scene, attribute, value), phrasing)
+            number,
+            attribute,
+            value,
+            scene,
+            _caption(scene, phrasing),
+            _caption(_with(scene, attribute, value), phrasing),
         )
 
 
@@ -115,7 +122,7 @@ def _with(scene: world.Scene, attribute: str, value: str) -> world.Scene:
     return replace(scene, things=(replace(scene.things[0], **{attribute: value}),))
 
 
-def _said(scene: world.Scene, phrasing: int) -> str:
+def _caption(scene: world.Scene, phrasing: int) -> str:
     return world.caption(scene, np.random.default_rng(phrasing), full=True)
 
 
@@ -125,7 +132,7 @@ def _case(question: str, pair: Pair, condition: dict[str, Any], edits: Sequence[
 
 
 def injections(count: int) -> Iterator[Case]:
-    """How often a donor that differs in one attribute turns it, by blocks and strength."""
+    """How often does a donor that differs in one attribute change it, by blocks and strength?"""
     for attribute in CHANGED:
         for pair in pairs(attribute, count):
             base = {"attribute": attribute}
@@ -139,7 +146,7 @@ def injections(count: int) -> Iterator[Case]:
 
 
 def hidden(count: int) -> Iterator[Case]:
-    """The same for hidden states of the donor's own pass, replaced at one depth or blended along it."""
+    """The same for hidden states of the donor's own pass, injected early, in the middle or late."""
     for pair in pairs("color", count):
         for blocks in ("early", "mid", "late"):
             edit = Inject(pair.donor, on="hidden", blocks=blocks, strength=1.0)
@@ -147,7 +154,7 @@ def hidden(count: int) -> Iterator[Case]:
 
 
 def modes(count: int) -> Iterator[Case]:
-    """The three ways on the context, with a donor that is a whole sentence and with one that is a single word."""
+    """The three modes on the context, with a donor that is a whole sentence and with one that is a single word."""
     for pair in pairs("color", count):
         for donor, text in (("sentence", pair.donor), ("one word", pair.value)):
             for mode in MODES:
@@ -157,8 +164,10 @@ def modes(count: int) -> Iterator[Case]:
 
 
 def styles(count: int) -> Iterator[Case]:
-    """A short donor that says what the whole frame looks like (marbles' backgrounds) and nothing of its object, on a
-    caption that says everything; the whole sentence with that background beside it."""
+    """A short donor that describes only the whole frame (marbles' backgrounds), on a caption that describes everything.
+
+    For comparison, the whole sentence with that background as the donor.
+    """
     for pair in pairs("background", count):
         yield _case("style", pair, {"donor": "none", "mode": "", "strength": 0.0}, ())
         for strength in (0.5, 0.75):
@@ -171,8 +180,11 @@ def styles(count: int) -> Iterator[Case]:
 
 
 def bends(count: int) -> Iterator[Case]:
-    """Moving the map of a still object's shape word to the left; and those of all words that say what it is, also while
-    they are amplified, with amplifying alone and moving to the right as what should not move it there."""
+    """Moving the map of a still object's shape word to the left, or the maps of all words that describe it.
+
+    The latter also while they are amplified. Amplifying alone and moving to the right are controls, which should not
+    move the object to the left.
+    """
     for pair in pairs("shape", count, still=True):
         thing = pair.scene.things[0]
         yield _case("bend", pair, {"words": "", "bend": "", "blocks": "none"}, (), wanted={})
@@ -196,7 +208,10 @@ def bends(count: int) -> Iterator[Case]:
 
 
 def amplifications(count: int, natural: Callable[[str, str], float]) -> Iterator[Case]:
-    """A donor moved away from the prompt first, each way, at equal strength. natural(prompt, donor): raw difference."""
+    """A donor that is first moved away from the prompt, by each method, at equal strength.
+
+    natural: returns the raw difference of a prompt and a donor.
+    """
     for pair in pairs("color", count):
         own = natural(pair.prompt, pair.donor)
         for strength in (0.25, 0.5):
@@ -211,7 +226,10 @@ def amplifications(count: int, natural: Callable[[str, str], float]) -> Iterator
 
 
 def distances(count: int, figures: Callable[[str, str], dict[str, float]]) -> Iterator[Case]:
-    """Donors at many distances: one to four attributes changed, in the same words or other ones, at half strength."""
+    """Donors at many distances: one to four attributes changed, in the same or another phrasing, at strength 0.5.
+
+    figures: returns the differences of a prompt and a donor.
+    """
     for number in range(2 * count):
         rng = np.random.default_rng([_STREAM, 7, number])
         changed = list(rng.choice(list(VALUES), size=int(rng.integers(1, 5)), replace=False))
@@ -224,21 +242,24 @@ def distances(count: int, figures: Callable[[str, str], dict[str, float]]) -> It
             if not other.things[0].held_out:
                 break
         phrasing, same = int(rng.integers(1 << 30)), bool(rng.random() < 0.5)
-        prompt = _said(scene, phrasing)
-        donor = _said(other, phrasing if same else int(rng.integers(1 << 30)))
+        prompt = _caption(scene, phrasing)
+        donor = _caption(other, phrasing if same else int(rng.integers(1 << 30)))
         condition = {"changed": len(changed), "same words": same}
         edit = Inject(donor, mode="mix", strength=0.5)
         yield Case("distance", condition, number, scene, prompt, number, (edit,), wanted, figures(prompt, donor))
 
 
 def in_order(cases: Iterable[Case]) -> list[Case]:
-    """All questions' cases of the first pair, then those of the next: a run that is stopped has asked everything of as
-    many pairs as it got to. (`distance` has twice as many scenes, of one video each.)"""
+    """Return the cases of all questions for the first pair, then for the next one, and so on.
+
+    So an interrupted run has answered every question for the pairs that it completed. (`distance` has twice as many
+    scenes, with one video each.)
+    """
     return sorted(cases, key=lambda case: case.number // 2 if case.question == "distance" else case.number)
 
 
 def complete(found: Iterable[tuple[Case, Any]], everything: Iterable[Case]) -> list[tuple[Case, Any]]:
-    """Of what is made, the cases of pairs that are whole in their group."""
+    """Return those of the finished cases whose pair is complete in its group."""
     wanted = Counter((case.group, case.number) for case in everything)
     kept = list(found)
     have = Counter((case.group, case.number) for case, _ in kept)
@@ -246,9 +267,9 @@ def complete(found: Iterable[tuple[Case, Any]], everything: Iterable[Case]) -> l
 
 
 def ablations(count: int, directions: dict[str, Steer]) -> Iterator[Case]:
-    """A color's learned direction taken out of prompts that name it; and added to those that name another one.
+    """A color's learned direction ablated from prompts that name it, and added to prompts that name another one.
 
-    directions: by color, the edit that ablates it (its file and hash).
+    directions: the steering edit (file and hash) by color.
     """
     for pair in pairs("color", count):
         own = pair.scene.things[0].color
@@ -262,7 +283,7 @@ def ablations(count: int, directions: dict[str, Steer]) -> Iterator[Case]:
 
 
 def direction_pairs(color: str, count: int) -> list[tuple[str, str]]:
-    """Pairs of captions that differ in the color alone: with `color`, and with another one."""
+    """Return pairs of captions that differ only in the color: with `color`, and with another one."""
     out = []
     for number in range(count):
         rng = np.random.default_rng([_STREAM, 9, list(world.COLORS).index(color), number])
@@ -272,12 +293,12 @@ def direction_pairs(color: str, count: int) -> list[tuple[str, str]]:
             if not scene.held_out and not _with(scene, "color", other).held_out:
                 break
         phrasing = int(rng.integers(1 << 30))
-        out.append((_said(scene, phrasing), _said(_with(scene, "color", other), phrasing)))
+        out.append((_caption(scene, phrasing), _caption(_with(scene, "color", other), phrasing)))
     return out
 
 
 def difference_pairs(count: int) -> list[tuple[str, str]]:
-    """Prompt pairs at many distances, for the two differences: single objects and pairs of objects, any change."""
+    """Return prompt pairs at many distances, to compare raw and projected differences; one or two objects."""
     out = []
     for number in range(count):
         rng = np.random.default_rng([_STREAM, 8, number])
@@ -288,5 +309,5 @@ def difference_pairs(count: int) -> list[tuple[str, str]]:
             value = str(rng.choice([v for v in VALUES[attribute] if v != getattr(a.things[0], attribute)]))
             b = replace(a, things=(replace(a.things[0], **{attribute: value}), *a.things[1:]))
         phrasing = int(rng.integers(1 << 30))
-        out.append((_said(a, phrasing), _said(b, phrasing)))
+        out.append((_caption(a, phrasing), _caption(b, phrasing)))
     return out

@@ -1,5 +1,5 @@
-"""The tables of `wanscope validate edits`: shares with Wilson intervals, displacements, paired comparisons, and what
-an edit's success has to do with how far its donor is from the prompt.
+"""The tables of `wanscope validate edits`: shares with Wilson intervals, displacements, paired comparisons, and how an
+edit's success depends on the distance between donor and prompt.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ Table = dict[str, Any]
 
 TITLES = {
     "inject": "A donor that differs in one attribute, injected into the context (mix)",
-    "modes": "Three ways on the context, all blocks, the color",
-    "style": "A short donor that says the background alone, on a caption that says everything, all blocks",
-    "hidden": "Hidden states of the donor's own pass, strength 1, the color",
-    "bend": "The maps of words that say what a still object is, bent (object: its size, color and shape)",
-    "ablate": "A color's learned direction taken out of prompts that name it (turned: another color is read)",
+    "modes": "The three modes on the context, all blocks, color",
+    "style": "A short donor that mentions only the background, on a caption that mentions everything, all blocks",
+    "hidden": "Hidden states of the donor's own pass, strength 1, color",
+    "bend": "Bent maps of the words that describe a still object (object: its size, color and shape)",
+    "ablate": "A color's learned direction ablated from prompts that name it (turned: another color is read)",
     "add": "Another color's learned direction added",
-    "amplify": "The donor moved away from the prompt first, all blocks, the color",
-    "distance": "Success at half strength in all blocks, by how far the donor is from the prompt",
+    "amplify": "The donor moved away from the prompt first, all blocks, color",
+    "distance": "Success at strength 0.5 in all blocks, by the distance between donor and prompt",
 }
 OTHERS = (*readers.ATTRIBUTES, "background")
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-_STILL_PX = 8.0  # what the readers call a motion
+_STILL_PX = 8.0  # the readers' threshold of a motion
 
 
 def outcome(case: Case, seen: Seen) -> dict[str, float]:
-    """turned: share of the wanted values that were read. Each other attribute: whether it is what the prompt says."""
+    """Score a case: `turned` is the share of wanted values that were read, and every other attribute 1 if unchanged."""
     wanted = dict(case.wanted)
     away = wanted.pop("not color", None)
     thing = case.scene.things[0]
@@ -55,7 +55,7 @@ def outcome(case: Case, seen: Seen) -> dict[str, float]:
 
 
 def grouped(found: Found) -> dict[str, dict[str, list[tuple[Case, Seen]]]]:
-    """Cases by question, then by condition (as JSON), in their order."""
+    """Group cases by question, then by condition (as JSON), in their order."""
     out: dict[str, dict[str, list[tuple[Case, Seen]]]] = {}
     for case, seen in found:
         out.setdefault(case.question, {}).setdefault(json.dumps(case.condition), []).append((case, seen))
@@ -63,7 +63,7 @@ def grouped(found: Found) -> dict[str, dict[str, list[tuple[Case, Seen]]]]:
 
 
 def tables(found: Found) -> list[Table]:
-    """One table a question: title, columns, rows, and notes in plain words."""
+    """Return one table per question: title, columns, rows, and notes."""
     out = []
     for question, conditions in grouped(found).items():
         if question == "bend":
@@ -79,7 +79,7 @@ def tables(found: Found) -> list[Table]:
 
 
 def share_table(conditions: dict[str, list[tuple[Case, Seen]]]) -> Table:
-    """Per condition the share turned, with its 95% Wilson interval, and the shares that stayed as the prompt says."""
+    """Return, per condition, the share turned with its 95% Wilson interval, and the share of unchanged attributes."""
     settings = [json.loads(condition) for condition in conditions]
     names = list(dict.fromkeys(name for setting in settings for name in setting))
     rows = []
@@ -89,7 +89,7 @@ def share_table(conditions: dict[str, list[tuple[Case, Seen]]]) -> Table:
         low, high = wilson(turned, len(scores))
         row = {name: setting.get(name, "") for name in names}
         row |= {"turned": round(turned, 3), "95% interval": f"{low:.2f} to {high:.2f}"}
-        if any("not color" in case.wanted for case, _ in pairs):  # gone with its object, or painted over
+        if any("not color" in case.wanted for case, _ in pairs):  # the color may be gone because the object is gone
             row["no object read"] = round(float(np.mean([seen["color"] is None for _, seen in pairs])), 3)
         for name in OTHERS:
             kept = [score[name] for score in scores if name in score]
@@ -99,7 +99,7 @@ def share_table(conditions: dict[str, list[tuple[Case, Seen]]]) -> Table:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean with its 95% t interval; NaN where there are too few values."""
+    """Return the mean with its 95% t interval; NaN where there are too few values."""
     from scipy import stats
 
     if len(values) < 2:
@@ -110,7 +110,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def _rounded(value: float, digits: int) -> float | str:
-    """A table's cell; empty where there is no value, which JSON could not hold."""
+    """Return a table's cell; empty where there is no finite value, which JSON could not represent."""
     return round(value, digits) if math.isfinite(value) else ""
 
 
@@ -119,7 +119,7 @@ def _between(low: float, high: float, digits: int) -> str:
 
 
 def bend_table(conditions: dict[str, list[tuple[Case, Seen]]]) -> Table:
-    """How far the object's center went against the same seed without the edit, in pixels; negative is to the left."""
+    """Return how far the object's center moved relative to the same seed unedited, in pixels; negative is left."""
     settings = [(json.loads(condition), pairs) for condition, pairs in conditions.items()]
     base = {case.number: seen for setting, pairs in settings if setting["blocks"] == "none" for case, seen in pairs}
     rows = []
@@ -151,7 +151,7 @@ def bend_table(conditions: dict[str, list[tuple[Case, Seen]]]) -> Table:
 
 
 def amplify_notes(conditions: dict[str, list[tuple[Case, Seen]]]) -> list[str]:
-    """Amplified against plain donors at equal strength: pairs in which only one of the two turned (exact McNemar)."""
+    """Compare amplified with plain donors at equal strength, by pairs in which only one succeeded (exact McNemar)."""
     from scipy import stats
 
     by: dict[tuple[str, float, float], dict[int, float]] = {}
@@ -175,7 +175,7 @@ def amplify_notes(conditions: dict[str, list[tuple[Case, Seen]]]) -> list[str]:
 
 
 def distance_table(pairs: list[tuple[Case, Seen]]) -> Table:
-    """Share of wanted values that were read, by thirds of the projected and of the raw difference."""
+    """Return the share of wanted values that were read, by thirds of the projected and of the raw difference."""
     from scipy import stats
 
     turned = np.array([outcome(case, seen)["turned"] for case, seen in pairs])
@@ -200,14 +200,19 @@ def distance_table(pairs: list[tuple[Case, Seen]]) -> Table:
             correlation, p = stats.spearmanr(values, turned)
             notes.append(f"Rank correlation of {space} difference and success: {correlation:.2f} (p = {p:.2g}).")
         else:
-            notes.append(f"{space.capitalize()} difference and success: all are equal, so that nothing correlates.")
+            notes.append(
+                f"{space.capitalize()} difference and success: all values are equal, so there is no correlation."
+            )
         notes.append(threshold_note(space, values, turned))
     return {"columns": list(rows[0]), "rows": rows, "notes": notes}
 
 
 def threshold_note(space: str, values: np.ndarray, turned: np.ndarray) -> str:
-    """From which difference on half and 80% of what is wanted is read: where a logistic curve passes these shares, with
-    percentile bootstrap intervals over the prompt pairs."""
+    """Return from which difference on 50% and 80% of the wanted values are read, in a sentence.
+
+    These are the points where a logistic curve reaches the shares, with percentile bootstrap intervals over prompt
+    pairs. values, turned: the difference and the success of each pair, both [n].
+    """
     middle, spread = float(values.mean()), float(values.std())
     if len(values) < 12 or not spread or not turned.std():
         return f"No threshold can be fitted to the {space} difference: too few pairs, or all are equal."
@@ -221,18 +226,20 @@ def threshold_note(space: str, values: np.ndarray, turned: np.ndarray) -> str:
             f"Success does not surely rise with the {space} difference (slope of a logistic curve for one standard "
             f"deviation: {fits[0, 1]:.2f}, 95% interval {slope[0]:.2f} to {slope[1]:.2f}): no threshold follows."
         )
-    said = []
+    parts = []
     for share in (0.5, 0.8):
         places = middle + spread * (math.log(share / (1 - share)) - fits[:, 0]) / fits[:, 1]
         low, high = np.quantile(places[1:], [0.025, 0.975])
         outside = "" if values.min() <= places[0] <= values.max() else ", outside of what was measured"
-        said.append(f"{share:.0%} from {places[0]:.2f} on (95% interval {low:.2f} to {high:.2f}{outside})")
-    return f"By the {space} difference, what is wanted is read in {' and in '.join(said)}."
+        parts.append(f"{share:.0%} from {places[0]:.2f} on (95% interval {low:.2f} to {high:.2f}{outside})")
+    return f"By the {space} difference, what is wanted is read in {' and in '.join(parts)}."
 
 
 def _logistic(x: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Intercept and slope of the logistic curve of a share, by Newton's method; a faint ridge keeps them finite where
-    the curve would be a step."""
+    """Fit intercept and slope of a logistic curve, [2], to shares [n] at x [n], by Newton's method.
+
+    A small ridge penalty keeps them finite where the curve would be a step.
+    """
     rows = np.stack([np.ones_like(x), x], axis=1)
     found = np.zeros(2)
     for _ in range(50):
@@ -246,11 +253,11 @@ def _logistic(x: np.ndarray, share: np.ndarray) -> np.ndarray:
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The median's 95% interval, from order statistics (at least that; exact for continuous values)."""
+    """Return a 95% interval of the median from order statistics (conservative, for continuous values)."""
     from scipy import stats
 
     ordered, count = sorted(values), len(values)
-    first = int(stats.binom.ppf(0.025, count, 0.5))  # so many values may lie below the median, by chance
+    first = int(stats.binom.ppf(0.025, count, 0.5))  # by chance, this few values may lie below the median
     if first < 1:
         return math.nan, math.nan
     return float(ordered[first - 1]), float(ordered[count - first])
@@ -259,7 +266,10 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 def difference_figures(
     pairs: list[tuple[str, str]], encoded: Callable[[str], Tensor], projection: Projection
 ) -> dict[str, Any]:
-    """Does the projection destroy difference? `QUANTILES` of both differences over prompt pairs."""
+    """Does the projection reduce differences? Return `QUANTILES` of raw and projected differences over prompt pairs.
+
+    encoded: returns the raw embedding [L, D] of a text. projection: the model's text projection.
+    """
     from scipy import stats
 
     columns: dict[str, list[float]] = {}
@@ -271,8 +281,8 @@ def difference_figures(
             columns.setdefault(f"{name} cosine distance", []).append(space.matrix.cosine or 0.0)
             columns.setdefault(f"{name} percent changed (legacy)", []).append(space.legacy.percent_changed)
     raw, projected = (np.array(columns[f"{name} relative L2"]) for name in ("raw", "projected"))
-    there = raw > 0
-    ratio = projected[there] / raw[there]
+    nonzero = raw > 0
+    ratio = projected[nonzero] / raw[nonzero]
     columns["projected / raw relative L2"] = ratio.tolist()
     correlation = np.corrcoef(stats.rankdata(raw), stats.rankdata(projected))[0, 1]  # Spearman's
     return {
@@ -286,21 +296,21 @@ def difference_figures(
 
 
 def as_markdown(report: dict[str, Any]) -> str:
-    """The report as a page."""
+    """Return the report as a Markdown page."""
     own, missing = report["settings"], report.get("missing", 0)
     partial = (
-        [f"**Partial**: {missing:,} videos are still to be made. `n` says on how many pairs a row rests.", ""]
+        [f"**Partial**: {missing:,} videos are still to be made. `n` is the number of pairs in a row.", ""]
         if missing
         else []
     )
     lines = [
-        "# Edits, validated in marbles",
+        "# Validation of edits in marbles",
         "",
         *partial,
         f"`wanscope validate edits`: {report['videos']:,} videos of {own['frames']} frames in {own['steps']} steps, "
-        f"{own['pairs']} pairs a condition{' when it is whole' if missing else ''}, read back from their pixels. "
-        "Shares have 95% Wilson intervals, means t intervals. `kept` is the share in which an attribute is what the "
-        "prompt says; the rows without an edit show what the model itself gets right.",
+        f"{own['pairs']} pairs per condition{' when complete' if missing else ''}, read from their pixels. "
+        "Shares have 95% Wilson intervals, means t intervals. `kept` is the share in which an attribute is as in the "
+        "prompt; the rows without an edit show what the model itself gets right.",
         "",
         f"The machine: {report['machine']}.",
     ]
@@ -310,7 +320,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         lines += [f"| {' | '.join(_cell(row, column) for column in table['columns'])} |" for row in table["rows"]]
         lines += ["", *table["notes"]] if table.get("notes") else []
     figures = report["difference"]
-    lines += ["", "## Does the projection destroy difference?", "", f"{figures['pairs']} prompt pairs.", ""]
+    lines += ["", "## Does the projection reduce differences?", "", f"{figures['pairs']} prompt pairs.", ""]
     heads = ["figure", *(f"{q:.0%}" for q in QUANTILES), "median's 95% interval"]
     lines += [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for name, values in figures["quantiles"].items():
@@ -322,7 +332,7 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 
 def _cell(row: Table, column: str) -> str:
-    """A share that was kept with its interval; all else as it is."""
+    """Return the cell's text: a share that was kept with its interval, anything else as it is."""
     value = row[column]
     if not column.endswith(" kept") or value == "":
         return str(value)

@@ -1,10 +1,10 @@
-"""`wanscope validate edits`: what edits do to videos, where the truth is known.
+"""`wanscope validate edits`: the effects of edits on videos, compared with known ground truth.
 
-Every case of `edit_cases` is made by the real path (the edit's spec, its plan, the attached runtime, the loop, the VAE)
-and read back by the readers. Rows are kept as they come, in a folder beside the report, under a key that covers the
-case, the weights and the settings: a run that was stopped goes on, and several processes can share the work.
+Every case of `edit_cases` goes through the real code path (the edit's spec, its plan, the attached runtime, the loop,
+the VAE) and is read by the readers. Results are appended to a file in a folder, under a key that covers the case, the
+weights and the settings: an interrupted run can be resumed, and several processes can share the work.
 
-An edit that does not fire ends the run; a figure of an edit that did nothing cannot come about.
+An edit that is not applied ends the run, so no figure can come from an edit that did nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ DIFFERENCE_PAIRS = 200
 class EditsSettings:
     """Of every video: fewer frames and steps than the default, so that thousands of them can be made on a CPU.
 
-    share: (i, n) makes every n-th case only, beginning with the i-th; the table waits for all of them.
+    share: (i, n) makes only every n-th video, starting with the i-th; the report needs all of them.
     so_far: make none, and report on the pairs that are complete.
     """
 
@@ -53,7 +53,7 @@ class EditsSettings:
 
 
 class Maker:
-    """Makes and reads a case's video."""
+    """Makes and reads the video of a case."""
 
     def __init__(self, model: WanModel, settings: EditsSettings) -> None:
         own = model.variant.defaults
@@ -65,7 +65,7 @@ class Maker:
         self._texts: dict[str, Tensor] = {}
 
     def encoded(self, text: str) -> Tensor:
-        """Raw embedding [L, D] of a text."""
+        """Return the raw embedding of a text, [L, D]."""
         from wanscope.wan.text import encode
 
         if text not in self._texts:
@@ -88,7 +88,7 @@ class Maker:
         )
 
     def pixels(self, case: Case) -> np.ndarray:
-        """The case's video, uint8 [F, H, W, 3]. Raises EditNotApplied where an edit did not act as planned."""
+        """Return the case's video, uint8 [F, H, W, 3]. Raises EditNotApplied where an edit was not applied."""
         from wanscope.runtime.diffusers.session import attach
         from wanscope.sample.loop import denoise, initial_noise
         from wanscope.sample.plan_edits import edit_plan
@@ -112,7 +112,7 @@ class Maker:
         return frames_of(decode(self.model.vae, result.latents))
 
     def read(self, case: Case) -> dict[str, Any]:
-        """What the case's video shows."""
+        """Make the case's video and return what it shows."""
         seen = readers.read(self.pixels(case), 1)
         thing = seen.things[0] if seen.things else None
         row: dict[str, Any] = {name: getattr(thing, name, None) for name in readers.ATTRIBUTES}
@@ -146,7 +146,7 @@ def cases(maker: Maker, settings: EditsSettings, folder: Path) -> Iterator[Case]
 
 
 def _directions(maker: Maker, folder: Path) -> dict[str, Steer]:
-    """For each color the direction of these weights' context, learned here if it is not there yet."""
+    """Return for each color its direction in these weights' context, learning it if its file does not exist."""
     from wanscope.sample.learn_direction import learn_direction
     from wanscope.wan.identity import file_hash
 
@@ -169,7 +169,10 @@ def _directions(maker: Maker, folder: Path) -> dict[str, Steer]:
 def make_rows(
     model: WanModel, settings: EditsSettings, folder: Path, tell: Callable[[str], None] = lambda _: None
 ) -> tuple[list[tuple[Case, dict[str, Any]]], list[Case]]:
-    """Cases with what their videos show, and the cases that are not made: those of other shares, or all (`so_far`)."""
+    """Make the videos; return cases with what their videos show, and the cases that are not made.
+
+    Those are the ones of other shares, or all missing ones with `so_far`.
+    """
     maker = Maker(model, settings)
     folder.mkdir(parents=True, exist_ok=True)
     stamp = {
@@ -182,7 +185,7 @@ def make_rows(
     share, shares = settings.share
     out_path = folder / f"rows-{share}-of-{shares}.jsonl"
     everything = edit_cases.in_order(cases(maker, settings, folder))
-    # By key, for a video that two questions share is one process's to make.
+    # By key, so that a video which two questions share is made by one process only.
     places = {key: place for place, key in enumerate(dict.fromkeys(case.key for case in everything))}
     if settings.so_far:
         todo = []
@@ -190,7 +193,7 @@ def make_rows(
         _drop_torn_line(out_path)
         own = {case.key: case for case in everything if places[case.key] % shares == share}
         todo = [case for key, case in own.items() if key not in done]
-        tell(f"{len(places):,} videos, of which {len(places.keys() & done.keys()):,} are there; {len(todo):,} to make")
+        tell(f"{len(places):,} videos, of which {len(places.keys() & done.keys()):,} exist; {len(todo):,} to make")
     began = time.monotonic()
     for made, case in enumerate(todo, 1):
         done[case.key] = maker.read(case)
@@ -199,18 +202,20 @@ def make_rows(
         if made % 50 == 0:
             each = (time.monotonic() - began) / made
             left = each * (len(todo) - made) / 60
-            tell(f"{made:,} of {len(todo):,} made, {each:.2f} s a video, {left:.0f} min left; pair {case.number}")
+            tell(f"{made:,} of {len(todo):,} made, {each:.2f} s per video, {left:.0f} min left; pair {case.number}")
     found = [(case, done[case.key]) for case in everything if case.key in done]
     return found, [case for case in everything if case.key not in done]
 
 
 def _stored(folder: Path, stamp: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Rows made earlier with the same weights and settings, by key. The last line counts only if it was written whole:
-    another share may be writing it now, or have been killed at it."""
+    """Return rows made earlier with the same weights and settings, by key.
+
+    The last line counts only if it is complete: another share may be writing it now, or was killed while writing it.
+    """
     done: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("rows-*.jsonl")):
-        whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
-        for line in whole.splitlines():
+        complete = path.read_text(encoding="utf-8").rpartition("\n")[0]
+        for line in complete.splitlines():
             row = json.loads(line)
             if row["stamp"] == stamp:
                 done[row["key"]] = row["read"]
@@ -218,7 +223,7 @@ def _stored(folder: Path, stamp: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _drop_torn_line(path: Path) -> None:
-    """Cut off what a killed writer left of its last line."""
+    """Remove an incomplete last line that a killed process left."""
     if path.exists():
         data = path.read_bytes()
         path.write_bytes(data[: data.rfind(b"\n") + 1])
@@ -231,9 +236,10 @@ def validate(
     model: WanModel | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any] | None:
-    """The whole report as plain data; None where other shares still have to make their videos.
+    """Return the whole report as plain data; None where other shares still have to make their videos.
 
-    With `so_far`, a report on the pairs that are complete, which says how much is missing. RequestError where none is.
+    With `so_far`, the report is on the pairs that are complete and says how much is missing. Raises RequestError where
+    no pair is complete. folder: where results are stored. tell: called with progress messages.
     """
     from wanscope.marbles.validate.model import machine_text, packaged
 
@@ -241,7 +247,7 @@ def validate(
     began = time.monotonic()
     found, missing = make_rows(model, settings, folder, tell)
     if missing and not settings.so_far:
-        tell(f"{len({case.key for case in missing}):,} videos are for the other shares to make")
+        tell(f"{len({case.key for case in missing}):,} videos are left to the other shares")
         return None
     everything = [case for case, _ in found] + missing
     videos = {case.key for case, _ in found}
@@ -250,7 +256,7 @@ def validate(
         raise RequestError(
             f"no pair is complete yet in {folder}",
             f"{len(videos)} videos are made with these weights and settings",
-            "the same without --so-far",
+            "the same command without --so-far",
         )
     maker = Maker(model, settings)
     projection = model.transformer.condition_embedder.text_embedder

@@ -1,9 +1,9 @@
-"""`wanscope validate marbles`: the instrument checks itself, and every figure is scored against a known truth.
+"""`wanscope validate marbles`: a check of the readers and the model, scored against known ground truth.
 
-Five parts: the readers on rendered clips, the VAE on held-out clips, generated videos of one and of two objects read
-back against their captions, generated videos of attribute combinations that training never showed (apart, with no
-bound), and how long loading and one video take on the machine at hand (told, not judged: see `check_speed`). Scenes
-come from their own stream of seeds, so none is a training clip.
+Five parts: the readers on rendered clips; the VAE on held-out clips; generated videos of one and of two objects,
+compared with their captions; generated videos of attribute combinations that training never showed (reported
+separately, without a bound); and how long loading and one video take on this machine (reported, not judged: see
+`check_speed`). Scenes come from a separate stream of seeds, so none is a training clip.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _STREAM = 1_000_003  # training draws from other streams (train/vae.py, train/denoiser.py)
 BOUNDS: dict[str, float] = {"readers": 0.995, "vae_psnr_db": 30.0, "single": 0.95, "pair": 0.85}
-# What two CPU cores should need. No verdict hangs on it: a busy or another machine is no fault of marbles.
+# What two CPU cores should need. The verdict does not depend on it, because the machine may be busy or slower.
 AIMS_SECONDS: dict[str, float] = {"video": 4.0, "loading": 3.0}
 SPEED_THREADS = 2
 SPEED_REPEATS = 3
@@ -40,7 +40,8 @@ COLUMNS = ("part", "what", "value", "95% interval", "n", "bound")
 class ReportRow:
     """One figure: a share with its 95% Wilson interval, or a value in `unit`; `bound` None where none is asked.
 
-    aim: what is hoped for of a figure on which the verdict does not depend (seconds; at most).
+    bound: the smallest value that passes, None where the figure is only reported. aim: the target, at most this many
+    seconds, of a figure that does not affect the verdict.
     """
 
     part: str
@@ -58,7 +59,7 @@ class ReportRow:
         return self.bound is None or self.value >= self.bound
 
     def cells(self) -> tuple[str, str, str, str, str, str]:
-        """As the report's table shows it, under `COLUMNS`."""
+        """Return the row's cells in the report's table, in the order of `COLUMNS`."""
         digits = {"dB": 1, "s": 2}.get(self.unit, 3)
         interval = "" if self.low is None else f"{self.low:.3f} to {self.high:.3f}"
         bound = "" if self.bound is None else f"{self.bound:g} {'met' if self.passed else 'NOT MET'}"
@@ -74,7 +75,7 @@ def rows_of(report: dict) -> list[ReportRow]:
 
 
 def wilson(share: float, count: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """The score interval of a share (Wilson, 1927)."""
+    """Return the score interval of a share (Wilson, 1927); z: the normal quantile, 95% by default."""
     if count == 0:
         return 0.0, 1.0
     middle = share + z * z / (2 * count)
@@ -93,7 +94,7 @@ def _share_rows(part: str, scores: list[dict[str, float]], objects: int, bound: 
 
 
 def scenes(part: str, count: int, objects: int, held_out: bool) -> Iterator[tuple[int, world.Scene, str]]:
-    """(seed, scene, full caption) of the validation's pairs; each depends on its part and number alone."""
+    """Yield (seed, scene, full caption) of the validation's pairs; each depends only on its part and number."""
     for number in range(count):
         rng = np.random.default_rng([_STREAM, sum(map(ord, part)), number])
         scene = world.sample_scene(rng, objects, held_out=held_out)
@@ -186,8 +187,8 @@ def check_generated(
 def check_speed(model: WanModel) -> list[ReportRow]:
     """Seconds to load marbles once everything is imported, and to make one default video once it is loaded.
 
-    The middle one of a few. A video is a whole take: prompt encoded, denoised, decoded and written, its path not kept.
-    Loading reads files that the system has read before. Two threads, or one where the process has a single core.
+    Each is the median of a few runs. A video is a whole take: prompt encoded, denoised, decoded and written, without
+    its path. Loading reads files that are in the system's cache. Two threads, or one where the process has one core.
     """
     import torch
 
@@ -229,36 +230,39 @@ def check_speed(model: WanModel) -> list[ReportRow]:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine_text(model: WanModel) -> str:
-    """The machine in words, for whoever reads a figure that depends on it."""
+    """Return a description of this machine, for figures that depend on it."""
     import torch
 
-    there = environment(str(model.device), torch.get_num_threads())
-    packages = ", ".join(f"{name} {there.packages[name]}" for name in ("torch", "diffusers"))
+    env = environment(str(model.device), torch.get_num_threads())
+    packages = ", ".join(f"{name} {env.packages[name]}" for name in ("torch", "diffusers"))
     cores = usable_cores()
-    text = f"{there.processor}, {cores} core{'s'[: cores != 1]} in use, {there.platform}, {packages}"
+    text = f"{env.processor}, {cores} core{'s'[: cores != 1]} in use, {env.platform}, {packages}"
     if hasattr(os, "getloadavg"):
         text += f", load average {os.getloadavg()[0]:.1f}"
     return text
 
 
 def packaged() -> WanModel:
-    """Marbles as it ships, which every validation is of."""
+    """Load marbles as it ships, which every validation uses by default."""
     from wanscope.wan.load import load
 
     return load("marbles")
 
 
 def validate(pairs: int = 200, *, model: WanModel | None = None, tell: Callable[[str], None] = lambda _: None) -> dict:
-    """The whole report as plain data. `pairs` is the number of one-object videos; two-object ones are half as many."""
+    """Return the whole report as plain data.
+
+    pairs: the number of one-object videos; there are half as many two-object ones. tell: called with progress messages.
+    """
     began = time.monotonic()
     model = model or packaged()
     machine = machine_text(model)
-    speed = check_speed(model)  # first, before anything has warmed the machine up or down
+    speed = check_speed(model)  # first, before other work changes the machine's state
     tell("speed measured")
     rows = check_readers(max(20, 2 * pairs))
     tell("readers checked")
@@ -286,9 +290,9 @@ def validate(pairs: int = 200, *, model: WanModel | None = None, tell: Callable[
 
 
 def as_markdown(report: dict) -> str:
-    """The report as a page: a table, then what was read wrong."""
+    """Return the report as a Markdown page: a table, then what was read wrong."""
     lines = [
-        "# Marbles, validated",
+        "# Validation of marbles",
         "",
         f"`wanscope validate marbles` on {report['device']}, {report['seconds']:.0f} s. "
         f"{'Every bound is met.' if report['passed'] else 'Not every bound is met.'}",
@@ -296,8 +300,8 @@ def as_markdown(report: dict) -> str:
         f"The machine: {report['machine']}.",
         "",
         "`shape` is the one whose ideal drawing overlaps the object most. `shape, by its box` is a second reading, "
-        "from how much of its bounding box the object fills, and has no bound: a square that leans by 15 percent or is "
-        "turned by 5 degrees is a circle to it.",
+        "from how much of its bounding box the object fills, and has no bound: it takes a square that is sheared by 15 "
+        "percent or rotated by 5 degrees for a circle.",
         "",
         f"| {' | '.join(COLUMNS)} |",
         f"|{'---|' * len(COLUMNS)}",

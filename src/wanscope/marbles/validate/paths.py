@@ -1,8 +1,8 @@
-"""A denoising run of which only the path is kept: what `validate trajectories` and the rarity script measure.
+"""Denoising runs that keep only the path, for `validate trajectories` and the rarity script.
 
-A walk holds the Gram of the start and the increments, float64 and taken while sampling, the statistics of every state,
-and the final latents; nothing is decoded. Walks are kept in a folder under a key of what determines them, so that a run
-that was stopped goes on and no walk is made twice.
+A walk has the Gram matrix of the start and the increments (float64, computed while sampling), the statistics of every
+state, and the final latents; nothing is decoded. Walks are stored in a folder under a hash of everything that
+determines them, so that an interrupted run can be resumed and no walk is made twice.
 
 Shape suffixes: K states, C channels, T latent frames, h and w latent height and width.
 """
@@ -35,7 +35,10 @@ _STATISTICS = tuple(field.name for field in fields(LatentStatistics))
 
 @dataclass(frozen=True)
 class Walk:
-    """gram: float64 [K, K]. sigmas: [K]. final_CThw: float32. statistics: of every state. tokens: of the prompt."""
+    """The path of one denoising run.
+
+    gram: float64 [K, K]. sigmas: [K]. final_CThw: float32. statistics: of every state. tokens: how many the prompt has.
+    """
 
     gram: np.ndarray
     sigmas: np.ndarray
@@ -69,7 +72,7 @@ class Walk:
 
 
 class WalkObserver(Observer):
-    """Accumulates a run's Gram in the file `scratch`, and the statistics of its states."""
+    """Collects a run's states for their Gram matrix in the file `scratch`, and the statistics of its states."""
 
     def __init__(self, scratch: Path) -> None:
         self._path = PathGram(scratch)
@@ -78,19 +81,20 @@ class WalkObserver(Observer):
         self._last: np.ndarray | None = None
 
     def start(self, latents: Tensor, sigmas: tuple[float, ...]) -> None:
+        """Add the first state: latents float32 [1, C, T, h, w]."""
         self._sigmas = sigmas
-        self._see(latents)
+        self._add(latents)
 
     def step(self, state: StepState) -> None:
-        self._see(state.latents)
+        self._add(state.latents)
 
-    def _see(self, latents: Tensor) -> None:
+    def _add(self, latents: Tensor) -> None:
         self._last = np.array(latents[0].detach().float().cpu().numpy())
         self._path.add(self._last)
         self._statistics.append(latent_statistics(self._last))
 
     def walk(self, tokens: int) -> Walk:
-        """What the run was."""
+        """Return the walk of the finished run; tokens: how many the prompt has."""
         assert self._last is not None
         return Walk(self._path.matrix(), np.array(self._sigmas), self._last, tuple(self._statistics), tokens)
 
@@ -99,7 +103,7 @@ class WalkObserver(Observer):
 
 
 class Walker:
-    """Makes walks of a model of marbles at marbles' size, or takes them from `folder`. steps: of the sampler."""
+    """Makes walks of a marbles model at marbles' default size, or reads them from `folder`. steps: of the sampler."""
 
     def __init__(self, model: WanModel, folder: Path, steps: int | None = None) -> None:
         own = resolve("marbles").defaults  # a variant trained apart has no defaults of its own
@@ -116,7 +120,7 @@ class Walker:
         return self.folder / f"{_hash([prompt, seed])}.npz"
 
     def walk(self, prompt: str, seed: int) -> Walk:
-        """The walk of a prompt and a seed."""
+        """Return the walk of a prompt and a seed, made now or read from its file."""
         file = self.file(prompt, seed)
         if file.exists():
             return Walk.read(file)

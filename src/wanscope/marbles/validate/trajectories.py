@@ -1,10 +1,10 @@
-"""`wanscope validate trajectories`: which metrics of a denoising path tell apart what is known to differ.
+"""`wanscope validate trajectories`: which metrics of a denoising path distinguish what is known to differ.
 
 Pairs of prompts that differ in one attribute are denoised from the same seed, and every registered metric is tested on
-the pairs: color, shape, motion and size, all tests in one family. Beside that, how the tests behave where there is
-nothing to find: takes of one prompt whose groups are labels, and one meaning in other words.
+the pairs: color, shape, motion and size, with all tests in one family. The tests are also calibrated where there is no
+difference: takes of one prompt with arbitrary group labels, and the same meaning in other words.
 
-Paths are kept in a folder while they are made (paths.py), so that a run that was stopped goes on.
+Paths are stored in a folder as they are made (paths.py), so that an interrupted run can be resumed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 class TrajectoriesSettings:
     """pairs: of a contrast, and half the pool. steps: of the sampler, the model's default where None.
 
-    relabelings: of each null, trajectory_tests.RELABELINGS where None.
+    relabelings: for each null, trajectory_tests.RELABELINGS where None.
     """
 
     pairs: int = 24
@@ -50,14 +50,17 @@ def validate(
     model: WanModel | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """The whole report as plain data."""
+    """Return the whole report as plain data.
+
+    folder: where paths are stored. tell: called with progress messages.
+    """
     model = model or packaged()
     began = time.monotonic()
     fixed, worded = cases.fixed(settings.pairs), cases.worded(settings.pairs)
-    pool, said = cases.pool(settings.pairs), cases.wordings(settings.pairs)
+    pool, phrased = cases.pool(settings.pairs), cases.wordings(settings.pairs)
     videos = list(dict.fromkeys([*_videos(fixed), *_videos(worded), *pool]))
     walker = Walker(model, folder, settings.steps)
-    walks = _walked(walker, videos, tell)
+    walks = _make_walks(walker, videos, tell)
     found = tests.measured(walks, all_metrics())
     number = {video: i for i, video in enumerate(videos)}
     tell("paths measured")
@@ -69,7 +72,7 @@ def validate(
     tell("contrasts tested")
     trials = settings.relabelings or tests.RELABELINGS
     labels = tests.null_of_labels(found, [number[video] for video in pool], trials)
-    takes = [[number[video] for video in row] for row in said]
+    takes = [[number[video] for video in row] for row in phrased]
     nulls = {"labels": labels, "wordings_at_random": tests.null_of_wordings(found, takes, trials)}
     report = {
         "contrasts": contrasts,
@@ -100,10 +103,10 @@ def _videos(contrasts: Sequence[Contrast]) -> list[Video]:
     return [video for contrast in contrasts for pair in contrast.pairs for video in pair]
 
 
-def _walked(walker: Walker, videos: Sequence[Video], tell: Callable[[str], None]) -> list[Walk]:
+def _make_walks(walker: Walker, videos: Sequence[Video], tell: Callable[[str], None]) -> list[Walk]:
     walks, began, made = [], time.monotonic(), 0
     missing = [not walker.file(video.prompt, video.seed).exists() for video in videos]
-    tell(f"{len(videos)} paths, of which {len(videos) - sum(missing)} are there already")
+    tell(f"{len(videos)} paths, of which {len(videos) - sum(missing)} exist already")
     for video, absent in zip(videos, missing, strict=True):
         walks.append(walker.walk(video.prompt, video.seed))
         made += absent
@@ -130,7 +133,7 @@ def _contrast(
 
 
 def _wordings(contrasts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What fixed changes of words show. The contrasts share their takes, so their interval is only a rough one."""
+    """Summarize fixed changes of wording. The contrasts share their takes, so the interval is only approximate."""
     any_share = float(np.mean([any(row["told_apart"] for row in contrast["rows"]) for contrast in contrasts]))
     p = [row["p"] for contrast in contrasts for row in contrast["rows"]]
     low, high = wilson(any_share, len(contrasts))

@@ -1,10 +1,10 @@
 """The takes that `wanscope validate trajectories` compares: fixed contrasts, and two kinds of nulls.
 
-A contrast has `count` pairs. Pair i is scene i said twice, with one attribute changed and all other words alike, and
-both are made with seed i. So a pair is a scene with its own seed, and a result speaks of scenes like these.
+A contrast has `count` pairs. Pair i is scene i described twice, with one attribute changed and all other words the
+same, and both are made with seed i. So a pair is a scene with its own seed, and results generalize to similar scenes.
 
-Nulls: a pool of takes of one prompt, whose groups are labels and nothing else; and one meaning in several wordings,
-scene by scene and seed by seed. Wordings are a null of meaning, not of words: a fixed change of words may well show.
+Nulls: a pool of takes of one prompt, with arbitrary group labels; and the same meaning in several wordings, for the
+same scenes and seeds. Wordings are a null of meaning, not of words: a fixed change of words may have an effect.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 
 from wanscope.marbles import world
 
-_STREAM = 4_000_003  # of its own, so that no scene is a training or another validation's scene
-MOVING = "moving"  # any motion but "still", drawn scene by scene
+_STREAM = 4_000_003  # separate, so that no scene is one of the training or of another validation
+MOVING = "moving"  # any motion except "still", drawn for each scene
 
 # attribute, a, b
 FIXED = (
@@ -41,7 +41,7 @@ POOL_PROMPT = "a large green circle moves up on a gray background"
 
 @dataclass(frozen=True)
 class Video:
-    """What determines a take."""
+    """The prompt and the seed that determine a take."""
 
     prompt: str
     seed: int
@@ -49,7 +49,7 @@ class Video:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Pairs of takes, a with b. attribute: what differs."""
+    """Pairs of takes, (a, b). attribute: what differs."""
 
     attribute: str
     a: str
@@ -62,7 +62,7 @@ class Contrast:
 
 
 def fixed(count: int) -> list[Contrast]:
-    """The contrasts of `FIXED`, `count` pairs each; no prompt is of a combination that training never showed."""
+    """Return the contrasts of `FIXED`, `count` pairs each; no prompt has a combination that training never showed."""
     return [Contrast(*names, tuple(_pair(*names, number) for number in range(count))) for names in FIXED]
 
 
@@ -76,17 +76,17 @@ def _pair(attribute: str, a: str, b: str, number: int) -> tuple[Video, Video]:
         if not any(found.held_out for found in scenes):
             break
     phrasing = int(rng.integers(1 << 30))
-    said = [world.caption(found, np.random.default_rng(phrasing), full=True) for found in scenes]
-    return Video(said[0], number), Video(said[1], number)
+    prompts = [world.caption(found, np.random.default_rng(phrasing), full=True) for found in scenes]
+    return Video(prompts[0], number), Video(prompts[1], number)
 
 
 def pool(count: int) -> list[Video]:
-    """One prompt with 2 `count` seeds: any split into pairs is two groups that differ in nothing but their labels."""
+    """Return one prompt with 2 `count` seeds; in any split into pairs the two groups differ only in their labels."""
     return [Video(POOL_PROMPT, seed) for seed in range(2 * count)]
 
 
 def wordings(count: int) -> list[list[Video]]:
-    """For each wording the same `count` scenes, of one moving object, scene i with seed i."""
+    """Return for each wording the same `count` scenes of one moving object, scene i with seed i."""
     scenes = []
     for number in range(count):
         rng = np.random.default_rng([_STREAM, 1, number])
@@ -100,9 +100,9 @@ def wordings(count: int) -> list[list[Video]]:
 
 
 def worded(count: int) -> list[Contrast]:
-    """Every pair of wordings as a contrast."""
-    said = wordings(count)
+    """Return every pair of wordings as a contrast."""
+    videos = wordings(count)
     return [
-        Contrast("wording", f"wording {i + 1}", f"wording {j + 1}", tuple(zip(said[i], said[j], strict=True)))
+        Contrast("wording", f"wording {i + 1}", f"wording {j + 1}", tuple(zip(videos[i], videos[j], strict=True)))
         for i, j in combinations(range(len(WORDINGS)), 2)
     ]

@@ -1,5 +1,4 @@
-"""The report of `wanscope validate trajectories` in words and tables. Nothing is said that the corrected tests do not
-show."""
+"""The report of `wanscope validate trajectories` in sentences and tables; it claims only what corrected tests show."""
 
 from __future__ import annotations
 
@@ -12,34 +11,34 @@ LISTED = 6
 
 
 def summary(report: dict[str, Any]) -> list[str]:
-    """What can be said, a sentence or two each; no difference is spoken of that the corrected tests do not show."""
-    lines = [_said(contrast) for contrast in report["contrasts"]]
+    """Return the conclusions, one or two sentences each; only differences that the corrected tests show are claimed."""
+    lines = [_contrast_text(contrast) for contrast in report["contrasts"]]
     lines.append(report["power"])
     nulls = report["nulls"]
     for name, what in (
-        ("labels", "Groups that differ in nothing but their labels"),
-        ("wordings_at_random", "Groups of one meaning, each take worded at random"),
+        ("labels", "Groups that differ only in their labels"),
+        ("wordings_at_random", "Groups with the same meaning, each take in a random wording"),
     ):
         null = nulls[name]
         shares = [row["share"] for row in null["by_metric"].values()]
         corrected = null["any_after_holm"]
         lines.append(
-            f"{what}: in {null['trials']} relabelings a test at 5% rejects in {null['mean']:.1%} of them "
-            f"({min(shares):.1%} to {max(shares):.1%} over the metrics), and any of a family after Holm's correction "
-            f"in {_share(corrected)}."
+            f"{what}: over {null['trials']} relabelings, a test at the 5% level rejects in {null['mean']:.1%} of them "
+            f"({min(shares):.1%} to {max(shares):.1%} over the metrics), and any test of the family after Holm's "
+            f"correction in {_share(corrected)}."
         )
     wording = nulls["wordings"]
     fixed = _share(wording["any_after_holm"])
     lines.append(
-        f"One meaning in a fixed other wording: of {wording['tests']} tests in {wording['contrasts']} contrasts "
-        f"{wording['rejected_uncorrected']:.1%} have p of at most 0.05 uncorrected, and {fixed} of the contrasts show "
-        "something after correction. Where that is far above 5%, a metric answers to words, not to meaning alone, and "
-        "a contrast of one prompt with another should be repeated in several wordings."
+        f"The same meaning in another fixed wording: of {wording['tests']} tests in {wording['contrasts']} contrasts, "
+        f"{wording['rejected_uncorrected']:.1%} have an uncorrected p of at most 0.05, and {fixed} of the contrasts "
+        "show a difference after correction. Where that is far above 5%, metrics respond to the wording, not only to "
+        "the meaning, and a contrast between two prompts should be repeated in several wordings."
     )
     return lines
 
 
-def _said(contrast: dict[str, Any]) -> str:
+def _contrast_text(contrast: dict[str, Any]) -> str:
     rows = contrast["rows"]
     metrics = [row for row in rows if row["metric"] not in dict(LATENTS)]
     shown = [row for row in metrics if row["told_apart"]]
@@ -53,14 +52,14 @@ def _said(contrast: dict[str, Any]) -> str:
         rest = [row for row in shown if row["places"] > 1]
         listed = ", ".join(f"{row['title'].lower()} {row['effect']:+.1f}" for row in sized[:LISTED] if row["effect"])
         listed += f", and {len(sized) - LISTED} more" if len(sized) > LISTED else ""
-        text = f"{name}{length}: told apart by {len(shown)} of {len(metrics)} metrics"
-        text += f"; of one value a take by {len(sized)}" + (f" ({listed})" if listed else "")
-        text += f", of a course or a table by {len(rest)}."
+        text = f"{name}{length}: {len(shown)} of {len(metrics)} metrics distinguish them"
+        text += f"; {len(sized)} with one value per take" + (f" ({listed})" if listed else "")
+        text += f", {len(rest)} series or tables."
         silent = [row["title"].lower() for row in metrics if row["places"] == 1 and not row["told_apart"]]
-        text += f" Not shown by: {', '.join(silent)}." if silent else ""
+        text += f" No difference in: {', '.join(silent)}." if silent else ""
     latents = [row["told_apart"] for row in rows if row["metric"] in dict(LATENTS)]
-    word = "differ" if all(latents) else "are not shown to differ" if not any(latents) else "differ by one of two tests"
-    return f"{text} The results' latents themselves {word}."
+    word = "differ" if all(latents) else "are not shown to differ" if not any(latents) else "differ in one of two tests"
+    return f"{text} The final latents themselves {word}."
 
 
 def _size(row: dict[str, Any]) -> float:
@@ -72,35 +71,38 @@ def _share(row: dict[str, float]) -> str:
 
 
 def as_markdown(report: dict[str, Any]) -> str:
-    """The report as a page."""
+    """Return the report as a Markdown page."""
     own = report["settings"]
     lines = [
-        "# Trajectories, validated in marbles",
+        "# Validation of trajectory metrics in marbles",
         "",
         f"`wanscope validate trajectories`: {report['takes']} paths of {own['steps']} steps, not decoded. A "
-        f"contrast has {own['pairs']} pairs: a scene said twice, one attribute changed, both from one seed. Tests flip "
-        f"the signs of the pairs; all {report['family']} tests of the fixed contrasts are one family, corrected by "
-        f"Holm's method (smallest uncorrected p: {report['smallest_p']:.2g}). Effects are mean differences over the "
-        f"standard deviation of pair differences, with 95% intervals. Log-volumes are over {report['rank']} axes.",
+        f"contrast has {own['pairs']} pairs: a scene described twice with one attribute changed, from the same seed. "
+        f"Tests flip the signs of the pairs; all {report['family']} tests of the fixed contrasts are one family, "
+        f"corrected by Holm's method (smallest possible uncorrected p: {report['smallest_p']:.2g}). Effects are mean "
+        "differences divided by the standard deviation of pair differences, with 95% intervals. Log-volumes are over "
+        f"{report['rank']} axes.",
         "",
         f"The machine: {report['machine']}.",
         "",
-        "## What is told apart",
+        "## What the metrics distinguish",
         "",
         *[f"- {line}" for line in report["summary"]],
         "",
-        "What is said holds for scenes like these and for this model. That no difference is shown does not say that "
-        "there is none.",
+        "The results hold for scenes like these and for this model. Where no difference is shown, there may still be "
+        "one.",
     ]
     if report["left_out"]:
         lines += ["", f"Left out, because they need the files of a take: {', '.join(report['left_out'])}."]
-    lines += ["", "## Metrics of one value a take", "", *_matrix(report["contrasts"], lambda row: row["places"] == 1)]
+    lines += ["", "## Metrics with one value per take", ""]
+    lines += _matrix(report["contrasts"], lambda row: row["places"] == 1)
     lines += [
         "",
-        "## Courses and tables",
+        "## Series and tables",
         "",
-        "One test for all places of a metric (states, channels, bands): its largest difference against the largest "
-        "under flipped signs. The effect is at the place of the largest; its interval holds at all places together.",
+        "There is one test for all places of a metric (states, channels, bands): its largest difference is compared "
+        "with the largest under flipped signs. The effect is that at the place of the largest difference; its interval "
+        "is simultaneous over all places.",
         "",
         *_matrix(report["contrasts"], lambda row: row["places"] > 1),
     ]
@@ -108,7 +110,7 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 
 def _matrix(contrasts: Sequence[dict[str, Any]], wanted: Callable[[dict[str, Any]], bool]) -> list[str]:
-    """Metrics by contrasts; bold is told apart after correction."""
+    """Return a table of metrics by contrasts, with significant differences in bold."""
     lines = [
         f"| metric | {' | '.join(contrast['name'] for contrast in contrasts)} |",
         f"|{'---|' * (len(contrasts) + 1)}",
@@ -117,7 +119,7 @@ def _matrix(contrasts: Sequence[dict[str, Any]], wanted: Callable[[dict[str, Any
     lines += [
         f"| `{rows[0]['metric']}` | {' | '.join(map(_cell, rows))} |" for rows in rows_of_metrics if wanted(rows[0])
     ]
-    return [*lines, "", "Bold: told apart (Holm's p at most 0.05)."]
+    return [*lines, "", "Bold: distinguished (Holm's p at most 0.05)."]
 
 
 def _cell(row: dict[str, Any]) -> str:
@@ -135,12 +137,12 @@ def _nulls(report: dict[str, Any]) -> list[str]:
     nulls, own = report["nulls"], report["settings"]
     labels, random = nulls["labels"], nulls["wordings_at_random"]
     lines = [
-        "## Where there is nothing to find",
+        "## Where there is no difference",
         "",
         f"*Labels*: {2 * own['pairs']} takes of `{report['pool_prompt']}`, paired and labeled at random. *Wordings at "
-        "random*: of each scene two of the wordings below, drawn at random, from one seed. Shares of "
-        f"{own['relabelings']} trials in which a test at 5% rejects ({own['null_draws']} sign patterns each), with 95% "
-        "Wilson intervals; the trials relabel one pool, and the intervals speak of it.",
+        "random*: for each scene, two of the wordings below, drawn at random, from the same seed. The table has the "
+        f"shares of {own['relabelings']} trials in which a test at the 5% level rejects ({own['null_draws']} sign "
+        "patterns each), with 95% Wilson intervals; all trials relabel the same pool, and the intervals apply to it.",
         "",
         "| metric | labels | wordings at random |",
         "|---|---|---|",
@@ -153,12 +155,12 @@ def _nulls(report: dict[str, Any]) -> list[str]:
     lines.append(f"| any, after Holm | {' | '.join(map(_share_short, corrected))} |")
     lines += [
         "",
-        "*Fixed wordings*: the same meaning, scene and seed, always the same change of words. This null is of meaning, "
-        "not of words, and is reported, not assumed to hold. Each contrast is a family of its own.",
+        "*Fixed wordings*: the same meaning, scene and seed, always with the same change of words. This is a null of "
+        "meaning, not of words; it is reported and not assumed to hold. Each contrast is a separate family.",
         "",
         *[f"{i + 1}. {form}" for i, form in enumerate(report["wordings"])],
         "",
-        "| contrast | text tokens | told apart after Holm | by |",
+        "| contrast | text tokens | distinguished after Holm | by |",
         "|---|---|---|---|",
     ]
     for contrast in nulls["wordings"]["rows"]:

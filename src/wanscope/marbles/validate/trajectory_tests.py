@@ -1,13 +1,14 @@
-"""The arithmetic of `wanscope validate trajectories`: every metric as one test of a contrast, and how tests behave
-where there is nothing to find.
+"""The statistics of `wanscope validate trajectories`: every metric as one test of a contrast, and the calibration of
+the tests where there is no difference.
 
-A metric of one value a take is tested as `analyze` tests it. A metric of many values (a course over the states, a value
-a channel) is one test as well: its statistic is the largest over its places of |sum d| / sqrt(sum d^2), and flipping
-the signs of the pairs gives its distribution, all places flipped together. Westfall and Young 1993, Resampling-Based
-Multiple Testing, section 2.3. The effect size stands at the place of that largest value, and its interval holds at all
-places together (Bonferroni), so that the choice of the place is paid for.
+A metric with one value per take is tested as in `analyze`. A metric with many values (a series over the states, a value
+per channel) is also one test: its statistic is the maximum over its places of |sum d| / sqrt(sum d^2), and flipping
+the signs of the pairs, at all places together, gives its distribution. Westfall and Young 1993, Resampling-Based
+Multiple Testing, section 2.3. The effect size is that at the place of the maximum, and its interval is simultaneous
+over all places (Bonferroni), which accounts for choosing the place.
 
-Shape suffixes: N takes, n pairs, M places (columns) of a metric, B sign patterns.
+Shape suffixes: N takes, n pairs, M places (columns) of a metric, B sign patterns, R trials or rows, W wordings,
+D values of the final latents.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ LATENTS = (
 
 @dataclass(frozen=True)
 class Columns:
-    """A metric's values, float64 [N, M]; places: what each column is, ("",) for a metric of one value."""
+    """A metric's values, float64 [N, M]; places: the name of each column, ("",) for a metric with one value."""
 
     name: str
     title: str
@@ -50,21 +51,22 @@ class Columns:
     values_NM: np.ndarray
 
     def differences(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """a - b of pairs, [n, M]; what is rounding counts as none."""
+        """Return a - b for pairs, [n, M]; a, b: indices of takes, [n]. Differences below rounding count as zero."""
         d_nM = self.values_NM[a] - self.values_NM[b]
         with np.errstate(invalid="ignore"):
             return np.where(np.abs(d_nM) > self.floor_M, d_nM, d_nM * 0)
 
     @property
     def floor_M(self) -> np.ndarray:
+        """The largest difference that may be rounding, for each column, [M]."""
         return RESOLUTION * np.max(np.where(np.isfinite(self.values_NM), np.abs(self.values_NM), 0.0), axis=0)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """All metrics of all takes. gram_NN: inner products of the final latents, dimension values each.
+    """All metrics of all takes. gram_NN: inner products of the final latents, which have `dimension` values each.
 
-    rank: what log-volumes count eigenvalues to. left_out: metrics that need the files of a take.
+    rank: how many eigenvalues log-volumes use. left_out: metrics that need the files of a take.
     """
 
     columns: tuple[Columns, ...]
@@ -75,7 +77,7 @@ class Measured:
 
 
 def measured(walks: Sequence[Walk], metrics: Sequence[Metric]) -> Measured:
-    """Every metric of every walk, with one rank for all of them."""
+    """Compute every metric of every walk, with the same rank for all of them."""
     paths = [walk.path for walk in walks]
     rank = common_rank(paths)
     absent: Any = None  # a walk has no files; metrics that need them are left out
@@ -102,7 +104,10 @@ def _place(key: tuple[int | None, str]) -> str:
 
 
 def shares(d_nM: np.ndarray, signs_Bn: np.ndarray) -> np.ndarray:
-    """|sum s d| / sqrt(sum d^2) for every sign pattern, [B, M]; 0 where no pair differs. A missing pair counts as 0."""
+    """Return |sum s d| / sqrt(sum d^2) for every sign pattern, [B, M]; 0 where no pair differs.
+
+    A missing pair counts as 0.
+    """
     d_nM = np.where(np.isfinite(d_nM), d_nM, 0.0)
     size_M = np.sqrt((d_nM**2).sum(axis=0))
     scaled_nM = np.divide(d_nM, size_M, out=np.zeros_like(d_nM), where=size_M > 0)
@@ -110,7 +115,7 @@ def shares(d_nM: np.ndarray, signs_Bn: np.ndarray) -> np.ndarray:
 
 
 def p_of_largest(shares_BM: np.ndarray) -> float:
-    """Share of the sign patterns whose largest value is at least that of the first, the observed one."""
+    """Return the share of sign patterns whose maximum is at least that of the first pattern, the observed one."""
     largest_B = shares_BM.max(axis=1)
     return float((largest_B >= largest_B[0] - TIES * np.abs(largest_B[0])).mean())
 
@@ -147,7 +152,7 @@ def tested(found: Measured, a: np.ndarray, b: np.ndarray) -> list[dict[str, Any]
 
 
 def _add_effects(rows: list[dict[str, Any]], d_nR: np.ndarray) -> None:
-    """Give each row the effect size of its column of differences, with an interval that holds at all its places."""
+    """Add to each row the effect size of its column of differences, with an interval simultaneous over its places."""
     places_R = np.array([row["places"] for row in rows])
     for places in np.unique(places_R):
         same = np.flatnonzero(places_R == places)
@@ -159,7 +164,7 @@ def _add_effects(rows: list[dict[str, Any]], d_nR: np.ndarray) -> None:
 def _latents(
     found: Measured, a: np.ndarray, b: np.ndarray, draws: int, seed: int = 0
 ) -> tuple[list[float], list[float]]:
-    """p of both tests on final latents, and their values: R2 of the pairs' distances, and the energy distance."""
+    """Return p of both tests on the final latents, and the statistics: R2 of the pairs' distances, energy distance."""
     inner_nn = pair_form(found.gram_NN, a, b)
     distance_NN = np.sqrt(squared_distances(found.gram_NN) / found.dimension)
     p = [
@@ -172,7 +177,7 @@ def _latents(
 
 
 def corrected(contrasts: Sequence[list[dict[str, Any]]]) -> int:
-    """Give the rows of all contrasts Holm's p over the one family that they are; returns the family's size."""
+    """Add Holm's p to the rows of all contrasts, as one family; return the size of the family."""
     rows = [row for contrast in contrasts for row in contrast]
     adjusted = holm(np.array([row["p"] for row in rows]))
     for row, p in zip(rows, adjusted, strict=True):
@@ -193,26 +198,27 @@ def p_values(found: Measured, a: np.ndarray, b: np.ndarray, draws: int = NULL_DR
 
 
 def null_of_labels(found: Measured, takes: Sequence[int], trials: int = RELABELINGS, seed: int = 0) -> dict[str, Any]:
-    """Takes of one prompt, put into pairs and labeled at random, again and again: how often tests reject."""
+    """Return how often tests reject when takes of one prompt are paired and labeled at random, over `trials`."""
     rng = np.random.default_rng([seed, 1])
     p = []
     for trial in range(trials):
         order = rng.permutation(np.asarray(takes))
         half = len(order) // 2
-        # Sign patterns of its own for every trial: with the same for all, their luck would be the rate's.
+        # Each trial has its own sign patterns: shared ones would make the trials' errors correlated.
         p.append(p_values(found, order[:half], order[half : 2 * half], seed=trial))
     return rates(np.array(p), names(found))
 
 
 def null_of_wordings(
-    found: Measured, said: Sequence[Sequence[int]], trials: int = RELABELINGS, seed: int = 0
+    found: Measured, takes: Sequence[Sequence[int]], trials: int = RELABELINGS, seed: int = 0
 ) -> dict[str, Any]:
-    """Of each scene two wordings drawn at random, the first against the second: meaning, seed and label say nothing.
+    """Return how often tests reject when each scene has two random wordings, the first compared with the second.
 
-    said: for each wording the takes of all scenes, in one order.
+    Meaning and seed are then the same, and labels arbitrary. takes: for each wording the takes of all scenes, in the
+    same order.
     """
     rng = np.random.default_rng([seed, 2])
-    take_WN = np.asarray(said)
+    take_WN = np.asarray(takes)
     scenes = np.arange(take_WN.shape[1])
     p = []
     for trial in range(trials):
@@ -222,14 +228,14 @@ def null_of_wordings(
 
 
 def names(found: Measured) -> list[str]:
-    """Of the rows that `tested` gives."""
+    """Return the metric names of the rows that `tested` returns."""
     return [columns.name for columns in found.columns] + [name for name, _ in LATENTS]
 
 
 def rates(p_RM: np.ndarray, metrics: Sequence[str]) -> dict[str, Any]:
-    """Of R trials with a p for every metric: how often each rejects at 5%, and any of them after Holm's correction.
+    """Return how often each metric rejects at the 5% level, and how often any does after Holm's correction.
 
-    With 95% Wilson intervals over the trials.
+    p_RM: p of every trial and metric. The shares have 95% Wilson intervals over the trials.
     """
     trials = len(p_RM)
     rejected_M = (p_RM <= ALPHA).mean(axis=0)
