@@ -383,7 +383,11 @@ def main(arguments: list[str] | None = None) -> int:
     install_package(env, EXTRAS[options.what])
     demo = options.what == "demo"
     say("running the demo" if demo else "running the tests")
-    return run([*([str(env.bin / "wanscope"), "demo"] if demo else [str(env.python), "-m", "pytest"]), *rest])
+    if demo:
+        return run([str(env.bin / "wanscope"), "demo", *rest])
+    # One worker for each core, which takes seconds to start: not worth it for the few tests that somebody names.
+    shared = [] if rest else ["-n", "auto", "--dist", "worksteal"]
+    return run([str(env.python), "-m", "pytest", *shared, *rest])
 
 
 if __name__ == "__main__":
