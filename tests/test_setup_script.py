@@ -313,7 +313,10 @@ def test_what_is_done_is_skipped_and_extras_add_up(machine: Machine, tmp_path: P
     machine.commands.clear()
     assert machine.main("test") == 0
     assert machine.main("demo") == 0
-    assert [command[-1] for command in machine.commands] == ["pytest", "demo"]
+    assert [command[1:] for command in machine.commands] == [
+        ["-m", "pytest", "-n", "auto", "--dist", "worksteal"],  # all tests: on all cores
+        ["demo"],
+    ]
     stamp = tmp_path / ".venv" / "wanscope-setup.json"
     assert json.loads(stamp.read_text())["extras"] == ["dev"]
 
