@@ -14,7 +14,7 @@ import torch
 from helpers.figures import draw_few
 from helpers.tiny import tiny_folder
 from wanscope import events
-from wanscope.doors.cli import generate, output, progress
+from wanscope.doors.cli import options, output, process, progress
 from wanscope.errors import NumericalError, StorageRefused
 from wanscope.take.store import Take
 from wanscope.take.video import video_facts
@@ -162,7 +162,7 @@ class Pressing(progress.Lines):
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_keeps_what_is_finished(make, space: Workspace, monkeypatch, times: int) -> None:
     before, said = signal.getsignal(signal.SIGINT), []
-    monkeypatch.setattr(generate, "_say_stopping", lambda: said.append(1))
+    monkeypatch.setattr(process, "_say_stopping", lambda: said.append(1))
     listener = Pressing(times)
     monkeypatch.setattr(progress, "make", lambda json: listener)
     ran = make()
@@ -350,4 +350,4 @@ def test_a_terminal_gets_bars_and_its_cursor_back(make, monkeypatch) -> None:
     assert ran.status == 0
     assert "step 3/3" in text and "left" in text
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # hidden, and shown again
-    assert generate.MEMORY == ("auto", "none", "offload")
+    assert options.MEMORY == ("auto", "none", "offload")

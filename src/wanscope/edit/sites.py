@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-# Guidance's two passes of the model.
-Branch = Literal["cond", "uncond"]
+from wanscope.spec.branch import Branch
+
 BRANCHES: tuple[Branch, ...] = ("cond", "uncond")
 
 # What of a block an edit changes: the text that its cross-attention reads, that attention's maps, the state at the

@@ -136,7 +136,7 @@ class AttentionCapture(MapsCapture):
     @classmethod
     def _measures(cls, value: Any) -> Any:
         names = [value] if isinstance(value, str) else value
-        if not isinstance(names, list | tuple) or not names or not set(names) <= set(MEASURES):
+        if not isinstance(names, list | tuple) or not names or any(name not in MEASURES for name in names):
             raise ValueError(f"it should be a list of {', '.join(MEASURES)}")
         return tuple(name for name in MEASURES if name in names)
 

@@ -6,7 +6,7 @@ All are frozen and reject unknown keys. None means the variant's default; `resol
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -26,9 +26,14 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Spec(BaseModel):
-    """Base of all settings: frozen, and unknown keys are rejected."""
+    """Base of all settings: frozen, and unknown keys are rejected.
+
+    written_as: the field whose content is written in place of the whole model, as in `{0: 6.5}` for keyframes. Errors
+    leave its name out of the path (validation.py).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    written_as: ClassVar[str | None] = None
 
 
 class Keyframes(Spec):
@@ -38,6 +43,8 @@ class Keyframes(Spec):
     noise level, which falls from 1 to 0 and does not depend on the number of steps: `{1.0: 8, 0.9: 2, over: sigma}`.
     keys: in the order of the run.
     """
+
+    written_as: ClassVar[str | None] = "keys"
 
     keys: tuple[tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], Finite], ...] = Field(min_length=1)
     interpolate: Literal["linear", "step", "cosine"] = "linear"

@@ -143,8 +143,13 @@ def _shared_parts(place: Path) -> None:
     part.replace(statistics)  # last: its existence means that the rest exists
 
 
-def run(settings: RaritySettings, folder: Path, *, device: str = "cpu", tell: Tell = lambda _: None) -> dict[str, Any]:
-    """Train what is not trained yet, measure, and report as plain data. RequestError for a folder of other settings."""
+def run(
+    settings: RaritySettings, folder: Path, *, device: str = "cpu", tell: Progress = lambda _: None
+) -> dict[str, Any]:
+    """Train what is not trained yet, measure, and return the report as plain data.
+
+    tell: called with progress messages. Raises RequestError for a folder with other settings.
+    """
     settings.check()
     _require_same_settings(folder, settings)
     began = time.monotonic()
@@ -157,8 +162,8 @@ def run(settings: RaritySettings, folder: Path, *, device: str = "cpu", tell: Te
     return {**report, "seconds": round(time.monotonic() - began, 1)}
 
 
-def _claim(folder: Path, settings: RaritySettings) -> None:
-    """A folder holds variants of one kind; others would be mixed up with them."""
+def _require_same_settings(folder: Path, settings: RaritySettings) -> None:
+    """Raise RequestError where the folder has variants with other settings, which would be mixed up."""
     folder.mkdir(parents=True, exist_ok=True)
     path, own = folder / SETTINGS, {name: settings.record()[name] for name in _FIXED}
     if path.exists():

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wanscope.analysis import pairing as design
+from wanscope.analysis import pairing
 from wanscope.analysis.collection import Collection, Member
 from wanscope.analysis.pairing import Contrast, compare, pairs_of
 from wanscope.errors import RecipeError
@@ -175,10 +175,10 @@ def test_a_hypothesis_confirms_only_what_it_names_and_only_if_it_came_first() ->
     assert made.design is not None
     hypotheses = made.design.hypotheses
     contrast = Contrast("who", "women", "men")
-    assert design.confirms(hypotheses, (True,), contrast, "linearity")
-    assert not design.confirms(hypotheses, (True,), contrast, "turning")
-    assert not design.confirms(hypotheses, (True,), Contrast("who", "men", "people"), "linearity")
-    assert not design.confirms(hypotheses, (False,), contrast, "linearity")
+    assert pairing.confirms(hypotheses, (True,), contrast, "linearity")
+    assert not pairing.confirms(hypotheses, (True,), contrast, "turning")
+    assert not pairing.confirms(hypotheses, (True,), Contrast("who", "men", "people"), "linearity")
+    assert not pairing.confirms(hypotheses, (False,), contrast, "linearity")
 
 
 def test_a_hypothesis_that_was_added_later_is_known(tmp_path: Path) -> None:
