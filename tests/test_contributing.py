@@ -66,6 +66,7 @@ SECTIONS = {
         (
             r"test_published_facts\[wan2.1-t2v-3b\] PASSED",
             r"test_configs_are_what_diffusers_takes\[wan2.1-t2v-3b\] PASSED",
+            r"test_counts_of_a_variant\[wan2.1-t2v-3b\] PASSED",
             r"test_from_configs_finds_it_again\[wan2.1-t2v-3b\] PASSED",
             r"(?m)^wan2.1-t2v-3b +\d\.\d B +36 ",
         ),

@@ -16,8 +16,8 @@ import pytest
 from helpers.paths import write_study
 from wanscope.analysis import metric as metric_module
 from wanscope.analysis.analyze import analyze
+from wanscope.analysis.latent_path import LatentPath
 from wanscope.analysis.metric import REGISTRY, Subject, all_metrics
-from wanscope.analysis.trajectory import Path as Trajectory
 from wanscope.capture.path_gram import increments
 from wanscope.spec.metric_names import TESTED, UNTESTED
 
@@ -78,7 +78,7 @@ def directions(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
 def subject(shape: str) -> Subject:
     """What a metric is given of a path of that shape. It has no take: for metrics of the path alone."""
     v = increments(SHAPES[shape](*directions((DIMENSION,))))
-    path = Trajectory(v @ v.T, DIMENSION, np.linspace(1, 0, 5))
+    path = LatentPath(v @ v.T, DIMENSION, np.linspace(1, 0, 5))
     return Subject(None, path, 1)  # type: ignore[arg-type]
 
 
