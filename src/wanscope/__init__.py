@@ -8,8 +8,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from wanscope.spec import moved_modules
-
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -85,9 +83,6 @@ __all__ = [
     "run",
     "side_by_side",
 ]
-
-
-moved_modules.install()
 
 
 def __getattr__(name: str) -> object:

@@ -127,7 +127,7 @@ def summary(report: dict[str, Any]) -> list[str]:
         )
     else:
         first = (
-            f"In these models no effect of rarity on the volume of paths is shown: {rare['mean']:+.3f} nats{bounds}. "
+            f"These models show no effect of rarity on the volume of paths: {rare['mean']:+.3f} nats{bounds}. "
             f"{power_sentence(rare['scenes'], 1)}"
         )
     lines = [first]
