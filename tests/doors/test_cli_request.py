@@ -176,7 +176,7 @@ def test_apply_refuses_places_that_are_not_there(changes: dict[str, Any]) -> Non
         (Options(source="0123abcd"), "0123abcd"),
         (Options(source="no.json"), "no.json"),
         (Options(values={"template": "a", "frames": 18}), "17 or 21"),
-        (Options(values={"template": "a", "frames": 17, "duration": 2.0}), "say the same"),
+        (Options(values={"template": "a", "frames": 17, "duration": 2.0}), "give one of them"),
         (Options(values={"template": "a", "start_step": 2, "denoise": 0.5}), "the same control"),
         (Options(sets=["sampler.stepz=3"], values={"template": "a"}), "steps"),
         (Options(sets=["smapler.steps=3"], values={"template": "a"}), "sampler"),

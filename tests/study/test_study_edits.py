@@ -218,7 +218,7 @@ def recipes(*edits: Any, **changes: Any) -> list[Recipe]:
 TEXT = [
     (
         "inject 'a man and a woman and a dog and a cat at a beach in a night'",
-        "the donor has 26 tokens and the model reads 16: all from",
+        "the donor has 26 tokens and the model reads 16: everything from",
     ),
     ("inject 'x' branch=both donor_negative='" + "a " * 20 + "'", "the donor's negative prompt has 21 tokens"),
     ("prompts 0 '" + "a " * 20 + "'", "the prompt at step 0 has 21 tokens"),
