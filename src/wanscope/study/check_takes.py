@@ -21,7 +21,7 @@ from wanscope.study.partial_start import Start
 from wanscope.study.read_request import ReplayReference
 from wanscope.study.recipe_model import ModelKey
 from wanscope.study.study_folder import IndexRow
-from wanscope.study.take_size import recipe_size
+from wanscope.study.take_size import bytes_needed, recipe_size
 from wanscope.take.disk import require_space
 from wanscope.take.store import Take, with_records_of
 from wanscope.wan.variant import Variant
@@ -83,8 +83,7 @@ def check_takes(keyed: Keyed, model: WanModel | None, device: str, memory: str) 
         if take.existing is not None:
             with_records_of(take.existing.recipe, take.recipe)  # refuses what one take cannot hold
     if work:
-        sizes = [recipe_size(take.recipe, models[ModelKey.of(take.recipe)].variant) for take in work]
-        needed = sum(size.kept for size in sizes) + max(size.scratch for size in sizes)
+        needed = bytes_needed(recipe_size(take.recipe, models[ModelKey.of(take.recipe)].variant) for take in work)
         require_space(keyed.space.takes, needed, len(work))
     expansion = None if request.loose else keyed.expansion
     return Prepared(

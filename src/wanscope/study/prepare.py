@@ -26,7 +26,7 @@ from wanscope.study.key_takes import Keyed, key_takes
 from wanscope.study.locate_weights import LocatedModel, locate_weights
 from wanscope.study.read_request import Request, StudySource, read_source
 from wanscope.study.recipe_model import ModelKey
-from wanscope.study.take_size import TakeSize, recipe_size
+from wanscope.study.take_size import TakeSize, bytes_needed, recipe_size
 from wanscope.take.disk import free_bytes
 from wanscope.wan.variants import VARIANTS
 from wanscope.workspace import Workspace
@@ -89,8 +89,7 @@ def plan(source: StudySource | Request, workspace: Workspace | str | None = None
     complete = sum(each.complete for each in keyed.each()) if keyed.known else None
     if expansion is None:
         recipes = tuple(recipe for recipe, _ in keyed.recipes)
-        sizes = [_size(recipe, keyed.located.models.get(ModelKey.of(recipe))) for recipe in recipes]
-        needed = sum(size.kept for size in sizes) + max(size.scratch for size in sizes)
+        needed = bytes_needed(_size(recipe, keyed.located.models.get(ModelKey.of(recipe))) for recipe in recipes)
         return StudyPlan(recipes[0].id, len(recipes), complete, needed, free, None, recipes, keyed)
     size = recipe_size(expansion.first_recipe, expansion.variant)  # all takes of a study are of one size
     missing = len(expansion) - (complete or 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
@@ -47,6 +48,12 @@ def take_size(
         kept = len(stored_states(states - 1, capture.x0.every))
         x0 = kept * values * (2 if capture.x0.dtype == "fp16" else 4)
     return TakeSize(int(pixels * VIDEO_BYTES_A_PIXEL), 4 * values, latents, scratch, x0, attention)
+
+
+def bytes_needed(sizes: Iterable[TakeSize]) -> int:
+    """Bytes that takes need while they are made one after another: all that is kept, and the scratch of one."""
+    each = list(sizes)
+    return sum(size.kept for size in each) + max((size.scratch for size in each), default=0)
 
 
 def recipe_size(recipe: Recipe, variant: Variant) -> TakeSize:
