@@ -110,7 +110,8 @@ def formatting(root: Path, written: list[str]) -> str:
     said = ""
     for arguments in (["check"], ["format", "--check", "--diff"]):
         # The one of this environment, which need not be on the path.
-        done = subprocess.run([sys.executable, "-m", "ruff", *arguments, *written], cwd=root, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "ruff", *arguments, *written]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
         said += f"{PAGE}: {done.stdout}{done.stderr}" if done.returncode else ""
     return said
 
