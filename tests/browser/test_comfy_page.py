@@ -184,7 +184,7 @@ def test_bars_beyond_a_shallower_model_are_set_to_nothing(page):
 def test_older_names_in_a_saved_graph_are_replaced(page):
     graph = {"nodes": [{"type": "WanVideoActivationEditor", "inputs": [{"name": "activation_pattern", "type": "WAN_ACTIVATION"}]}]}  # fmt: skip  # noqa: E501
     found = page.evaluate(
-        """async (graph) => (await import("/extensions/wanscope/aliases.js")).renamed(
+        """async (graph) => (await import("/extensions/wanscope/aliases.js")).replaceNames(
           graph, {WanVideoActivationEditor: {activation_pattern: "block_activations"}})""",
         graph,
     )

@@ -7,7 +7,7 @@ import torch
 
 from helpers.comfy_fakes import NativeWan, Patcher, WrapperWan, sample, wrapper_sample
 from helpers.tiny import TEXT_DIM, tiny_transformer, transformer_config
-from wanscope.doors.comfy import ALIASES, NODES, OLDER, with_aliases
+from wanscope.doors.comfy import ALIASES, LEGACY_NODES, NODES, with_aliases
 from wanscope.edit.edits import Inject
 from wanscope.errors import EditNotApplied, RecipeError
 from wanscope.runtime.comfy import native as comfy_native
@@ -94,7 +94,7 @@ def test_a_stage_in_which_it_was_due_and_idle_fails_though_it_acted_before():
 
 
 def pattern_nodes() -> list[str]:
-    return [name for name in OLDER if "block_activations" in {**NODES[name].REQUIRED, **NODES[name].OPTIONAL}]
+    return [name for name in LEGACY_NODES if "block_activations" in {**NODES[name].REQUIRED, **NODES[name].OPTIONAL}]
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def acting(out) -> int:
 
 
 def test_five_older_nodes_read_a_pattern():
-    assert len(pattern_nodes()) == 5 and len(OLDER) == 20
+    assert len(pattern_nodes()) == 5 and len(LEGACY_NODES) == 20
 
 
 @pytest.mark.parametrize("name", pattern_nodes())
@@ -156,7 +156,7 @@ BY_ID = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(OLDER))
+@pytest.mark.parametrize("name", sorted(LEGACY_NODES))
 def test_older_names_of_inputs_are_taken_by_every_id(name):
     inputs = {**NODES[name].REQUIRED, **NODES[name].OPTIONAL}
     expected = {old: new for old, new in OLDER_NAMES.items() if new in inputs}

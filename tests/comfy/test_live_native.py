@@ -164,7 +164,7 @@ def test_a_block_that_skip_layer_guidance_leaves_out_is_noted(model):
     patched = model.clone()
     patched.set_model_patch_replace(lambda args, extra: args, "dit", "double_block", 1)
     edited, record = run(patched, inject(strength=0.5))
-    assert record.skipped == {"block 1 was left out by another node's patch": 3}
+    assert record.skipped == {"block 1 was skipped by another node's patch": 3}
     assert record.applied_in(0) == 3 * 3
     assert torch.isfinite(edited).all()
 
@@ -206,7 +206,7 @@ def test_a_prompt_of_another_encoder_is_refused(model):
         LiveEdit(Steer(CONNECTED), pairs=((MAIN, DONOR[:, :7]),)),
     )
     for edit in edits:
-        with pytest.raises(RecipeError, match=f"7 dimensions a token: this model reads {TEXT_DIM}"):
+        with pytest.raises(RecipeError, match=f"7 dimensions per token: this model reads {TEXT_DIM}"):
             native.attach(model, Live([edit]))
 
 

@@ -110,7 +110,7 @@ def test_blocks_wrapped_anew_each_run_are_edited(model):
             transformer.blocks[i] = torch.compile(inner, backend="eager")
         edited, record = run(model, inject())
         assert torch.equal(edited, donor)
-        assert record.notes == ["Blocks with an edit run uncompiled in the calls in which it acts."]
+        assert record.notes == ["Compiled blocks run uncompiled in the calls in which an edit acts in them."]
         assert torch.allclose(run(model, inject(strength=0.5))[0], half, atol=1e-6)
 
 
@@ -134,7 +134,7 @@ def test_calls_that_a_cache_answers_are_noted(model):
 def test_blocks_that_skip_layer_guidance_leaves_out_are_noted(model):
     model.model.diffusion_model.slg_blocks = [1]
     _, record = run(model, inject(branch="both"))
-    assert record.skipped == {"block 1 was left out by skip-layer guidance": 3}
+    assert record.skipped == {"block 1 was skipped by skip-layer guidance": 3}
     assert record.applied_in(0) == 3 * (4 + 3)
 
 

@@ -9,7 +9,7 @@ from helpers.comfy_fakes import SIGMAS, NativeWan, Patcher, sample
 from helpers.comfy_texts import DONOR, MAIN, NEGATIVE, NOISE, OTHER, padded
 from helpers.tiny import tiny_transformer, transformer_config
 from wanscope.doors.comfy import NODES
-from wanscope.doors.comfy.direction_nodes import place_of
+from wanscope.doors.comfy.direction_nodes import direction_path
 from wanscope.edit.direction import Direction, DirectionManifest, read_direction
 from wanscope.errors import RecipeError
 from wanscope.runtime.comfy import native
@@ -136,7 +136,7 @@ def test_a_saved_direction_steers_as_the_one_learned_while_sampling(model):
 
 def test_the_file_holds_the_difference_of_mean_tokens_and_how_it_was_learned(model):
     run("WanscopeSaveDirection", direction=learned(), model=model, name="rusty.safetensors", model_2=model)
-    found = read_direction(place_of("rusty"))
+    found = read_direction(direction_path("rusty"))
     with torch.no_grad():
         parts = [model.model.diffusion_model.text_embedding(t).double().mean(0) for t in (DONOR, OTHER)]
     assert found.tensor_ELD.shape == (2, 4, parts[0].shape[0])
@@ -164,7 +164,7 @@ def test_scales_without_a_dimension_as_fp8_layers_have_do_not_hinder_saving(mode
     first = model.model.diffusion_model.text_embedding[0]
     first.scale_weight = torch.nn.Parameter(torch.ones(()), requires_grad=False)
     run("WanscopeSaveDirection", direction=learned(), model=model, name="fp8")
-    assert place_of("fp8").is_file()
+    assert direction_path("fp8").is_file()
 
 
 def test_a_file_of_hidden_states_steers_them(model):
@@ -172,8 +172,8 @@ def test_a_file_of_hidden_states_steers_them(model):
     direction_ELD = torch.zeros(2, 4, dim)
     direction_ELD[1, 2] = torch.randn(dim, generator=torch.Generator().manual_seed(9))
     manifest = DirectionManifest("hidden", "tiny", {}, (2,), (("a", "b"),), (0,), 3)
-    place_of("h").parent.mkdir()
-    Direction(direction_ELD, manifest).save(place_of("h"))
+    direction_path("h").parent.mkdir()
+    Direction(direction_ELD, manifest).save(direction_path("h"))
     stored, _ = run("WanscopeLoadDirection", name="h", expert="low noise")
     with pytest.raises(RecipeError, match="was not learned in block 0"):
         run("WanscopeSteerModel", model=model, direction=stored)
@@ -192,13 +192,13 @@ def test_faults_of_files_are_said(model):
     with pytest.raises(RecipeError, match="no direction 'rusti'"):
         run("WanscopeLoadDirection", name="rusti")
     for name in ("", "../x", "a/b", ".hidden", "a\\b"):
-        with pytest.raises(RecipeError, match="is no name"):
+        with pytest.raises(RecipeError, match="is not a name"):
             run("WanscopeSaveDirection", direction=learned(), model=model, name=name)
     run("WanscopeSaveDirection", direction=learned(), model=model, name="rusty")
     stored, _ = run("WanscopeLoadDirection", name="rusty")
     shallow = Patcher(NativeWan(tiny_transformer(transformer_config() | {"num_layers": 3}, seed=5)))
     with pytest.raises(RecipeError, match="does not fit this model"):
         run("WanscopeSteerModel", model=shallow, direction=stored)
-    place_of("rusty").write_bytes(b"nothing")
+    direction_path("rusty").write_bytes(b"nothing")
     with pytest.raises(RecipeError, match="cannot be read as a direction"):
         run("WanscopeLoadDirection", name="rusty")

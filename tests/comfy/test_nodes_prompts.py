@@ -211,7 +211,7 @@ def test_the_overlay_needs_a_run_and_draws_its_map():
     live = Live([LiveEdit(Watch(), columns=((0,),))])
     maps = Maps(live, ("ball",))
     images = torch.zeros(5, 16, 16, 3)
-    with pytest.raises(RecipeError, match="no attention was kept"):
+    with pytest.raises(RecipeError, match="no attention map was recorded"):
         run("WanscopeAttentionOverlay", maps=maps, images=images)
     sum_KQ = torch.zeros(1, 2 * 2 * 2)
     sum_KQ[0, 3] = 4.0  # frame 0, bottom right

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from wanscope.doors.comfy import ALIASES, NODES, OLDER, attach_to_server, register, with_aliases
+from wanscope.doors.comfy import ALIASES, LEGACY_NODES, NODES, attach_to_server, register, with_aliases
 
 ROOT = Path(__file__).resolve().parents[2]
 M, E = "WANVIDEOMODEL", "WANVIDEOTEXTEMBEDS"
@@ -189,12 +189,12 @@ def spoken(spec: tuple) -> object:
 
 
 def test_there_are_twenty_older_ids():
-    assert set(OLDER) == {f"WanVideo{name}" for name in TABLE} and len(OLDER) == 20
+    assert set(LEGACY_NODES) == {f"WanVideo{name}" for name in TABLE} and len(LEGACY_NODES) == 20
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_inputs_and_outputs_are_those_of_the_table(name):
-    node = OLDER[f"WanVideo{name}"]
+    node = LEGACY_NODES[f"WanVideo{name}"]
     required, optional, outputs = TABLE[name]
     declared = node.INPUT_TYPES()
     for kind, expected in (("required", required), ("optional", optional)):

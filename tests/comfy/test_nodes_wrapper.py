@@ -143,7 +143,7 @@ def test_a_model_output_that_is_not_connected_is_said(model):
         model, embeds(), 0.5, "1111", True, injection_embeds=embeds(DONOR), unique_id="7",
         prompt={"9": {"inputs": {"text_embeds": ["7", 1]}}},
     )  # fmt: skip
-    assert "connected to nothing" in found["ui"]["text"][0]
+    assert "The model output is not connected" in found["ui"]["text"][0]
 
 
 def test_the_booster_acts_by_itself_and_gives_way_to_an_editor(model):
@@ -243,7 +243,7 @@ def test_counts_are_pushed_to_the_viewer_after_the_run(model, monkeypatch):
     from wanscope.doors.comfy import node_log
 
     pushed = []
-    monkeypatch.setattr(node_log, "push", lambda node, text: pushed.append((node, text)))
+    monkeypatch.setattr(node_log, "send_text", lambda node, text: pushed.append((node, text)))
     out, _ = edit(model)
     run("WanVideoBlockActivationViewer", model=out, unique_id="12")
     sampled(out)
@@ -254,7 +254,7 @@ def test_nodes_before_the_last_edit_show_its_run_too(model, monkeypatch):
     from wanscope.doors.comfy import node_log
 
     pushed = {}
-    monkeypatch.setattr(node_log, "push", lambda node, text: pushed.update({node: text}))
+    monkeypatch.setattr(node_log, "send_text", lambda node, text: pushed.update({node: text}))
     first, carried = edit(model, block_activations="1000", unique_id="1")
     run("WanVideoBlockActivationViewer", model=first, unique_id="2")
     second, _ = edit(first, text_embeds=carried, block_activations="0011", unique_id="3")
@@ -278,9 +278,9 @@ def test_what_is_left_out_of_a_donor_is_said(model, monkeypatch):
     from wanscope.doors.comfy import node_log
 
     pushed = {}
-    monkeypatch.setattr(node_log, "push", lambda node, text: pushed.update({node: text}))
+    monkeypatch.setattr(node_log, "send_text", lambda node, text: pushed.update({node: text}))
     several = {"prompt_embeds": [torch.cat([DONOR] * 60), MAIN], "negative_prompt_embeds": [NEGATIVE]}
-    said = ("holds 2 prompts; the first is injected", "540 tokens were cut to the encoder's limit of 512")
+    said = ("holds 2 prompts; only the first is injected", "540 tokens were cut to the encoder's limit of 512")
     shown = NODES["WanVideoActivationEditor"]().run(model, embeds(), 0.5, "1111", True, injection_embeds=several)
     boosted = run("WanVideoProjectionBooster", model=model, text_embeds=embeds(), injection_embeds=several)[2]
     config = run("WanVideoGuidanceController", model=model, main_conditioning=embeds(), injection_conditioning=several)
