@@ -109,7 +109,7 @@ def test_equal_content_is_stored_once_whatever_its_padding_and_prompt(tmp_path: 
 def test_equal_values_of_another_prompt_leave_the_file_and_a_damaged_one_is_written_again(tmp_path: Path) -> None:
     catalog = Catalog(tmp_path)
     key = catalog.put(matrix(), prompt="a cat", seconds=0.1)
-    place = catalog.files.place(key)
+    place = catalog.files.path(key)
     before = place.read_bytes()
     assert catalog.put(matrix(), prompt="a cat with a much longer name") == key
     assert place.read_bytes() == before and catalog.check().problems == ()
@@ -188,7 +188,7 @@ def test_an_embedding_is_written_as_a_file_that_edits_read(tmp_path: Path, dtype
 def test_a_file_that_is_not_as_written_is_an_error_that_names_it(tmp_path: Path) -> None:
     catalog = Catalog(tmp_path)
     key = catalog.put(matrix())
-    place = catalog.files.place(key)
+    place = catalog.files.path(key)
     whole = place.read_bytes()
     for at in (3, 20, len(whole) // 2, len(whole) - 3):
         broken = bytearray(whole)

@@ -79,14 +79,14 @@ def test_results_that_go_take_their_operations_along(catalog: Catalog) -> None:
 
 def test_files_without_a_row_are_noted_then_tidied_once_they_are_old(catalog: Catalog) -> None:
     key = "ab" * 32
-    catalog.files.write({key: catalog.files.place(catalog.get("1").key).read_bytes()})
-    half = catalog.files.place(key).with_name(f".{key}.1.new")
+    catalog.files.write({key: catalog.files.path(catalog.get("1").key).read_bytes()})
+    half = catalog.files.path(key).with_name(f".{key}.1.new")
     half.write_bytes(b"half")
     found = catalog.check()
     assert found.problems == () and len(found.notes) == 2
     assert catalog.cleanup(dry_run=False).orphans == 0
     old = time.time() - 7200
-    for path in (catalog.files.place(key), half):
+    for path in (catalog.files.path(key), half):
         os.utime(path, (old, old))
     assert catalog.cleanup().orphans == 2
     catalog.cleanup(dry_run=False)

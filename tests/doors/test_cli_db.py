@@ -109,7 +109,7 @@ def test_index_says_what_it_found(cli, space: Path) -> None:
 
 def test_a_check_that_finds_something_fails(cli, space: Path) -> None:
     catalog = Catalog(space)
-    catalog.files.place(catalog.get("beach").key).unlink()
+    catalog.files.path(catalog.get("beach").key).unlink()
     found = cli("db", "check", "-o", space)
     assert found.status == 1 and "WRONG: the file of embedding" in found.out
 
