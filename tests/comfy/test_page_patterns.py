@@ -1,4 +1,4 @@
-"""The page's presets and shapes are Python's."""
+"""The page's presets and shapes equal those in Python."""
 
 from __future__ import annotations
 
