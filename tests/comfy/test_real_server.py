@@ -106,7 +106,7 @@ def test_an_edit_that_cannot_act_fails_the_prompt_at_the_sampler(comfy):
         ({"blocks": "10" * 20}, "this model has 4 blocks"),
         ({"blocks": "7"}, "there is no block 7"),
         ({"blocks": "lat"}, "did you mean 'late'?"),
-        ({"mode": "mix", "operation": "add"}, "it works on tokens and hidden states"),
+        ({"mode": "mix", "operation": "add"}, "operations other than blend are for tokens and hidden states"),
     ],
     ids=str,
 )
