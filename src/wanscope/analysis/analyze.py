@@ -1,21 +1,21 @@
-"""`analyze(study)`: from the takes of a study to tables, tests, figures, a report and a plain summary.
+"""`analyze(study)`: compute tables, tests, figures, a report and a text summary from the takes of a study.
 
     analysis = analyze("my-study")
     print(analysis.summary)
     analysis.tests.tests[0].p_holm
 
-What is written, by default into `studies/<name>/analysis/`:
+Files written, by default to `studies/<name>/analysis/`:
 
-    report.html              everything on one page that opens without a network
-    summary.txt              what can be said, and what not
+    report.html              everything on one page that works offline
+    summary.txt              what was found, and what cannot be concluded
     metrics.parquet, .csv    take, name, group, seed, slots, metric, state, sigma, part, value
-    tests.parquet, .csv      a row for each contrast and metric
-    groups.parquet, .csv     dispersion, distances, separability of groups at each step
-    attention.parquet, .csv  where takes have maps: mass, concentration, travel by step and block; centers, overlap
+    tests.parquet, .csv      one row per contrast and metric
+    groups.parquet, .csv     dispersion, distances and separability of groups at each step
+    attention.parquet, .csv  if takes have maps: mass, concentration, travel by step and block; centers, overlap
     figures/                 PNG and SVG of every figure
-    analysis.json            what was analyzed, how, with which versions, and the other files
+    analysis.json            what was analyzed, how and with which version, and a list of the other files
 
-The metrics also go into the workspace's catalogue, where there is one.
+The metrics are also added to the workspace's catalog, if it has one.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ def analyze(
     report: bool = True,
     on_event: events.Listener = events.ignore,
 ) -> Analysis:
-    """Analyze a study: its name, folder, study.yaml or workspace, what `run` returned, or a list of takes.
+    """Analyze a study: its name, folder, study.yaml or workspace, the result of `run`, or a list of takes.
 
-    by, contrast, baseline: what is compared (design.py); else the study's design, else every slot. unit: "seed" or
-    "scene", else by how many scenes there are. out: the folder to write; write=False writes nothing. report: whether
-    figures and the page are made as well.
+    by, contrast, baseline: what is compared (pairing.py); by default what the study's design names, or else every
+    slot. unit: "seed" or "scene"; by default chosen from the number of scenes. out: the output folder; write=False
+    writes nothing. report: whether to make the figures and the report page.
 
-    RequestError, RecipeError or TakeNotFound before any work; NotCaptured where no take has a record of its path.
-    Takes that are damaged or missing are left out and named in the result.
+    Raises RequestError, RecipeError or TakeNotFound before any work starts, and NotCaptured if no take has a record of
+    its path. Damaged or missing takes are left out and named in the result.
     """
     collection = collect(source, workspace)
     folder = _folder(collection, workspace, out) if write else None
@@ -138,7 +138,7 @@ def _computed(
 
 
 def _paths(collection: Collection, notes: list[str]) -> dict[int, LatentPath]:
-    """The path of every take that has one."""
+    """Return the path of every take that has one, by the member's index."""
     paths, without = {}, []
     for i, member in enumerate(collection.members):
         try:
@@ -148,11 +148,11 @@ def _paths(collection: Collection, notes: list[str]) -> dict[int, LatentPath]:
     if not paths:
         raise NotCaptured(
             f"no take of {collection.name} has a record of its path",
-            "their latents were not asked for when they were made",
+            "they were generated without storing latents",
             "wanscope generate STUDY --store-latents",
         )
     if without:
-        notes.append(f"without a record of their path, and in no metric: {', '.join(without)}")
+        notes.append(f"left out of all metrics, because they have no record of their path: {', '.join(without)}")
     later = [member for i, member in enumerate(collection.members) if i in paths and member.take.manifest.gram is None]
     if later:
         floors = {member.take.manifest.latents.dtype for member in later if member.take.manifest.latents is not None}
@@ -161,14 +161,14 @@ def _paths(collection: Collection, notes: list[str]) -> dict[int, LatentPath]:
             np.sqrt(paths[i].floor / paths[i].dimension) for i, m in enumerate(collection.members) if m in later
         )
         notes.append(
-            f"{len(later)} take(s) have no Gram from sampling: their paths are of stored latents, {shown}; "
-            f"lengths below about {largest:.2g} rms are rounding"
+            f"{len(later)} take(s) have no Gram matrix from sampling: their paths are computed from stored latents, "
+            f"{shown}; lengths below about {largest:.2g} rms are rounding error"
         )
     return paths
 
 
 def _comparable(members: Sequence[Member], notes: list[str]) -> tuple[int, ...]:
-    """The takes whose latents can be set against each other value by value: the largest set of one kind."""
+    """Return the indices of the largest set of takes with the same latent shape, stored states and noise levels."""
     kinds: dict[Any, list[int]] = {}
     for i, member in enumerate(members):
         manifest = member.take.manifest
@@ -182,7 +182,7 @@ def _comparable(members: Sequence[Member], notes: list[str]) -> tuple[int, ...]:
     if len(kinds) > 1:
         rest = [members[i].name for kind in kinds.values() if kind is not largest for i in kind]
         notes.append(
-            "of another size or schedule, hence not compared state by state with the others: " + ", ".join(rest)
+            "not compared state by state with the others, because their size or schedule differs: " + ", ".join(rest)
         )
     return tuple(largest)
 
@@ -190,9 +190,9 @@ def _comparable(members: Sequence[Member], notes: list[str]) -> tuple[int, ...]:
 def write_analysis(
     analysis: Analysis, folder: Path, *, report: bool = True, on_event: events.Listener = events.ignore
 ) -> Analysis:
-    """Write tables, summary and, with `report`, figures and the page; the analysis with its folder.
+    """Write the tables, the summary and, with `report`, the figures and the page. Return the analysis with its folder.
 
-    What an earlier analysis wrote there and this one does not is removed: it would contradict the new tables.
+    Files of an earlier analysis that this one does not write are removed: they would contradict the new tables.
     """
     result = replace(analysis, folder=folder, page=report)
     with guarded(folder):

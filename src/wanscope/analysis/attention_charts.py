@@ -1,4 +1,4 @@
-"""Figures of attention over blocks and steps: what each word gets, how sharply it looks, as means over takes."""
+"""Figures of attention over blocks and steps: each word's share and its concentration, as means over takes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ import numpy as np
 from wanscope.analysis.charts import Chart, Series
 
 SECTION = "Attention over blocks and steps"
-LINES = 8  # words of a figure, the padding among them
+LINES = 8  # words in a figure, including the padding
 PAD = "pad"
 MEASURES = (
-    ("mass", "Share of attention", "What each word gets of all attention; the padding gets what no word needs."),
-    ("concentration", "Concentration", "1 - H / ln N of a word's map: 0 spread evenly, 1 on one position."),
+    ("mass", "Share of attention", "Each word's share of all attention; the padding absorbs what no word needs."),
+    ("concentration", "Concentration", "1 - H / ln N of a word's map: 0 for a uniform map, 1 for a single position."),
 )
-OVER = (("block", "block", 0), ("step", "step", 1))  # column, axis, what its first is called
+OVER = (("block", "block", 0), ("step", "step", 1))  # column, axis label, number of the first one
 
 
 def attention_charts(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """From the rows of the table `attention`: each measure by block and by step, none where only means were kept."""
+    """Return charts of each measure by block and by step, from the rows of the table `attention`.
+
+    A chart without values is left out, such as those by step if only means over the steps were kept.
+    """
     return [
         chart
         for measure, title, about in MEASURES
@@ -37,7 +40,7 @@ def _chart(
         if row["measure"] == measure and row[column] is not None and np.isfinite(row["value"]):
             found.setdefault(row["word"], {}).setdefault(row[column], []).append(row["value"])
     over = "blocks" if column == "step" else "steps"
-    log = measure == "mass"  # the padding's is hundreds of times that of a word
+    log = measure == "mass"  # the padding's share is hundreds of times a word's
     return Chart(
         f"attention-{measure}-by-{column}",
         SECTION,
@@ -57,6 +60,6 @@ def _lines(found: Mapping[str, Mapping[int, Sequence[float]]], first: int, log: 
     for number, word in enumerate(words + last):
         places = sorted(found[word])
         means = [float(np.mean(found[word][place])) for place in places]
-        # A logarithm has no zero.
+        # A logarithmic axis cannot show zero.
         shown = [mean if mean > 0 or not log else None for mean in means]
         yield Series(word, [place + first for place in places], shown, "line", number)

@@ -1,8 +1,8 @@
-"""What a study's attention maps add to its analysis: a tidy table, and overlay videos on the report's page.
+"""The attention part of an analysis: a tidy table, and overlay videos in the report.
 
-The table has, for every take with maps, each word's mass, concentration and travel at every step and block, and of its
-mean map (step and block empty) the path of centers frame by frame and the overlap with every other word's, as
-attention.py defines them. The page shows one take of each variation; `wanscope show ID --maps` shows any other.
+For every take with maps, the table has each word's mass, concentration and travel at every step and block. For its mean
+map (step and block empty) it has the center in each frame and the overlap with every other word's mean map. See
+attention.py for the definitions. The report shows one take per variation; `wanscope show ID --maps` shows any other.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from wanscope.analysis.table import SLOT
 from wanscope.errors import DamagedTake, NotCaptured
 from wanscope.take.video import iter_frames, video_facts, write_video
 
-SHOWN = 8  # variations on the page
-WORDS = 6  # panels of a video
+SHOWN = 8  # variations in the report
+WORDS = 6  # panels in a video
 SIDE = 640  # pixels
 RATE = 28  # constant rate factor
-BUDGET_BYTES = 3_000_000  # of all overlay videos on the page, besides the first
+BUDGET_BYTES = 3_000_000  # for all overlay videos in the report; the first one is always shown
 
 
 def with_maps(members: Sequence[Member]) -> list[Member]:
-    """The takes that hold maps of attention probabilities."""
+    """Return the takes that have maps of attention probabilities."""
     kept = [(member, member.take.manifest.attention) for member in members]
     return [member for member, stored in kept if stored is not None and "probability" in stored.measures]
 
 
 def rows(analysis: Analysis) -> list[dict[str, Any]]:
-    """Tidy rows of all takes with maps. A take whose maps are damaged is left out; `damaged` names it."""
+    """Return tidy rows for all takes with maps, except those with damaged maps, which `damaged` names."""
     out = []
     for member in with_maps(analysis.members):
         try:
@@ -52,7 +52,7 @@ def rows(analysis: Analysis) -> list[dict[str, Any]]:
 
 
 def damaged(members: Sequence[Member]) -> list[str]:
-    """Why maps of takes cannot be used, a sentence each."""
+    """Return one sentence for each take whose maps cannot be used, with the reason."""
     return [
         f"the attention maps of {member.name} are left out: {why}"
         for member in with_maps(members)
@@ -61,7 +61,7 @@ def damaged(members: Sequence[Member]) -> list[str]:
 
 
 def _why(member: Member) -> str:
-    """Why the maps of a take cannot be used; "" where they can."""
+    """Return why the maps of a take cannot be used, or "" if they can."""
     try:
         _ = member.take.attention
     except DamagedTake as error:
@@ -70,8 +70,10 @@ def _why(member: Member) -> str:
 
 
 def section(analysis: Analysis) -> dict[str, Any] | None:
-    """What the page's part shows: notes, overlays (title and video) and how many more there are. None where no take
-    has maps."""
+    """Return the data of the report's section: notes, overlays (title and video), and how many more variations exist.
+
+    None if no take has maps.
+    """
     members = with_maps(analysis.members)
     if not members:
         return None
@@ -84,7 +86,7 @@ def section(analysis: Analysis) -> dict[str, Any] | None:
 
 
 def _overlays(members: list[Member]) -> Iterator[tuple[str, Preview]]:
-    """Title and video of each take whose maps can be read, as long as the budget lasts."""
+    """Yield the title and video of each take whose maps can be read, until the budget is used up."""
     used = 0
     for member in members:
         try:
@@ -99,7 +101,7 @@ def _overlays(members: list[Member]) -> Iterator[tuple[str, Preview]]:
 
 
 def _clip(member: Member, shown: Sequence[Panel]) -> Preview:
-    """A small overlay video."""
+    """Return a small overlay video of a take."""
     from PIL import Image
 
     with TemporaryDirectory(prefix="wanscope-maps-") as folder:

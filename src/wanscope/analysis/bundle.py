@@ -1,15 +1,15 @@
-"""`wanscope export STUDY --bundle`: what a study found and how, in one folder that can be published.
+"""`wanscope export STUDY --bundle`: a study's results and methods in one folder that can be published.
 
-    README.md         what is here
+    README.md         what the folder contains
     METHODS.md        a paragraph for a paper, with this study's numbers
-    study.yaml        the study, to be run again
-    recipes/          one JSON a take: everything that determines its video
+    study.yaml        the study, ready to run again
+    recipes/          one JSON file per take: everything that determines its video
     takes.csv         name, take, seed, prompt, slots, checksums of latents and video
     metrics, tests, groups (.parquet, .csv), figures/, report.html, summary.txt, analysis.json
-    versions.json     of the programs that made the takes and of those that analyzed them
-    SHA256SUMS        of every file; `sha256sum -c SHA256SUMS` checks them
+    versions.json     versions of the software that generated the takes and of that which analyzed them
+    SHA256SUMS        checksums of all files; check with `sha256sum -c SHA256SUMS`
 
-Latents stay in the takes: their recipes make them again.
+Latents are not included: they can be generated again from the recipes.
 """
 
 from __future__ import annotations
@@ -52,10 +52,11 @@ def export_bundle(
     unit: Unit | None = None,
     on_event: events.Listener = events.ignore,
 ) -> Path:
-    """Analyze a study into a folder for publication; its path. The other arguments are those of `analyze`.
+    """Analyze a study, write the bundle and return its folder. The other arguments are those of `analyze`.
 
-    out: the folder, else `exports/<name>` in the workspace. One that holds an earlier bundle is replaced whole; one
-    that holds anything else is refused with a RequestError.
+    out: the folder, by default `exports/<name>` in the workspace. An earlier bundle there is replaced completely.
+
+    Raises RequestError if the folder contains anything else, and the errors of `analyze`.
     """
     analysis = analyze(
         source,
@@ -69,18 +70,20 @@ def export_bundle(
     )
     place = Path(out).expanduser().absolute() if out is not None else _default(analysis, workspace)
     if place.is_dir() and any(place.iterdir()) and not (place / SUMS).is_file():
-        raise RequestError(f"{place} holds other files", "a bundle is a folder of its own", f"--out {place}-bundle")
+        raise RequestError(
+            f"{place} contains other files", "a bundle needs an empty folder", f"--out {place}-bundle"
+        )
     if place.exists() and not place.is_dir():
         raise RequestError(f"{place} is a file", "a bundle is a folder", f"--out {place}-bundle")
     require_writable(place.parent)
-    beside = place.with_name(f".{place.name}.{os.getpid()}.partial")
+    partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
     with guarded(place.parent):
         try:
-            _write(analysis, beside, on_event)
+            _write(analysis, partial, on_event)
             shutil.rmtree(place, ignore_errors=True)
-            os.rename(beside, place)
+            os.rename(partial, place)
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
     return place
 
 
@@ -155,7 +158,7 @@ def _versions(analysis: Analysis) -> dict[str, Any]:
 
 
 def methods(analysis: Analysis) -> str:
-    """A paragraph for a paper."""
+    """Return a paragraph for the methods section of a paper, with this study's numbers."""
     members, family = analysis.members, analysis.tests
     recipe = members[0].take.recipe
     video, sampler = recipe.video, recipe.sampler
@@ -169,34 +172,34 @@ def methods(analysis: Analysis) -> str:
         f"steps of {sampler.solver} with shift {sampler.shift:g} and guidance {guidance}."
     ]
     if analysis.left_out:
-        parts.append(f"{len(analysis.left_out)} further videos were left out as missing or damaged.")
+        parts.append(f"{len(analysis.left_out)} further videos were excluded as missing or damaged.")
     later = sum(member.take.manifest.gram is None for member in members)
-    of = f"; those of {later} videos from latents as they were stored" if later else ""
+    of = f"; for {later} videos, from the stored latents" if later else ""
     parts.append(
         "Path metrics were computed from the Gram matrix of the start and the increments of each denoising path, "
-        f"summed in float64 from the sampler's own latents{of}; lengths are root mean squares per latent value."
+        f"accumulated in float64 from the sampler's own latents{of}; lengths are root mean squares per latent value."
     )
     if analysis.rank:
         parts.append(
-            f"Log-volumes were taken over the largest {analysis.rank} eigenvalues of the centered path, the number "
-            "that stands at least 100 times clear of rounding in every take."
+            f"Log-volumes were computed over the {analysis.rank} largest eigenvalues of the centered path's Gram "
+            "matrix, the number that exceeds 100 times the rounding error in every take."
         )
     if family.size:
         units = f"{family.units} {family.unit}s"
         exact = family.units <= EXACT_PAIRS
-        drawn = "all sign patterns were counted" if exact else f"{DRAWS} random sign patterns were drawn"
+        drawn = "all sign patterns were enumerated" if exact else f"{DRAWS} random sign patterns were drawn"
         interval = "bias-corrected and accelerated bootstrap" if family.units >= BCA_PAIRS else "paired t"
         contrasts = "; ".join(f"{c.a} against {c.b}" for c in analysis.comparison.contrasts)
         parts.append(
-            f"Variations were compared in pairs of equal seeds ({contrasts}), with {units} as units: two-sided "
-            f"sign-flip permutation tests of the mean difference ({drawn}), 95% {interval} intervals, and standardized "
-            "mean differences with intervals from the noncentral t distribution. Final latents were compared by "
-            f"PERMANOVA and energy distance with labels swapped within units. {_of_all(family)}All "
+            f"Variations were compared in pairs of equal seeds ({contrasts}), with {units} as units, by two-sided "
+            f"sign-flip permutation tests of the mean difference ({drawn}), with 95% {interval} intervals, and by "
+            "standardized mean differences with intervals from the noncentral t distribution. Final latents were "
+            f"compared by PERMANOVA and energy distance, permuting labels within units. {_of_all(family)}All "
             f"{family.size} p values were corrected together by Holm's method."
         )
         confirmed = sum(test.confirmatory for test in family.tests)
         parts.append(
-            f"{confirmed} of the tests answer hypotheses written before the first video was made; the others are "
+            f"{confirmed} of the tests are of hypotheses written before the first video was generated; the others are "
             "exploratory."
             if confirmed
             else "The hypotheses written before the run name none of the tests: all are exploratory."
@@ -210,8 +213,8 @@ def _of_all(family: Family) -> str:
     if not any(test.kind == "omnibus" for test in family.tests):
         return ""
     return (
-        "Factors with more than two values were tested as a whole as well: F of a two-way analysis of variance with "
-        "units as blocks, and PERMANOVA, by shuffling values within units. "
+        "Factors with more than two values were also tested as a whole, by permuting values within units: with F of a "
+        "two-way analysis of variance with units as blocks, and with PERMANOVA. "
     )
 
 
@@ -220,14 +223,14 @@ def _readme(analysis: Analysis) -> str:
 
 {analysis.summary}
 
-## What is here
+## Contents
 
-- `report.html`: videos, tests and figures on one page; it opens without a network
-- `METHODS.md`: a paragraph for a paper
-- `study.yaml`: `wanscope generate study.yaml` makes the takes again
-- `recipes/`, `takes.csv`: what determines each video, and checksums of its latents and its file
-- `metrics`, `tests`, `groups`, and `attention` where maps were kept: tables, as Parquet and CSV
-- `figures/`: PNG and SVG
-- `versions.json`: programs and machine
-- `SHA256SUMS`: `sha256sum -c SHA256SUMS`
+- `report.html`: videos, tests and figures on one page that works offline
+- `METHODS.md`: a paragraph for the methods section of a paper
+- `study.yaml`: `wanscope generate study.yaml` generates the takes again
+- `recipes/`, `takes.csv`: everything that determines each video, and checksums of its latents and its file
+- `metrics`, `tests`, `groups`, and `attention` if maps were kept: tables, as Parquet and CSV
+- `figures/`: all figures, as PNG and SVG
+- `versions.json`: software versions and machine
+- `SHA256SUMS`: checksums of all files; check with `sha256sum -c SHA256SUMS`
 """

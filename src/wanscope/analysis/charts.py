@@ -1,6 +1,6 @@
-"""What the figures of an analysis show, apart from how they are drawn: figures.py draws them twice.
+"""The content of an analysis' figures. figures.py draws them, with Plotly and with matplotlib.
 
-Every chart names its axes with units, and its caption says what can be read from it and what cannot.
+Every chart labels its axes with units, and its caption states what can be concluded from it and what cannot.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from wanscope.analysis.pairing import value_of
 from wanscope.analysis.result import Analysis
 
 Kind = Literal["line", "thin", "points", "interval"]
-MANY_GROUPS = 12  # more are drawn without thin lines of single takes
+MANY_GROUPS = 12  # with more groups, the thin lines of single takes are left out
 
 
 @dataclass(frozen=True)
 class Series:
-    """One thing in a chart. kind: a line, a thin line behind it, points, or points with intervals along x.
+    """One data series. kind: a line, a thin line in the background, points, or points with intervals along x.
 
-    group: which color and dash it has; legend: whether it is named there. text: of each point, where one looks closer.
+    group: determines color and dash. legend: whether the legend names it. filled: of each point with an interval,
+    whether it is filled. text: the hover text of each point.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """One figure. key: its file name. section: under which heading it stands. height: pixels on the page."""
+    """One figure. key: its file name. section: the heading it is shown under. height: in pixels in the report."""
 
     key: str
     section: str
@@ -57,17 +58,19 @@ class Chart:
 
 @dataclass(frozen=True)
 class Groups:
-    """How takes are colored: by the one factor that is compared, else by all their labels."""
+    """The groups by which takes are colored: values of the compared factor if there is only one, else all labels."""
 
     names: tuple[str, ...]
-    of: tuple[int, ...]  # group of every member
+    of: tuple[int, ...]  # index of each member's group
 
     @property
     def few(self) -> bool:
+        """Whether there are few enough groups to draw single takes."""
         return len(self.names) <= MANY_GROUPS
 
 
 def groups_of(analysis: Analysis) -> Groups:
+    """Return the groups by which an analysis' takes are colored."""
     factors = list(dict.fromkeys(contrast.factor for contrast in analysis.comparison.contrasts))
     if len(factors) == 1:
         labels = [value_of(member, factors[0]) or "other" for member in analysis.members]
@@ -78,7 +81,7 @@ def groups_of(analysis: Analysis) -> Groups:
 
 
 def charts(analysis: Analysis) -> list[Chart]:
-    """All charts, in the order of the page."""
+    """Return all charts in the order of the report. Charts without values are left out."""
     groups = groups_of(analysis)
     found = [
         *_effects(analysis),
@@ -92,7 +95,7 @@ def charts(analysis: Analysis) -> list[Chart]:
 
 
 def _effects(analysis: Analysis) -> Iterator[Chart]:
-    """Every paired test as an effect with its interval."""
+    """Yield one chart per contrast: the effect size of every paired test with its interval."""
     for number, contrast in enumerate(analysis.comparison.contrasts):
         tests = [
             test
@@ -119,8 +122,8 @@ def _effects(analysis: Analysis) -> Iterator[Chart]:
             "Differences",
             f"{contrast.a} against {contrast.b}",
             f"Effect size: mean difference ({contrast.a} minus {contrast.b}) over the standard deviation of the pairs' "
-            "differences, with 95% intervals. Filled: clear of correction for all tests. Sizes above about 1 mean that "
-            "nearly every pair shows the difference.",
+            "differences, with 95% intervals. Filled: significant after correction for all tests. With an effect size "
+            "well above 1, nearly every pair shows the difference.",
             "effect size",
             "",
             (series,),
@@ -130,7 +133,7 @@ def _effects(analysis: Analysis) -> Iterator[Chart]:
 
 
 def _courses(analysis: Analysis, groups: Groups) -> Iterator[Chart]:
-    """Metrics with a value for each state: single takes thin, means of groups strong."""
+    """Yield one chart per metric with values at each state: thin lines for takes, thick ones for group means."""
     for metric in analysis.table.metrics:
         table = analysis.table.of(metric.name)
         if not table.by_state or metric.figure is not None or any(value.row.part for value in table.values):
@@ -146,7 +149,7 @@ def _courses(analysis: Analysis, groups: Groups) -> Iterator[Chart]:
             "Latents over the steps" if latent else "Paths over the steps",
             metric.title,
             f"{metric.about} "
-            + ("Means of the groups." if marks else "Strong: mean of the group; thin: single takes."),
+            + ("Group means." if marks else "Thick: group mean; thin: single takes."),
             "step",
             "share of takes" if marks else _label(metric),
             (*(() if marks else _thin(takes, groups, analysis)), *_means(takes, groups)),
@@ -159,7 +162,7 @@ def _label(metric: Metric) -> str:
 
 
 def _axis(title: str, unit: str) -> str:
-    """Short enough to stand upright beside a small figure, whose heading has the whole title."""
+    """Return a label short enough for the y axis of a small figure, whose heading has the full title."""
     if len(title) > 26:
         return "" if unit == "1" else unit
     return title if unit == "1" else f"{title} ({unit})"
@@ -180,8 +183,8 @@ def _means(takes: dict[int, dict[int, float]], groups: Groups) -> Iterator[Serie
         states = sorted({state for course in courses for state in course})
         means = []
         for state in states:
-            there = [course[state] for course in courses if np.isfinite(course.get(state, np.nan))]
-            means.append(float(np.mean(there)) if there else None)
+            known = [course[state] for course in courses if np.isfinite(course.get(state, np.nan))]
+            means.append(float(np.mean(known)) if known else None)
         yield Series(name, states, means, "line", number)
 
 
@@ -190,6 +193,7 @@ def _known(value: float) -> float | None:
 
 
 def _joint(analysis: Analysis, groups: Groups) -> Iterator[Chart]:
+    """Yield the pictures: all paths on their joint principal axes, and the results on theirs."""
     between = analysis.between
     if between is None:
         return
@@ -210,9 +214,9 @@ def _joint(analysis: Analysis, groups: Groups) -> Iterator[Chart]:
             "joint-paths",
             "Pictures",
             "All paths on their joint principal axes",
-            f"Axes from {how}; they hold {shares} of the squared distances, and what they leave out is not seen. The "
-            "first axes mostly tell seeds apart, and paths of any content look alike: compare pairs of one seed, and "
-            "take differences from the tests.",
+            f"Axes computed from {how}. They hold {shares} of the squared distances; the rest is not visible. The "
+            "first axes mostly separate seeds, and paths of any content look similar: compare pairs with the same "
+            "seed, and rely on the tests for differences.",
             "first axis (rms)",
             "second axis (rms)",
             tuple(series),
@@ -230,8 +234,8 @@ def _joint(analysis: Analysis, groups: Groups) -> Iterator[Chart]:
             "results",
             "Pictures",
             "The results on their principal axes",
-            "Exact principal coordinates of the last latents of all takes. Two axes of many: groups that overlap here "
-            "may be apart elsewhere, and the seed moves a result more than most words do.",
+            "Exact principal coordinates of the last latents of all takes. These are two of many axes: groups that "
+            "overlap here may be separate on others, and the seed changes a result more than most words do.",
             "first axis (rms)",
             "second axis (rms)",
             tuple(last),
@@ -242,21 +246,21 @@ def _joint(analysis: Analysis, groups: Groups) -> Iterator[Chart]:
 def _spectra(analysis: Analysis, groups: Groups) -> Iterator[Chart]:
     for name, section, x, log in (
         ("explained", "Paths as a whole", "principal axis", True),
-        ("frequency_power", "Paths as a whole", "frequency (cycles a step)", True),
+        ("frequency_power", "Paths as a whole", "frequency (cycles per step)", True),
     ):
         if name in {metric.name for metric in analysis.table.metrics}:
             yield _by_part(analysis, groups, name, section, x, log, None)
     if analysis.states and "radial_power" in {metric.name for metric in analysis.table.metrics}:
         last = analysis.states[-1]
         yield _by_part(
-            analysis, groups, "radial_power", "Latents over the steps", "frequency (cycles a latent pixel)", True, last
+            analysis, groups, "radial_power", "Latents over the steps", "frequency (cycles per latent pixel)", True, last
         )
 
 
 def _by_part(
     analysis: Analysis, groups: Groups, name: str, section: str, x: str, log: bool, state: int | None
 ) -> Chart:
-    """Group means of a metric over its parts, which are numbers."""
+    """Return a chart of a metric's group means over its parts, which are numbers."""
     table = analysis.table.of(name)
     found: dict[int, dict[float, list[float]]] = {}
     for value in table.values:
@@ -268,11 +272,11 @@ def _by_part(
         parts = found.get(number, {})
         places = sorted(parts)
         means = [float(np.mean(parts[place])) for place in places]
-        # A logarithm has no zero.
+        # A logarithmic axis cannot show zero.
         shown = [mean if mean > 0 or not log else None for mean in means]
         series.append(Series(group, places, shown, "line", number))
-    where = "" if state is None else " Of the result."
-    about = f"{table.metric.about}{where} Means of the groups."
+    where = "" if state is None else " At the last state."
+    about = f"{table.metric.about}{where} Group means."
     return Chart(
         name, section, table.metric.title, about, x, _label(table.metric), tuple(series), log, metric=table.metric
     )
@@ -283,7 +287,7 @@ QUANTITIES = (
     (
         "dispersion_log_volume",
         "Log-volume of the dispersion over seeds",
-        "Half the sum of ln(lambda / D) of a group's takes about their mean, one rank for all groups and steps.",
+        "Half the sum of ln(lambda / D) of a group's takes about their mean, with one rank for all groups and steps.",
     ),
     (
         "distance_in_pairs",
@@ -311,6 +315,7 @@ QUANTITIES = (
 
 
 def _between(analysis: Analysis) -> Iterator[Chart]:
+    """Yield one chart per quantity of groups.py, over the states."""
     for quantity, title, about in QUANTITIES:
         rows = [row for row in analysis.groups.rows if row.quantity == quantity and np.isfinite(row.value)]
         names = list(dict.fromkeys((row.factor, row.group) for row in rows))
@@ -323,7 +328,7 @@ def _between(analysis: Analysis) -> Iterator[Chart]:
 
 
 def _scalars(analysis: Analysis, groups: Groups) -> Iterator[Chart]:
-    """Tested metrics: a point for each take, takes of one seed joined."""
+    """Yield one chart per tested metric: one point per seed and group, with lines that join points of one seed."""
     for metric in analysis.table.metrics:
         table = analysis.table.of(metric.name)
         if not metric.tested or table.by_state or metric.figure is not None:
@@ -344,7 +349,7 @@ def _scalars(analysis: Analysis, groups: Groups) -> Iterator[Chart]:
             f"{metric.name}-values",
             "Values",
             metric.title,
-            f"{metric.about} A point for each seed, joined within a seed.",
+            f"{metric.about} One point per seed and group; lines join the points of one seed.",
             "",
             _label(metric),
             tuple(series),

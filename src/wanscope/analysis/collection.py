@@ -1,6 +1,6 @@
-"""What is analyzed: the takes of a study, those that cannot be used named and left out.
+"""Collect the takes of a study to analyze. Those that cannot be used are named and left out.
 
-A study is given by its name, its folder, its study.yaml, the workspace that holds it, what `run` returned, or as takes.
+A study is given by its name, its folder, its study.yaml, its workspace, the result of `run`, or a list of takes.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from wanscope.study.study_folder import IndexRow
 
 STUDY_FILE = "study.yaml"
-PROMPT = "prompt"  # the factor where no slot varies and the prompts do
-GRACE_SECONDS = 2.0  # file systems and manifests keep whole seconds
+PROMPT = "prompt"  # the factor if no slot varies but the prompts do
+GRACE_SECONDS = 2.0  # file systems and manifests may store whole seconds
 
 
 @dataclass(frozen=True)
 class Member:
-    """A take of the study. name: readable, unique. labels: its slots' values, and its edits'."""
+    """A take of the study. name: readable and unique. labels: the values of its slots and edits, by name."""
 
     name: str
     take: Take
@@ -50,13 +50,13 @@ class Member:
 
     @property
     def group(self) -> str:
-        """All its labels in one text; the prompt where it has none."""
+        """All its labels, joined by commas; the prompt if it has none."""
         return ", ".join(self.labels.values()) or self.take.recipe.prompt
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A take that is not in the analysis, and why."""
+    """A take that is left out of the analysis, and why."""
 
     name: str
     why: str
@@ -64,9 +64,9 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Collection:
-    """The takes to analyze. folder: of the study, None where the takes belong to none.
+    """The takes to analyze. folder: the study's folder, or None if the takes belong to no study.
 
-    study: as it was last run. written: for each hypothesis whether it stood before the first take was made.
+    study: as it was last run. written: for each hypothesis, whether it was written before the first take was made.
     """
 
     name: str
@@ -82,8 +82,10 @@ class Collection:
 
 
 def from_takes(text: str, folder: Path) -> str:
-    """A sentence with the paths of a take's files from the folder of all takes on: reports are shown to others, and
-    what stands above that folder is nobody's business."""
+    """Return a sentence with absolute paths of a take's files shortened to start at the take's parent folder.
+
+    Reports are published, so they must not show where the workspace is on this machine.
+    """
     for place in dict.fromkeys((folder.absolute(), folder.resolve())):
         text = text.replace(str(place), f"{place.parent.name}/{place.name}")
     return text
@@ -99,7 +101,7 @@ class _Members:
             take = Take.open(folder)
             check_sizes(take.folder, take.manifest.files)
             if take.manifest.latents is not None:
-                _ = take.latents  # reads them once, against their checksums
+                _ = take.latents  # reads all of them and verifies their checksums
         except DamagedTake as error:
             why = f"{error.what}: {error.why}" if error.why else error.what
             self.left_out.append(LeftOut(name, from_takes(why, folder)))
@@ -108,7 +110,10 @@ class _Members:
 
 
 def collect(source: Any, workspace: Workspace | Path | str | None = None) -> Collection:
-    """The takes that `source` means. TakeNotFound or RequestError where it means none."""
+    """Return the takes that `source` names.
+
+    Raises TakeNotFound or RequestError if it names none.
+    """
     from wanscope.study.run import StudyResult
 
     if isinstance(source, StudyResult):
@@ -131,7 +136,7 @@ def collect(source: Any, workspace: Workspace | Path | str | None = None) -> Col
     known = sorted(p.parent.name for p in space.studies.glob("*/index.csv"))
     raise TakeNotFound(
         f"there is no study {name!r}",
-        nearest(name, known) if known else f"{space.studies} holds none",
+        nearest(name, known) if known else f"{space.studies} contains no studies",
         f"wanscope {'takes' if known else 'demo'}{space.option}",
     )
 
@@ -144,7 +149,7 @@ def _of_result(result: StudyResult) -> Collection:
 
 def _of_takes(takes: Sequence[Any]) -> Collection:
     if not takes or not all(isinstance(take, Take) for take in takes):
-        raise RequestError("there is nothing to analyze", "analyze takes a study or takes of one", "wanscope takes")
+        raise RequestError("there is nothing to analyze", "`analyze` needs a study or a list of takes", "wanscope takes")
     found = _Members()
     for take in takes:
         found.add(_name(take), take.folder)
@@ -162,7 +167,7 @@ def _of_workspace(space: Workspace) -> Collection:
         return _of_study(studies[0])
     if studies:
         raise RequestError(
-            f"{space.folder} holds {len(studies)} studies",
+            f"{space.folder} contains {len(studies)} studies",
             ", ".join(path.name for path in studies[:8]) + (", ..." if len(studies) > 8 else ""),
             f"wanscope analyze {studies[0].name} --output-dir {space.folder}",
         )
@@ -186,7 +191,7 @@ def _of_study(folder: Path) -> Collection:
     for row in rows:
         place = space.take_folder(row.take)
         if not place.exists():
-            why = row.error.splitlines()[0] if row.error else f"it is {row.status}"
+            why = row.error.splitlines()[0] if row.error else f"its status is {row.status}"
             found.left_out.append(LeftOut(row.name, why))
             continue
         found.add(row.name, place, lambda take, row=row: _labels(row, take, template))
@@ -194,8 +199,11 @@ def _of_study(folder: Path) -> Collection:
 
 
 def _labels(row: IndexRow, take: Take, template: Template | None) -> Mapping[str, str]:
-    """What this study calls the values of a take. The take's own labels are of the study that made it first, whose
-    slots may have other names; index.csv has this study's, and cannot tell an empty value from none."""
+    """Return a take's labels under this study's slot names.
+
+    The labels stored in a take are those of the study that generated it first, whose slots may have other names.
+    index.csv has this study's names, but does not distinguish an empty value from a missing one.
+    """
     own, edits = take.recipe.labels, {**({EDIT: row.edit} if row.edit else {}), **row.swept}
     if {name: value for name, value in own.items() if value} == {**row.slots, **edits}:
         return own
@@ -213,8 +221,11 @@ def _study(path: Path) -> Study | None:
 
 
 def _written(folder: Path, study: Study | None, members: Sequence[Member]) -> tuple[bool, ...]:
-    """For each hypothesis whether a study file that holds it is as old as the first take. Files that were copied lost
-    their times, and count as written later: an analysis claims no more than it can show."""
+    """Return for each hypothesis whether a study file with it is at least as old as the first take.
+
+    Files that were copied have lost their times and count as written later, so that an analysis never claims a
+    hypothesis as confirmatory without evidence.
+    """
     if study is None or study.design is None:
         return ()
     first_take = min((datetime.fromisoformat(m.take.manifest.made).timestamp() for m in members), default=0.0)
@@ -224,7 +235,7 @@ def _written(folder: Path, study: Study | None, members: Sequence[Member]) -> tu
     for path in early:
         try:
             older = _study(path)
-        except WanscopeError:  # of an older version: it cannot vouch for anything
+        except WanscopeError:  # written by an older version: it is no evidence
             continue
         known += [] if older is None or older.design is None else older.design.hypotheses
     return tuple(hypothesis in known for hypothesis in study.design.hypotheses)
@@ -238,7 +249,7 @@ def _checked(
         raise TakeNotFound(
             f"{name} has no take that can be analyzed",
             reasons or "it is empty",
-            "run the study again: it makes them anew",
+            "run the study again to generate its takes: wanscope generate STUDY",
         )
     used: dict[str, int] = {}
     members = []

@@ -1,7 +1,7 @@
 """Intervals of a mean difference: paired t below 12 pairs, bias-corrected and accelerated bootstrap (BCa) from 12 on.
 
-The bootstrap covers far less than it says with few pairs, so it is used from BCA_PAIRS on, and each BCa interval comes
-with the coverage that it has in a simulation of normal differences of as many pairs.
+With few pairs the actual coverage of the bootstrap is far below its nominal level. It is therefore used from BCA_PAIRS
+on, and each BCa interval comes with its simulated coverage for normal differences and the same number of pairs.
 
 Sources: BCa, Efron 1987, doi 10.1080/01621459.1987.10478410; for the mean, acceleration from the jackknife is the
 skewness of the sample over 6 sqrt(n).
@@ -19,12 +19,15 @@ import numpy as np
 BCA_PAIRS = 12
 RESAMPLES = 4_999
 CONFIDENCE = 0.95
-SKEWED = 1.0  # skewness from which a t interval of few pairs is said to be doubtful
+SKEWED = 1.0  # skewness above which a note calls a t interval of few pairs unreliable
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Of one mean difference. method: "t", "BCa" or "none". coverage: simulated, of a BCa interval. note: on skew."""
+    """The interval of a mean difference, in its unit. method: "t", "BCa" or "none".
+
+    coverage: simulated, of a BCa interval. note: a warning about skew, or why there is no interval.
+    """
 
     low: float
     high: float
@@ -34,25 +37,25 @@ class Interval:
 
 
 def mean_interval(differences_n: np.ndarray, confidence: float = CONFIDENCE, seed: int = 0) -> Interval:
-    """The interval of the mean by the rule above; NaN are left out."""
+    """Return the interval of the mean of differences [n], by t or BCa depending on n. NaN values are left out."""
     d_n = np.asarray(differences_n, dtype=np.float64)
     d_n = d_n[np.isfinite(d_n)]
     n = len(d_n)
     if n < 2:
-        return Interval(float("nan"), float("nan"), "none", note="one pair has no spread")
+        return Interval(float("nan"), float("nan"), "none", note="one pair does not give an interval")
     if np.ptp(d_n) <= 1e-12 * np.abs(d_n).max():
         return Interval(float("nan"), float("nan"), "none", note="all differences are equal")
     if n < BCA_PAIRS:
         low, high = t_interval(d_n, confidence)
         skew = skewness(d_n)
-        note = f"skew {skew:+.1f}: the t interval may miss more often than it says" if abs(skew) > SKEWED else ""
+        note = f"skew {skew:+.1f}: the coverage of the t interval may be too low" if abs(skew) > SKEWED else ""
         return Interval(low, high, "t", note=note)
     low_M, high_M = bca_interval(d_n[:, None], confidence, RESAMPLES, seed)
     return Interval(float(low_M[0]), float(high_M[0]), "BCa", bca_coverage(n, confidence))
 
 
 def skewness(d_n: np.ndarray) -> float:
-    """Third standardized moment (adjusted Fisher-Pearson, as in most statistics programs); 0 below three values."""
+    """Return the adjusted Fisher-Pearson skewness of values [n], as most statistics software does; 0 if n < 3."""
     n = len(d_n)
     if n < 3:
         return 0.0
@@ -61,7 +64,7 @@ def skewness(d_n: np.ndarray) -> float:
 
 
 def t_interval(d_n: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Student's interval of the mean."""
+    """Return the bounds of Student's t interval of the mean of values [n]."""
     from scipy.stats import t
 
     n = len(d_n)
@@ -72,7 +75,10 @@ def t_interval(d_n: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, 
 def bca_interval(
     d_nM: np.ndarray, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """BCa intervals of the columns' means, two arrays [M]; the same resamples for all columns. NaN for equal values."""
+    """Return the bounds of the BCa intervals of the means of values [n, M], two arrays [M].
+
+    All columns share the same resamples. NaN for a column of equal values.
+    """
     from scipy.special import ndtr, ndtri
 
     n = len(d_nM)
@@ -94,7 +100,7 @@ def bca_interval(
 
 
 def _quantiles(sorted_RM: np.ndarray, share_M: np.ndarray) -> np.ndarray:
-    """The share_M[m] quantile of each column, linear between neighbors."""
+    """Return the share_M[m] quantile of each sorted column m, [M], with linear interpolation."""
     last = len(sorted_RM) - 1
     place_M = np.clip(np.nan_to_num(share_M), 0, 1) * last
     under_M = np.floor(place_M).astype(int)
@@ -105,7 +111,7 @@ def _quantiles(sorted_RM: np.ndarray, share_M: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def bca_coverage(pairs: int, confidence: float = CONFIDENCE, trials: int = 2_000, resamples: int = 999) -> float:
-    """How often a BCa interval of so many normal differences holds the true mean, in a simulation."""
+    """Simulate how often the BCa interval of this many normal differences contains the true mean, from 0 to 1."""
     rng = np.random.default_rng([pairs, trials])
     low_M, high_M = bca_interval(rng.standard_normal((pairs, trials)), confidence, resamples)
     return float(((low_M <= 0) & (high_M >= 0)).mean())

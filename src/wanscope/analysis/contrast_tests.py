@@ -1,7 +1,9 @@
-"""Every contrast by every tested metric: differences of pairs, intervals, effect sizes, p values and their correction.
+"""Tests of every contrast on every tested metric: paired differences, intervals, effect sizes, corrected p values.
 
-All tests of an analysis are one family. Hypotheses that were written before the first take, with their metric and
-contrast, are confirmatory: they are corrected among themselves as well, and judged by that.
+All tests of an analysis form one family. Tests of hypotheses that were written before the first take, with their metric
+and contrast, are confirmatory: they are also corrected separately, and that correction decides.
+
+Shape suffixes: N takes, M metrics, n units, k values of a factor, 1 an axis kept at size 1.
 """
 
 from __future__ import annotations
@@ -23,22 +25,23 @@ from wanscope.analysis.power import ALPHA, power_sentence
 from wanscope.analysis.table import Table
 from wanscope.errors import nearest
 
-RESOLUTION = 1e-7  # relative: differences of fp32 latents below this are rounding, and count as none
+RESOLUTION = 1e-7  # relative: smaller differences of fp32 latents are rounding error and count as 0
 
 
 @dataclass(frozen=True)
 class Test:
-    """One test. kind: "paired" (of a metric's mean difference a - b), "group" (of whole groups of latents) or "omnibus"
-    (of all values of a factor at once: a names them, b is empty, difference is the largest less the smallest mean,
-    statistic is F).
+    """One test.
 
-    units: how many signs were flipped; unit: of what. difference, low, high in the metric's unit; interval: how the
-    bounds were made, coverage: simulated, of a BCa interval. effect: mean over standard deviation of the units'
-    differences. p: uncorrected; smallest_p: that so many units can give; p_holm, q_bh: over the family of all tests;
-    p_confirmatory: Holm among the confirmatory ones. tokens_a, tokens_b: text tokens of the prompts (mean).
+    kind: "paired" (a metric's mean difference a - b), "group" (latents of whole groups) or "omnibus" (all values of a
+    factor at once: a lists them, b is empty, difference is the largest mean minus the smallest, statistic is F).
+    units: number of units whose signs are flipped; unit: "seed" or "scene". difference, low, high: in the metric's
+    unit; interval: method of the bounds; coverage: simulated, of a BCa interval. effect: mean over standard deviation
+    of the units' differences. p: uncorrected; smallest_p: the smallest possible with this many units; p_holm, q_bh:
+    corrected over all tests; p_confirmatory: Holm over the confirmatory tests. tokens_a, tokens_b: mean number of text
+    tokens of the prompts.
     """
 
-    __test__ = False  # not a test of pytest's
+    __test__ = False  # pytest must not collect it as a test class
 
     factor: str
     a: str
@@ -73,28 +76,30 @@ class Test:
     statistic: float | None = None
 
     def record(self) -> dict[str, Any]:
+        """Return the test as a row of the table `tests`."""
         return asdict(self)
 
     @property
     def decisive_p(self) -> float | None:
-        """The p it is judged by: corrected over its family."""
+        """The corrected p that decides: over the confirmatory tests for a confirmatory one, else over all tests."""
         return self.p_confirmatory if self.confirmatory else self.p_holm
 
     @property
     def found(self) -> bool:
+        """Whether the test is significant after correction."""
         return self.decisive_p is not None and self.decisive_p <= ALPHA
 
 
 @dataclass(frozen=True)
 class Family:
-    """All tests of an analysis. smallest_p: the smallest that any of them could give, uncorrected."""
+    """All tests of an analysis. smallest_p: the smallest possible uncorrected p of any of them."""
 
     tests: tuple[Test, ...]
     unit: str
 
     @property
     def size(self) -> int:
-        """How many p values are corrected together."""
+        """The number of p values that are corrected together."""
         return sum(test.p is not None for test in self.tests)
 
     @property
@@ -107,16 +112,16 @@ class Family:
 
     @property
     def power(self) -> str:
-        """What so many units could have seen, in a sentence or two."""
+        """One or two sentences about the differences that this many units can detect."""
         whole = [test.smallest_p for test in self.tests if test.kind == "omnibus" and test.p is not None]
         text = power_sentence(self.units, max(self.size, 1), of=" of two values" if whole else "")
         if whole:
-            text += f" A test of all values of a factor at once can give a p of {min(whole):.2g}, before correction."
+            text += f" A test of all values of a factor at once can give p = {min(whole):.2g}, before correction."
         return text
 
 
 def tested(collection: Collection, comparison: Comparison, table: Table, group_tests: Sequence[Test]) -> Family:
-    """All tests, corrected together. group_tests: those of groups.py, uncorrected yet."""
+    """Run all tests and correct them together. group_tests: those of groups.py, not corrected yet."""
     found: list[Test] = []
     columns, values_NM = table.tested()
     for factor, values in omnibus.factors_of(comparison).items():
@@ -157,8 +162,8 @@ def _paired(
     tokens = [_tokens(collection.members, side) for side in (pairs.a, pairs.b)]
     out = []
     for m, (metric, part) in enumerate(columns):
-        there = d_nM[np.isfinite(d_nM[:, m]), m]
-        interval = mean_interval(there)
+        known_n = d_nM[np.isfinite(d_nM[:, m]), m]
+        interval = mean_interval(known_n)
         out.append(
             Test(
                 factor=contrast.factor,
@@ -170,10 +175,10 @@ def _paired(
                 measure=metric.unit,
                 kind="paired",
                 unit=comparison.unit,
-                units=len(there),
+                units=len(known_n),
                 mean_a=_number(mean_a_M[m]),
                 mean_b=_number(mean_b_M[m]),
-                difference=_number(there.mean()) if len(there) else None,
+                difference=_number(known_n.mean()) if len(known_n) else None,
                 low=_number(interval.low),
                 high=_number(interval.high),
                 interval=interval.method,
@@ -181,9 +186,9 @@ def _paired(
                 effect=_number(effect.size[m]),
                 effect_low=_number(effect.low[m]),
                 effect_high=_number(effect.high[m]),
-                # One unit has no repetition: there is nothing to test.
-                p=_number(p_M[m]) if len(there) > 1 else None,
-                smallest_p=smallest_p(len(there)),
+                # A single unit is not replicated, so there is nothing to test.
+                p=_number(p_M[m]) if len(known_n) > 1 else None,
+                smallest_p=smallest_p(len(known_n)),
                 confirmatory=confirms(hypotheses, collection.written, contrast, metric.name),
                 tokens_a=tokens[0],
                 tokens_b=tokens[1],
@@ -200,7 +205,7 @@ def _of_all(
     columns: Sequence[tuple[Any, str]],
     values_NM: np.ndarray,
 ) -> list[Test]:
-    """Every metric over all values of a factor at once."""
+    """Test every metric for all values of a factor at once."""
     given_nkM = blocks.of(values_NM)
     middle_n1M = given_nkM.mean(axis=1, keepdims=True)
     off_nkM = given_nkM - middle_n1M
@@ -236,7 +241,7 @@ def omnibus_test(
     p: float,
     **numbers: Any,
 ) -> Test:
-    """A test of all values of a factor, uncorrected."""
+    """Return an uncorrected test of all values of a factor."""
     n, k = blocks.count, len(blocks.values)
     blank = dict.fromkeys(
         ("mean_a", "mean_b", "low", "high", "coverage", "effect", "effect_low", "effect_high", "difference")
@@ -264,7 +269,7 @@ def omnibus_test(
 
 
 def _prepared(collection: Collection, pairs: Pairs, test: Test) -> Test:
-    """A test of groups with what its contrast says."""
+    """Return a test of groups with the fields that follow from its contrast."""
     design = collection.design
     hypotheses = design.hypotheses if design is not None else ()
     return replace(
@@ -276,18 +281,18 @@ def _prepared(collection: Collection, pairs: Pairs, test: Test) -> Test:
 
 
 def _with_tokens(members: Sequence[Member], blocks: omnibus.Blocks, tests: Sequence[Test]) -> list[Test]:
-    """Tests of all values with the number of text tokens of each value's prompts in their notes."""
+    """Return tests with the mean number of text tokens of each value's prompts added to their notes."""
     if not blocks.count:
         return list(tests)
     counts = [_tokens(members, side) for side in np.concatenate(blocks.members).T]
     if any(count is None for count in counts):
         return list(tests)
-    said = f"tokens {', '.join(f'{count:.3g}' for count in counts)}"
-    return [replace(test, note="; ".join(part for part in (test.note, said) if part)) for test in tests]
+    tokens = f"tokens {', '.join(f'{count:.3g}' for count in counts)}"
+    return [replace(test, note="; ".join(part for part in (test.note, tokens) if part)) for test in tests]
 
 
 def unconfirmed(collection: Collection, comparison: Comparison, tests: Sequence[Test]) -> list[str]:
-    """Why hypotheses of the study confirm nothing, a sentence for each that does not."""
+    """Return one sentence for each hypothesis of the study that has no confirmatory test, with the reason."""
     hypotheses = collection.design.hypotheses if collection.design is not None else ()
     compared = [{contrast.a, contrast.b} for contrast in comparison.contrasts]
     metrics = {test.metric for test in tests if test.kind != "omnibus"}
@@ -298,18 +303,18 @@ def unconfirmed(collection: Collection, comparison: Comparison, tests: Sequence[
             why = "it was not in the study's file before the first take, so it is exploratory"
         elif hypothesis.metric is None or hypothesis.contrast is None:
             lacking = "metric" if hypothesis.metric is None else "contrast"
-            why = f"it names no {lacking}, so no test answers it"
+            why = f"it names no {lacking}, so no test corresponds to it"
         elif set(hypothesis.contrast) not in compared:
             why = f"{' and '.join(map(repr, hypothesis.contrast))} are not compared here"
         elif metrics and hypothesis.metric not in metrics:
-            why = f"no test is of the metric {hypothesis.metric!r} ({nearest(hypothesis.metric, metrics)})"
+            why = f"there is no test of the metric {hypothesis.metric!r} ({nearest(hypothesis.metric, metrics)})"
         if why:
-            out.append(f"the hypothesis {hypothesis.text!r} is not tested as one written before the run: {why}")
+            out.append(f"the hypothesis {hypothesis.text!r} has no confirmatory test: {why}")
     return out
 
 
 def _tokens(members: Sequence[Member], side: np.ndarray) -> float | None:
-    """Mean number of text tokens of some takes' prompts; None where a take does not say it."""
+    """Return the mean number of text tokens of the prompts of takes (indices), or None if it is unknown for one."""
     counts = [members[i].take.manifest.prompt_tokens for i in side]
     known = [count for count in counts if count is not None]
     return float(np.mean(known)) if known and len(known) == len(counts) else None
@@ -320,9 +325,9 @@ def _corrected(tests: Sequence[Test]) -> list[Test]:
     family = int(np.isfinite(p).sum())
     confirm = np.array([test.confirmatory for test in tests], dtype=bool)
     adjusted, bh = holm(p), benjamini_hochberg(p)
-    among = holm(np.where(confirm, p, np.nan)) if confirm.any() else np.full(len(p), np.nan)
+    confirmatory = holm(np.where(confirm, p, np.nan)) if confirm.any() else np.full(len(p), np.nan)
     return [
-        replace(test, p_holm=_number(adjusted[i]), q_bh=_number(bh[i]), p_confirmatory=_number(among[i]), family=family)
+        replace(test, p_holm=_number(adjusted[i]), q_bh=_number(bh[i]), p_confirmatory=_number(confirmatory[i]), family=family)
         for i, test in enumerate(tests)
     ]
 

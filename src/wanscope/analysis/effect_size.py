@@ -14,15 +14,15 @@ import numpy as np
 
 from wanscope.analysis.permutation_tests import TIES
 
-LARGE_T = 30.0
+LARGE_T = 30.0  # from here on a closed form replaces the noncentral t distribution
 
 
 @dataclass(frozen=True)
 class Effect:
     """Paired effect sizes: the mean difference over the standard deviation of the differences, with its interval.
 
-    All float64 [M]; `size` is corrected for few pairs (Hedges' g of paired differences). NaN where the differences are
-    all equal, or fewer than two.
+    All float64 [M]. `size` has the small-sample correction of Hedges' g. NaN if the differences are all equal or there are
+    fewer than two.
     """
 
     size: np.ndarray
@@ -31,7 +31,10 @@ class Effect:
 
 
 def paired_effect(differences_nM: np.ndarray, confidence: float = 0.95) -> Effect:
-    """Effect sizes of the columns; the interval inverts the noncentral t distribution."""
+    """Return the effect size of each column [n], with an interval from inverting the noncentral t distribution.
+
+    NaN values are missing pairs.
+    """
     d_nM = np.asarray(differences_nM, dtype=np.float64)
     n_M = np.isfinite(d_nM).sum(axis=0)
     usable_M = n_M >= 2
@@ -53,16 +56,17 @@ def paired_effect(differences_nM: np.ndarray, confidence: float = 0.95) -> Effec
 
 
 def _hedges(df: np.ndarray) -> np.ndarray:
+    """Return Hedges' small-sample factor for degrees of freedom [M]; 1 for a single degree."""
     from scipy.special import gammaln
 
     return np.exp(gammaln(df / 2) - gammaln((df - 1) / 2)) / np.sqrt(df / 2) * (df > 1) + (df <= 1) * 1.0
 
 
 def _noncentrality(t_M: np.ndarray, df_M: np.ndarray, probability: float) -> np.ndarray:
-    """delta with P(T(df, delta) <= t) = probability, by bisection; the probability falls as delta rises.
+    """Return delta [M] with P(T(df, delta) <= t) = probability, by bisection; the probability falls as delta rises.
 
-    For a very large t the spread of the denominator is all that counts, and the distribution function is out of reach
-    of its series: there delta = t sqrt(chi2 / df).
+    For very large t the series of the distribution function does not converge, and only the spread of the denominator
+    matters: there delta = t sqrt(chi2 / df).
     """
     from scipy.stats import chi2
 

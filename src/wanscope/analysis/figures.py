@@ -1,7 +1,7 @@
-"""Draws charts twice: with Plotly, to be looked at closely, and with matplotlib, as PNG and SVG for papers.
+"""Draw charts twice: with Plotly for the report, where they are interactive, and with matplotlib as PNG and SVG.
 
-Colors are those of Okabe and Ito (2008, jfly.uni-koeln.de/color), which people with any kind of color vision tell
-apart; dashes and markers say the same a second time.
+Colors are those of Okabe and Ito (2008, jfly.uni-koeln.de/color), which can be distinguished with any kind of color
+vision; dashes and markers distinguish the groups a second time.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ DPI = 150
 
 
 def color(group: int) -> str:
+    """Return the color of a group, as #rrggbb."""
     return COLORS[group % len(COLORS)]
 
 
@@ -32,7 +33,7 @@ def color(group: int) -> str:
 
 
 def plotly_figure(chart: Chart) -> dict[str, Any]:
-    """`data` and `layout` of the chart, plain values that are JSON."""
+    """Return `data` and `layout` of the chart, as values that can be written as JSON."""
     axis = {"gridcolor": PALE, "zerolinecolor": "#bbbbbb", "automargin": True}
     layout: dict[str, Any] = {
         "height": chart.height,
@@ -51,7 +52,7 @@ def plotly_figure(chart: Chart) -> dict[str, Any]:
 
 
 def _plain(text: str) -> str:
-    """Plotly reads a few HTML tags in texts; a slot's value is no tag."""
+    """Escape a text, because Plotly interprets some HTML tags and a slot's value must not be one."""
     return html.escape(text, quote=False)
 
 
@@ -100,7 +101,7 @@ def _gap(upper: Any, lower: Any) -> float:
 
 
 def write_static(charts: Iterable[Chart], folder: Path) -> list[Path]:
-    """PNG and SVG of every chart; the files."""
+    """Write a PNG and an SVG file of every chart and return their paths."""
     import matplotlib
 
     files = []
@@ -122,7 +123,7 @@ def _drawn(chart: Chart) -> Any:
     width, height = 6.4, max(2.6, chart.height / 100)
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    # Margins in inches; names on the y axis take about 0.065 a letter. (A layout engine would draw everything twice.)
+    # Margins in inches; names on the y axis take about 0.065 per letter. (A layout engine would draw everything twice.)
     names = max((len(y) for series in chart.series for y in series.y if isinstance(y, str)), default=0)
     left = max(0.75, 0.15 + 0.065 * names)
     figure.subplots_adjust(left / width, 0.5 / height, 1 - 0.15 / width, 1 - 0.35 / height)
@@ -146,7 +147,7 @@ def _drawn(chart: Chart) -> Any:
 
 
 def _escaped(text: str) -> str:
-    """matplotlib reads $...$ as mathematics."""
+    """Escape a text, because matplotlib interprets $...$ as math."""
     return text.replace("$", r"\$")
 
 

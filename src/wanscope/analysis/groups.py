@@ -1,20 +1,20 @@
-"""Groups of takes at every step, from the inner products between takes: how far each spreads, how far they are apart.
+"""Dispersion and separation of groups of takes at every step, from the inner products between takes.
 
-A pair p is two takes that differ in the factor alone (design.py), d_p its difference. With paired takes the tests are
-quadratic forms in the pairs' signs, so that one small matrix and the sign patterns give them exactly:
+A pair p is two takes that differ only in the factor (pairing.py), and d_p is its difference. For paired takes the test
+statistics are quadratic forms in the pairs' signs, so they follow from one small matrix and the sign patterns:
 
-- PERMANOVA within seeds: SS_between = |sum_p d_p|^2 / 2P, of sum_p |d_p|^2 / 2 within pairs; F with 1 and P - 1
-  degrees of freedom. Anderson 2001, doi 10.1111/j.1442-9993.2001.01070.pp.x.
+- PERMANOVA within seeds: SS_between = |sum_p d_p|^2 / 2P, out of SS_total = sum_p |d_p|^2 / 2 within pairs; F has 1
+  and P - 1 degrees of freedom. Anderson 2001, doi 10.1111/j.1442-9993.2001.01070.pp.x.
 - Energy distance: 2 E|A - B| - E|A - A'| - E|B - B'| over all takes. Szekely and Rizzo 2013, doi
   10.1016/j.jspi.2013.03.018.
 - Spread: distance to the centroid of the take's group, compared in pairs. Anderson 2006, doi
   10.1111/j.1541-0420.2005.00440.x.
-- Separability: of the takes of a left-out seed, the share that is nearer to the centroid of its own group, which the
-  other seeds give; and of its pairs, the share that those centroids put the right way round.
+- Separability: the share of the takes of a left-out seed that are nearer to the centroid of their own group, computed
+  from the other seeds; and the share of its pairs that those centroids put in the right order.
 
-Distances are divided by sqrt(D): root mean squares per latent value.
+Distances are divided by sqrt(D), which makes them root mean squares per latent value.
 
-Shape suffixes: N takes, K states, P pairs, U units, B sign patterns.
+Shape suffixes: N takes, K states, A axes, P pairs, U units, B sign patterns.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from wanscope.analysis.trajectory import coordinates
 
 @dataclass(frozen=True)
 class GroupRow:
-    """One number of a group (or of a contrast, `a - b`) at a state."""
+    """One value of a group (or of a contrast, `a - b`) at a state."""
 
     factor: str
     group: str
@@ -53,8 +53,11 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class GroupResult:
-    """rows: of every state. tests: of the last one, uncorrected. places_KNA: exact principal coordinates of all takes
-    at each state, / sqrt(D). rank: the one of all dispersion volumes."""
+    """The analysis of groups. rows: at every state. tests: at the last state, uncorrected.
+
+    places_KNA: exact principal coordinates of all takes at each state, / sqrt(D). rank: the number of eigenvalues in
+    every dispersion volume.
+    """
 
     COLUMNS = ("factor", "group", "quantity", "unit", "state", "sigma", "value")
 
@@ -64,16 +67,17 @@ class GroupResult:
     rank: int = 0
 
     def records(self) -> list[dict[str, Any]]:
+        """Return the rows of the table `groups`."""
         return [{name: getattr(row, name) for name in self.COLUMNS} for row in self.rows]
 
     def course(self, factor: str, group: str, quantity: str) -> tuple[list[int], list[float]]:
-        """States and values of one quantity."""
+        """Return the states and the values of one quantity."""
         found = [(r.state, r.value) for r in self.rows if (r.factor, r.group, r.quantity) == (factor, group, quantity)]
         return [state for state, _ in found], [value for _, value in found]
 
 
 def squared_distances(gram_NN: np.ndarray) -> np.ndarray:
-    """|x_i - x_j|^2, [N, N]."""
+    """Return |x_i - x_j|^2, [N, N], from a Gram matrix [N, N]."""
     norms_N = np.diag(gram_NN)
     squared_NN = (norms_N[:, None] + norms_N[None, :] - 2 * gram_NN).clip(min=0)
     np.fill_diagonal(squared_NN, 0)
@@ -81,19 +85,25 @@ def squared_distances(gram_NN: np.ndarray) -> np.ndarray:
 
 
 def pair_form(matrix_NN: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """M[a_p, a_q] - M[a_p, b_q] - M[b_p, a_q] + M[b_p, b_q], [P, P]: of a Gram, the Gram of the pairs' differences."""
+    """Return M[a_p, a_q] - M[a_p, b_q] - M[b_p, a_q] + M[b_p, b_q], [P, P], for pairs of indices a, b [P].
+
+    For a Gram matrix this is the Gram matrix of the pairs' differences.
+    """
     return matrix_NN[np.ix_(a, a)] - matrix_NN[np.ix_(a, b)] - matrix_NN[np.ix_(b, a)] + matrix_NN[np.ix_(b, b)]
 
 
 def summed(form_PP: np.ndarray, units: Sequence[Any]) -> np.ndarray:
-    """The form over units that each sum their pairs, [U, U]."""
+    """Sum a form [P, P] over the pairs of each unit, [U, U]."""
     names = list(dict.fromkeys(units))
     member_UP = np.array([[float(unit == name) for unit in units] for name in names])
     return member_UP @ form_PP @ member_UP.T
 
 
 def flipped_form(form_UU: np.ndarray, draws: int = DRAWS, seed: int = 0) -> float:
-    """Share of sign patterns whose s' M s is at least the observed one: p of a test that large values speak against."""
+    """Return p of a one-sided sign-flip test: the share of sign patterns s with s' M s at least as large as observed.
+
+    form_UU: M, [U, U].
+    """
     signs_BU = sign_patterns(len(form_UU), draws, seed).astype(np.float64)
     found_B = np.einsum("bu,uv,bv->b", signs_BU, form_UU, signs_BU, optimize=True)
     scale = np.abs(form_UU).sum()
@@ -101,7 +111,10 @@ def flipped_form(form_UU: np.ndarray, draws: int = DRAWS, seed: int = 0) -> floa
 
 
 def permanova(gram_NN: np.ndarray, pairs: Pairs) -> tuple[float, float]:
-    """Pseudo-F within pairs, and R^2: the share of the squared distance within pairs that lies between the groups."""
+    """Return pseudo-F within pairs, and R^2: the share of the squared distance within pairs that is between the groups.
+
+    gram_NN: inner products of the takes. Both are NaN if the takes of every pair are equal.
+    """
     form_PP = pair_form(gram_NN, pairs.a, pairs.b)
     count = len(form_PP)
     between, total = form_PP.sum() / (2 * count), np.trace(form_PP) / 2
@@ -119,15 +132,19 @@ def permanova(gram_NN: np.ndarray, pairs: Pairs) -> tuple[float, float]:
 
 
 def energy_distance(distance_NN: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
-    """2 E|A - B| - E|A - A'| - E|B - B'|, every take with every one (itself too)."""
+    """Return 2 E|A - B| - E|A - A'| - E|B - B'| over all pairs of takes, each take with itself included.
+
+    distance_NN: distances between all takes. a, b: indices of the groups' takes.
+    """
     ab, aa, bb = (distance_NN[np.ix_(*sides)].mean() for sides in ((a, b), (a, a), (b, b)))
     return float(2 * ab - aa - bb)
 
 
 def separability(gram_NN: np.ndarray, pairs: Pairs) -> tuple[float, float]:
-    """Shares of left-out takes nearest to their own group's centroid, and of left-out pairs put the right way round.
+    """Return the shares of left-out takes nearest to their own group's centroid, and of left-out pairs in the right order.
 
-    A seed at a time is left out, with all its scenes. Ties count half. NaN for a single seed.
+    gram_NN: inner products of the takes. One seed at a time is left out, with all its scenes. Ties count half. NaN for
+    a single seed.
     """
     seeds = np.array([seed for _, seed in pairs.cells])
     form_PP = pair_form(gram_NN, pairs.a, pairs.b)
@@ -139,7 +156,7 @@ def separability(gram_NN: np.ndarray, pairs: Pairs) -> tuple[float, float]:
         scores = form_PP[np.ix_(held, rest)].sum(axis=1)
         ordered += [float(score > 0) + 0.5 * (score == 0) for score in scores]
         own, other = pairs.a[rest], pairs.b[rest]
-        # |x - c_a|^2 - |x - c_b|^2, but for |x|^2
+        # |x - c_a|^2 - |x - c_b|^2, in which |x|^2 cancels
         shift = gram_NN[np.ix_(own, own)].mean() - gram_NN[np.ix_(other, other)].mean()
         for takes, sign in ((pairs.a[held], 1), (pairs.b[held], -1)):
             gap = shift - 2 * (gram_NN[np.ix_(takes, own)].mean(axis=1) - gram_NN[np.ix_(takes, other)].mean(axis=1))
@@ -148,7 +165,7 @@ def separability(gram_NN: np.ndarray, pairs: Pairs) -> tuple[float, float]:
 
 
 def to_centroid(gram_NN: np.ndarray, takes: np.ndarray) -> np.ndarray:
-    """Distance of each of some takes to their centroid."""
+    """Return the distance of each of some takes (indices) to their centroid, from inner products [N, N]."""
     return np.sqrt(np.diag(centered(gram_NN[np.ix_(takes, takes)])).clip(min=0))
 
 
@@ -159,7 +176,7 @@ def analyze_groups(
     compared: Sequence[int],
     states: Sequence[int],
 ) -> GroupResult:
-    """Everything about groups. compared: which members `between` is of, in its order."""
+    """Compute the rows and tests of all groups. compared: indices of the members in `between`, in its order."""
     if between is None or not compared:
         return GroupResult()
     kept = [members[i] for i in compared]
@@ -188,7 +205,7 @@ def analyze_groups(
 
 
 def _of_all(gram_NN: np.ndarray, members: Sequence[Member], comparison: Comparison) -> list[Test]:
-    """The last latents of all values of a factor at once."""
+    """Test the last latents for all values of a factor at once."""
     out = []
     for factor, values in omnibus.factors_of(comparison).items():
         blocks = omnibus.blocks_of(members, factor, values, comparison.unit, comparison.scenes)
@@ -200,7 +217,7 @@ def _of_all(gram_NN: np.ndarray, members: Sequence[Member], comparison: Comparis
 
 
 def _cells(members: Sequence[Member], factor: str) -> dict[str, list[np.ndarray]]:
-    """For each value of the factor the takes of each scene: those that differ in their seed alone."""
+    """Return for each value of the factor the takes of each scene, which differ only in their seed."""
     rest = others(members, factor)
     found: dict[str, dict[tuple[str | None, ...], list[int]]] = {}
     for i, member in enumerate(members):
@@ -212,7 +229,7 @@ def _cells(members: Sequence[Member], factor: str) -> dict[str, list[np.ndarray]
 
 
 def _rank(between: OnePass, groups: Sequence[np.ndarray], members: Sequence[Member]) -> int:
-    """The one rank for the volumes of all groups at all states."""
+    """Return the rank used for the volumes of all groups at all states."""
     stored = members[0].take.manifest.latents
     dtype = stored.dtype if stored is not None else "fp32"
     ranks = []
@@ -236,7 +253,7 @@ def _spread(
     dimension: int,
     at: tuple[int, float],
 ) -> list[GroupRow]:
-    """Dispersion of a group's seeds and its log-volume, over its scenes."""
+    """Return the dispersion of a group over seeds and its log-volume, as means over its scenes."""
     variances, volumes = [], []
     for takes in scenes:
         if len(takes) < 2:
@@ -255,7 +272,7 @@ def _spread(
 def _apart(
     gram_NN: np.ndarray, contrast: Contrast, pairs: Pairs, dimension: int, at: tuple[int, float]
 ) -> list[GroupRow]:
-    """Distances and separability of a contrast's two groups."""
+    """Return distances and separability of a contrast's two groups."""
     distance_NN = np.sqrt(squared_distances(gram_NN) / dimension)
     seeds = np.array([seed for _, seed in pairs.cells])
     scenes = np.array([scene for scene, _ in pairs.cells])
@@ -317,7 +334,7 @@ def _group_test(
 
 
 def _spread_test(contrast: Contrast, comparison: Comparison, pairs: Pairs, spread_N: np.ndarray) -> Test:
-    """Distance to the own group's centroid, compared in pairs."""
+    """Test the distance to the centroid of the own group, [N], in pairs."""
     d_U = pairs.differences(spread_N[:, None], comparison.unit)
     effect, interval = paired_effect(d_U), mean_interval(d_U[:, 0])
 

@@ -1,13 +1,14 @@
-"""Principal axes of all takes and steps together, from at most 64 of their latents.
+"""Joint principal axes of all takes and steps, from at most 64 of their latents.
 
-Inner products between all latents of all steps would take a pass for every pair of steps. Instead the principal axes of
-some latents (the landmarks, spread evenly over takes and steps) are made once, kept in a scratch file, and every latent
-is projected on them as it is read. With no more latents than landmarks the result is the exact principal component
-analysis. `JointPlaces.explained` says how much of what there is the axes hold, over all latents.
+Inner products between all latents of all steps would take one pass per pair of steps. Instead, the principal axes of
+some latents (the landmarks, spread evenly over takes and steps) are computed once and kept in a scratch file, and every
+latent is projected on them as it is read. If all latents are landmarks, the result is the exact principal component
+analysis. `JointPlaces.explained` is the share of the squared distances of all latents that the axes account for.
 
-Source: the idea is that of the Nystrom method, Williams and Seeger 2001 (NIPS 13), with axes instead of a kernel.
+Source: as in the Nystrom method, Williams and Seeger 2001 (NIPS 13), with axes instead of a kernel.
 
-Shape suffixes: L landmarks, B axes kept, A axes asked for, N takes, K states, n values of a slice.
+Shape suffixes: L landmarks, B axes kept, A axes returned, N takes, K states, n values of a slice; t latent frames of a
+slice, C channels, h and w latent height and width.
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ import numpy as np
 from wanscope.analysis.latent_path import centered
 
 LANDMARKS = 64
-LEAST = 8  # landmarks, however large a frame is
-KEPT = 16  # axes of the landmarks within which the axes of all latents are found
-VALUE_BYTES = 20  # of a landmark's or an axis' value while the axes are made: fp32 once and float64 twice
+LEAST = 8  # minimum number of landmarks, even for very large frames
+KEPT = 16  # axes of the landmarks; the axes of all latents are found in their span
+VALUE_BYTES = 20  # per value of a landmark or an axis while the axes are computed: fp32 once and float64 twice
 
 ReadSlice = Callable[[int, int, slice], np.ndarray]  # take, state, frames -> fp32 [t, C, h, w]
 
 
 @dataclass(frozen=True)
 class JointPlaces:
-    """Coordinates of every latent. places_NKA: float64, / sqrt(D). share_A: of all squared distance from the
-    landmarks' mean, on each axis. exact: whether the landmarks were all latents."""
+    """Coordinates of every latent. places_NKA: float64, / sqrt(D). exact: whether all latents were landmarks.
+
+    share_A: each axis' share of all squared distances from the landmarks' mean.
+    """
 
     places_NKA: np.ndarray
     share_A: np.ndarray
@@ -40,21 +43,23 @@ class JointPlaces:
 
     @property
     def explained(self) -> float:
-        """Share that the axes hold together; the rest of the distances is not in the picture."""
+        """The share of the squared distances that all axes together account for."""
         return float(self.share_A.sum())
 
 
 def most_landmarks(frame_values: int, budget_bytes: int) -> int:
-    """How many landmarks fit the memory side by side with one frame each: fewer of large frames."""
+    """Return how many landmarks fit in memory with one frame each; fewer for larger frames."""
     return int(np.clip(budget_bytes // (frame_values * VALUE_BYTES) - KEPT - 1, LEAST, LANDMARKS))
 
 
 def choose(takes: int, states: int, limit: int = LANDMARKS) -> list[tuple[int, int]]:
-    """(take, state) of at most `limit` latents: all, or first and last states and evenly spaced ones between, of takes
-    evenly spaced."""
+    """Return (take, state) of at most `limit` latents: all of them, or evenly spaced states of evenly spaced takes.
+
+    The first and the last state are always included.
+    """
     if takes * states <= limit:
         return [(take, state) for take in range(takes) for state in range(states)]
-    # About as many takes as states, unless there are fewer of one.
+    # About as many takes as states, unless there are too few of either.
     kept_takes = min(takes, max(int(np.sqrt(limit)), limit // states))
     kept_states = min(states, limit // kept_takes)
     chosen_takes = np.unique(np.linspace(0, takes - 1, kept_takes).round().astype(int))
@@ -63,7 +68,7 @@ def choose(takes: int, states: int, limit: int = LANDMARKS) -> list[tuple[int, i
 
 
 class JointAxes:
-    """Projects latents on the landmarks' axes, slice by slice."""
+    """Project latents on the landmarks' axes, slice by slice."""
 
     def __init__(
         self, takes: int, states: int, frames: int, values: int, landmarks: int, kept: int, file: Path
@@ -83,10 +88,13 @@ class JointAxes:
         budget_bytes: int,
         takes: int,
     ) -> JointAxes:
-        """Two readings of the landmarks: their Gram, then their axes and their mean, written to `file` as fp32."""
+        """Read the landmarks twice: for their Gram matrix, then for their axes and mean, written to `file` as fp32.
+
+        shape: [K, C, T, h, w] of one take's latents. picks: (take, state) of the landmarks. takes: how many there are.
+        """
         _, channels, frames, height, width = shape
         values = channels * height * width
-        # A landmark is read as fp32, and there as float64 twice while they are put together; then the axes' rows.
+        # A landmark is held as fp32 and, while landmarks are stacked, as float64 twice; then come the rows of the axes.
         group = int(np.clip(budget_bytes // ((len(picks) + KEPT + 1) * VALUE_BYTES * values), 1, frames))
         parts = [slice(start, min(start + group, frames)) for start in range(0, frames, group)]
 
@@ -113,7 +121,7 @@ class JointAxes:
         return self
 
     def _axes(self, part: slice) -> np.ndarray:
-        """The axes' and the mean's values in some frames, float64 [B + 1, n]."""
+        """Read the values of the axes and of the mean in some frames, float64 [B + 1, n]."""
         rows = self.kept + 1
         count = part.stop - part.start
         with self.file.open("rb") as file:
@@ -123,14 +131,14 @@ class JointAxes:
         return by_axis.reshape(rows, -1).astype(np.float64)
 
     def add(self, state: int, takes: slice, part: slice, x_Nn: np.ndarray) -> None:
-        """A slice of some takes' latents at a state."""
+        """Add a slice of some takes' latents at a state, [N, n] for the frames `part`."""
         axes_Bn = self._axes(part)
         away_Nn = x_Nn - axes_Bn[-1]
         self._projected[takes, state] += away_Nn @ axes_Bn[:-1].T
         self._norms[takes, state] += np.einsum("an,an->a", away_Nn, away_Nn)
 
     def places(self, axes: int = 3) -> JointPlaces:
-        """The `axes` axes that hold most of all latents, within those of the landmarks."""
+        """Return the coordinates of all latents on the `axes` axes with the largest variance in the landmarks' span."""
         takes, states = self.shape
         flat = self._projected.reshape(-1, self.kept)
         middle = flat.mean(axis=0)
@@ -142,7 +150,7 @@ class JointAxes:
             signs = np.where(largest < 0, -1.0, 1.0)
             places, directions = places * signs, directions * signs.T
         total = self._norms.sum()
-        # About the landmarks' mean, as the total is.
+        # Relative to the landmarks' mean, as the total is.
         share = ((flat @ directions.T) ** 2).sum(axis=0) / total if total > 0 else np.full(len(directions), np.nan)
         dimension = self.frames * self.frame_values
         shown = places.reshape(takes, states, -1) / np.sqrt(dimension)

@@ -1,19 +1,19 @@
-"""The one pass over the latents of many takes: their inner products at every step, their statistics, shared axes.
+"""One pass over the latents of many takes: inner products at every step, statistics of each latent, joint axes.
 
     result = one_pass(arrays)          # latents of N takes, each [K, C, T, h, w], as zarr or numpy arrays
     result.gram_KNN[k]                 # <x_k of take i, x_k of take j>, float64
     result.statistics[i][k]            # LatentStatistics of take i at state k
     result.joint                       # coordinates on principal axes of all takes and steps together
 
-Distances, dispersion and separability of groups are algebra on `gram_KNN` (groups.py). Latents are read a few frames
-at a time, so that the memory is bounded by `budget_bytes` whatever the resolution; where so many takes do not fit side
-by side, they are read in blocks, each pair of blocks once.
+Distances, dispersion and separability of groups are computed from `gram_KNN` (groups.py). Latents are read a few frames
+at a time, so that memory is bounded by `budget_bytes` at any resolution. If not all takes fit in memory together, they
+are read in blocks, each pair of blocks once.
 
-The path of one take (latent_path.py) is the Gram that was taken while sampling. A take without it is read here, and the
-floor that rounding to the stored type leaves is part of the result.
+The path of one take (latent_path.py) is the Gram matrix computed during sampling. For a take without it, the matrix is
+computed here from the stored latents, with the rounding floor of their type.
 
 Shape suffixes: N takes, K states, C channels, T latent frames, h and w latent height and width, D = C T h w values,
-n values of a slice, A axes.
+t latent frames and n values of a slice, A axes.
 """
 
 from __future__ import annotations
@@ -35,11 +35,14 @@ from wanscope.take.store import Take
 
 BUDGET_BYTES = 256 << 20
 
-Progress = Callable[[int, int], None]  # states done, states in all
+Progress = Callable[[int, int], None]  # states done, total number of states
 
 
 def path_of(take: Take, budget_bytes: int = BUDGET_BYTES) -> LatentPath:
-    """The take's path: by the Gram taken while it was sampled, else by its stored latents. NotCaptured without both."""
+    """Return the take's path from the Gram matrix computed during sampling, or else from its stored latents.
+
+    Raises NotCaptured if it has neither.
+    """
     manifest = take.manifest
     dimension = int(np.prod(manifest.latent_shape))
     if manifest.gram is not None:
@@ -47,7 +50,7 @@ def path_of(take: Take, budget_bytes: int = BUDGET_BYTES) -> LatentPath:
     if manifest.latents is None:
         raise NotCaptured(
             f"take {take.id} has no record of its path",
-            "its latents were not asked for when it was made",
+            "it was generated without storing latents",
             "wanscope generate STUDY --store-latents",
         )
     states = np.array(manifest.latents.states)
@@ -56,13 +59,15 @@ def path_of(take: Take, budget_bytes: int = BUDGET_BYTES) -> LatentPath:
 
 
 def gram_of(latents_KCThw: Any, budget_bytes: int = BUDGET_BYTES) -> np.ndarray:
-    """Gram of the start and the increments of one path, float64 [K, K], in slices of its latent frames, and of the
-    channels of one where it is large."""
+    """Return the Gram matrix of the start and the increments of one path [K, C, T, h, w], float64 [K, K].
+
+    The latents are read in slices of latent frames, or of the channels of one frame if it is large.
+    """
     states, channels, frames, height, width = latents_KCThw.shape
-    # A slice is there as stored (up to 4 bytes), widened and differenced (8 each).
+    # A slice is held as stored (up to 4 bytes per value), as float64 and as differences (8 each).
     plane_bytes = states * height * width * 20
     group = _group(frames, budget_bytes, channels * plane_bytes)
-    planes = channels if group > 1 else _group(channels, budget_bytes, plane_bytes)  # of a frame that is too large
+    planes = channels if group > 1 else _group(channels, budget_bytes, plane_bytes)  # if one frame is too large
     gram = np.zeros((states, states))
     for start in range(0, frames, group):
         part = slice(start, min(start + group, frames))
@@ -78,7 +83,7 @@ def _group(frames: int, budget_bytes: int, frame_bytes: int) -> int:
 
 
 def _read(latents: Any, state: int, frames: slice, channels: slice = slice(None)) -> np.ndarray:
-    """[C, t, h, w] of one state. A chunk that fails its own checksum is a DamagedTake."""
+    """Read frames of one state, [C, t, h, w]. Raises DamagedTake for a chunk that fails its checksum."""
     try:
         return np.asarray(latents[state, channels, frames])
     except (ValueError, OSError, RuntimeError) as error:
@@ -88,7 +93,7 @@ def _read(latents: Any, state: int, frames: slice, channels: slice = slice(None)
 
 @dataclass(frozen=True)
 class OnePass:
-    """What one pass found. bytes_read: of latents, as stored numbers, however they are compressed on disk."""
+    """The results of one pass. bytes_read: size of the latents read, before compression on disk."""
 
     gram_KNN: np.ndarray
     dimension: int
@@ -106,14 +111,14 @@ def one_pass(
     scratch: Path | None = None,
     progress: Progress = lambda done, total: None,
 ) -> OnePass:
-    """Read the latents of all takes once, state by state. All have one shape [K, C, T, h, w].
+    """Read the latents of all takes once, state by state. All have the same shape [K, C, T, h, w].
 
-    axes: of the joint principal components; 0 for none. scratch: where their file may lie for the time (a temporary
-    folder of the system else). ValueError for different shapes; DamagedTake for a chunk that cannot be read.
+    axes: number of joint principal axes; 0 for none. scratch: folder for their temporary file, by default the system's.
+    Raises ValueError for different shapes and DamagedTake for a chunk that cannot be read.
     """
     shapes = {tuple(array.shape) for array in arrays}
     if len(shapes) != 1:
-        raise ValueError(f"latents of {len(shapes)} shapes cannot be compared value by value")
+        raise ValueError(f"latents of {len(shapes)} shapes cannot be compared value by value: pass arrays of one shape")
     with TemporaryDirectory(prefix=".wanscope-pass-", dir=scratch) as folder:
         found = _Pass(arrays, statistics, axes, budget_bytes, Path(folder) / "axes")
         return found.run(progress)
@@ -126,11 +131,12 @@ class _Pass:
         self.frame_values = self.channels * height * width
         self.size = (height, width)
         self.takes = len(arrays)
-        # A value is float64 for all takes of a block, and as stored and as fp32 for one; two blocks unless one is all.
+        # A value is held as float64 for all takes of a block, and as stored and as fp32 for one take. Two blocks are
+        # in memory at once, unless one block has all takes.
         self.block = int(np.clip(budget // (self.frame_values * 16), 1, self.takes))
         if self.block < self.takes:
             self.block = max(1, self.block // 2)
-        # The joint axes are there as fp32 and float64, and a block a second time, less their mean.
+        # The joint axes are held as fp32 and float64, and a block a second time, minus their mean.
         projected = (KEPT + 1) * 12 + self.block * 8 if axes else 0
         self.group = _group(self.frames, budget, (self.block * 8 + 24 + projected) * self.frame_values)
         self.bytes_read = 0
@@ -159,7 +165,7 @@ class _Pass:
             yield slice(start, min(start + self.group, self.frames))
 
     def _state(self, gram_NN: np.ndarray, k: int, part: slice, accumulators: list[Accumulator]) -> None:
-        """Add a slice of state k of all takes to their inner products, and to what watches single takes."""
+        """Add a slice of state k of all takes to their inner products [N, N], the joint axes and the accumulators."""
         starts = range(0, self.takes, self.block)
         for start in starts:
             rows = slice(start, min(start + self.block, self.takes))
@@ -175,7 +181,7 @@ class _Pass:
                     gram_NN[columns, rows] = gram_NN[rows, columns].T
 
     def _block(self, k: int, part: slice, takes: slice, accumulators: list[Accumulator]) -> np.ndarray:
-        """A slice of the state of some takes, float64 [N, n], frame after frame."""
+        """Read a slice of one state of some takes, float64 [N, n], frame by frame."""
         width = (part.stop - part.start) * self.frame_values
         x_Nn = np.empty((takes.stop - takes.start, width))
         for row, take in enumerate(range(takes.start, takes.stop)):
@@ -187,7 +193,7 @@ class _Pass:
         return x_Nn
 
     def _slices(self, take: int, state: int, part: slice) -> np.ndarray:
-        """Frames of one state, fp32 [t, C, h, w]."""
+        """Read frames of one state, fp32 [t, C, h, w]."""
         stored_Cthw = _read(self.arrays[take], state, part)
         self.bytes_read += stored_Cthw.nbytes
         return np.ascontiguousarray(stored_Cthw.swapaxes(0, 1), dtype=np.float32)

@@ -1,10 +1,10 @@
-"""The path of a take through latent space, kept as the Gram of its start and increments.
+"""The path of a take through latent space, represented by the Gram matrix of its start and increments.
 
     v_0 = x_0,  v_k = x_k - x_(k-1),  G[i, j] = <v_i, v_j>          (K states, S = K - 1 steps, D values per state)
 
-Everything that is measured of a path (trajectory.py, path_volume.py) depends on inner products alone, so no rotation
-of the latent space changes it. States are stored rounded, so that small eigenvalues of a path are rounding: `floor`
-says how much rounding can add, and `rank` counts the eigenvalues that are clear of it.
+All metrics of a path (trajectory.py, path_volume.py) depend on inner products only, so they are invariant to rotations
+of the latent space. States are rounded when stored, so small eigenvalues of a path are rounding error: `floor` is how
+much rounding can add, and `rank` is the number of eigenvalues well above it.
 
 Shape suffixes: K states, S steps.
 """
@@ -21,18 +21,21 @@ EPSILON = {"fp16": 2.0**-10, "fp32": 2.0**-23}  # distance from 1 to the next nu
 
 
 def rounding_floor(squared_norms: np.ndarray, dtype: str) -> float:
-    """The largest squared length that rounding the states to `dtype` can be expected to add to one.
+    """Return the largest expected squared length of the rounding error of a state in `dtype`.
 
-    A value in [2^e, 2^(e+1)) is rounded by a uniform error of variance (2^e eps)^2 / 12, at most value^2 eps^2 / 12.
+    squared_norms: squared lengths of the states. A value in [2^e, 2^(e+1)) is rounded with a uniform error of variance (2^e eps)^2 / 12, at
+    most value^2 eps^2 / 12.
     """
     return float(np.max(squared_norms) * EPSILON[dtype] ** 2 / 12)
 
 
 @dataclass(frozen=True)
 class LatentPath:
-    """A path by its Gram, float64 [K, K]. dimension: D. sigmas: noise level of each state, [K].
+    """A path, given by its Gram matrix, float64 [K, K]. dimension: D. sigmas: noise level of each state, [K].
 
-    dtype: what the states were rounded to before the Gram was taken. indices: which steps of the loop they are, [K].
+    dtype: the type of the states from which the Gram matrix was computed. indices: the states' indices in the loop, [K].
+
+    Raises ValueError if the shapes do not match.
     """
 
     gram: np.ndarray
@@ -53,7 +56,7 @@ class LatentPath:
 
     @cached_property
     def increments(self) -> np.ndarray:
-        """Gram of the increments alone, [S, S]."""
+        """Gram matrix of the increments, [S, S]."""
         return self.gram[1:, 1:]
 
     @cached_property
@@ -63,7 +66,7 @@ class LatentPath:
 
     @cached_property
     def floor(self) -> float:
-        """Squared length below which a direction of the path is rounding."""
+        """Squared length below which a direction of the path is rounding error."""
         return rounding_floor(self.squared_norms, self.dtype)
 
     @cached_property
@@ -74,22 +77,22 @@ class LatentPath:
 
     @cached_property
     def centered(self) -> np.ndarray:
-        """Inner products of the states less their mean, [K, K]."""
+        """Inner products of the states minus their mean, [K, K]."""
         return centered(self.from_start)
 
     @cached_property
     def spectrum(self) -> np.ndarray:
-        """Eigenvalues of the centered Gram, falling, [S]: squared extents of the path along its principal axes."""
+        """Eigenvalues of the centered Gram matrix, descending, [S]: squared extents along the path's principal axes."""
         return np.linalg.eigvalsh(self.centered)[::-1][: max(len(self.sigmas) - 1, 0)].clip(min=0)
 
     @property
     def rank(self) -> int:
-        """How many eigenvalues stand clear of rounding."""
+        """The number of eigenvalues that are at least FLOOR_FACTOR times the rounding floor."""
         return int((self.spectrum >= FLOOR_FACTOR * self.floor).sum())
 
 
 def centered(gram: np.ndarray) -> np.ndarray:
-    """The Gram of the same vectors less their mean."""
+    """Return the Gram matrix [K, K] of the same vectors minus their mean."""
     rows = gram - gram.mean(axis=0, keepdims=True)
     both = rows - rows.mean(axis=1, keepdims=True)
     return (both + both.T) / 2

@@ -1,14 +1,15 @@
-"""What one latent is like, taken frame by frame as it is read: channels, spatial frequencies, coherence, entropy.
+"""Statistics of one latent, accumulated frame by frame: channels, spatial frequencies, coherence, entropy.
 
-Moments are summed in float64. Spatial power is from single-precision Fourier transforms of each channel of each frame,
-less its mean; frequencies are in cycles a latent pixel, (0, 0.5] along an axis and up to 0.71 on the diagonal.
+Moments are summed in float64. Spatial power comes from single-precision Fourier transforms of each channel of each
+frame, minus its mean. Frequencies are in cycles per latent pixel: (0, 0.5] along an axis, up to 0.71 on the diagonal.
 
-Entropy is the differential entropy of a latent's values in nats, from a histogram of fixed bins; for large frames of
-every n-th value. Sources: histogram estimate with the correction of Miller 1955 (as in Paninski 2003, doi
+Entropy is the differential entropy of a latent's values in nats, from a histogram with fixed bins. For large frames it
+uses every n-th value. Sources: histogram estimate with the correction of Miller 1955 (as in Paninski 2003, doi
 10.1162/089976603321780272); spectrum by radial bands as in van der Schaaf and van Hateren 1996, doi
 10.1016/0042-6989(96)00002-8.
 
-Shape suffixes: C channels, T latent frames, h and w latent height and width, R radial bands, P bins.
+Shape suffixes: C channels, T latent frames, h and w latent height and width, R radial bands, P bins, n values per channel
+of a frame.
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ from typing import Any
 import numpy as np
 
 BANDS = 8
-HALF = 0.5  # Nyquist along an axis; what lies beyond, on the diagonals, is in the last band
-FINE = 0.25  # cycles a pixel from which power counts as detail
-BIN, REACH = 1 / 32, 32.0
-SAMPLED = 1 << 14  # values of a frame that the histogram takes, at least, where there are as many
+HALF = 0.5  # Nyquist frequency along an axis; the last band includes the higher frequencies on the diagonals
+FINE = 0.25  # cycles per pixel from which power counts as detail
+BIN, REACH = 1 / 32, 32.0  # bins of this width, from -REACH to REACH and one beyond at each end
+SAMPLED = 1 << 14  # the histogram uses at least this many values of a frame, if it has them
 
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """Of one latent [C, T, h, w].
+    """Statistics of one latent [C, T, h, w].
 
     mean_C, variance_C: of each channel. correlation_CC: between channels. power_R: mean squared Fourier coefficient per
-    radial band (a constant frame has 0; white noise has its variance in every band). detail: share of the power from
-    FINE up. coherence: mean correlation of neighboring frames, NaN for a single one. change: mean squared difference of
-    neighboring frames over twice the variance. entropy: nats a value. gaussian_gap: how much a Gaussian of the same
-    variance has more.
+    radial band (0 for a constant frame; for white noise its variance in every band). detail: share of the power at FINE
+    and above. coherence: mean correlation of adjacent frames, NaN for a single frame. change: mean squared difference of
+    adjacent frames over the sum of their mean squares. entropy: in nats per value. gaussian_gap: entropy of a Gaussian
+    with the same variance minus the entropy.
     """
 
     mean_C: np.ndarray
@@ -49,30 +50,33 @@ class LatentStatistics:
 
     @property
     def mean(self) -> float:
+        """Mean of all values."""
         return float(self.mean_C.mean())
 
     @property
     def variance(self) -> float:
-        """Of all values about the mean of all."""
+        """Variance of all values about their common mean."""
         return float(self.variance_C.mean() + self.mean_C.var())
 
     @property
     def correlation(self) -> float:
-        """Mean size of the correlation between two channels."""
+        """Mean absolute correlation between two channels; NaN for a single channel."""
         channels = len(self.correlation_CC)
         off = ~np.eye(channels, dtype=bool)
         return float(np.abs(self.correlation_CC[off]).mean()) if channels > 1 else float("nan")
 
 
 def band_edges(bands: int = BANDS) -> np.ndarray:
-    """Edges of the radial bands, cycles a pixel, [R + 1]; the last one is open."""
+    """Return the edges of the radial bands in cycles per pixel, [R + 1]; the last band has no upper limit."""
     return np.linspace(0, HALF, bands + 1)
 
 
 @lru_cache(maxsize=8)
 def radial_plan(height: int, width: int, bands: int = BANDS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For the coefficients of a real transform [h, w // 2 + 1]: band of each (-1: the mean), how many of the full
-    transform it stands for, and which are detail. All flat."""
+    """Return three flat arrays for the coefficients of a real transform, [h * (w // 2 + 1)].
+
+    They are the band of each (-1 for the mean), its multiplicity in the full transform, and whether it counts as detail.
+    """
     fy_h, fx_w = np.fft.fftfreq(height), np.fft.rfftfreq(width)
     radius = np.hypot(fy_h[:, None], fx_w[None, :])
     band = np.minimum((radius / HALF * bands).astype(int), bands - 1)
@@ -86,7 +90,7 @@ def radial_plan(height: int, width: int, bands: int = BANDS) -> tuple[np.ndarray
 
 
 class Accumulator:
-    """Takes the frames of one latent in order; `result()` gives its statistics. Memory: one frame and small tables."""
+    """Accumulate the frames of one latent in order. Memory: one frame and small tables."""
 
     def __init__(self, channels: int, bands: int = BANDS) -> None:
         self.bands = bands
@@ -100,7 +104,7 @@ class Accumulator:
         self._counts_P = np.zeros(round(2 * REACH / BIN) + 2, dtype=np.int64)
 
     def add(self, frame_Chw: np.ndarray) -> None:
-        """The next latent frame, float32 or float64."""
+        """Add the next latent frame [C, h, w], float32 or float64."""
         from scipy.fft import rfft2
 
         frame_Cn = frame_Chw.reshape(len(frame_Chw), -1)
@@ -119,7 +123,7 @@ class Accumulator:
         self._count(frame_Cn.reshape(-1))
 
     def _compare(self, deviation_Cn: np.ndarray) -> None:
-        """Correlation with the frame before, both about their channels' means."""
+        """Correlate a frame [C, n], minus its channels' means, with the previous one."""
         norm = float(np.einsum("cn,cn->", deviation_Cn, deviation_Cn))
         before = self._before
         if before is not None:
@@ -136,6 +140,7 @@ class Accumulator:
         self._counts_P += np.bincount(place.clip(0, len(self._counts_P) - 1), minlength=len(self._counts_P))
 
     def result(self) -> LatentStatistics:
+        """Return the statistics of the frames added so far."""
         n = self._pixels
         mean_C = self._sum_C / n
         covariance_CC = self._product_CC / n - np.outer(mean_C, mean_C)
@@ -166,7 +171,7 @@ class Accumulator:
 
 
 def _entropy(counts_P: np.ndarray) -> float:
-    """Nats a value, with Miller's correction for the bins that are in use."""
+    """Return nats per value from counts [P], with Miller's correction for the number of nonempty bins."""
     used = counts_P[counts_P > 0]
     total = used.sum()
     share = used / total
@@ -174,7 +179,7 @@ def _entropy(counts_P: np.ndarray) -> float:
 
 
 def latent_statistics(latent_CThw: np.ndarray) -> LatentStatistics:
-    """Of a whole latent at hand."""
+    """Return the statistics of a whole latent [C, T, h, w] in memory."""
     accumulator = Accumulator(len(latent_CThw))
     for t in range(latent_CThw.shape[1]):
         accumulator.add(latent_CThw[:, t])

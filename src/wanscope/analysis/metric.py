@@ -1,4 +1,4 @@
-"""What a metric is, and where all of them are found. A metric is one file:
+"""The definition of a metric, and the registry of all metrics. A metric is one file:
 
     from wanscope.analysis.metric import Subject, metric, one
 
@@ -6,11 +6,11 @@
     def late_drift(subject: Subject):
         return one((subject.path.increments[-1, -1] / subject.path.dimension) ** 0.5)
 
-`increments` holds inner products, so a length in rms divides them by the number of values, `dimension`. Named in a
-package's entry point `wanscope.metrics` it is in every analysis, test, table and report. The function gets
+`increments` contains inner products, so a length in rms divides them by the number of values, `dimension`. A package
+that names the file in its entry point `wanscope.metrics` adds it to every analysis, table and report. The function gets
 one take and returns tidy rows: a value, the state it belongs to (None for the whole path), and the part (a channel, a
-band) where there are several. `tested` metrics of the whole path are compared between groups; every one of them
-enlarges the family that the p values are corrected for.
+band) if there are several. `tested` metrics of the whole path are compared between groups; each of them adds to the
+number of tests that the p values are corrected for.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from wanscope.take.store import Take
 
 BUILT_IN = ("wanscope.analysis.metrics.path", "wanscope.analysis.metrics.latent")
 
-# path: the Gram of the path. statistics: LatentStatistics of the stored states. take: files of the take itself.
+# path: the Gram matrix of the path. statistics: LatentStatistics of the stored states. take: files of the take itself.
 Need = Literal["path", "statistics", "take"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One value. state: of the loop, 0 is the noise; None for the whole path. part: which of several."""
+    """One value. state: index in the loop, 0 is the noise; None for the whole path. part: name of the part, if any."""
 
     value: float
     state: int | None = None
@@ -45,9 +45,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Subject:
-    """One take as metrics see it. rank: the one rank that all takes of the analysis count eigenvalues to.
+    """The input of a metric: one take. rank: number of eigenvalues used for log-volumes, the same for all takes.
 
-    states: which states of the loop `statistics` are of.
+    states: the indices in the loop of the states in `statistics`.
     """
 
     take: Take
@@ -59,9 +59,9 @@ class Subject:
 
 @dataclass(frozen=True)
 class Metric:
-    """See the module's text. about: one sentence with the formula. parts: whether rows name parts.
+    """A metric (see the module's docstring). about: one sentence with the formula.
 
-    figure: a function from `figures.MetricTable` to a Plotly figure; None draws lines over the states, or points.
+    figure: a function from `table.MetricTable` to a Plotly figure; None draws lines over the states, or points.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Metric:
     figure: Callable[[Any], Any] | None = None
 
     def of(self, subject: Subject) -> list[Row]:
-        """The rows of one take. RequestError where the function returns something else."""
+        """Return the rows of one take. Raises RequestError if the metric's function returns anything else."""
         found = list(self.rows(subject))
         if not all(isinstance(row, Row) for row in found):
             raise RequestError(
@@ -86,12 +86,12 @@ class Metric:
 
 
 def one(value: float, part: str = "") -> list[Row]:
-    """A value of the whole path."""
+    """Return the row of one value for the whole path."""
     return [Row(float(value), None, part)]
 
 
 def per_state(values: Iterable[float], states: Iterable[int], part: str = "") -> list[Row]:
-    """A value for each state."""
+    """Return one row per state. values and states have the same length."""
     return [Row(float(value), int(state), part) for value, state in zip(values, states, strict=True)]
 
 
@@ -102,12 +102,13 @@ class Registry:
     metrics: dict[str, Metric] = field(default_factory=dict)
 
     def add(self, metric: Metric) -> None:
+        """Add a metric. Raises RequestError if another module has registered the name."""
         known = self.metrics.get(metric.name)
         if known is not None and known.rows.__module__ != metric.rows.__module__:
             raise RequestError(
                 f"two metrics are called {metric.name!r}",
                 f"one is in {known.rows.__module__}, the other in {metric.rows.__module__}",
-                "rename yours: names with your package's in front stay free",
+                "rename yours, for example with your package's name as a prefix",
             )
         self.metrics[metric.name] = metric
 
@@ -125,7 +126,7 @@ def metric(
     tested: bool = False,
     figure: Callable[[Any], Any] | None = None,
 ) -> Callable[[Callable[[Subject], Iterable[Row]]], Callable[[Subject], Iterable[Row]]]:
-    """Register the function below as a metric; it stays the function it is."""
+    """Return a decorator that registers a function as a metric and returns it unchanged."""
 
     def registered(function: Callable[[Subject], Iterable[Row]]) -> Callable[[Subject], Iterable[Row]]:
         REGISTRY.add(Metric(name, title, unit, about, needs, function, tested, figure))
@@ -136,7 +137,7 @@ def metric(
 
 
 def all_metrics(registry: Registry = REGISTRY) -> list[Metric]:
-    """The built-in ones and those of every installed package that names an entry point."""
+    """Return the built-in metrics and those of all installed packages with the entry point `wanscope.metrics`."""
     for module in BUILT_IN:
         import_module(module)
     for found in offered():
@@ -146,11 +147,11 @@ def all_metrics(registry: Registry = REGISTRY) -> list[Metric]:
 
 
 def finite(values: np.ndarray) -> np.ndarray:
-    """Those that are numbers: what a mean over a path's places is taken of."""
+    """Return the finite values of an array, one-dimensional."""
     return values[np.isfinite(values)]
 
 
 def mean_of(values: np.ndarray) -> float:
-    """Mean of what is finite, NaN for nothing."""
+    """Return the mean of the finite values of an array; NaN if there are none."""
     kept = finite(values)
     return float(kept.mean()) if len(kept) else float("nan")

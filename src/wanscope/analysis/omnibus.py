@@ -1,18 +1,18 @@
-"""Tests of all values of a factor at once, before its values are compared two by two.
+"""Omnibus tests: all values of a factor at once, before its values are compared in pairs.
 
 A factor that takes k > 2 values has k (k - 1) / 2 contrasts, and each is corrected for all the others. The omnibus test
-asks one question of all of them: whether the values differ at all. Takes are cells of units (seeds, or scenes) by
-values, and only units with every value count. If the values are interchangeable, so are a unit's k numbers: shuffling
-them within every unit gives the distribution of F.
+asks whether the values differ at all. Takes are cells of units (seeds, or scenes) by values, and only units with every
+value are used. Under the null hypothesis a unit's k numbers are exchangeable: permuting them within every unit gives
+the distribution of F.
 
-- of a metric: F of the two-way analysis of variance without interaction, units as blocks, k - 1 and (n - 1)(k - 1)
+- for a metric: F of the two-way analysis of variance without interaction, units as blocks, k - 1 and (n - 1)(k - 1)
   degrees of freedom; for k = 2 the square of the paired t. Permutation within blocks: Fisher 1935; Anderson and
   ter Braak 2003, doi 10.1080/00949650215733.
-- of the results' latents: the same sums of squares over all their dimensions, from inner products alone (PERMANOVA
-  within units, Anderson 2001).
+- for the last latents: the same sums of squares over all their dimensions, from inner products only (PERMANOVA within
+  units, Anderson 2001).
 
-With n units (k!)^(n - 1) patterns differ: shuffling all units alike changes nothing. Where there are at most EXACT of
-them all are counted; else `draws` are drawn and the observed one is counted among them.
+With n units there are (k!)^(n - 1) distinct patterns, because permuting all units alike changes nothing. Up to EXACT
+patterns, all are enumerated; otherwise `draws` random ones are drawn and the observed one is added.
 
 Shape suffixes: N takes, M metrics, n units, k values, B patterns.
 """
@@ -36,7 +36,7 @@ EXACT = 10_000
 
 @dataclass(frozen=True)
 class Blocks:
-    """Takes of one factor in units. members: a unit's cells, the takes of each value in one order: [cells, k] each."""
+    """Takes of one factor in units. members: for each unit the takes' indices, [cells, k], columns in order of values."""
 
     factor: str
     values: tuple[str, ...]
@@ -45,14 +45,15 @@ class Blocks:
 
     @property
     def count(self) -> int:
+        """The number of units."""
         return len(self.units)
 
     def of(self, values_NM: np.ndarray) -> np.ndarray:
-        """Each unit's mean for each value, [n, k, M]."""
+        """Return each unit's mean for each value, [n, k, M]."""
         return np.stack([values_NM[cells].mean(axis=0) for cells in self.members])
 
     def gram(self, gram_NN: np.ndarray) -> np.ndarray:
-        """Inner products of the units' means, [n, k, n, k]."""
+        """Return the inner products of the units' means, [n, k, n, k], from those of the takes."""
         weights = np.zeros((self.count, len(self.values), len(gram_NN)))
         for unit, cells in enumerate(self.members):
             for row in cells:
@@ -63,7 +64,7 @@ class Blocks:
 
 
 def factors_of(comparison: Comparison) -> dict[str, tuple[str, ...]]:
-    """Factors of which the contrasts compare three values or more, with those values."""
+    """Return the factors whose contrasts compare three or more values, with those values."""
     found: dict[str, dict[str, None]] = {}
     for contrast in comparison.contrasts:
         found.setdefault(contrast.factor, {}).update({contrast.a: None, contrast.b: None})
@@ -73,7 +74,7 @@ def factors_of(comparison: Comparison) -> dict[str, tuple[str, ...]]:
 def blocks_of(
     members: Sequence[Member], factor: str, values: Sequence[str], unit: Unit, scenes: Sequence[str] = ()
 ) -> Blocks:
-    """The takes of a factor's values in units; what shares a seed and all other labels is a cell, as for pairs."""
+    """Group the takes of a factor's values into units. Takes with equal seed and other labels form a cell, as in pairs."""
     rest = others(members, factor) if factor != PROMPT else []
     places = [rest.index(name) for name in scenes if name in rest] if scenes else range(len(rest))
     cells: dict[tuple[tuple[str | None, ...], int], dict[str, int]] = {}
@@ -93,7 +94,7 @@ def blocks_of(
 
 @lru_cache(maxsize=16)
 def patterns(units: int, values: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """Which value each of a unit's numbers is taken for, int8 [B, n, k], the observed one first."""
+    """Return permutation patterns, int8 [B, n, k], the observed one first: the value that each number is assigned to."""
     orders = np.array(list(permutations(range(values))), dtype=np.int8)
     if counted(units, values):
         chosen = list(product(range(len(orders)), repeat=max(units - 1, 0)))
@@ -104,19 +105,19 @@ def patterns(units: int, values: int, draws: int = DRAWS, seed: int = 0) -> np.n
 
 
 def counted(units: int, values: int) -> bool:
-    """Whether all patterns are counted."""
+    """Return whether all patterns are enumerated."""
     return math.factorial(values) ** max(units - 1, 0) <= EXACT
 
 
 def smallest_p(units: int, values: int, draws: int = DRAWS) -> float:
-    """The smallest p that a test of so many units and values can give."""
+    """Return the smallest p that a test with this many units and values can give."""
     if units < 2:
         return 1.0
     return 1 / math.factorial(values) ** (units - 1) if counted(units, values) else 1 / (draws + 1)
 
 
 def _f(between: np.ndarray, within: np.ndarray, units: int, values: int) -> np.ndarray:
-    """F from the sums of squares between values and within units (which holds the former)."""
+    """Return F from the sums of squares between values and within units (which includes the former)."""
     rest = within - between
     freedom = (units - 1) * (values - 1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -125,9 +126,9 @@ def _f(between: np.ndarray, within: np.ndarray, units: int, values: int) -> np.n
 
 
 def permuted_f(values_nkM: np.ndarray, draws: int = DRAWS, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """F of each metric and its p by shuffling values within units, both [M].
+    """Return F of each metric and its p by permuting values within units, both [M].
 
-    NaN where a number is missing, or nothing varies within units. Needs two units.
+    NaN if a value is missing or nothing varies within units. Needs at least two units.
     """
     n, k, M = values_nkM.shape
     inside = values_nkM - values_nkM.mean(axis=1, keepdims=True)
@@ -140,14 +141,17 @@ def permuted_f(values_nkM: np.ndarray, draws: int = DRAWS, seed: int = 0) -> tup
             sums_BM += inside[unit, found[:, unit, value]]
         between_BM += sums_BM**2 / n
     usable_M = np.isfinite(within_M) & (within_M > 0)
-    # F rises with what lies between, of a sum that shuffling leaves as it is
+    # F increases with the sum of squares between values, because permuting keeps the sum within units
     p_M = (between_BM >= between_BM[0] - TIES * within_M).mean(axis=0)
     f_M = _f(between_BM[0], within_M, n, k)
     return np.where(usable_M, f_M, np.nan), np.where(usable_M, p_M, np.nan)
 
 
 def permanova(gram_nknk: np.ndarray, draws: int = DRAWS, seed: int = 0) -> tuple[float, float, float]:
-    """F of all values within units, R^2 (the share of what varies within units that lies between values), and p."""
+    """Return F of all values within units, R^2 and p, from inner products [n, k, n, k].
+
+    R^2 is the share of the squared distances within units that is between values. All are NaN if nothing varies.
+    """
     n, k = gram_nknk.shape[:2]
     inside = gram_nknk - gram_nknk.mean(axis=1, keepdims=True)
     inside = inside - inside.mean(axis=3, keepdims=True)
