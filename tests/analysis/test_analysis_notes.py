@@ -37,7 +37,7 @@ def with_hypotheses(folder: Path, hypotheses: str, made: float = BEFORE) -> None
 @pytest.mark.parametrize(
     ("hypothesis", "said"),
     [
-        ("blue is longer", "'blue is longer' is not tested as one written before the run: it names no metric"),
+        ("blue is longer", "'blue is longer' has no confirmatory test: it names no metric"),
         ("{text: t, metric: path_length}", "it names no contrast"),
         ("{text: t, metric: path_lenght, contrast: [red, blue]}", "did you mean 'path_length'?"),
     ],
@@ -80,7 +80,7 @@ def test_detectable_effects_are_reported_next_to_the_findings(tmp_path: Path) ->
 
     write_study(tmp_path, COLORS, 12, longer)
     found = analyze("made", workspace=tmp_path, out=tmp_path / "out", report=False)
-    assert "clear of correction" in found.summary and found.tests.power in found.summary
+    assert "significant after correction" in found.summary and found.tests.power in found.summary
     assert "is found four times in five" in found.tests.power
     assert found.facts()["report"] is None  # none was asked for
 

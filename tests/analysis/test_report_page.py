@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pytest
@@ -16,6 +17,7 @@ from wanscope.analysis import report
 from wanscope.analysis.analyze import analyze
 from wanscope.analysis.charts import charts
 from wanscope.analysis.collection import LeftOut
+from wanscope.analysis.contrast_tests import Test
 from wanscope.analysis.preview import Preview
 from wanscope.analysis.report import rendered
 
@@ -112,3 +114,12 @@ def test_a_missing_template_value_is_an_error(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(report, "_tests", lambda family: {"family": family})
     with pytest.raises(jinja2.UndefinedError, match="rows"):
         rendered(found, [], [NO_CLIP] * 2)
+
+
+def test_identical_takes_are_reported_as_no_difference() -> None:
+    """PERMANOVA's R2 is undefined if the takes of every pair are identical; the table must not show "+nan R2"."""
+    blank: dict[str, Any] = dict.fromkeys(Test.__annotations__)
+    texts = {"kind": "group", "title": "Latents", "a": "a", "b": "b", "part": "", "measure": "R2", "note": ""}
+    test = Test(**{**blank, **texts, "difference": float("nan"), "p": 1.0, "units": 3})
+    assert report._row(test)["numbers"][0] == "no difference"
+    assert report._row(replace(test, difference=0.5))["numbers"][0] == "+0.5 R2"

@@ -70,9 +70,7 @@ def export_bundle(
     )
     place = Path(out).expanduser().absolute() if out is not None else _default(analysis, workspace)
     if place.is_dir() and any(place.iterdir()) and not (place / SUMS).is_file():
-        raise RequestError(
-            f"{place} contains other files", "a bundle needs an empty folder", f"--out {place}-bundle"
-        )
+        raise RequestError(f"{place} contains other files", "a bundle needs an empty folder", f"--out {place}-bundle")
     if place.exists() and not place.is_dir():
         raise RequestError(f"{place} is a file", "a bundle is a folder", f"--out {place}-bundle")
     require_writable(place.parent)

@@ -148,8 +148,7 @@ def _courses(analysis: Analysis, groups: Groups) -> Iterator[Chart]:
             metric.name,
             "Latents over the steps" if latent else "Paths over the steps",
             metric.title,
-            f"{metric.about} "
-            + ("Group means." if marks else "Thick: group mean; thin: single takes."),
+            f"{metric.about} " + ("Group means." if marks else "Thick: group mean; thin: single takes."),
             "step",
             "share of takes" if marks else _label(metric),
             (*(() if marks else _thin(takes, groups, analysis)), *_means(takes, groups)),
@@ -253,7 +252,13 @@ def _spectra(analysis: Analysis, groups: Groups) -> Iterator[Chart]:
     if analysis.states and "radial_power" in {metric.name for metric in analysis.table.metrics}:
         last = analysis.states[-1]
         yield _by_part(
-            analysis, groups, "radial_power", "Latents over the steps", "frequency (cycles per latent pixel)", True, last
+            analysis,
+            groups,
+            "radial_power",
+            "Latents over the steps",
+            "frequency (cycles per latent pixel)",
+            True,
+            last,
         )
 
 

@@ -149,7 +149,9 @@ def _of_result(result: StudyResult) -> Collection:
 
 def _of_takes(takes: Sequence[Any]) -> Collection:
     if not takes or not all(isinstance(take, Take) for take in takes):
-        raise RequestError("there is nothing to analyze", "`analyze` needs a study or a list of takes", "wanscope takes")
+        raise RequestError(
+            "there is nothing to analyze", "`analyze` needs a study or a list of takes", "wanscope takes"
+        )
     found = _Members()
     for take in takes:
         found.add(_name(take), take.folder)

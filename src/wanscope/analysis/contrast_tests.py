@@ -327,7 +327,13 @@ def _corrected(tests: Sequence[Test]) -> list[Test]:
     adjusted, bh = holm(p), benjamini_hochberg(p)
     confirmatory = holm(np.where(confirm, p, np.nan)) if confirm.any() else np.full(len(p), np.nan)
     return [
-        replace(test, p_holm=_number(adjusted[i]), q_bh=_number(bh[i]), p_confirmatory=_number(confirmatory[i]), family=family)
+        replace(
+            test,
+            p_holm=_number(adjusted[i]),
+            q_bh=_number(bh[i]),
+            p_confirmatory=_number(confirmatory[i]),
+            family=family,
+        )
         for i, test in enumerate(tests)
     ]
 

@@ -21,8 +21,8 @@ LARGE_T = 30.0  # from here on a closed form replaces the noncentral t distribut
 class Effect:
     """Paired effect sizes: the mean difference over the standard deviation of the differences, with its interval.
 
-    All float64 [M]. `size` has the small-sample correction of Hedges' g. NaN if the differences are all equal or there are
-    fewer than two.
+    All float64 [M]. `size` has the small-sample correction of Hedges' g. NaN if the differences are all equal or there
+    are fewer than two.
     """
 
     size: np.ndarray

@@ -111,7 +111,7 @@ def flipped_form(form_UU: np.ndarray, draws: int = DRAWS, seed: int = 0) -> floa
 
 
 def permanova(gram_NN: np.ndarray, pairs: Pairs) -> tuple[float, float]:
-    """Return pseudo-F within pairs, and R^2: the share of the squared distance within pairs that is between the groups.
+    """Return pseudo-F within pairs, and R^2: the share of the squared distance in pairs that is between the groups.
 
     gram_NN: inner products of the takes. Both are NaN if the takes of every pair are equal.
     """
@@ -141,7 +141,7 @@ def energy_distance(distance_NN: np.ndarray, a: np.ndarray, b: np.ndarray) -> fl
 
 
 def separability(gram_NN: np.ndarray, pairs: Pairs) -> tuple[float, float]:
-    """Return the shares of left-out takes nearest to their own group's centroid, and of left-out pairs in the right order.
+    """Return the shares of left-out takes nearest to their group's centroid, and of left-out pairs in the right order.
 
     gram_NN: inner products of the takes. One seed at a time is left out, with all its scenes. Ties count half. NaN for
     a single seed.

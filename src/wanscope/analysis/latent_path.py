@@ -23,8 +23,8 @@ EPSILON = {"fp16": 2.0**-10, "fp32": 2.0**-23}  # distance from 1 to the next nu
 def rounding_floor(squared_norms: np.ndarray, dtype: str) -> float:
     """Return the largest expected squared length of the rounding error of a state in `dtype`.
 
-    squared_norms: squared lengths of the states. A value in [2^e, 2^(e+1)) is rounded with a uniform error of variance (2^e eps)^2 / 12, at
-    most value^2 eps^2 / 12.
+    squared_norms: squared lengths of the states. A value in [2^e, 2^(e+1)) is rounded
+    with a uniform error of variance (2^e eps)^2 / 12, at most value^2 eps^2 / 12.
     """
     return float(np.max(squared_norms) * EPSILON[dtype] ** 2 / 12)
 
@@ -33,7 +33,7 @@ def rounding_floor(squared_norms: np.ndarray, dtype: str) -> float:
 class LatentPath:
     """A path, given by its Gram matrix, float64 [K, K]. dimension: D. sigmas: noise level of each state, [K].
 
-    dtype: the type of the states from which the Gram matrix was computed. indices: the states' indices in the loop, [K].
+    dtype: the type of the states from which the Gram matrix was computed. indices: of the states in the loop, [K].
 
     Raises ValueError if the shapes do not match.
     """

@@ -1,7 +1,7 @@
 """Statistics of one latent, accumulated frame by frame: channels, spatial frequencies, coherence, entropy.
 
 Moments are summed in float64. Spatial power comes from single-precision Fourier transforms of each channel of each
-frame, minus its mean. Frequencies are in cycles per latent pixel: (0, 0.5] along an axis, up to 0.71 on the diagonal.
+frame, minus its mean. Frequencies are in cycles per latent pixel: (0, 0.5] along an axis, up to 0.71 on diagonals.
 
 Entropy is the differential entropy of a latent's values in nats, from a histogram with fixed bins. For large frames it
 uses every n-th value. Sources: histogram estimate with the correction of Miller 1955 (as in Paninski 2003, doi
@@ -33,7 +33,7 @@ class LatentStatistics:
 
     mean_C, variance_C: of each channel. correlation_CC: between channels. power_R: mean squared Fourier coefficient per
     radial band (0 for a constant frame; for white noise its variance in every band). detail: share of the power at FINE
-    and above. coherence: mean correlation of adjacent frames, NaN for a single frame. change: mean squared difference of
+    and above. coherence: mean correlation of adjacent frames, NaN for one frame. change: mean squared difference of
     adjacent frames over the sum of their mean squares. entropy: in nats per value. gaussian_gap: entropy of a Gaussian
     with the same variance minus the entropy.
     """
@@ -75,7 +75,7 @@ def band_edges(bands: int = BANDS) -> np.ndarray:
 def radial_plan(height: int, width: int, bands: int = BANDS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return three flat arrays for the coefficients of a real transform, [h * (w // 2 + 1)].
 
-    They are the band of each (-1 for the mean), its multiplicity in the full transform, and whether it counts as detail.
+    They are the band of each (-1 for the mean), its multiplicity in the full transform, and whether it is detail.
     """
     fy_h, fx_w = np.fft.fftfreq(height), np.fft.rfftfreq(width)
     radius = np.hypot(fy_h[:, None], fx_w[None, :])

@@ -18,7 +18,7 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
-    """Return Benjamini and Hochberg's q: rejecting at alpha keeps the expected share of false rejections at most alpha."""
+    """Return Benjamini and Hochberg's q: rejecting at alpha keeps the expected share of false ones at most alpha."""
 
     def adjusted(ordered: np.ndarray, m: int) -> np.ndarray:
         return np.minimum.accumulate((ordered * m / np.arange(1, m + 1))[::-1])[::-1]

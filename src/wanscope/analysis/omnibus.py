@@ -36,7 +36,7 @@ EXACT = 10_000
 
 @dataclass(frozen=True)
 class Blocks:
-    """Takes of one factor in units. members: for each unit the takes' indices, [cells, k], columns in order of values."""
+    """Takes of one factor in units. members: for each unit the takes' indices, [cells, k], in order of values."""
 
     factor: str
     values: tuple[str, ...]
@@ -74,7 +74,7 @@ def factors_of(comparison: Comparison) -> dict[str, tuple[str, ...]]:
 def blocks_of(
     members: Sequence[Member], factor: str, values: Sequence[str], unit: Unit, scenes: Sequence[str] = ()
 ) -> Blocks:
-    """Group the takes of a factor's values into units. Takes with equal seed and other labels form a cell, as in pairs."""
+    """Group a factor's takes into units. Takes with equal seed and other labels form a cell, as in pairs."""
     rest = others(members, factor) if factor != PROMPT else []
     places = [rest.index(name) for name in scenes if name in rest] if scenes else range(len(rest))
     cells: dict[tuple[tuple[str | None, ...], int], dict[str, int]] = {}
@@ -94,7 +94,7 @@ def blocks_of(
 
 @lru_cache(maxsize=16)
 def patterns(units: int, values: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """Return permutation patterns, int8 [B, n, k], the observed one first: the value that each number is assigned to."""
+    """Return permutation patterns, int8 [B, n, k], the observed one first: the value assigned to each number."""
     orders = np.array(list(permutations(range(values))), dtype=np.int8)
     if counted(units, values):
         chosen = list(product(range(len(orders)), repeat=max(units - 1, 0)))

@@ -8,6 +8,7 @@ file gathers what the templates show.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,8 +177,10 @@ def _row(test: Test) -> dict[str, Any]:
         test.title + (f" ({test.part})" if test.part else "") + (" *" if test.confirmatory else ""),
         f"all of {test.a}" if test.kind == "omnibus" else f"{test.a} minus {test.b}",
     ]
+    # R2 is undefined if the takes of every pair are identical.
+    identical = test.difference is not None and math.isnan(test.difference)
     numbers = [
-        n(test.difference, "+.3g") + unit,
+        "no difference" if identical else n(test.difference, "+.3g") + unit,
         interval,
         n(test.effect, "+.2f"),
         span(test.effect_low, test.effect_high),

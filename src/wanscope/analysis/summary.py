@@ -69,7 +69,7 @@ def _findings(analysis: Analysis) -> Iterator[str]:
         lines = [_sentence(test, analysis) for test in shown[:LISTED]]
         if len(shown) > LISTED:
             lines.append(f"and {len(shown) - LISTED} more in the table of tests")
-        yield "Exploratory, but clear of correction:\n" + "\n".join(f"- {line}" for line in lines)
+        yield "Exploratory, significant after correction:\n" + "\n".join(f"- {line}" for line in lines)
         yield f"What is not listed is not shown to be equal. {family.power}"
     else:
         what = "Of the other tests none" if confirmed else "None"
