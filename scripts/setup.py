@@ -134,7 +134,8 @@ class Environment:
             raise Failed("pip could not be added to the environment.", "install uv and run this again")
 
     def install(self, arguments: list[str], env: dict[str, str] | None = None, quiet: bool = False) -> bool:
-        pip = [str(self.python), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
+        # pip would compile every file of every package, which takes most of the time; Python compiles what it imports.
+        pip = [str(self.python), "-m", "pip", "install", "--no-compile", "--no-input", "--disable-pip-version-check"]
         head = [self.uv, "pip", "install", "--python", str(self.python)] if self.uv else pip
         return run(head + arguments, env, quiet) == 0
 

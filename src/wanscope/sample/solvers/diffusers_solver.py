@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -49,7 +50,7 @@ class DiffusersSolver(Solver):
         self._device, self._steps, self._given = device, sampler.steps, explicit_sigmas(sampler)
         self._config = self._configured(scheduler_config) | {self.shift_name: sampler.shift}
         if self._given is not None:
-            self._config |= {k: v for k, v in _SIGMAS_AS_GIVEN.items() if k in self._known()}
+            self._config |= {k: v for k, v in _SIGMAS_AS_GIVEN.items() if k in _arguments(self._class)}
             self._config[self.shift_name] = 1.0
         self.begin(0)
         calls = len(self.scheduler.timesteps)
@@ -87,9 +88,6 @@ class DiffusersSolver(Solver):
             )
         self.scheduler.sigmas = wanted.clamp(max=self.largest_sigma)
 
-    def _known(self) -> set[str]:
-        return set(inspect.signature(self._class.__init__).parameters) - {"self"}
-
     def _configured(self, config: Mapping[str, Any]) -> dict[str, Any]:
         if config.get("_class_name", self.scheduler_class) != self.scheduler_class:
             return {"num_train_timesteps": train_timesteps(config), **self.settings}
@@ -99,4 +97,10 @@ class DiffusersSolver(Solver):
                 "a take must come out the same from its recipe and seed",
                 "a solver that does not: unipc, or euler with stochastic_sampling off in scheduler_config.json",
             )
-        return {**self.settings, **{k: v for k, v in config.items() if k in self._known()}}
+        return {**self.settings, **{k: v for k, v in config.items() if k in _arguments(self._class)}}
+
+
+@functools.cache  # diffusers' decorator makes the signature slow to read
+def _arguments(scheduler: type) -> frozenset[str]:
+    """Return the names of the arguments that a scheduler class takes."""
+    return frozenset(inspect.signature(scheduler.__init__).parameters) - {"self"}
