@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -234,13 +235,32 @@ def refused(run: Callable[[], Ran], words: str) -> bool:
     return unless_refused(run, words) is None
 
 
-@pytest.mark.parametrize("branches_of", BRANCHES_OF_PAIRS, ids=lambda pair: " and ".join(pair))
-@pytest.mark.parametrize("first", WAYS)
-def test_every_pair_of_edits_is_planned_counted_and_computed_the_same(models, first: str, branches_of):
+def turns() -> list[Any]:
+    """Return a way to edit and, for each way that follows it, the branches of both.
+
+    Every ordered pair of ways has one of the four pairs of branches, in turn, and the other three among the slow tests.
+    """
+    ways, number = list(WAYS), len(BRANCHES_OF_PAIRS)
+    return [
+        pytest.param(
+            first,
+            {second: BRANCHES_OF_PAIRS[(i + j + turn) % number] for j, second in enumerate(ways)},
+            id=f"{first}-{turn}",
+            marks=[pytest.mark.slow] if turn else [],
+        )
+        for turn in range(number)
+        for i, first in enumerate(ways)
+    ]
+
+
+@pytest.mark.parametrize(("first", "branches"), turns())
+def test_every_pair_of_edits_is_planned_counted_and_computed_the_same(
+    models, first: str, branches: dict[str, tuple[str, str]]
+):
     """Also where one edit overrides the other: all runtimes use the same rules."""
     model, native, wrapper = models
-    for second in WAYS:
-        edits = [WAYS[first](branch=branches_of[0]), WAYS[second](branch=branches_of[1])]
+    for second, (of_first, of_second) in branches.items():
+        edits = [WAYS[first](branch=of_first), WAYS[second](branch=of_second)]
         direction = next((DIRECTIONS[e.sha256] for e in edits if isinstance(e, Steer)), None)
         if {"steer context", "steer hidden"} == {first, second}:
             continue  # the ComfyUI runs here have only one direction
