@@ -1,4 +1,4 @@
-"""Progress events. The core emits them and the doors subscribe to them; the core never prints.
+"""Progress events. The core emits them and the user interfaces listen to them; the core never prints.
 
 Times are seconds, sizes bytes. Every event is a frozen dataclass, and `as_dict` makes it a line of JSON.
 """
@@ -21,7 +21,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Note(Event):
-    """Something a person should know that is not an error, for example a download's size and destination."""
+    """Something that the user should know and that is not an error, such as a download's size and destination."""
 
     text: str
 
@@ -76,7 +76,7 @@ class TakeStarted(Event):
 
     @property
     def shown(self) -> str:
-        """The take in one line, such as `a red circle, late, seed 0`."""
+        """A description of the take in one line, such as `a red circle, late, seed 0`."""
         return ", ".join(filter(None, (self.prompt, self.edit, f"seed {self.seed}")))
 
 
@@ -135,4 +135,4 @@ Listener = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """A listener that does nothing."""
+    """Do nothing with an event."""
