@@ -1,7 +1,7 @@
-"""What holds for every test: one thread a process, waits that survive a busy machine, and how many workers there are.
+"""Settings of all tests: one thread per process, timeouts that survive a busy machine, and the number of workers.
 
-`pytest` alone is one process, so that `pytest -k name` begins at once. `pytest -n auto` (which `scripts/setup.py test`
-and CI use) shares the tests among as many processes as `pytest_xdist_auto_num_workers` says.
+`pytest` alone is one process, so that `pytest -k name` starts immediately. `pytest -n auto`, which CI and
+`scripts/setup.py test` use, distributes the tests over the number of processes of `pytest_xdist_auto_num_workers`.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ __all__ = ["pytest_collection_finish", "pytest_runtest_makereport", "pytest_xdis
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
 
-BYTES_A_WORKER = 2 * 2**30  # a worker holds torch, diffusers and tiny models: about 1 GB, more while it compiles
+BYTES_PER_WORKER = 2 * 2**30  # a worker holds torch, diffusers and tiny models: about 1 GB, more while it compiles
 
-# How long an example takes says how busy the machine is, and nothing about the code.
+# How long an example takes depends on the load of the machine, not on the code.
 settings.register_profile("wanscope", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("wanscope")
 
 
 @pytest.hookimpl(optionalhook=True)  # a hook of pytest-xdist
 def pytest_xdist_auto_num_workers() -> int:
-    """Workers for `-n auto`: one a core that this process may use, as far as memory goes; 0, no worker, for one core.
+    """Return the workers for `-n auto`: one per core that this process may use, limited by memory; 0 for one core.
 
-    xdist itself counts physical cores, which is one where two threads of one core are lent.
+    xdist itself counts physical cores, of which there is one if this process gets two threads of one core.
     """
     import psutil
 
     given = os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS", "")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = int(given) if given.isdigit() else min(cores, psutil.virtual_memory().available // BYTES_A_WORKER)
+    workers = int(given) if given.isdigit() else min(cores, psutil.virtual_memory().available // BYTES_PER_WORKER)
     return workers if workers > 1 else 0
 
 
 def pytest_collection_finish() -> None:
-    """The modules are imported. Collecting garbage, which every run of a study does, need not go through them again."""
+    """Exclude the imported modules from garbage collection, which every run of a study does."""
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
     gc.collect()

@@ -18,7 +18,7 @@ from wanscope.study import make_take
 SMALL = {"width": 32, "height": 32, "frames": 5, "fps": 8, "steps": 2, "negative": ""}
 
 
-def test_importing_loads_no_torch_and_no_library_of_weight() -> None:
+def test_importing_loads_no_torch_and_no_heavy_library() -> None:
     code = (
         "import sys, wanscope; dir(wanscope); wanscope.Study, wanscope.Capture, wanscope.open_take, wanscope.Take;"
         "print([m for m in ('torch', 'diffusers', 'transformers', 'zarr', 'av', 'numba') if m in sys.modules])"
@@ -27,18 +27,18 @@ def test_importing_loads_no_torch_and_no_library_of_weight() -> None:
     assert run.stdout.strip() == "[]"
 
 
-def test_importing_alone_loads_nothing_of_ours() -> None:
+def test_importing_alone_loads_no_module_of_ours() -> None:
     code = "import sys, wanscope; print([m for m in sys.modules if m.startswith('wanscope.') or m == 'pydantic'])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("name", ws.__all__)
-def test_every_public_name_is_there(name: str) -> None:
+def test_every_public_name_exists(name: str) -> None:
     assert getattr(ws, name) is not None
 
 
-def test_names_that_are_not_there_say_so() -> None:
+def test_missing_names_are_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'genrate'"):
         _ = ws.genrate  # type: ignore[attr-defined]
 
@@ -65,7 +65,7 @@ def test_a_second_pass_from_python(tmp_path: Path) -> None:
     assert second.id != first.id and not np.array_equal(first.final, second.final)
 
 
-def test_settings_may_be_flat_or_whole(tmp_path: Path) -> None:
+def test_settings_may_be_flat_or_nested(tmp_path: Path) -> None:
     flat = ws.generate(model(), "a dog", workspace=tmp_path, **SMALL)
     video = {"width": 32, "height": 32, "frames": 5, "fps": 8}
     whole = ws.generate(model(), "a dog", workspace=tmp_path, video=video, sampler={"steps": 2}, negative="")

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md: what it says to do is done in a copy of the checkout, and the generic tests there find it.
+"""CONTRIBUTING.md: its instructions are followed in a copy of the checkout, and the generic tests there are run.
 
 All sections are followed in one copy, and their commands run in one process. helpers/followed.py reads the page.
 """
@@ -19,7 +19,7 @@ from helpers.followed import PAGE, ROOT, PageError, Step
 
 @dataclass(frozen=True)
 class Expected:
-    """What a section adds, patterns that its commands have to print about it, and its row in which page."""
+    """What a section adds, patterns that its commands must print, and the pages in which it gets a row."""
 
     name: str
     printed: tuple[str, ...]
@@ -35,7 +35,7 @@ SECTIONS = {
         "ralston",
         (
             r"test_a_solver_has_the_order_and_the_evaluations_that_it_states\[ralston\] PASSED",
-            r"test_one_state_a_step_however_many_evaluations\[ralston\] PASSED",
+            r"test_one_state_per_step_for_any_number_of_evaluations\[ralston\] PASSED",
         ),
         "docs/sampling.md",
         "| `ralston` | 2 | 2n | yes | Ralston's method, singlestep.",
@@ -56,7 +56,7 @@ SECTIONS = {
             r"test_every_pair_of_edits\[thin-mix\] PASSED",
             r"test_the_examples_are_written_as_they_are_read PASSED",
             r"test_every_way_to_edit_acts_where_it_is_planned_and_leaves_the_model_as_it_was\[thin-cond\] PASSED",
-            r"test_every_pair_of_edits_is_planned_counted_and_computed_alike\[thin-.*\] PASSED",
+            r"test_every_pair_of_edits_is_planned_counted_and_computed_the_same\[thin-.*\] PASSED",
         ),
         "docs/editing.md",
         "| `thin` | Skips every n-th of the chosen blocks, beginning with the first one | `thin in mid every=3` |",
@@ -81,9 +81,9 @@ def test_every_section_that_adds_something_is_followed() -> None:
     assert set(re.findall(r"^## (Add .*)$", page, re.MULTILINE)) == set(SECTIONS)
 
 
-@pytest.mark.timeout(900)  # half a minute of work, more than that on a machine with other work
+@pytest.mark.timeout(900)  # half a minute of work, more on a busy machine
 def test_the_sections_do_what_they_say(tmp_path: Path) -> None:
-    """CONTRIBUTING.md: one test, because what takes the time is the process that runs the commands of all sections."""
+    """CONTRIBUTING.md: one test, because one process runs the commands of all sections, which takes the time."""
     root = followed.copy_of_the_checkout(tmp_path)
     made = {section: followed.steps(section) for section in SECTIONS}
     for section, each in made.items():
@@ -106,7 +106,7 @@ def test_the_sections_do_what_they_say(tmp_path: Path) -> None:
 
 
 def formatting(root: Path, written: list[str]) -> str:
-    """What ruff says of the files that were written."""
+    """Return ruff's report on the files that were written."""
     said = ""
     for arguments in (["check"], ["format", "--check", "--diff"]):
         # The one of this environment, which need not be on the path.
@@ -116,7 +116,7 @@ def formatting(root: Path, written: list[str]) -> str:
     return said
 
 
-# ---- the reader of the page
+# ---- the parser of the page
 
 
 PAGE_OF = """

@@ -1,4 +1,4 @@
-"""The docs' tables of solvers, metrics, edits and models say what the registries hold."""
+"""The docs' tables of solvers, metrics, edits and models match the registries."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TABLES = script("doc_tables")
 
 
 def names_in(page: str, name: str) -> list[str]:
-    """The names in the first column of a table."""
+    """Return the names in the first column of a table."""
     (found,) = TABLES.region(name).findall((ROOT / page).read_text(encoding="utf-8"))
     columns = [line.split("|")[1] for line in found[1].splitlines() if line.startswith("|")]
     return re.findall(r"`([^`]+)`", " ".join(columns))
@@ -40,7 +40,7 @@ def test_a_failing_test_of_a_page_names_the_page() -> None:
 
 
 @pytest.mark.parametrize("name", TABLES.TABLES)
-def test_a_table_is_what_its_registry_says(name: str) -> None:
+def test_a_table_matches_its_registry(name: str) -> None:
     page, table = TABLES.TABLES[name]
     text = (ROOT / page).read_text(encoding="utf-8")
     assert TABLES.current(text, name, table()) == text, (
@@ -59,7 +59,7 @@ def test_every_registered_name_is_in_its_table() -> None:
     assert sorted(names_in("README.md", "models from text")) == sorted(from_text)
 
 
-def test_the_check_sees_what_is_missing_and_what_has_no_place(tmp_path: Path) -> None:
+def test_the_check_detects_missing_and_unknown_entries(tmp_path: Path) -> None:
     for page in {page for page, _ in TABLES.TABLES.values()}:
         (tmp_path / page).parent.mkdir(exist_ok=True)
         (tmp_path / page).write_text((ROOT / page).read_text(encoding="utf-8"), encoding="utf-8")
@@ -74,7 +74,7 @@ def test_the_check_sees_what_is_missing_and_what_has_no_place(tmp_path: Path) ->
 
 
 def test_the_page_of_names_elsewhere_uses_names_that_exist() -> None:
-    """What it gives as ours: metrics, tests of groups, and the quantities of groups at each step."""
+    """The names it gives as ours: metrics, tests of groups, and the quantities of groups at each step."""
     from wanscope.analysis.charts import QUANTITIES
 
     known = {metric.name for metric in all_metrics()} | {*OF_GROUPS, "distance_within", "design", "groups.csv"}

@@ -1,4 +1,4 @@
-"""What 0.1's documentation told people to import still imports."""
+"""Modules that the documentation of 0.1 named can still be imported."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from importlib import import_module
 
 import pytest
 
-# As the docs of 0.1 had them.
+# From the docs of 0.1.
 DOCUMENTED = {
     "wanscope.analysis.attention": ("profile",),
     "wanscope.analysis.metric": ("Subject", "metric", "one"),
@@ -25,6 +25,6 @@ DOCUMENTED = {
 
 
 @pytest.mark.parametrize("module", DOCUMENTED)
-def test_documented_modules_are_where_they_were(module: str) -> None:
+def test_documented_modules_can_still_be_imported(module: str) -> None:
     found = import_module(module)
     assert all(hasattr(found, name) for name in DOCUMENTED[module])

@@ -1,4 +1,4 @@
-"""The script of the pictures in docs/editing.md: its edits can be read, and what it draws is what it was given."""
+"""The script of the pictures in docs/editing.md: its edits are valid, and it draws the frames it is given."""
 
 from __future__ import annotations
 

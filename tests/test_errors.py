@@ -1,4 +1,4 @@
-"""Errors say what, why and a fix, and carry the exit status that a door uses."""
+"""Errors have what, why and a fix, and the exit status of the command line."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def kinds() -> list[type[WanscopeError]]:
     return [k for _, k in inspect.getmembers(errors, inspect.isclass) if issubclass(k, WanscopeError)]
 
 
-# Failed work with a status of its own: a stop by hand, and a disk found unfit before any work, as a request is.
+# Failures with their own status: an interruption, and a disk that is found unusable before any work, like a request.
 OWN_STATUS = {errors.Interrupted: 130, errors.StorageRefused: 2}
 
 
 @pytest.mark.parametrize("kind", kinds(), ids=lambda kind: kind.__name__)
-def test_every_error_is_a_wrong_request_or_failed_work_and_explains_itself(kind: type[WanscopeError]) -> None:
+def test_every_error_is_a_wrong_request_or_failed_work_and_is_documented(kind: type[WanscopeError]) -> None:
     assert kind.__doc__
     if kind is WanscopeError:
         return

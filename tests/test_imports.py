@@ -1,8 +1,8 @@
-"""The house's shape: what may import what, what stays free of torch, and how long a file may be.
+"""The package's layout: what may import what, what stays free of torch, and how long a file may be.
 
 Layers, lowest first: errors, events -> spec, prompt -> wan, edit -> recipe (which holds edits) -> runtime, capture ->
 sample -> take -> catalog -> analysis, study -> marbles -> doors. A file imports from its own layer and from those
-below, wherever in the file the import stands, and packages of one layer do not import each other in a circle.
+below, wherever in the file the import is, and packages of one layer do not import each other in a circle.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FACADE = "__init__.py"  # the public names, each imported when it is first used
 
 LINES = 400
-# A file past that wants a reason, here.
+# A longer file needs a reason here.
 LONGER: dict[str, str] = {}
 
-# Their promise is a start in a fraction of a second, and a web process without torch.
+# They must start in a fraction of a second, and a web process must not load torch.
 TORCH_FREE = (
     "wanscope",
     "wanscope.errors",
@@ -89,8 +89,8 @@ TORCH_FREE = (
     "wanscope.marbles.world",
 )
 
-# They import torch, and the model libraries only when a model is loaded: what looks at a file's header or at a device
-# starts without them.
+# They import torch, but the model libraries only when a model is loaded: reading a file's header or checking a device
+# does not need them.
 MODEL_LIBRARIES = ("diffusers", "transformers", "peft", "accelerate")
 MODEL_LIBRARY_FREE = (
     "wanscope.wan.load",
@@ -110,14 +110,14 @@ def files() -> list[Path]:
 
 
 def package_of(path: Path) -> str:
-    """The part of the house a file belongs to: its first folder, or its own name."""
+    """Return the part of the package that a file belongs to: its first folder, or its own name."""
     first = path.relative_to(SOURCE).parts[0]
     return first.removesuffix(".py")
 
 
 @cache
 def imports(path: Path) -> tuple[tuple[int, str], ...]:
-    """(line, part of the house) of every import of our own, at any depth of the file."""
+    """Return (line, part of the package) of every import of our own, at any depth of the file."""
     return tuple(_imports(ast.parse(path.read_text(encoding="utf-8")), path))
 
 
@@ -139,12 +139,12 @@ def _imports(tree: ast.AST, path: Path) -> Iterator[tuple[int, str]]:
                 yield from ((node.lineno, alias.name) for alias in node.names if alias.name != "__version__")
 
 
-def test_every_part_of_the_house_has_its_layer() -> None:
+def test_every_part_of_the_package_has_a_layer() -> None:
     assert {package_of(path) for path in files()} - {"__init__", "configs"} <= set(LEVEL)
 
 
-def test_what_is_at_the_top_of_the_house() -> None:
-    """Everything else has its room: spec/ for what a study may say, study/ for what is done with it."""
+def test_modules_at_the_top_of_the_package() -> None:
+    """Everything else is in a folder: spec/ for what a study may contain, study/ for what is done with it."""
     top = {path.stem for path in SOURCE.glob("*.py")}
     assert top == {"__init__", "__main__", "api", "errors", "events", "recipe", "workspace"}
 
@@ -182,13 +182,13 @@ def test_no_circle_between_packages() -> None:
 
 
 def name_of(path: Path) -> str:
-    """A file's name as it is imported: `wanscope.take.store`, `wanscope.edit` for edit/__init__.py."""
+    """Return the name under which a file is imported: `wanscope.take.store`, `wanscope.edit` for edit/__init__.py."""
     parts = path.relative_to(SOURCE.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def imported_files(code: str, known: Collection[str]) -> set[str]:
-    """Our files that the code names in an import, at any depth: at the top, in a function, under TYPE_CHECKING."""
+    """Return our files that the code imports at any depth: at the top, in a function, under TYPE_CHECKING."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
@@ -201,7 +201,7 @@ def imported_files(code: str, known: Collection[str]) -> set[str]:
 
 
 def circles(edges: Mapping[str, Set[str]]) -> list[list[str]]:
-    """The groups of files that reach each other, and files that import themselves."""
+    """Return the groups of files that reach each other, and files that import themselves."""
     reached: dict[str, set[str]] = {}
     for start in edges:
         seen: set[str] = set()
@@ -223,7 +223,7 @@ def test_no_circle_between_files() -> None:
     assert circles({name: imported_files(text, code) for name, text in code.items()}) == []
 
 
-def test_the_check_sees_circles_of_typing_and_lazy_imports() -> None:
+def test_the_check_detects_circles_of_typing_and_lazy_imports() -> None:
     code = {
         "wanscope.a": "if TYPE_CHECKING:\n    from wanscope.b import Thing",
         "wanscope.b": "def f():\n    from wanscope import c",
@@ -237,7 +237,7 @@ def test_the_check_sees_circles_of_typing_and_lazy_imports() -> None:
     assert circles({"wanscope.a": {"wanscope.a"}}) == [["wanscope.a"]]
 
 
-def test_the_check_sees_an_upward_import() -> None:
+def test_the_check_detects_an_upward_import() -> None:
     code = "def f():\n from wanscope.doors.cli import main\n import wanscope.take.store\n from wanscope import study"
     assert list(_imports(ast.parse(code), SOURCE)) == [(2, "doors"), (3, "take"), (4, "study")]
 
@@ -246,7 +246,7 @@ def test_modules_that_promise_it_load_no_torch_or_no_model_library() -> None:
     doors = [
         ".".join(("wanscope", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
         for path in files()
-        # ComfyUI's door is opened inside ComfyUI, where torch is loaded already
+        # the ComfyUI nodes are loaded inside ComfyUI, where torch is already loaded
         if package_of(path) == "doors" and "comfy" not in path.parts
     ]
     code = """

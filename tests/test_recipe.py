@@ -1,4 +1,4 @@
-"""Recipes and studies: what is refused and how it is said, what is resolved, and what an id covers."""
+"""Recipes and studies: what is refused and with which message, what is resolved, and what an id covers."""
 
 from __future__ import annotations
 
@@ -134,13 +134,13 @@ def test_every_problem_is_counted_and_the_misspelled_key_comes_first() -> None:
 
 
 @pytest.mark.parametrize("name", ["a/b", "a\\b", "..", ".hidden", "CON", "nul.txt", "a:b", "x ", "", "a\nb", "x" * 200])
-def test_names_that_are_no_folder_everywhere_are_refused(name: str) -> None:
+def test_names_that_are_not_valid_folders_everywhere_are_refused(name: str) -> None:
     with pytest.raises(RecipeError, match="valid folder name"):
         study(name=name)
 
 
 @pytest.mark.parametrize("name", ["kiss", "two women", "ärger-7", "方", "v1.2"])
-def test_plain_names_are_taken(name: str) -> None:
+def test_plain_names_are_accepted(name: str) -> None:
     assert study(name=name).name == name
 
 
@@ -196,7 +196,7 @@ def test_keyframes_hold_before_the_first_and_after_the_last(step: int, interpola
 @given(st.floats(0, 1), st.sampled_from(["linear", "step", "cosine"]))
 def test_keyframes_over_sigma_follow_the_noise_level(sigma: float, interpolate: str) -> None:
     frames = validated(Keyframes, {0.5: 2.0, 0.75: 6.0, "interpolate": interpolate, "over": "sigma"})
-    assert frames.keys == ((0.75, 6.0), (0.5, 2.0))  # in the order of the run, in which sigma falls
+    assert frames.keys == ((0.75, 6.0), (0.5, 2.0))  # in the order of the run, in which sigma decreases
     share = min(max((0.75 - sigma) / 0.25, 0), 1)
     eased = {"linear": share, "cosine": (1 - math.cos(math.pi * share)) / 2, "step": float(share >= 1)}[interpolate]
     assert frames.at(3, sigma) == pytest.approx(6 - 4 * eased)
@@ -218,7 +218,7 @@ def test_keyframes_are_ordered_and_round_trip() -> None:
 # resolving
 
 
-def test_what_is_open_takes_the_variants_own() -> None:
+def test_open_settings_take_the_variants_values() -> None:
     found = SamplerSpec(steps=7).resolved(DEFAULTS)
     assert (found.solver, found.steps, found.shift, found.guidance, found.guidance_2) == ("unipc", 7, 5.0, 5.0, None)
 
@@ -313,16 +313,16 @@ OTHER = {
 
 
 @pytest.mark.parametrize("changes", SAME.values(), ids=SAME.keys())
-def test_what_changes_no_pixel_changes_no_id(changes: dict[str, Any]) -> None:
+def test_settings_that_change_no_pixel_do_not_change_the_id(changes: dict[str, Any]) -> None:
     assert recipe(**changes).id == recipe().id
 
 
-def test_what_changes_pixels_changes_the_id() -> None:
+def test_settings_that_change_pixels_change_the_id() -> None:
     ids = {name: recipe(**changes).id for name, changes in OTHER.items()}
     assert len({*ids.values(), recipe().id}) == len(OTHER) + 1
 
 
-def test_where_a_file_lies_is_not_part_of_the_id() -> None:
+def test_the_path_of_a_file_is_not_part_of_the_id() -> None:
     a = recipe(loras=(LoraSpec(path="/here/a.safetensors", sha256="11"),), init=InitSpec(take="abc", sha256="22"))
     b = recipe(loras=(LoraSpec(path="/there/b.safetensors", sha256="11"),), init=InitSpec(latents="x.npy", sha256="22"))
     assert a.id == b.id

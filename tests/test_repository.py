@@ -1,4 +1,4 @@
-"""The repository agrees with itself: commands, versions, links, examples, and what the wheel carries."""
+"""The repository is consistent: commands, versions, links, examples, and the content of the wheel."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def text_of(name: str) -> str:
 
 
 def fences(page: str, *languages: str) -> list[str]:
-    """The code blocks of a page that are marked with one of these languages."""
+    """Return the code blocks of a page that are marked with one of these languages."""
     found = re.findall(r"^```(\w*)[^\n]*\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
     return [code for language, code in found if language in languages]
 
 
 def shell_lines(page: str) -> list[list[str]]:
-    """The commands in a page's shell blocks, as words, without comments; continued lines are one."""
+    """Return the commands in a page's shell blocks as lists of words, without comments, with continued lines joined."""
     blocks = "\n".join(fences(page, "bash", "sh", "console")).replace("\\\n", " ")
     return [words for line in blocks.splitlines() if (words := shlex.split(line, comments=True))]
 
@@ -50,12 +50,12 @@ def test_every_page_is_listed_once() -> None:
     assert sorted(listed) == sorted(page.name for page in ROOT.glob("docs/*.md") if page.name != "README.md")
 
 
-def test_contributing_shows_the_house_as_it_is() -> None:
+def test_contributing_shows_the_current_layout() -> None:
     page = text_of("CONTRIBUTING.md")
-    house = page.split("## Find your way")[1].split("\n## ")[0].rpartition("\n```\n")[2]
+    layout = page.split("## Find your way")[1].split("\n## ")[0].rpartition("\n```\n")[2]
     parts = [part for part in (ROOT / "src/wanscope").iterdir() if part.suffix == ".py" or part.is_dir()]
     names = {f"{part.name}/" if part.is_dir() else part.name for part in parts} - {"__init__.py", "__pycache__/"}
-    assert names - set(re.findall(r"`([^`]+)`", house)) == set()
+    assert names - set(re.findall(r"`([^`]+)`", layout)) == set()
     # what was announced for later has come
     assert not re.findall(r"[^.]*(?:not exist yet|arrives? (?:later|with))[^.]*", page)
     for section in re.findall(r"^## (Add .*)$", page, flags=re.MULTILINE):
@@ -149,7 +149,7 @@ def test_extras_exist_and_are_described() -> None:
 
 
 def test_torch_has_an_upper_bound() -> None:
-    """Without one, installers take a newer torch with CUDA although a CPU build is there."""
+    """Without one, installers choose a newer torch with CUDA even if a CPU build is available."""
     (torch,) = [r for r in PROJECT["dependencies"] if re.match(r"torch\b", r)]
     assert re.fullmatch(r"torch>=[\d.]+,<[\d.]+", torch)
     assert torch in text_of("docs/install.md")
@@ -167,7 +167,7 @@ def test_citation_has_what_the_format_asks_for() -> None:
 
 
 def files_below(folder: str) -> set[str]:
-    """What of a folder belongs into the wheel: all but what Python and the system leave behind."""
+    """Return the files of a folder that belong in the wheel: all except what Python and the system create."""
     base = ROOT / "src"
     return {
         path.relative_to(base).as_posix()
@@ -219,7 +219,7 @@ def without_code(page: str) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_targets(page: Path) -> None:
     broken = []
     for target in re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text(encoding="utf-8"))):
         if re.match(r"[a-z]+:", target):
@@ -275,7 +275,7 @@ def tracked() -> list[Path]:
 
 
 def is_private(host: str) -> bool:
-    """Whether a host can only be reached inside some network. localhost and 127.0.0.1 are everyone's own."""
+    """Return whether a host can only be reached inside some network; localhost and 127.0.0.1 do not count."""
     if host in ("localhost", "127.0.0.1", "0.0.0.0", "[::1]"):
         return False
     try:

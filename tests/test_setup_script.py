@@ -37,7 +37,7 @@ def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 
 
 class Machine:
-    """An environment that installs nothing: it notes the commands, and says which torch each source would give."""
+    """An environment that installs nothing: it records commands and returns the torch that each source would give."""
 
     def __init__(self, module: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.commands: list[list[str]] = []
@@ -134,7 +134,7 @@ def test_without_a_wheel_the_cpu_index_is_taken(
 
 
 def test_never_cuda_by_accident(script: ModuleType, machine: Machine) -> None:
-    """No wheel, no CPU index: it stops, though the package index would give a torch."""
+    """Without a wheel and a CPU index it stops, although the package index would give a torch."""
     with pytest.raises(script.Failed, match=r"(?s)no CPU build.*--torch cuda") as stopped:
         machine.main("demo")
     assert "several gigabytes" in str(stopped.value)
@@ -197,7 +197,7 @@ def test_a_gpu_without_a_cuda_build_is_an_error(
         machine.main("demo")
 
 
-def test_a_driver_that_is_too_old_is_said_before_a_download(
+def test_a_driver_that_is_too_old_is_an_error_before_a_download(
     script: ModuleType, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(script, "gpu", lambda: (True, 11))
@@ -217,7 +217,7 @@ def test_torch_that_cannot_use_the_gpu_is_an_error(
 
 
 def smi(folder: Path, listed: str, shown: str) -> str:
-    """A program in the place of nvidia-smi."""
+    """Write a replacement of nvidia-smi."""
     path = folder / "nvidia-smi"
     path.write_text(f"#!/bin/sh\nif [ \"$1\" = -L ]; then echo '{listed}'; else echo '{shown}'; fi\n")
     path.chmod(0o755)
@@ -246,7 +246,7 @@ def test_gpu_is_read_from_nvidia_smi(
     assert module.gpu() == expected
 
 
-# ---- what is asked for
+# ---- requests
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_gpu_is_read_from_nvidia_smi(
         (["--torch-index", "https://example.org/rocm"], CPU, False),
     ],
 )
-def test_a_torch_that_serves_stays(
+def test_a_suitable_torch_is_kept(
     script: ModuleType,
     machine: Machine,
     monkeypatch: pytest.MonkeyPatch,
@@ -302,10 +302,10 @@ def test_a_build_that_does_not_exist_is_refused(machine: Machine, capsys: pytest
     assert "auto, cpu, cuda" in capsys.readouterr().err
 
 
-# ---- again
+# ---- running it again
 
 
-def test_what_is_done_is_skipped_and_extras_add_up(machine: Machine, tmp_path: Path) -> None:
+def test_completed_steps_are_skipped_and_extras_accumulate(machine: Machine, tmp_path: Path) -> None:
     machine.torch = CPU
     assert machine.main("test", "--", "-k", "grammar") == 0
     assert machine.commands[-2][-1] == ".[dev]"
@@ -334,7 +334,7 @@ def test_a_changed_project_place_or_torch_is_installed_again(
     assert machine.commands[0][-1] == ".[dev]"
 
 
-def test_the_status_of_tests_and_demo_is_handed_on(machine: Machine) -> None:
+def test_the_exit_status_of_tests_and_demo_is_passed_on(machine: Machine) -> None:
     machine.torch = CPU
     machine.main("test")
     machine.status = 3
@@ -353,7 +353,7 @@ def test_a_failed_installation_is_not_taken_for_done(script: ModuleType, machine
 
 
 def creation(script: ModuleType, monkeypatch: pytest.MonkeyPatch, folder: Path, absent: set[str]) -> list[list[str]]:
-    """The commands that make an environment where the Python lacks some modules."""
+    """Return the commands that create an environment if the Python lacks some modules."""
     commands: list[list[str]] = []
     monkeypatch.setattr(script, "run", lambda command, *_, **__: commands.append(command) or 0)
     monkeypatch.setattr(script.importlib.util, "find_spec", lambda name: None if name in absent else object())
@@ -366,7 +366,7 @@ def creation(script: ModuleType, monkeypatch: pytest.MonkeyPatch, folder: Path, 
     return commands
 
 
-def test_without_ensurepip_pip_stands_in(script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_ensurepip_pip_is_used(script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def ask(_: object, code: str) -> str | None:
         return "3 11 7" if "version_info" in code else None  # the new environment has neither pip nor ensurepip
 
@@ -382,26 +382,26 @@ def test_without_ensurepip_pip_stands_in(script: ModuleType, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("absent", "said"), [({"venv"}, "no venv module"), ({"ensurepip", "pip"}, "neither ensurepip nor pip")]
 )
-def test_a_python_that_can_make_no_environment_is_said(
+def test_a_python_that_cannot_create_environments_is_an_error(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, absent: set[str], said: str
 ) -> None:
     with pytest.raises(script.Failed, match=said):
         creation(script, monkeypatch, tmp_path / "new", absent)
 
 
-def test_uv_is_taken_where_it_is(script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_uv_is_used_where_it_is_installed(script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(script.shutil, "which", lambda name, **_: f"/bin/{name}" if name == "uv" else None)
     assert script.Environment(tmp_path, "auto").uv == "/bin/uv"
     assert script.Environment(tmp_path, "pip").uv is None
 
 
-def test_uv_asked_for_and_absent_is_said(script: ModuleType, tmp_path: Path) -> None:
+def test_uv_requested_and_absent_is_an_error(script: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(script.Failed, match="not on the PATH"):
         script.Environment(tmp_path, "uv")
 
 
 @pytest.mark.parametrize(("answer", "said"), [(None, "does not run"), ("3 10 2", "has Python 3.10.2")])
-def test_an_environment_that_cannot_serve_is_said(
+def test_an_unsuitable_environment_is_an_error(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: str | None, said: str
 ) -> None:
     monkeypatch.setattr(script.Environment, "ask", lambda *_: answer)

@@ -1,4 +1,4 @@
-"""Numbers of attention maps against closed forms, and overlays against what they are made of."""
+"""Figures of attention maps against closed forms, and overlays against the maps they are made from."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROWS = [("circle", "word"), ("red", "word"), ("pad", "pad")]
 def attention(
     folder: Path, values: np.ndarray, heads: list[int] | None = None, chunk: tuple[int, ...] | None = None, **about
 ) -> Attention:
-    """chunk: of the axes between the step and the map, one each if left out."""
+    """Write maps as an array. chunk: for the axes between the step and the map; 1 for each by default."""
     array = create_array(folder, values.shape, (*(chunk or [1] * (values.ndim - 4)), *GRID), "fp16", {})
     array[:] = values.astype(np.float16)
     array.attrs.update(
@@ -104,7 +104,7 @@ def test_heads_are_averaged_and_means_leave_out_what_did_not_run(tmp_path: Path)
 def test_every_row_is_averaged_and_each_chunk_read_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: tuple[int, ...], heads: list[int] | None, maps: int
 ) -> None:
-    """Whatever the room for a part is, and however many maps lie in a chunk."""
+    """For any memory budget of a part and any number of maps per chunk."""
     shape = (3, 4, *([2] if heads else []), 3, *GRID)
     values = np.random.default_rng(0).random(shape).astype(np.float16).astype(np.float64)
     values[1, 2] = np.nan  # a skipped block

@@ -1,4 +1,4 @@
-"""The benchmark of the one pass keeps a table that says how it was measured."""
+"""The benchmark of the latent pass writes a table that states how it was measured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "analysis.py"
 
 
-def test_the_table_says_how_it_was_measured(tmp_path: Path) -> None:
+def test_the_table_states_how_it_was_measured(tmp_path: Path) -> None:
     table = tmp_path / "table.md"
     sizes = ("--takes", "2", "--states", "3", "--size", "8x8x2", "--rounds", "2")
     words = ("--folder", tmp_path / "latents", *sizes, "--out", table, "--machine", "a desk", "--note", "Idle.")

@@ -1,4 +1,4 @@
-"""Groups against direct computation, enumeration and scipy; their tests' level."""
+"""Group comparisons against direct computation, enumeration and scipy; the level of their tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wanscope.analysis.permutation_tests import paired_permutation, smallest_p
 
 
 def made(pairs: int, dimension: int = 30, effect: float = 0.0, seed: int = 0) -> tuple[np.ndarray, Pairs]:
-    """a and b of every seed: a shared noise, each its own, and a shift of b."""
+    """Return a and b for every seed: shared noise, individual noise, and a shift of b."""
     rng = np.random.default_rng(seed)
     shared = 3 * rng.standard_normal((pairs, dimension))
     shift = np.zeros(dimension)
@@ -30,7 +30,7 @@ def test_distances() -> None:
     assert np.allclose(groups.squared_distances(x @ x.T), direct, atol=1e-9)
 
 
-def test_permanova_is_the_sum_of_squares_it_says() -> None:
+def test_permanova_equals_its_sums_of_squares() -> None:
     x, pairs = made(6, effect=1.0)
     f, r2 = groups.permanova(x @ x.T, pairs)
     # A two-way analysis without interaction: seeds as blocks, in every dimension, summed.
@@ -49,8 +49,8 @@ def test_permanova_in_one_dimension_is_the_paired_t_squared() -> None:
 
 
 @pytest.mark.parametrize("distance", [False, True])
-def test_p_of_the_forms_is_that_of_all_swaps(distance: bool) -> None:
-    """Swapping labels within every seed, with the statistic computed anew each time."""
+def test_p_values_equal_those_of_all_swaps(distance: bool) -> None:
+    """Labels are swapped within every seed, and the statistic is computed again each time."""
     x, pairs = made(6, dimension=5, effect=1.5)
     gram = x @ x.T
     far = np.sqrt(groups.squared_distances(gram))
@@ -87,7 +87,7 @@ def test_separability_is_nearest_centroid_with_a_seed_left_out() -> None:
     assert groups.separability(x @ x.T, pairs) == pytest.approx((np.mean(right), np.mean(ordered)))
 
 
-def test_what_is_apart_is_told_apart_and_what_is_not_is_not() -> None:
+def test_different_groups_are_separated_and_equal_ones_are_not() -> None:
     x, pairs = made(12, effect=8.0)
     assert groups.separability(x @ x.T, pairs)[1] == 1
     assert groups.flipped_form(groups.pair_form(x @ x.T, pairs.a, pairs.b)) == smallest_p(12)
@@ -110,7 +110,7 @@ def test_units_sum_their_pairs() -> None:
 
 
 @pytest.mark.parametrize("kind", ["permanova", "energy", "spread"])
-def test_the_tests_hold_their_level(kind: str) -> None:
+def test_the_tests_have_their_nominal_level(kind: str) -> None:
     """2,000 simulations without an effect, 8 pairs that share their seed's noise."""
     rejected = 0
     trials = 2_000

@@ -1,4 +1,4 @@
-"""What an analysis has to say aloud: hypotheses that confirm nothing, damaged maps, tokens, what could be seen."""
+"""Notes of an analysis: hypotheses that confirm nothing, damaged maps, tokens, detectable effects."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def with_hypotheses(folder: Path, hypotheses: str, made: float = BEFORE) -> None
         ("{text: t, metric: path_lenght, contrast: [red, blue]}", "did you mean 'path_length'?"),
     ],
 )
-def test_a_hypothesis_that_no_test_answers_is_named(hypothesis: str, said: str, tmp_path: Path) -> None:
+def test_a_hypothesis_that_no_test_covers_is_named(hypothesis: str, said: str, tmp_path: Path) -> None:
     write_study(tmp_path, COLORS, 2)
     with_hypotheses(tmp_path, hypothesis)
     found = analyze("made", workspace=tmp_path, write=False)
@@ -61,7 +61,7 @@ def test_a_hypothesis_that_came_late_is_named_and_one_that_is_tested_is_not(tmp_
     assert "the hypothesis" not in found.summary.lower()
 
 
-def test_tokens_stand_beside_differences_of_all_values(tmp_path: Path) -> None:
+def test_token_counts_are_shown_next_to_differences_of_all_values(tmp_path: Path) -> None:
     takes = write_study(tmp_path, {"who": ("men", "women", "people")}, 2)
     for take in takes:
         count = 3 + (take.recipe.labels["who"] == "women")
@@ -74,7 +74,7 @@ def test_tokens_stand_beside_differences_of_all_values(tmp_path: Path) -> None:
     assert _cells(pair)[-1] == "3, 4"
 
 
-def test_what_could_have_been_seen_is_said_beside_what_was_found(tmp_path: Path) -> None:
+def test_detectable_effects_are_reported_next_to_the_findings(tmp_path: Path) -> None:
     def longer(labels: Mapping[str, str], states: np.ndarray) -> np.ndarray:
         return states[:1] + (1.3 if labels["color"] == "blue" else 1.0) * (states - states[:1])
 
@@ -85,7 +85,7 @@ def test_what_could_have_been_seen_is_said_beside_what_was_found(tmp_path: Path)
     assert found.facts()["report"] is None  # none was asked for
 
 
-def test_few_scenes_that_are_units_by_request_speak_of_no_others(tmp_path: Path) -> None:
+def test_a_requested_unit_with_few_scenes_suggests_no_other(tmp_path: Path) -> None:
     write_study(tmp_path, {"color": ("red", "blue"), "where": ("home", "beach", "park")}, 2)
     path = tmp_path / "studies" / "made" / "study.yaml"
     path.write_text("prompt: 'a circle'\ndesign: {factor: color, blocks: [seed, where]}\n")
@@ -105,7 +105,7 @@ def test_a_damaged_poster_is_named(tmp_path: Path) -> None:
 
 
 def add_maps(take: Take, values: np.ndarray) -> None:
-    """Maps [S, L, 3, T, Y, X] of circle, red and the padding."""
+    """Add maps [S, L, 3, T, Y, X] of circle, red and the padding to a take."""
     array = create_array(take.folder / "attention.zarr", values.shape, (1, 1, *GRID), "fp16", {})
     array[:] = values.astype(np.float16)
     rows: list[dict[str, Any]] = [

@@ -71,11 +71,11 @@ def test_the_table_is_tidy_and_equals_direct_computation(place: Path, found: Ana
         assert variances == pytest.approx([state.var() for state in x], rel=1e-6)
 
 
-def test_a_catalogue_that_is_there_gets_the_metrics_and_keeps_them(tmp_path: Path) -> None:
+def test_an_existing_catalog_gets_the_metrics_and_keeps_them(tmp_path: Path) -> None:
     write_study(tmp_path, COLORS, 2, larger_blue)
     analyze("made", workspace=tmp_path, report=False)
     catalog = ws.Catalog(tmp_path)
-    assert not catalog.exists  # an analysis makes none
+    assert not catalog.exists  # an analysis does not create one
     catalog.index()
     found = analyze("made", workspace=tmp_path, report=False)
     numbers = [v.row.value for v in found.table.values]
@@ -98,7 +98,7 @@ def test_a_catalogue_that_is_there_gets_the_metrics_and_keeps_them(tmp_path: Pat
     assert any("not in the catalogue" in getattr(event, "text", "") for event in said)
 
 
-def test_csv_and_parquet_say_the_same(found: Analysis) -> None:
+def test_csv_and_parquet_agree(found: Analysis) -> None:
     assert found.folder is not None
     for name in ("metrics", "tests", "groups"):
         table = pq.read_table(found.folder / f"{name}.parquet").to_pylist()
@@ -114,7 +114,7 @@ def test_csv_and_parquet_say_the_same(found: Analysis) -> None:
                     assert line[key] == ("" if value is None else str(value))
 
 
-def test_a_true_difference_is_found_and_said(found: Analysis) -> None:
+def test_a_true_difference_is_found_and_reported(found: Analysis) -> None:
     tests = {test.metric: test for test in found.tests.tests}
     length = tests["path_length"]
     assert length.found and length.units == 12 and (length.a, length.b) == ("red", "blue")
@@ -128,7 +128,7 @@ def test_a_true_difference_is_found_and_said(found: Analysis) -> None:
     assert "Exploratory" in found.summary
 
 
-def test_p_values_are_those_of_direct_enumeration(found: Analysis) -> None:
+def test_p_values_equal_those_of_direct_enumeration(found: Analysis) -> None:
     by_take = {value.member: value.row.value for value in found.table.of("turning").values}
     members = found.members
     d = []
@@ -139,7 +139,7 @@ def test_p_values_are_those_of_direct_enumeration(found: Analysis) -> None:
     sums = np.abs((1 - 2 * bits) @ np.array(d))
     mine = next(test for test in found.tests.tests if test.metric == "turning")
     expected = (sums >= abs(sum(d)) * (1 - 1e-9)).mean()
-    # Scaling changes no angle: what is left is rounding, and counts as none.
+    # Scaling changes no angle: the difference is only rounding and counts as zero.
     assert mine.p in (pytest.approx(expected), 1.0)
 
 
@@ -187,7 +187,7 @@ def test_a_damaged_take_is_named_and_left_out(tmp_path: Path) -> None:
 
 
 def test_a_page_of_sixty_takes_stays_under_forty_megabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With as much video as the budgets of copies and of maps allow, and all figures of sixty takes."""
+    """With as much video as the budgets for copies and maps allow, and all figures of sixty takes."""
     from wanscope.analysis import attention_section, preview, report
 
     write_study(tmp_path, {"color": ("red", "blue", "green")}, 20)
@@ -216,7 +216,7 @@ def test_videos_that_are_too_much_together_are_made_smaller_then_stills(
     assert [clip.kind for clip in last] == ["video/mp4", "video/mp4", "image/webp"] and "still" in last[2].note
 
 
-def test_one_seed_still_analyzes_and_says_what_it_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_seed_is_analyzed_and_its_limits_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_few(monkeypatch)
     write_study(tmp_path, COLORS, 1)
     found = analyze("made", workspace=tmp_path)
@@ -232,12 +232,12 @@ def test_one_take_is_described(tmp_path: Path) -> None:
     assert found.table.of("linearity").values
 
 
-def test_four_seeds_say_that_no_test_can_reach_it(tmp_path: Path) -> None:
+def test_with_four_seeds_it_is_reported_that_no_test_can_be_significant(tmp_path: Path) -> None:
     write_study(tmp_path, COLORS, 4)
     assert "no test can reach 5%" in analyze("made", workspace=tmp_path, report=False).summary
 
 
-def test_without_a_record_of_paths_it_says_what_to_do(tmp_path: Path) -> None:
+def test_without_recorded_paths_the_error_has_a_fix(tmp_path: Path) -> None:
     write_study(tmp_path, COLORS, 2, latents=False)
     with pytest.raises(NotCaptured, match="--store-latents"):
         analyze("made", workspace=tmp_path)
@@ -306,7 +306,7 @@ def test_takes_of_two_sizes_are_not_compared_value_by_value(tmp_path: Path) -> N
     assert any(extra[0].recipe.labels["color"] in note for note in found.notes)
 
 
-def test_a_page_of_other_numbers_is_not_left_beside_new_tables(place: Path, tmp_path: Path) -> None:
+def test_an_outdated_page_is_not_left_next_to_new_tables(place: Path, tmp_path: Path) -> None:
     notes: list[str] = []
 
     def run(**options: Any) -> None:
@@ -348,10 +348,10 @@ def test_a_page_of_other_numbers_is_not_left_beside_new_tables(place: Path, tmp_
 # ---- metrics of other packages
 
 
-def test_a_third_party_metric_is_everywhere(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_third_party_metric_appears_everywhere(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from wanscope.analysis import metric
 
-    metric.all_metrics()  # the built-in ones register themselves once, and are to stay
+    metric.all_metrics()  # the built-in metrics register themselves once and must stay
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "helpers" / "example_metric"))
     monkeypatch.setattr(metric, "REGISTRY", metric.REGISTRY)
     before = dict(metric.REGISTRY.metrics)
@@ -371,7 +371,7 @@ def test_a_third_party_metric_is_everywhere(place: Path, tmp_path: Path, monkeyp
     assert "custom-example_last_step" in page and "Share of the last step" in page
 
 
-def test_the_names_that_hypotheses_may_use_are_those_that_tests_are_of(place: Path) -> None:
+def test_the_names_allowed_in_hypotheses_are_those_of_the_tests(place: Path) -> None:
     """Also in docs/statistics.md."""
     from wanscope.analysis.metric import REGISTRY, all_metrics
     from wanscope.spec.metric_names import OF_GROUPS, TESTED
@@ -385,7 +385,7 @@ def test_the_names_that_hypotheses_may_use_are_those_that_tests_are_of(place: Pa
     assert re.findall(r"`(\w+)`", listed) == [*TESTED, *OF_GROUPS]
 
 
-def test_metrics_that_cannot_be_used_say_whose_they_are() -> None:
+def test_errors_of_unusable_metrics_name_their_package() -> None:
     from wanscope.analysis.metric import Metric, Registry, Row, one
 
     def rows(subject: Any) -> list[Row]:

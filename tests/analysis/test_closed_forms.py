@@ -1,6 +1,6 @@
-"""Every metric of the path has a value in closed form, and has it in an analysis's table, from takes on the disk.
+"""Every path metric is checked against a closed form, directly and in an analysis's table of takes on the disk.
 
-A new metric of the path gets a row in CLOSED_FORMS. The examples in the docs are held to the same paths.
+A new path metric gets a row in CLOSED_FORMS. The examples in the docs are checked on the same paths.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CHORD = [2 * RADIUS * np.sin(k * ANGLE / 2) for k in range(5)]
 
 
 def line(unit: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """States [5, ...] from two directions of rms 1 that are at right angles."""
+    """Return states [5, ...] from two orthogonal directions of rms 1."""
     return np.stack([other + place * unit for place in PLACES])
 
 
@@ -70,13 +70,13 @@ CLOSED_FORMS: dict[str, dict[str, Any]] = {
 
 
 def directions(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Two patterns of +1 and -1 that are at right angles: rms 1, and exact in float32."""
+    """Return two orthogonal patterns of +1 and -1: rms 1, and exact in float32."""
     size = int(np.prod(shape))
     return np.resize([1.0, -1.0], size).reshape(shape), np.resize([1.0, 1.0, -1.0, -1.0], size).reshape(shape)
 
 
 def subject(shape: str) -> Subject:
-    """What a metric is given of a path of that shape. It has no take: for metrics of the path alone."""
+    """Return a metric's argument for a path of that shape. It has no take: for metrics of the path alone."""
     v = increments(SHAPES[shape](*directions((DIMENSION,))))
     path = LatentPath(v @ v.T, DIMENSION, np.linspace(1, 0, 5))
     return Subject(None, path, 1)  # type: ignore[arg-type]
@@ -84,7 +84,7 @@ def subject(shape: str) -> Subject:
 
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """The registered metrics; what an example registers is forgotten after the test."""
+    """Return the registered metrics; what an example registers is removed after the test."""
     all_metrics()
     before = dict(REGISTRY.metrics)
     monkeypatch.setattr(metric_module, "register", lambda name, tested: None)
@@ -98,7 +98,7 @@ def values(name: str, of: str) -> list[float]:
 
 
 def of_the_path() -> list[str]:
-    """The registered metrics that need nothing but the path, our own and those of installed packages."""
+    """Return the registered metrics that need only the path, ours and those of installed packages."""
     return [metric.name for metric in all_metrics() if metric.needs == ("path",)]
 
 
@@ -117,7 +117,7 @@ def test_the_names_that_a_hypothesis_may_use_are_those_that_are_registered() -> 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_an_analysis_has_these_values_in_its_table(shape: str, tmp_path: Path) -> None:
-    """Of a study whose takes, on the disk, walk that shape."""
+    """For a study whose takes have paths of that shape."""
 
     def states(labels: Mapping[str, str], random: np.ndarray) -> np.ndarray:
         return SHAPES[shape](*directions(random.shape[1:]))
@@ -128,7 +128,7 @@ def test_an_analysis_has_these_values_in_its_table(shape: str, tmp_path: Path) -
         if shape in forms:
             for member in range(2):
                 got = [value.row.value for value in found.table.of(name).values if value.member == member]
-                # float32 states: a straight line's angles and curvatures are the root of a rounding error
+                # float32 states: angles and curvatures of a straight line are the square root of a rounding error
                 assert got == pytest.approx(np.ravel(forms[shape]).tolist(), abs=2e-3), name
 
 

@@ -32,7 +32,7 @@ def test_from_twelve_pairs_on_it_is_bca_with_its_simulated_coverage() -> None:
     assert confidence_intervals.mean_interval(np.random.default_rng(0).normal(size=11)).method == "t"
 
 
-def test_intervals_that_cannot_be_had_say_why() -> None:
+def test_missing_intervals_have_a_reason() -> None:
     assert "equal" in confidence_intervals.mean_interval(np.full(15, 2.0)).note
     assert "one pair" in confidence_intervals.mean_interval(np.array([1.0])).note
     assert "skew +2" in confidence_intervals.mean_interval(np.array([0.0, 0.1, 0.05, 0.02, 0.08, 9.0])).note

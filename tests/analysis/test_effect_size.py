@@ -21,7 +21,7 @@ def test_effect_interval_inverts_the_noncentral_t() -> None:
         assert scipy.stats.nct.cdf(3 * z[i], 8, high) == pytest.approx(0.025, abs=1e-4)
 
 
-def test_the_interval_goes_on_smoothly_where_t_is_very_large() -> None:
+def test_the_interval_is_smooth_where_t_is_very_large() -> None:
     base = np.array([-1.2, -0.4, 0.1, 0.5, 1.0])
     t_of = np.sqrt(5) / base.std(ddof=1)
     near, far = (paired_effect(base[:, None] + (t + 0.0) / t_of) for t in (29.99, 30.01))

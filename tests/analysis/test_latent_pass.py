@@ -1,4 +1,4 @@
-"""The one pass against direct fp64 computation on the raw latents; its memory; takes without a Gram."""
+"""The latent pass against direct fp64 computation on the raw latents; its memory; takes without a Gram matrix."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_joint_coordinates_are_the_exact_ones_when_all_are_landmarks() -> None:
     assert found.share_A == pytest.approx(s[:3] ** 2 / (s**2).sum(), rel=1e-4)
 
 
-def test_with_fewer_landmarks_the_error_is_said_and_true() -> None:
+def test_with_fewer_landmarks_the_reported_error_is_correct() -> None:
     # 30 takes that differ in a few directions: landmarks find them.
     rng = np.random.default_rng(3)
     directions = rng.standard_normal((4, *SHAPE[1:]))
@@ -98,14 +98,14 @@ def test_different_shapes_are_refused() -> None:
 
 
 def test_memory_does_not_grow_with_the_latents(tmp_path: Path) -> None:
-    shape = (2, 16, 40, 80, 40)  # 4 MB a state as fp16, 16 MB as float64; 5 takes: 41 MB, 164 MB
+    shape = (2, 16, 40, 80, 40)  # 4 MB per state as fp16, 16 MB as float64; 5 takes: 41 MB, 164 MB
     folders = []
     for i in range(5):
         array = create_array(tmp_path / f"{i}", shape, (16, 1, 80, 40), "fp16", {})
         for k in range(2):
             array[k] = np.full(shape[1:], i + k, np.float16)
         folders.append(open_array(tmp_path / f"{i}"))
-    latent_pass.one_pass(folders[:2], budget_bytes=4 << 20)  # what is loaded once
+    latent_pass.one_pass(folders[:2], budget_bytes=4 << 20)  # loads modules once
     tracemalloc.start()
     latent_pass.one_pass(folders, budget_bytes=4 << 20, scratch=tmp_path)
     peak = tracemalloc.get_traced_memory()[1]
@@ -117,7 +117,7 @@ def test_memory_is_bounded_where_one_frame_is_large() -> None:
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal((2, 16, 2, 64, 64)).astype(np.float16) for _ in range(32)]
     path = rng.standard_normal((51, 16, 2, 64, 64)).astype(np.float16)
-    latent_pass.one_pass(arrays[:2], statistics=False)  # what is loaded once
+    latent_pass.one_pass(arrays[:2], statistics=False)  # loads modules once
     tracemalloc.start()
     joint = latent_pass.one_pass(arrays, statistics=False, budget_bytes=40 << 20).joint
     passed = tracemalloc.get_traced_memory()[1]
@@ -169,7 +169,7 @@ def test_every_nth_state(tmp_path: Path) -> None:
     assert path.states.tolist() == [0, 2, 4]
 
 
-def test_a_take_without_any_record_says_what_to_do(tmp_path: Path) -> None:
+def test_a_take_without_any_record_is_an_error_with_a_fix(tmp_path: Path) -> None:
     with pytest.raises(NotCaptured, match="--store-latents"):
         latent_pass.path_of(write_take(tmp_path, recipe(latents=False)))
 

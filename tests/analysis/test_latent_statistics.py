@@ -11,7 +11,7 @@ from wanscope.analysis import latent_statistics as ls
 
 
 def smooth_noise(seed: int = 0, shape: tuple[int, ...] = (4, 3, 12, 18)) -> np.ndarray:
-    """Channels that are related, frames that follow each other."""
+    """Return noise with correlated channels and smooth changes between frames."""
     rng = np.random.default_rng(seed)
     x = np.cumsum(rng.standard_normal(shape), axis=1) + rng.standard_normal((shape[0], 1, 1, 1))
     x[1] += 0.7 * x[0]

@@ -18,7 +18,7 @@ from wanscope.analysis.permutation_tests import paired_permutation
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
 @settings(max_examples=20, deadline=None)
 def test_corrections_are_those_of_statsmodels(p: list[float]) -> None:
-    # multipletests ends with a full garbage collection, which beside torch's objects takes nearly all of the time
+    # multipletests ends with a full garbage collection, which with torch loaded takes nearly all of the time
     with mock.patch.object(gc, "collect"):
         assert holm(np.array(p)) == pytest.approx(multipletests(p, method="holm")[1])
         assert benjamini_hochberg(np.array(p)) == pytest.approx(multipletests(p, method="fdr_bh")[1])
@@ -31,7 +31,7 @@ def test_corrections_leave_out_what_was_not_tested() -> None:
 
 @pytest.mark.parametrize("pairs", [12, 16])
 def test_a_family_of_true_nulls_has_a_false_rejection_in_one_of_twenty(pairs: int) -> None:
-    """20 correlated metrics on the same pairs, as an analysis has them."""
+    """20 correlated metrics on the same pairs, as in an analysis."""
     trials, metrics = 2_000, 20
     rng = np.random.default_rng(pairs)
     shared = rng.standard_normal((pairs, trials, 1))

@@ -25,7 +25,7 @@ def made(units: int, values: int, metrics: int = 3, effect: float = 0.0, seed: i
 
 
 def anova_f(x_nk: np.ndarray) -> float:
-    """Written out: units as blocks, no interaction."""
+    """Return F computed directly: units as blocks, no interaction."""
     n, k = x_nk.shape
     grand = x_nk.mean()
     between = n * ((x_nk.mean(axis=0) - grand) ** 2).sum()
@@ -91,7 +91,7 @@ def test_permanova_is_the_sum_over_dimensions_with_the_same_shuffles() -> None:
     assert (f, p) == pytest.approx((one[0], one_p[0]))
 
 
-def test_what_does_not_vary_or_is_missing_is_not_tested() -> None:
+def test_constant_or_missing_values_are_not_tested() -> None:
     x = made(4, 3)
     x[..., 0] = np.arange(4)[:, None]
     x[1, 2, 1] = np.nan
@@ -103,7 +103,7 @@ def test_what_does_not_vary_or_is_missing_is_not_tested() -> None:
 
 
 @pytest.mark.parametrize(("units", "values"), [(8, 3), (4, 4)])
-def test_the_tests_hold_their_level(units: int, values: int) -> None:
+def test_the_tests_have_their_nominal_level(units: int, values: int) -> None:
     """2,000 simulated metrics without an effect; latents of 6 dimensions likewise."""
     _, p = omnibus.permuted_f(made(units, values, metrics=2_000, seed=9))
     assert 0.035 <= (p <= 0.05).mean() <= 0.065
@@ -119,7 +119,7 @@ def longer_men(labels, states):
     return states[:1] + factor * (states - states[:1])
 
 
-def test_an_analysis_of_three_values_asks_of_all_first(tmp_path: Path) -> None:
+def test_an_analysis_of_three_values_runs_the_omnibus_test_first(tmp_path: Path) -> None:
     write_study(tmp_path, THREE, 4, longer_men)
     found = analyze("made", workspace=tmp_path, out=tmp_path / "out", report=False)
     whole = [test for test in found.tests.tests if test.kind == "omnibus"]
@@ -141,7 +141,7 @@ def test_an_analysis_of_three_values_asks_of_all_first(tmp_path: Path) -> None:
     assert length.p == omnibus.permuted_f(grid[..., None])[1][0] and length.p_holm is not None
     assert length.a == "men, women, people" and length.difference == pytest.approx(np.ptp(grid.mean(axis=0)))
     assert found.tests.size == sum(test.p is not None for test in found.tests.tests)
-    # four seeds carry no pair of values through, and that is what is said
+    # with four seeds no pair of values can be significant, which is reported
     assert "no test of two values" in found.summary and "all values of a factor" in found.summary
     page = rendered(found, charts(found)[:1], [Preview("", b"", 0, 0, "none")] * 12)
     assert "all of men, women, people" in page and length.note in page

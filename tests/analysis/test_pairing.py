@@ -37,7 +37,7 @@ def collection(found: list[Member], study: dict[str, Any] | None = None, written
 WHO = {"who": ("men", "women", "people"), "where": ("home", "beach")}
 
 
-def test_without_a_word_every_slot_is_compared() -> None:
+def test_by_default_every_slot_is_compared() -> None:
     found = compare(collection(members(WHO)))
     assert [(c.factor, c.a, c.b) for c in found.contrasts] == [
         ("who", "men", "women"),
@@ -58,7 +58,7 @@ def test_pairs_share_all_but_the_factor() -> None:
         assert (people[a].labels["who"], people[b].labels["who"]) == ("men", "people")
 
 
-def test_a_take_that_is_missing_takes_its_pair_along() -> None:
+def test_a_missing_take_removes_its_pair() -> None:
     pairs = pairs_of(members(WHO, skip=(("men", 1),)), Contrast("who", "men", "people"))
     assert pairs.seeds == [0, 2]
 
@@ -103,7 +103,7 @@ def test_a_factor_of_many_values_is_compared_with_its_first() -> None:
         ({"unit": "scene"}, "names no slots that are scenes"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(request_: dict[str, Any], says: str) -> None:
+def test_impossible_comparisons_are_refused(request_: dict[str, Any], says: str) -> None:
     with pytest.raises(RecipeError) as refused:
         compare(collection(members(WHO)), **request_)
     assert says in str(refused.value)
@@ -114,7 +114,7 @@ def test_a_slot_that_does_not_vary_is_refused() -> None:
         compare(collection(members({"who": ("men",), "where": ("a", "b")})), by="who")
 
 
-def test_the_design_says_what_is_compared_and_what_repeats() -> None:
+def test_the_design_states_what_is_compared_and_what_repeats() -> None:
     scenes = {"who": ("men", "women"), "where": ("home", "beach", "park", "street", "shop")}
     study = {"prompt": "x", "design": {"factor": "who", "blocks": ["seed", "where"]}}
     wide = compare(collection(members(scenes), study))
@@ -141,7 +141,7 @@ def test_edits_are_compared_as_a_whole_and_against_their_baseline() -> None:
     assert len(pairs_of(out, by_strength.contrasts[0]).cells) == 2
 
 
-def test_a_slot_inside_another_goes_along_with_it() -> None:
+def test_a_slot_inside_another_is_compared_together_with_it() -> None:
     out = []
     for first, inner in (("a red ball", "red"), ("a blue ball", "blue")):
         for seed in range(2):
@@ -151,7 +151,7 @@ def test_a_slot_inside_another_goes_along_with_it() -> None:
     assert len(pairs_of(out, Contrast("1", "a red ball", "a blue ball")).cells) == 2
 
 
-def test_prompts_are_the_factor_where_no_slot_is() -> None:
+def test_prompts_are_the_factor_if_there_is_no_slot() -> None:
     out = []
     for prompt in ("a cat", "a dog"):
         for seed in range(2):
@@ -181,7 +181,7 @@ def test_a_hypothesis_confirms_only_what_it_names_and_only_if_it_came_first() ->
     assert not pairing.confirms(hypotheses, (False,), contrast, "linearity")
 
 
-def test_a_hypothesis_that_was_added_later_is_known(tmp_path: Path) -> None:
+def test_a_hypothesis_that_was_added_later_is_detected(tmp_path: Path) -> None:
     import os
 
     from helpers.paths import write_study

@@ -1,4 +1,4 @@
-"""What so many pairs can find, against statsmodels, and in words."""
+"""Detectable effects for a number of pairs, against statsmodels, and their descriptions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report's page as a browser reads it: texts that look like HTML, stills and missing clips, links, its template."""
+"""The report's page as a browser parses it: texts that look like HTML, stills, missing clips, links, its template."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_texts_that_look_like_html_are_shown_and_never_run(tmp_path: Path) -> No
         "data:video/mp4",
         "data:image/webp",
     }
-    # and nothing of them is lost
+    # and their text is complete
     assert page.said("title") == [f"Study {HOSTILE}"] and f"Study {HOSTILE}" in page.said("h1")
     prompt = f"a {HOSTILE} circle"
     label = f"{found.members[0].name}: {prompt}, seed 0"
@@ -105,8 +105,8 @@ def test_every_link_of_the_page_leads_to_a_section(tmp_path: Path) -> None:
     assert titles[:3] == ["Summary", "Videos", "Tests"] and titles[-2:] == ["How to repeat this", "Definitions"]
 
 
-def test_what_a_template_is_not_given_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rather than a gap on the page."""
+def test_a_missing_template_value_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not leave a gap on the page."""
     write_study(tmp_path, {"color": ("red", "blue")}, 1)
     found = analyze("made", workspace=tmp_path, report=False)
     monkeypatch.setattr(report, "_tests", lambda family: {"family": family})

@@ -49,7 +49,7 @@ SERIES: dict[str, Callable[[LatentPath], np.ndarray]] = {
 
 
 def direct(x: np.ndarray, sigmas: np.ndarray) -> dict[str, np.ndarray]:
-    """Every metric on the raw states, without a Gram."""
+    """Return every metric computed on the raw states, without a Gram matrix."""
     root = np.sqrt(x.shape[1])
     v = np.diff(x, axis=0)
     length = np.linalg.norm(v, axis=1)
@@ -189,7 +189,7 @@ def test_the_floor_is_what_rounding_adds(dtype: str) -> None:
 
 
 def test_a_full_rank_value_of_rounding_is_not_counted() -> None:
-    """A path in a plane, rounded to fp16: what stands clear of the floor is the plane."""
+    """A path in a plane, rounded to fp16: only the plane is above the rounding floor."""
     rng = np.random.default_rng(4)
     x = rng.standard_normal((10, 2)) @ rng.standard_normal((2, 20_000))
     rounded = x.astype(np.float16).astype(np.float64)
@@ -198,7 +198,7 @@ def test_a_full_rank_value_of_rounding_is_not_counted() -> None:
     assert path.rank == 2
 
 
-def test_one_rank_for_all() -> None:
+def test_all_paths_have_one_rank() -> None:
     rng = np.random.default_rng(5)
     flat = path_of(rng.standard_normal((8, 3)) @ rng.standard_normal((3, 500)))
     full = path_of(walk(8, 500))

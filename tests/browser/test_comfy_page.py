@@ -63,7 +63,7 @@ PLACE = """(name) => {
 
 
 @pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.json")), ids=lambda file: file.stem)
-def test_examples_load_without_missing_nodes_of_ours(page, file):
+def test_examples_load_without_missing_wanscope_nodes(page, file):
     missing = page.evaluate(
         """async (graph) => {
           await app.loadGraphData(graph);
@@ -79,7 +79,7 @@ def test_examples_load_without_missing_nodes_of_ours(page, file):
     assert [kind for kind in missing if kind in NODES or not kind.startswith(wrapper_only)] == []
 
 
-# the front end's own graph of an example, on checkpoints and stand-ins that are there
+# the front end's own graph of an example, with the tiny checkpoints and stubs that exist
 SMALL = """(graph) => {
   for (const node of graph.nodes) {
     const stand_in = {CLIPLoader: "StandInClip", VAELoader: "StandInVae"}[node.type];
@@ -104,7 +104,7 @@ def test_an_example_queued_from_the_page_shows_what_was_applied(page):
     assert "acted in stage 1" in page.evaluate(SHOWN, "WanscopeCheckEdits")
 
 
-def test_a_fault_is_said_on_the_page(page):
+def test_a_fault_is_shown_on_the_page(page):
     page.evaluate(SMALL, json.loads((EXAMPLES / "simple_injection.json").read_text()))
     page.evaluate("""() => {
       const node = app.graph._nodes.find((n) => n.type === "WanscopeInjectPrompt");
@@ -142,7 +142,7 @@ def test_a_dragged_bar_sets_the_value_that_is_sent(page):
     assert "(4 of 4 active)" in page.evaluate(TITLE)
 
 
-def test_presets_and_toggles_stay_in_step(page):
+def test_presets_and_toggles_stay_in_sync(page):
     page.evaluate(OPEN, "WanVideoBlockActivationBuilder")
     page.evaluate(CHOOSE, ["preset", "late_blocks"])
     found = page.evaluate(WIDGETS)
@@ -160,7 +160,7 @@ def test_presets_and_toggles_stay_in_step(page):
     assert page.evaluate(TITLE) == "mine (10 of 40 active)"
 
 
-def test_bars_beyond_a_shallower_model_are_set_to_nothing(page):
+def test_toggles_beyond_the_models_depth_are_cleared(page):
     page.evaluate(OPEN, "WanVideoBlockActivationBuilder")
     page.evaluate(CHOOSE, ["preset", "all"])
     shallow = """() => {
@@ -184,12 +184,12 @@ def test_bars_beyond_a_shallower_model_are_set_to_nothing(page):
 def test_older_names_in_a_saved_graph_are_replaced(page):
     graph = {"nodes": [{"type": "WanVideoActivationEditor", "inputs": [{"name": "activation_pattern", "type": "WAN_ACTIVATION"}]}]}  # fmt: skip  # noqa: E501
     found = page.evaluate(
-        """async (graph) => (await import("/extensions/wanscope/aliases.js")).renamed(
+        """async (graph) => (await import("/extensions/wanscope/aliases.js")).replaceNames(
           graph, {WanVideoActivationEditor: {activation_pattern: "block_activations"}})""",
         graph,
     )
     assert found["nodes"][0]["inputs"] == [{"name": "block_activations", "type": "STRING"}]
 
 
-def test_no_script_failed(page):
+def test_no_script_raised_an_error(page):
     assert [error for error in page.errors if "wanscope" in error] == []

@@ -1,4 +1,4 @@
-"""What a capture of attention means on a recipe, what it refuses, and what its sink keeps."""
+"""What a capture of attention records for a recipe, what it refuses, and what its sink stores."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def plan(marked: tuple[str, ...] = (), facts: ModelFacts = FACTS, **spec: Any) -
     return plan_attention(AttentionCapture(**spec), tiny_tokenizer(), PROMPT, "a cat", marks(*marked), facts)
 
 
-def shown(found: AttentionPlan) -> list[tuple[str, tuple[int, ...]]]:
+def row_columns(found: AttentionPlan) -> list[tuple[str, tuple[int, ...]]]:
     return [(row.name, row.columns) for row in found.rows]
 
 
 def test_rows_are_words_then_their_tokens_then_the_padding() -> None:
-    assert shown(plan(("circle",))) == [("circle", (2,)), ("pad", (9,))]
+    assert row_columns(plan(("circle",))) == [("circle", (2,)), ("pad", (9,))]
     # a mark is one span, a word all of its occurrences; "qz" is spelled by the tokenizer
-    assert shown(plan(("red",), tokens=["@marked", "red", "qz"])) == [
+    assert row_columns(plan(("red",), tokens=["@marked", "red", "qz"])) == [
         ("red", (1,)),
         ("red (2)", (1, 7)),
         ("qz", (5, 6)),
@@ -49,13 +49,22 @@ def test_rows_are_words_then_their_tokens_then_the_padding() -> None:
         ("z", (6,)),
         ("pad", (9,)),
     ]
-    assert [name for name, _ in shown(plan(("red",), tokens=["@marked", "qz"], keep="mean"))] == ["red", "qz", "pad"]
-    every = shown(plan(("circle",), tokens="all"))
+    assert [name for name, _ in row_columns(plan(("red",), tokens=["@marked", "qz"], keep="mean"))] == [
+        "red",
+        "qz",
+        "pad",
+    ]
+    every = row_columns(plan(("circle",), tokens="all"))
     assert every[0] == ("circle", (2,)) and [c for _, c in every[1:]] == [(i,) for i in range(10)]
-    assert shown(plan(tokens="all", branch="uncond")) == [("a", (0,)), ("cat", (1,)), ("</s>", (2,)), ("pad", (3,))]
+    assert row_columns(plan(tokens="all", branch="uncond")) == [
+        ("a", (0,)),
+        ("cat", (1,)),
+        ("</s>", (2,)),
+        ("pad", (3,)),
+    ]
 
 
-def test_places_and_sizes() -> None:
+def test_columns_and_sizes() -> None:
     found = plan(("circle",), blocks="late", steps=[0, 5], heads=[3, 1])
     assert (found.blocks, found.steps, found.heads) == ((6, 7), (0, 5), (1, 3))
     assert found.map_shape == (2, 2, 2, 2, 3, 4) and found.bytes == 2 * 2 * np.prod(found.map_shape)
@@ -65,7 +74,9 @@ def test_places_and_sizes() -> None:
     later = ModelFacts(8, 4, 6, 4, (2, 3, 4), TEXT_LENGTH)
     assert plan(("circle",), later).steps == (4, 5)
     full = ModelFacts(8, 4, 6, 0, (2, 3, 4), 9)
-    assert "pad" not in [name for name, _ in shown(plan(("circle",), full))]  # nine tokens fill nine places
+    assert "pad" not in [
+        name for name, _ in row_columns(plan(("circle",), full))
+    ]  # nine tokens fill all nine positions
 
 
 @pytest.mark.parametrize(
@@ -83,13 +94,13 @@ def test_places_and_sizes() -> None:
         ((), {"branch": "uncond", "tokens": ["dog"]}, "'dog' is not in the prompt"),
     ],
 )
-def test_what_cannot_be_recorded_is_refused_with_a_fix(marked: tuple[str, ...], spec: dict, said: str) -> None:
+def test_captures_that_are_impossible_are_refused_with_a_fix(marked: tuple[str, ...], spec: dict, said: str) -> None:
     with pytest.raises(RecipeError) as caught:
         plan(marked, **spec)
     assert said in str(caught.value)
 
 
-def test_without_guidance_there_is_no_uncond_and_steps_that_are_skipped_are_not_kept() -> None:
+def test_without_guidance_there_is_no_uncond_and_skipped_steps_are_not_kept() -> None:
     with pytest.raises(RecipeError, match="guidance is 1"):
         plan(facts=ModelFacts(8, 4, 6, 0, (2, 3, 4), TEXT_LENGTH, guided=False), tokens="all", branch="uncond")
     with pytest.raises(RecipeError, match="begins at step 4"):
@@ -117,7 +128,7 @@ def test_a_union_covers_both(a: AttentionCapture, b: AttentionCapture) -> None:
         # of all heads together, and of single ones
         assert a.heads != b.heads and "mean" in (a.heads, b.heads) and "contribution" in (*a.measures, *b.measures)
         return
-    # else a take would be made again and again
+    # otherwise a take would be made again and again
     assert both.covers(a) and both.covers(b)
     assert AttentionCapture.model_validate(both.model_dump(mode="json")) == both
 
@@ -138,7 +149,7 @@ own_captures = st.builds(
 
 
 @given(own_captures, own_captures, own_captures)
-def test_captures_of_self_attention_cover_and_unite(
+def test_captures_of_self_attention_cover_and_merge(
     a: SelfAttentionCapture, b: SelfAttentionCapture, c: SelfAttentionCapture
 ) -> None:
     both = a.union(b)
@@ -147,7 +158,7 @@ def test_captures_of_self_attention_cover_and_unite(
     assert not (a.covers(b) and b.covers(c)) or a.covers(c)
 
 
-def test_positions_read_as_people_write_them() -> None:
+def test_positions_are_read_in_their_short_forms() -> None:
     one = SelfAttentionCapture(positions=((0.5, 0.25, 0.5),))
     for written in ("0.5,0.25", [0.5, 0.25], [[0.5, 0.25, 0.5]], ["0.5, 0.25", "0.5,0.25,0.5"]):
         assert CaptureSpec.model_validate({"self_attention": written}).self_attention == one
@@ -164,7 +175,7 @@ def test_maps_of_two_branches_do_not_fit_one_take() -> None:
         AttentionCapture(tokens="all").union(AttentionCapture(tokens="all", branch="uncond"))
 
 
-def test_specs_read_as_people_write_them() -> None:
+def test_specs_are_read_in_their_short_forms() -> None:
     assert CaptureSpec(attention=True).attention == CaptureSpec(attention="marked").attention == AttentionCapture()
     assert CaptureSpec(attention=False).attention is None
     assert CaptureSpec.model_validate({"attention": ["red", "red "]}).attention == AttentionCapture(tokens=("red",))
@@ -181,21 +192,21 @@ def moment(step: int, evaluation: int = 0, branches: Any = ("cond",)) -> Moment:
     return Moment(step, 6, evaluation, branches, 0, 1 - step / 6)
 
 
-def drawn(found: AttentionPlan, seed: int) -> np.ndarray:
+def random_maps(found: AttentionPlan, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).random(found.map_shape).astype(np.float32)
 
 
-def test_the_sink_stores_each_step_and_shows_it_to_the_function(tmp_path: Path) -> None:
+def test_the_sink_stores_each_step_and_passes_it_to_reduce(tmp_path: Path) -> None:
     found = plan(("circle",), steps="1-3", blocks="0,5")
     seen: list[Seen] = []
     sink = AttentionSink(found, tmp_path, seen.append)
-    given = {step: drawn(found, step) for step in (1, 2, 3)}
+    given = {step: random_maps(found, step) for step in (1, 2, 3)}
     buffer = np.empty(found.map_shape, np.float32)
     for step in range(6):
         if sink.wanted(moment(step)):
             buffer[:] = given[step]
             sink.put(moment(step), {"probability": buffer})
-            buffer[:] = -1  # it is the recorder's to use again
+            buffer[:] = -1  # the recorder may reuse it
         assert not sink.wanted(moment(step, 1)) and not sink.wanted(moment(step, branches=("uncond",)))
     kept = sink.finish()
     assert kept.evaluations == ((1, 0), (2, 0), (3, 0))
@@ -206,7 +217,7 @@ def test_the_sink_stores_each_step_and_shows_it_to_the_function(tmp_path: Path) 
     assert np.array_equal(array[:], half)
     assert np.array_equal(np.load(tmp_path / exponents_file("probability")), exponents)
     opened = Attention.open(tmp_path, "probability")
-    assert np.abs(opened[:] - truth).max() <= 2.0**-11  # a power of two is exact: what is lost is fp16's rounding
+    assert np.abs(opened[:] - truth).max() <= 2.0**-11  # scaling by a power of two is exact; only fp16 rounds
     for key in (
         0,
         -1,
@@ -226,9 +237,9 @@ def test_the_sink_stores_each_step_and_shows_it_to_the_function(tmp_path: Path) 
     assert array.attrs["rows"][0] == {"name": "circle", "kind": "word", "columns": [2]}
 
 
-def test_a_step_that_never_came_is_an_error(tmp_path: Path) -> None:
+def test_a_step_that_was_not_recorded_is_an_error(tmp_path: Path) -> None:
     sink = AttentionSink(plan(("circle",)), tmp_path)
-    sink.put(moment(0), {"probability": drawn(sink.plan, 0)})
+    sink.put(moment(0), {"probability": random_maps(sink.plan, 0)})
     with pytest.raises(WorkError, match="not recorded at step 1"):
         sink.finish()
     sink.close()
@@ -251,23 +262,23 @@ def test_maps_of_any_size_are_stored_to_fp16_s_precision(power: float, seed: int
         assert (off <= np.maximum(2.0**-11 * np.abs(np.nan_to_num(maps)), 2.0**-39 * top)).all()
 
 
-def test_what_is_not_finite_and_a_disk_that_refuses_are_errors(tmp_path: Path, monkeypatch) -> None:
+def test_infinite_maps_and_a_full_disk_are_errors(tmp_path: Path, monkeypatch) -> None:
     sink = AttentionSink(plan(("circle",), measures=["contribution"]), tmp_path)
     with pytest.raises(NumericalError, match="infinite"):
-        sink.put(moment(0), {"contribution": np.full_like(drawn(sink.plan, 0), np.inf)})
+        sink.put(moment(0), {"contribution": np.full_like(random_maps(sink.plan, 0), np.inf)})
 
     def full(*args: Any, **options: Any) -> None:
         raise StorageError("the disk is full")
 
     monkeypatch.setattr("wanscope.capture.attention_sink.create_array", full)
-    sink.put(moment(0), {"contribution": drawn(sink.plan, 0)})
-    with pytest.raises(StorageError, match="full"):  # of the writing thread, heard at the next step
-        sink.put(moment(1), {"contribution": drawn(sink.plan, 1)})
+    sink.put(moment(0), {"contribution": random_maps(sink.plan, 0)})
+    with pytest.raises(StorageError, match="full"):  # raised in the writing thread, reported at the next step
+        sink.put(moment(1), {"contribution": random_maps(sink.plan, 1)})
     sink.close()
 
 
 @given(st.lists(st.integers(1, 60), min_size=2, max_size=3), st.tuples(*[st.integers(1, 40)] * 3))
-def test_a_chunk_is_whole_maps_side_by_side_up_to_its_size(leading: list[int], grid: tuple[int, int, int]) -> None:
+def test_a_chunk_holds_whole_adjacent_maps_up_to_its_size(leading: list[int], grid: tuple[int, int, int]) -> None:
     shape = (*leading, *grid)
     chunk = chunk_shape(shape)
     assert len(chunk) == len(shape) and chunk[-3:] == grid
@@ -275,7 +286,7 @@ def test_a_chunk_is_whole_maps_side_by_side_up_to_its_size(leading: list[int], g
     maps = int(np.prod(chunk[:-3]))
     assert maps == 1 or 2 * int(np.prod(chunk)) <= CHUNK_BYTES
     parted = next((i for i in range(len(leading)) if chunk[i] > 1), len(leading) - 1)
-    assert chunk[parted + 1 : -3] == shape[parted + 1 : -3]  # only the outermost of its axes is cut
+    assert chunk[parted + 1 : -3] == shape[parted + 1 : -3]  # only the outermost of its axes is divided
 
 
 @pytest.mark.parametrize(
@@ -283,9 +294,9 @@ def test_a_chunk_is_whole_maps_side_by_side_up_to_its_size(leading: list[int], g
     [
         ((10, 9, 5, 8, 8), (10, 9, 5, 8, 8)),  # marbles, 8 words and the padding
         ((40, 9, 21, 30, 52), (1, 9, 21, 30, 52)),  # 14B at 832 x 480 x 81: a block
-        ((40, 512, 21, 30, 52), (1, 16, 21, 30, 52)),  # all tokens there
+        ((40, 512, 21, 30, 52), (1, 16, 21, 30, 52)),  # the same with all tokens
         ((40, 40, 9, 21, 30, 52), (1, 1, 9, 21, 30, 52)),  # heads kept
     ],
 )
-def test_chunks_at_the_sizes_people_run(shape: tuple[int, ...], chunk: tuple[int, ...]) -> None:
+def test_chunks_at_usual_sizes(shape: tuple[int, ...], chunk: tuple[int, ...]) -> None:
     assert chunk_shape(shape) == chunk

@@ -1,4 +1,4 @@
-"""What an observer keeps equals what the loop had, and watching changes nothing."""
+"""What an observer stores equals the loop's states, and observing changes nothing."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from wanscope.recipe import LatentsCapture
 STEPS = 7
 
 
-def walk(scale: float = 1.0) -> list[torch.Tensor]:
+def random_path(scale: float = 1.0) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [scale * torch.randn(1, 16, 3, 4, 5, generator=generator) for _ in range(STEPS + 1)]
 
 
-def watched(folder: Path, spec: LatentsCapture, path: list[torch.Tensor]) -> LatentsObserver:
+def observe(folder: Path, spec: LatentsCapture, path: list[torch.Tensor]) -> LatentsObserver:
     sigmas = tuple(np.linspace(1, 0, STEPS + 1).tolist())
     observer = LatentsObserver(folder / "latents.zarr", folder / "scratch", spec)
     observer.start(path[0], sigmas)
@@ -33,9 +33,9 @@ def watched(folder: Path, spec: LatentsCapture, path: list[torch.Tensor]) -> Lat
 
 @pytest.mark.parametrize("dtype", ["fp16", "fp32"])
 @pytest.mark.parametrize(("every", "kept"), [(1, range(8)), (3, [0, 3, 6, 7]), (7, [0, 7]), (100, [0, 7])])
-def test_kept_states_are_the_loops_own(tmp_path: Path, dtype: str, every: int, kept: list[int]) -> None:
-    path = walk()
-    observer = watched(tmp_path, LatentsCapture(dtype=dtype, every=every), path)
+def test_kept_states_equal_those_of_the_loop(tmp_path: Path, dtype: str, every: int, kept: list[int]) -> None:
+    path = random_path()
+    observer = observe(tmp_path, LatentsCapture(dtype=dtype, every=every), path)
     array = open_array(tmp_path / "latents.zarr")
     assert observer.states == tuple(kept) == tuple(array.attrs["states"])
     want = torch.cat([path[k] for k in kept]).to(torch.float16 if dtype == "fp16" else torch.float32).numpy()
@@ -43,8 +43,8 @@ def test_kept_states_are_the_loops_own(tmp_path: Path, dtype: str, every: int, k
 
 
 def test_the_gram_is_of_fp32_latents_even_where_fp16_is_stored(tmp_path: Path) -> None:
-    path = walk()
-    gram = watched(tmp_path, LatentsCapture(dtype="fp16", every=4), path).gram()
+    path = random_path()
+    gram = observe(tmp_path, LatentsCapture(dtype="fp16", every=4), path).gram()
     flat = torch.cat(path).flatten(1).double()
     v = torch.cat([flat[:1], flat.diff(dim=0)])
     assert np.allclose(gram, (v @ v.T).numpy(), rtol=1e-12, atol=1e-10)
@@ -53,13 +53,13 @@ def test_the_gram_is_of_fp32_latents_even_where_fp16_is_stored(tmp_path: Path) -
 
 def test_values_beyond_fp16_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NumericalError, match="dtype: fp32"):
-        watched(tmp_path, LatentsCapture(dtype="fp16"), walk(scale=1e5))
+        observe(tmp_path, LatentsCapture(dtype="fp16"), random_path(scale=1e5))
     (tmp_path / "b").mkdir()
-    watched(tmp_path / "b", LatentsCapture(dtype="fp32"), walk(scale=1e5)).close()
+    observe(tmp_path / "b", LatentsCapture(dtype="fp32"), random_path(scale=1e5)).close()
     assert not (tmp_path / "b" / "scratch").exists()
 
 
-def test_first_and_last_states_always_stay() -> None:
+def test_first_and_last_states_are_always_kept() -> None:
     assert stored_states(1, 5) == (0,)
     assert stored_states(2, 5) == (0, 1)
     assert stored_states(11, 5) == (0, 5, 10)

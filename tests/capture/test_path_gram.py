@@ -1,4 +1,4 @@
-"""The Gram of a path equals direct float64 algebra, in bounded memory, and keeps what states in fp32 lose."""
+"""A path's Gram matrix equals direct float64 algebra, uses bounded memory, and keeps what fp32 states lose."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def direct(states: np.ndarray) -> np.ndarray:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 7), st.integers(1, 300), st.integers(40, 4000), st.integers(0, 2**32 - 1))
-def test_it_equals_direct_algebra_whatever_the_slices(
+def test_it_equals_direct_algebra_for_any_slice_size(
     tmp_path_factory: pytest.TempPathFactory, count: int, values: int, slice_bytes: int, seed: int
 ) -> None:
     states = np.random.default_rng(seed).standard_normal((count, values)).astype(np.float32)
@@ -48,14 +48,14 @@ def test_small_late_steps_keep_their_acceleration(tmp_path: Path) -> None:
     second = np.linalg.norm(exact[3] - 2 * exact[2] + exact[1])
     from_gram = np.sqrt(gram[3, 3] - 2 * gram[3, 2] + gram[2, 2])
     assert from_gram == pytest.approx(second, rel=1e-6)
-    # The Gram of the states in fp32, which is what is often kept, has nothing left of it.
+    # The Gram matrix of the fp32 states, which is often stored instead, has lost it completely.
     g = (states @ states.T).astype(np.float64)
     lost = g[3, 3] + 4 * g[2, 2] + g[1, 1] - 4 * g[3, 2] + 2 * g[3, 1] - 4 * g[2, 1]
     assert abs(np.sqrt(max(lost, 0)) - second) > 0.5 * second
 
 
 def test_memory_does_not_grow_with_the_latents(tmp_path: Path) -> None:
-    state = np.ones(2_000_000, np.float32)  # 8 MB a state, 160 MB of float64 for the whole path
+    state = np.ones(2_000_000, np.float32)  # 8 MB per state, 160 MB of float64 for the whole path
     with PathGram(tmp_path / "scratch", slice_bytes=4 << 20) as path:
         for _ in range(10):
             path.add(state)
@@ -77,5 +77,5 @@ def test_states_of_another_kind_are_refused(tmp_path: Path) -> None:
             path.add(np.zeros(9, np.float32))
 
 
-def test_increments_put_the_start_first() -> None:
+def test_the_first_increment_is_the_start() -> None:
     assert increments(np.array([[1.0, 2.0], [4.0, 8.0]])).tolist() == [[1.0, 2.0], [3.0, 6.0]]

@@ -1,4 +1,4 @@
-"""The file: made whole, migrated with a backup, refused when newer, damaged, foreign or locked; a full disk."""
+"""The catalog's file: created, migrated with a backup, refused if newer, damaged, foreign or locked; a full disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VALUES = np.arange(12, dtype=np.float32).reshape(3, 4) + 1
 
 
 def earlier(folder: Path, version: int) -> str:
-    """A catalog as that version left it, with an embedding in it; the embedding's key."""
+    """Write a catalog of an earlier version with one embedding and return the embedding's key."""
     catalog = Catalog(folder)
     tokens = Tokens.of(VALUES)
     key = tokens.key("m", "e")
@@ -60,7 +60,7 @@ def test_every_earlier_version_is_migrated_with_a_backup(tmp_path: Path, version
     assert (found.key, found.row["label"], found.row["uses"]) == (key, "kept", 3)
     assert np.array_equal(found.array(), VALUES)
     assert catalog.tags(key) == ["old"] and "a red circle" in catalog.stored(["a red circle"], "e", ["cpu"])
-    assert catalog.similar(VALUES)["key"].to_pylist() == [key]  # without a compact vector yet
+    assert catalog.similar(VALUES)["key"].to_pylist() == [key]  # it has no compact vector yet
     assert catalog.put(VALUES + 1) and catalog.check(deep=True).problems == ()
     with duckdb.connect(str(tmp_path / f"catalog.version-{version}.duckdb"), read_only=True) as con:
         assert migrations.version_of(con) == version
@@ -109,7 +109,7 @@ def test_another_duckdb_file_is_not_taken_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["text", "empty", "flipped"])
-def test_a_damaged_file_is_said_and_rebuilt_from_takes_and_embeddings(tmp_path: Path, how: str) -> None:
+def test_a_damaged_file_is_reported_and_rebuilt_from_takes_and_embeddings(tmp_path: Path, how: str) -> None:
     catalog = Catalog(tmp_path)
     key = catalog.put(VALUES, prompt="a red circle")
     catalog.db.checkpoint()
@@ -127,7 +127,7 @@ def test_a_damaged_file_is_said_and_rebuilt_from_takes_and_embeddings(tmp_path: 
     assert again.prompt == "a red circle" and np.array_equal(again.array(), VALUES)
 
 
-def test_a_damaged_log_is_said(tmp_path: Path) -> None:
+def test_a_damaged_log_is_reported(tmp_path: Path) -> None:
     catalog = Catalog(tmp_path)
     catalog.put(VALUES)
     log = bytearray(catalog.db.log.read_bytes())
@@ -137,12 +137,12 @@ def test_a_damaged_log_is_said(tmp_path: Path) -> None:
         rows = Catalog(tmp_path).count("embeddings")
     except CatalogDamaged:
         rows = 0
-    assert rows == 0  # never half a transaction
+    assert rows == 0  # never part of a transaction
     Catalog(tmp_path).index(rebuild=True)
     assert Catalog(tmp_path).count("embeddings") == 1
 
 
-def test_who_waits_too_long_is_told_who_has_the_file(tmp_path: Path) -> None:
+def test_waiting_too_long_is_an_error_that_names_who_holds_the_file(tmp_path: Path) -> None:
     catalog = Catalog(tmp_path, wait_seconds=0.4)
     catalog.put(VALUES)
     code = "import duckdb, sys, time; c = duckdb.connect(sys.argv[1]); print('open', flush=True); time.sleep(60)"
@@ -157,7 +157,7 @@ def test_who_waits_too_long_is_told_who_has_the_file(tmp_path: Path) -> None:
     assert catalog.count("embeddings") == 1
 
 
-def test_a_turn_is_waited_for(tmp_path: Path) -> None:
+def test_a_second_program_waits_for_its_turn(tmp_path: Path) -> None:
     import threading
 
     catalog = Catalog(tmp_path)
@@ -178,7 +178,7 @@ def test_a_turn_is_waited_for(tmp_path: Path) -> None:
     thread.join()
 
 
-def test_what_raises_inside_a_transaction_leaves_nothing(tmp_path: Path) -> None:
+def test_an_exception_inside_a_transaction_leaves_nothing(tmp_path: Path) -> None:
     catalog = Catalog(tmp_path)
     key = catalog.put(VALUES)
 
@@ -215,7 +215,7 @@ print(said)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="file size limits are POSIX")
-def test_a_full_disk_is_said_and_loses_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_loses_nothing(tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
     )
@@ -242,7 +242,7 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_full_disk_does_not_say_that_much_is_free(tmp_path: Path, monkeypatch, words: str, why: str) -> None:
+def test_a_full_disk_error_does_not_report_free_space(tmp_path: Path, monkeypatch, words: str, why: str) -> None:
     monkeypatch.setattr("wanscope.take.disk.free_bytes", lambda folder: 700_000)
     catalog = Catalog(tmp_path)
     catalog.put(VALUES)
@@ -256,7 +256,7 @@ def test_a_full_disk_does_not_say_that_much_is_free(tmp_path: Path, monkeypatch,
     assert "is full" in full.value.what and "are free" not in str(full.value)
 
 
-def test_reading_what_is_not_there_creates_nothing(tmp_path: Path) -> None:
+def test_reading_a_catalog_that_does_not_exist_creates_nothing(tmp_path: Path) -> None:
     catalog = Catalog(tmp_path / "none")
     assert catalog.stats()["embeddings"]["count"] == 0
     assert catalog.sql("SELECT * FROM takes").num_rows == 0
@@ -264,7 +264,7 @@ def test_reading_what_is_not_there_creates_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_still_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_folder_can_still_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     catalog = Catalog(tmp_path)
     catalog.put(VALUES)
     monkeypatch.setattr(os, "access", lambda *_: False)

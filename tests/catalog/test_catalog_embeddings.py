@@ -1,4 +1,4 @@
-"""Embeddings come back to the bit, are stored once, and are found by prompt and encoder."""
+"""Embeddings are restored bit for bit, stored once, and found by prompt and encoder."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def bits(values: torch.Tensor) -> bytes:
 
 @settings(max_examples=150, deadline=None)
 @given(matrices())
-def test_a_matrix_comes_back_to_the_bit_without_the_zeros_at_its_end(values: torch.Tensor) -> None:
+def test_a_matrix_is_restored_bit_for_bit_without_trailing_zeros(values: torch.Tensor) -> None:
     tokens = Tokens.of(values)
     rows = [i for i, row in enumerate(values) if bool((row != 0).any())]
     real = rows[-1] + 1 if rows else 0
@@ -63,7 +63,7 @@ def test_a_matrix_comes_back_to_the_bit_without_the_zeros_at_its_end(values: tor
 
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(matrices())
-def test_the_catalog_gives_back_what_was_put_in(tmp_path: Path, values: torch.Tensor) -> None:
+def test_the_catalog_returns_what_was_stored(tmp_path: Path, values: torch.Tensor) -> None:
     catalog = Catalog(tmp_path)
     key = catalog.put(values, prompt="x")
     assert catalog.get(key).tokens == Tokens.of(values)
@@ -83,7 +83,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, bad: float, dtyp
 @pytest.mark.parametrize(
     "values", [torch.zeros(3), torch.zeros(2, 3, 4), torch.zeros(2, 0), torch.zeros(2, 2, dtype=torch.int64)]
 )
-def test_what_is_no_token_matrix_is_refused(tmp_path: Path, values: torch.Tensor) -> None:
+def test_arrays_that_are_not_token_matrices_are_refused(tmp_path: Path, values: torch.Tensor) -> None:
     with pytest.raises(RecipeError, match="cannot be stored"):
         Catalog(tmp_path).put(values)
 
@@ -106,10 +106,10 @@ def test_equal_content_is_stored_once_whatever_its_padding_and_prompt(tmp_path: 
     ]
 
 
-def test_equal_values_of_another_prompt_leave_the_file_and_a_damaged_one_is_written_again(tmp_path: Path) -> None:
+def test_equal_values_for_another_prompt_keep_the_file_and_a_damaged_file_is_rewritten(tmp_path: Path) -> None:
     catalog = Catalog(tmp_path)
     key = catalog.put(matrix(), prompt="a cat", seconds=0.1)
-    place = catalog.files.place(key)
+    place = catalog.files.path(key)
     before = place.read_bytes()
     assert catalog.put(matrix(), prompt="a cat with a much longer name") == key
     assert place.read_bytes() == before and catalog.check().problems == ()
@@ -119,7 +119,7 @@ def test_equal_values_of_another_prompt_leave_the_file_and_a_damaged_one_is_writ
     assert catalog.check(deep=True).problems == () and catalog.check().problems == ()
 
 
-def test_other_shape_dtype_model_encoder_or_values_are_other_embeddings(tmp_path: Path) -> None:
+def test_another_shape_dtype_model_encoder_or_value_is_another_embedding(tmp_path: Path) -> None:
     values = matrix()
     nudged = values.clone()
     nudged[0, 0] = torch.nextafter(nudged[0, 0], torch.tensor(9.0))
@@ -185,16 +185,16 @@ def test_an_embedding_is_written_as_a_file_that_edits_read(tmp_path: Path, dtype
     assert sorted(p.name for p in file.parent.iterdir()) == ["beach.safetensors"]
 
 
-def test_a_file_that_is_not_as_written_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_a_changed_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     catalog = Catalog(tmp_path)
     key = catalog.put(matrix())
-    place = catalog.files.place(key)
+    place = catalog.files.path(key)
     whole = place.read_bytes()
     for at in (3, 20, len(whole) // 2, len(whole) - 3):
         broken = bytearray(whole)
         broken[at] ^= 0x40
         place.write_bytes(bytes(broken))
-        if 20 < at < len(whole) - 100:  # the mean token: not read here, and not part of the values
+        if 20 < at < len(whole) - 100:  # the mean token, which is not read here and is not part of the values
             continue
         with pytest.raises(CatalogDamaged):
             catalog.get(key)

@@ -1,4 +1,4 @@
-"""What one person exports another can read, take in and merge, and nothing comes in twice."""
+"""Exports can be read, imported and merged by others, and nothing is imported twice."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ def test_an_import_into_an_empty_workspace_has_everything(catalog: Catalog, tmp_
     assert all(same for _, same in theirs.recompute("secret mix"))
     assert torch.equal(theirs.stored(["secret beach"], "e", ["cpu"])["secret beach"].tensor(), matrix(0))
     assert theirs.sql("SELECT DISTINCT origin FROM takes").to_pylist() == [{"origin": "a friend"}]
-    assert set(catalog.merge(theirs).rows.values()) == {0}  # one's own rows, come back
+    assert set(catalog.merge(theirs).rows.values()) == {0}  # they are our own rows
     again = theirs.import_(tmp_path / "out")
     assert set(again.rows.values()) == {0} and again.there == {k: n for k, n in done.rows.items() if n}
     assert theirs.index(rebuild=True).takes == 0 and theirs.count("takes") == 1  # it has no folder here
 
 
-def test_merging_takes_in_what_is_new_and_nothing_twice(catalog: Catalog, tmp_path: Path) -> None:
+def test_merging_imports_what_is_new_and_nothing_twice(catalog: Catalog, tmp_path: Path) -> None:
     theirs = Catalog(tmp_path / "theirs")
     same = theirs.put(matrix(0), prompt="secret beach", encoder="e", environment="cpu", model="marbles", label="mine")
     new = theirs.put(matrix(7), prompt="new", label="new")
@@ -94,7 +94,7 @@ def test_merging_takes_in_what_is_new_and_nothing_twice(catalog: Catalog, tmp_pa
     assert (done.rows["embeddings"], done.there["embeddings"]) == (1, 1)
     assert (done.rows["takes"], done.there["takes"]) == (1, 1)
     assert catalog.count("embeddings") == before + 1
-    assert catalog.get(same).row["label"] == "beach"  # one's own label stays
+    assert catalog.get(same).row["label"] == "beach"  # our own label is kept
     assert (catalog.get("new").key, catalog.get("new").row["origin"]) == (new, "theirs")
     assert set(catalog.merge(tmp_path / "theirs").rows.values()) == {0}
     assert catalog.check(deep=True).problems == ()
@@ -128,7 +128,7 @@ def test_other_tools_read_it_and_every_column_is_documented(catalog: Catalog, tm
     assert card["rows"]["embeddings"] == 3 and card["models"] == ["marbles", "tiny"] and not card["anonymous"]
 
 
-def test_an_anonymous_export_holds_no_word_of_ours_and_still_recomputes(catalog: Catalog, tmp_path: Path) -> None:
+def test_an_anonymous_export_has_no_text_of_ours_and_can_still_be_recomputed(catalog: Catalog, tmp_path: Path) -> None:
     catalog.export(tmp_path / "out", anonymous=True)
     words = ("secret", "beach", "gothic", str(tmp_path), "tiny")
     for path in (tmp_path / "out").iterdir():
@@ -153,7 +153,7 @@ def test_fp16_values_are_numbers_that_any_tool_reads(catalog: Catalog, tmp_path:
     theirs = Catalog(tmp_path / "theirs")
     done = theirs.import_(tmp_path / "out")
     assert done.rows["embeddings"] == 3 and "fp16" in done.notes[0]
-    assert theirs.stored(["secret beach"], "e", ["cpu"]) == {}  # it would not replay to the bit
+    assert theirs.stored(["secret beach"], "e", ["cpu"]) == {}  # it would not reproduce a take bit for bit
     assert theirs.check(deep=True).problems == ()
 
 

@@ -1,4 +1,4 @@
-"""`sql` reads the tables, and nothing can be made to happen with it."""
+"""`sql` reads the tables and cannot do anything else."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def catalog(tmp_path: Path) -> Catalog:
-    """One for all: nothing here may change it."""
+    """Shared by all tests: nothing here may change it."""
     catalog = Catalog(tmp_path / "space")
     catalog.put(np.ones((2, 3), np.float32), prompt="a red circle")
     (tmp_path / "secret.csv").write_text("a,b\n1,2\n")
@@ -124,7 +124,7 @@ def test_the_environment_cannot_be_read(catalog: Catalog) -> None:
         catalog.sql("SELECT getenv('HOME')")
 
 
-def test_an_answer_without_end_is_given_up(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_query_is_stopped(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jail, "BYTES", 10 << 20)
     with pytest.raises(SqlRefused, match="too large"):
         catalog.sql("SELECT * FROM range(10000000000)")
@@ -147,6 +147,6 @@ def test_an_answer_without_end_is_given_up(catalog: Catalog, monkeypatch: pytest
         ("PRAGMA version", "PRAGMA is not allowed"),
     ],
 )
-def test_mistakes_are_clear(catalog: Catalog, query: str, said: str) -> None:
+def test_mistakes_in_sql_have_clear_messages(catalog: Catalog, query: str, said: str) -> None:
     with pytest.raises(SqlRefused, match=said):
         catalog.sql(query)

@@ -1,4 +1,4 @@
-"""Operations are recorded with their inputs, and done again give the stored bytes."""
+"""Operations are recorded with their inputs, and repeating them gives the stored bytes."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_lineage_goes_back_to_the_prompts(catalog: Catalog) -> None:
     assert [same for _, same in catalog.recompute(made.key)] == [True, True]
 
 
-def test_a_result_that_was_altered_is_seen(catalog: Catalog) -> None:
+def test_an_altered_result_is_detected(catalog: Catalog) -> None:
     made = catalog.compute("product", ["beach", "gothic"])
     with catalog.db.writing() as con:
         con.execute(
@@ -96,7 +96,7 @@ def test_values_are_stored_before_they_are_used(catalog: Catalog) -> None:
     assert catalog.recompute(made.key)[0][1]
 
 
-def test_mistakes_are_said(catalog: Catalog) -> None:
+def test_mistakes_are_reported(catalog: Catalog) -> None:
     before = catalog.count("embeddings")
     with pytest.raises(RecipeError, match="not an operation"):
         catalog.compute("sum", ["beach"])

@@ -1,4 +1,4 @@
-"""Search finds what an exact comparison finds, and says figures that an independent computation gives."""
+"""Search finds what an exact comparison finds, with figures equal to an independent computation."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_vectors_without_structure_still_find_themselves(tmp_path: Path, monkeyp
         assert catalog.similar(rows[i][None], count=1)["key"][0].as_py() == keys[i]
 
 
-def test_only_the_own_encoder_is_compared_unless_asked(tmp_path: Path) -> None:
+def test_only_embeddings_of_the_same_encoder_are_compared_by_default(tmp_path: Path) -> None:
     catalog = Catalog(tmp_path)
     rng = np.random.default_rng(0)
     a, b, c = (rng.standard_normal((3, 20)).astype(np.float32) for _ in range(3))
@@ -85,7 +85,7 @@ def test_only_the_own_encoder_is_compared_unless_asked(tmp_path: Path) -> None:
     assert catalog.similar(np.ones((1, 7), np.float32)).num_rows == 0
 
 
-def test_token_matrices_tell_apart_what_has_the_same_mean(tmp_path: Path) -> None:
+def test_token_matrices_distinguish_embeddings_with_the_same_mean(tmp_path: Path) -> None:
     catalog = Catalog(tmp_path)
     base = np.random.default_rng(0).standard_normal((6, 30)).astype(np.float32)
     turned, near = base[::-1].copy(), base + 0.02
@@ -138,7 +138,7 @@ def test_duplicates_and_near_duplicates(tmp_path: Path, dim: int) -> None:
     assert same["copies"] == 2 and set(same["keys"].split()) == {keys[5], copy}
 
 
-def test_a_table_of_similarities_is_kept(tmp_path: Path) -> None:
+def test_a_table_of_similarities_is_stored(tmp_path: Path) -> None:
     catalog = Catalog(tmp_path)
     rows = np.random.default_rng(3).standard_normal((3, 4, 10))
     keys = catalog.put_many(New(row) for row in rows)

@@ -1,4 +1,4 @@
-"""Takes are an index of their folders: the same rows however they came, gone with their folder, damaged ones listed."""
+"""Takes are an index of their folders: rows do not depend on how they were added, and damaged takes are listed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def rows(catalog: Catalog) -> dict[str, list[dict[str, Any]]]:
     return {name: catalog.sql(f"SELECT * FROM {name} ORDER BY ALL").to_pylist() for name in TABLES}
 
 
-def test_rebuilding_makes_the_rows_that_a_run_made(tmp_path: Path) -> None:
+def test_rebuilding_gives_the_same_rows_as_the_run(tmp_path: Path) -> None:
     run(STUDY, workspace=tmp_path, model=model())
     catalog = Catalog(tmp_path)
     made = rows(catalog)
@@ -39,7 +39,7 @@ def test_rebuilding_makes_the_rows_that_a_run_made(tmp_path: Path) -> None:
     assert rows(Catalog(tmp_path)) == made
 
 
-def test_a_deleted_folder_disappears_and_a_new_one_comes(tmp_path: Path) -> None:
+def test_a_deleted_folder_disappears_and_a_new_one_is_added(tmp_path: Path) -> None:
     kept, gone = (write_take(tmp_path / "takes", recipe(seed)) for seed in (1, 2))
     catalog = Catalog(tmp_path)
     assert catalog.index().added == 2
@@ -75,7 +75,7 @@ def test_a_damaged_folder_is_listed_and_stops_nothing(tmp_path: Path) -> None:
     }
 
 
-def test_what_is_stored_is_not_encoded_again_and_makes_the_same_bits(tmp_path: Path, monkeypatch) -> None:
+def test_stored_texts_are_not_encoded_again_and_give_the_same_bits(tmp_path: Path, monkeypatch) -> None:
     first, second = Events(), Events()
     one = run({**STUDY, "seeds": 1}, workspace=tmp_path, model=model(), on_event=first)
     assert [(e.prompts, e.reused) for e in first.of(PromptsEncoded)] == [(3, 0)]
@@ -93,7 +93,7 @@ def test_what_is_stored_is_not_encoded_again_and_makes_the_same_bits(tmp_path: P
     assert Catalog(tmp_path).stats()["embeddings"]["uses"] == 3
     threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(threads + 1)  # another environment may round otherwise
+        torch.set_num_threads(threads + 1)  # another environment may round differently
         with pytest.raises(AssertionError, match="the encoder was used"):
             run({**STUDY, "seeds": [5]}, workspace=tmp_path, model=model())
     finally:
@@ -115,7 +115,7 @@ def test_the_encoder_is_never_loaded_when_every_text_is_stored(tmp_path: Path, m
     assert second.takes[0].manifest.latents_sha256 == first.takes[0].manifest.latents_sha256
 
 
-def test_a_damaged_catalog_is_told_once_and_stops_no_run(tmp_path: Path) -> None:
+def test_a_damaged_catalog_is_reported_once_and_stops_no_run(tmp_path: Path) -> None:
     (tmp_path / "catalog.duckdb").write_bytes(b"broken" * 1000)
     events = Events()
     result = run({**STUDY, "seeds": 1}, workspace=tmp_path, model=model(), on_event=events)

@@ -1,4 +1,4 @@
-"""Several processes on one catalog: every row arrives, nobody sees an error, and kill -9 loses nothing committed."""
+"""Several processes on one catalog: all rows are written, no process fails, and kill -9 loses nothing committed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HELPER = Path(__file__).parents[1] / "helpers" / "catalog_writers.py"
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the helper forks")
 
 
-def ran(*arguments: object) -> dict[str, Any]:
+def run_writers(*arguments: object) -> dict[str, Any]:
     command = [sys.executable, str(HELPER), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
@@ -28,7 +28,7 @@ def ran(*arguments: object) -> dict[str, Any]:
     [(30, 10), pytest.param(500, 10, marks=pytest.mark.slow), pytest.param(500, 1, marks=pytest.mark.slow)],
 )
 def test_four_write_while_two_read(tmp_path: Path, each: int, batch: int) -> None:
-    found = ran("together", tmp_path, 4, each, batch, 2)
+    found = run_writers("together", tmp_path, 4, each, batch, 2)
     print({key: found[key] for key in ("seconds", "longest_write", "longest_read", "reads")})
     assert found["errors"] == [] and set(found["statuses"]) == {0}
     assert found["count"] == 4 * each == len(set(found["committed"]))
@@ -38,7 +38,7 @@ def test_four_write_while_two_read(tmp_path: Path, each: int, batch: int) -> Non
 
 @pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_writers_lose_nothing_that_was_committed(tmp_path: Path, kills: int) -> None:
-    found = ran("killed", tmp_path, kills, kills)
+    found = run_writers("killed", tmp_path, kills, kills)
     assert found["opened"] == kills
     assert found["lost"] == [] and found["errors"] == [] and found["problems"] == []
     assert len(found["committed"]) > 0

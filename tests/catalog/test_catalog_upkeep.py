@@ -1,4 +1,4 @@
-"""Statistics add up, cleaning up removes what it says, figures are those of an independent computation."""
+"""Statistics add up, a cleanup removes what it reports, and figures equal an independent computation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def catalog(tmp_path: Path) -> Catalog:
     return catalog
 
 
-def left(catalog: Catalog) -> list[int]:
+def remaining(catalog: Catalog) -> list[int]:
     return sorted(int(p) for p in catalog.list()["prompt"].to_pylist() if p is not None)
 
 
@@ -48,52 +48,52 @@ def left(catalog: Catalog) -> list[int]:
 )
 def test_cleanup_counts_are_right_and_a_dry_run_changes_nothing(catalog: Catalog, conditions, gone) -> None:
     dry = catalog.cleanup(**conditions)
-    assert (len(dry.keys), dry.done) == (len(gone), False) and left(catalog) == list(range(10))
+    assert (len(dry.keys), dry.done) == (len(gone), False) and remaining(catalog) == list(range(10))
     before = sum(path.stat().st_size for path in (catalog.path.parent / "embeddings").rglob("*.emb"))
     done = catalog.cleanup(**conditions, dry_run=False)
     assert (done.keys, done.bytes, done.done) == (dry.keys, dry.bytes, True)
-    assert left(catalog) == sorted(set(range(10)) - gone)
+    assert remaining(catalog) == sorted(set(range(10)) - gone)
     after = sum(path.stat().st_size for path in (catalog.path.parent / "embeddings").rglob("*.emb"))
     assert before - after == done.bytes
     assert catalog.check(deep=True).problems == () == catalog.check().notes
     assert catalog.count("embedding_prompts") == catalog.count("search_vectors") == 10 - len(gone)
 
 
-def test_labeled_tagged_and_needed_ones_stay(catalog: Catalog) -> None:
+def test_labeled_tagged_and_needed_embeddings_stay(catalog: Catalog) -> None:
     catalog.annotate("1", label="mine")
     catalog.annotate("2", add=["style"])
     made = catalog.compute("difference", ["3", "4"], label="made")
     found = catalog.cleanup(max_uses=9, dry_run=False)
-    assert (len(found.keys), found.kept) == (6, 5) and left(catalog) == [1, 2, 3, 4]
+    assert (len(found.keys), found.kept) == (6, 5) and remaining(catalog) == [1, 2, 3, 4]
     assert all(same for _, same in catalog.recompute(made.key))
     assert len(catalog.cleanup(max_uses=9, labeled=True, dry_run=False).keys) == 5
     assert catalog.count("embeddings") == catalog.count("vector_operations") == catalog.count("operation_inputs") == 0
 
 
-def test_results_that_go_take_their_operations_along(catalog: Catalog) -> None:
+def test_removing_results_removes_their_operations(catalog: Catalog) -> None:
     catalog.compute("product", ["3", "4"])
-    assert len(catalog.cleanup(max_uses=0, dry_run=False).keys) == 2  # the result, and number 0
+    assert len(catalog.cleanup(max_uses=0, dry_run=False).keys) == 2  # the result and number 0
     assert catalog.count("operation_parameters") == catalog.count("vector_operations") == 0
-    assert left(catalog) == list(range(1, 10))
+    assert remaining(catalog) == list(range(1, 10))
 
 
-def test_files_without_a_row_are_noted_then_tidied_once_they_are_old(catalog: Catalog) -> None:
+def test_files_without_a_row_are_noted_and_removed_once_they_are_old(catalog: Catalog) -> None:
     key = "ab" * 32
-    catalog.files.write({key: catalog.files.place(catalog.get("1").key).read_bytes()})
-    half = catalog.files.place(key).with_name(f".{key}.1.new")
+    catalog.files.write({key: catalog.files.path(catalog.get("1").key).read_bytes()})
+    half = catalog.files.path(key).with_name(f".{key}.1.new")
     half.write_bytes(b"half")
     found = catalog.check()
     assert found.problems == () and len(found.notes) == 2
     assert catalog.cleanup(dry_run=False).orphans == 0
     old = time.time() - 7200
-    for path in (catalog.files.place(key), half):
+    for path in (catalog.files.path(key), half):
         os.utime(path, (old, old))
     assert catalog.cleanup().orphans == 2
     catalog.cleanup(dry_run=False)
-    assert catalog.check().notes == () and left(catalog) == list(range(10))
+    assert catalog.check().notes == () and remaining(catalog) == list(range(10))
 
 
-def test_rows_that_do_not_agree_are_problems(catalog: Catalog) -> None:
+def test_inconsistent_rows_are_problems(catalog: Catalog) -> None:
     with catalog.db.writing() as con:
         con.execute("INSERT INTO embedding_tags VALUES ('nobody', 'x')")
         con.execute("UPDATE embeddings SET tokens = 5 WHERE prompt = '1'")

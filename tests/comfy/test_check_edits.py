@@ -7,7 +7,7 @@ import torch
 
 from helpers.comfy_fakes import NativeWan, Patcher, WrapperWan, sample, wrapper_sample
 from helpers.tiny import TEXT_DIM, tiny_transformer, transformer_config
-from wanscope.doors.comfy import ALIASES, NODES, OLDER, with_aliases
+from wanscope.doors.comfy import ALIASES, LEGACY_NODES, NODES, with_aliases
 from wanscope.edit.edits import Inject
 from wanscope.errors import EditNotApplied, RecipeError
 from wanscope.runtime.comfy import native as comfy_native
@@ -27,7 +27,7 @@ STAGES = ((1.0, 0.75), (0.4,))  # noise levels, which are 1 - share here
 
 @pytest.fixture(params=["native", "wrapper"])
 def staged(request):
-    """Gives (an edited copy of a model, a function that samples a stage on a model)."""
+    """Return (a function that makes an edited copy of a model, a function that samples a stage with a model)."""
     own = tiny_transformer(transformer_config(), seed=5)
     native = request.param == "native"
     model = Patcher(NativeWan(own) if native else WrapperWan(own))
@@ -45,7 +45,7 @@ def staged(request):
     return edited, stage
 
 
-def checked(**inputs) -> str:
+def check_report(**inputs) -> str:
     return NODES["WanscopeCheckEdits"]().run(latent={}, **inputs)["result"][1]
 
 
@@ -63,13 +63,13 @@ def checked(**inputs) -> str:
     ids=str,
 )
 @pytest.mark.parametrize("models", [1, 2])
-def test_each_stage_says_whether_an_edit_was_due_and_acted(staged, when, said, models):
+def test_the_report_states_for_each_stage_whether_an_edit_was_due_and_acted(staged, when, said, models):
     edited, stage = staged
     first = edited(**when)
     second = first if models == 1 else edited(**when)
     for model, sigmas in zip((first, second), STAGES, strict=True):
         stage(model, sigmas)
-    report = checked(model=first, model_2=second)
+    report = check_report(model=first, model_2=second)
     if models == 1:
         assert said in report.splitlines()
         return
@@ -79,26 +79,26 @@ def test_each_stage_says_whether_an_edit_was_due_and_acted(staged, when, said, m
         assert line.removeprefix("never acted: it ") in said and line.endswith(f"stage {n}")
 
 
-def test_a_stage_in_which_it_was_due_and_idle_fails_though_it_acted_before():
+def test_an_edit_that_was_due_in_a_stage_and_did_not_act_fails_even_if_it_acted_before():
     model = Patcher(WrapperWan(tiny_transformer(transformer_config(), seed=5)))
     edited = wrapper.attach(model, Live([LiveEdit(Inject(CONNECTED, strength=0.5), DONOR)]))
     wrapper_sample(edited, EMBEDS, NOISE, sigmas=STAGES[0])
     model.model.diffusion_model.answer_from_cache = True
     wrapper_sample(edited, EMBEDS, NOISE, sigmas=STAGES[1])
     with pytest.raises(EditNotApplied, match=r"model 1, edit 1 .* was due in stage 2 and did not act") as caught:
-        checked(model=edited)
+        check_report(model=edited)
     assert "acted in stage 1, was due in stage 2 and did not act" in str(caught.value)
 
 
-# patterns of a model of 30 blocks, through every older node that reads one
+# patterns on a model with 30 blocks, through every legacy node that reads one
 
 
 def pattern_nodes() -> list[str]:
-    return [name for name in OLDER if "block_activations" in {**NODES[name].REQUIRED, **NODES[name].OPTIONAL}]
+    return [name for name in LEGACY_NODES if "block_activations" in {**NODES[name].REQUIRED, **NODES[name].OPTIONAL}]
 
 
 @pytest.fixture(scope="module")
-def thirty() -> Patcher:
+def thirty_blocks() -> Patcher:
     return Patcher(WrapperWan(tiny_transformer(transformer_config(blocks=30), seed=5)))
 
 
@@ -124,27 +124,27 @@ def acting(out) -> int:
     return sum(1 for s in live.edits[0].strengths(30) if s) if live and live.edits else 0
 
 
-def test_five_older_nodes_read_a_pattern():
-    assert len(pattern_nodes()) == 5 and len(OLDER) == 20
+def test_five_legacy_nodes_read_a_pattern():
+    assert len(pattern_nodes()) == 5 and len(LEGACY_NODES) == 20
 
 
 @pytest.mark.parametrize("name", pattern_nodes())
-def test_forty_bits_on_thirty_blocks(thirty, name):
+def test_forty_bits_on_thirty_blocks(thirty_blocks, name):
     with pytest.raises(RecipeError) as caught:
-        run(name, thirty, "10" * 20)
+        run(name, thirty_blocks, "10" * 20)
     assert "30" in str(caught.value) and "40" in str(caught.value)
     if name == "WanVideoBlockActivationViewer":
-        assert "30 of 30 blocks" in run(name, thirty, "1" * 40)["result"][0]
+        assert "30 of 30 blocks" in run(name, thirty_blocks, "1" * 40)["result"][0]
         return
-    after = 3 if name == "WanVideoLatentInjector" else 0  # its state is there from block 3 on
-    assert acting(run(name, thirty, "1" * 40)) == 30 - after
-    assert acting(run(name, thirty, "0" * 40)) == 0
-    assert acting(run(name, thirty, "01" * 15)) == 15 - after // 2
+    after = 3 if name == "WanVideoLatentInjector" else 0  # its state exists from block 3 on
+    assert acting(run(name, thirty_blocks, "1" * 40)) == 30 - after
+    assert acting(run(name, thirty_blocks, "0" * 40)) == 0
+    assert acting(run(name, thirty_blocks, "01" * 15)) == 15 - after // 2
 
 
-# older names of inputs
+# older input names
 
-OLDER_NAMES = {
+OLDER_INPUT_NAMES = {
     "activation_pattern": "block_activations",
     "text_embeds_injection": "injection_embeds",
 }
@@ -156,10 +156,10 @@ BY_ID = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(OLDER))
-def test_older_names_of_inputs_are_taken_by_every_id(name):
+@pytest.mark.parametrize("name", sorted(LEGACY_NODES))
+def test_every_legacy_id_accepts_older_input_names(name):
     inputs = {**NODES[name].REQUIRED, **NODES[name].OPTIONAL}
-    expected = {old: new for old, new in OLDER_NAMES.items() if new in inputs}
+    expected = {old: new for old, new in OLDER_INPUT_NAMES.items() if new in inputs}
     expected |= BY_ID.get(name.removeprefix("WanVideo"), {})
     for old, new in expected.items():
         assert new in inputs

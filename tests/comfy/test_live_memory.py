@@ -1,4 +1,4 @@
-"""What runs leave in memory: nothing of a call, one prompt's records, and a kept projection until its run ends."""
+"""What stays in memory: nothing of a call, the records of one prompt, and a kept projection until its run ends."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def runner(request):
     return request.param()
 
 
-def test_a_call_and_its_tensors_are_freed_at_once(runner):
-    """By counting references alone: a cycle would hold a call's latents on the device until a collection comes."""
+def test_a_call_and_its_tensors_are_freed_immediately(runner):
+    """By reference counting alone: a cycle would keep a call's latents on the device until garbage collection."""
     runner.sampled()
     gc.collect()
     gc.disable()
@@ -71,7 +71,7 @@ def test_a_call_and_its_tensors_are_freed_at_once(runner):
         gc.enable()
 
 
-def test_records_of_earlier_prompts_are_let_go(runner, monkeypatch):
+def test_records_of_earlier_prompts_are_released(runner, monkeypatch):
     prompt = ["a"]
     monkeypatch.setattr(runner.runtime, "prompt_id", lambda: prompt[0])
     _, live = runner.sampled()
@@ -86,7 +86,7 @@ def test_records_of_earlier_prompts_are_let_go(runner, monkeypatch):
     assert sizes == [2, 1, 2, 1, 1, 1]
 
 
-def test_a_kept_projection_is_made_once_a_run_and_changes_nothing(runner, monkeypatch):
+def test_a_kept_projection_is_computed_once_per_run_and_changes_nothing(runner, monkeypatch):
     made = []
     first = runner.model.model.diffusion_model.text_embedding[0]
     handle = first.register_forward_pre_hook(lambda module, args: made.append(1))

@@ -1,4 +1,4 @@
-"""Live edits on a stand-in that follows native ComfyUI's contract: the identities, batching, chaining, accounting."""
+"""Live edits on a fake with native ComfyUI's interface: identities, batching, chaining, counts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def inject(**data) -> LiveEdit:
 
 
 def run(model: Patcher, *edits: LiveEdit, positives=(MAIN,), negatives=(NEGATIVE,), **options):
-    """(latents, the run's record)"""
+    """Return (latents, the run's record)."""
     live = Live(edits)
     patcher = native.attach(model, live) if edits else model
     out = sample(patcher, [padded(p) for p in positives], [padded(n) for n in negatives], NOISE, **options)
@@ -44,7 +44,7 @@ BATCHES = [
 
 @pytest.mark.parametrize("batch", BATCHES, ids=str)
 @pytest.mark.parametrize("mode", ["mix", "tokens"])
-def test_strength_one_everywhere_is_the_donor_to_the_bit(model, batch, mode):
+def test_strength_one_everywhere_equals_the_donor_bit_for_bit(model, batch, mode):
     edited, record = run(model, inject(mode=mode), **batch)
     donor, _ = run(model, positives=(DONOR,), **batch)
     base, _ = run(model, **batch)
@@ -54,7 +54,7 @@ def test_strength_one_everywhere_is_the_donor_to_the_bit(model, batch, mode):
 
 
 @pytest.mark.parametrize("batch", BATCHES, ids=str)
-def test_strength_zero_changes_nothing_and_is_planned_nowhere(model, batch):
+def test_strength_zero_changes_nothing_and_is_never_due(model, batch):
     edited, record = run(model, inject(strength=0.0), inject(on="hidden", strength=0.0), **batch)
     assert torch.equal(edited, run(model, **batch)[0])
     assert not record.due and not record.applied
@@ -83,7 +83,7 @@ def test_strength_does_not_compound_over_runs(model):
         assert torch.equal(again, once)
 
 
-def test_two_branches_of_a_graph_do_not_meet(model):
+def test_two_branches_of_a_graph_are_independent(model):
     first = native.attach(model, Live([inject(strength=0.3)]))
     second = native.attach(model, Live([inject(strength=0.8)]))
     texts = [padded(MAIN)], [padded(NEGATIVE)]
@@ -101,7 +101,7 @@ def test_hidden_replacement_equals_context_before_it(model):
     assert torch.equal(both, run(model, positives=(DONOR,))[0])
 
 
-def test_only_the_positive_pass_is_edited_unless_told_otherwise(model):
+def test_only_the_positive_pass_is_edited_by_default(model):
     cond, _ = run(model, inject())
     uncond, record = run(model, inject(branch="uncond"))
     both, _ = run(model, inject(branch="both"))
@@ -120,7 +120,7 @@ def test_several_positives_of_unequal_length_are_all_edited(model):
     assert record.applied_in(0) == 4 * 3
 
 
-def test_schedules_count_in_the_whole_sampling_not_in_a_stage(model):
+def test_schedules_refer_to_the_whole_sampling_not_to_a_stage(model):
     edit = LiveEdit(Inject(donor=CONNECTED), DONOR, start=0.5, end=1.0)  # sigma 0.5 and below
     _, first = run(model, edit, sigmas=(1.0, 0.75))
     _, second = run(model, edit, sigmas=(0.4, 0.2))
@@ -135,14 +135,14 @@ def test_an_edit_whose_pass_is_not_made_fails_the_run(model):
 
 def test_an_edit_that_another_node_disables_fails_the_run(model):
     patched = model.clone()
-    # takes the call over and never asks for the attention's output
+    # replaces the call and never computes the attention
     patched.model_options["transformer_options"]["optimized_attention_override"] = None
 
-    def deaf(args, extra):
+    def without_attention(args, extra):
         options = {k: v for k, v in args["transformer_options"].items() if k != "optimized_attention_override"}
         return extra["original_block"]({**args, "transformer_options": options})
 
-    patched.set_model_patch_replace(deaf, "dit", "double_block", 2)
+    patched.set_model_patch_replace(without_attention, "dit", "double_block", 2)
     with pytest.raises(EditNotApplied, match="block 2"):
         run(patched, inject(strength=0.5))
 
@@ -160,11 +160,11 @@ def test_a_block_patch_of_another_node_is_chained(model):
     assert len(seen) == 3
 
 
-def test_a_block_that_skip_layer_guidance_leaves_out_is_noted(model):
+def test_a_block_skipped_by_skip_layer_guidance_is_noted(model):
     patched = model.clone()
     patched.set_model_patch_replace(lambda args, extra: args, "dit", "double_block", 1)
     edited, record = run(patched, inject(strength=0.5))
-    assert record.skipped == {"block 1 was left out by another node's patch": 3}
+    assert record.skipped == {"block 1 was skipped by another node's patch": 3}
     assert record.applied_in(0) == 3 * 3
     assert torch.isfinite(edited).all()
 
@@ -178,7 +178,7 @@ def test_watching_changes_nothing_and_gives_probabilities(model):
     assert float(sum_KQ.min()) > 0 and float((sum_KQ / count).sum(0).max()) < 1
 
 
-def test_maps_are_kept_whatever_is_edited_after_and_are_of_their_own_words(model):
+def test_maps_survive_later_edits_and_belong_to_their_own_words(model):
     ball, red = (Words((word,), ((column,),)) for word, column in (("ball", 0), ("red", 3)))
     images = torch.zeros(5, 16, 16, 3)
 
@@ -206,27 +206,27 @@ def test_a_prompt_of_another_encoder_is_refused(model):
         LiveEdit(Steer(CONNECTED), pairs=((MAIN, DONOR[:, :7]),)),
     )
     for edit in edits:
-        with pytest.raises(RecipeError, match=f"7 dimensions a token: this model reads {TEXT_DIM}"):
+        with pytest.raises(RecipeError, match=f"7 dimensions per token: this model reads {TEXT_DIM}"):
             native.attach(model, Live([edit]))
 
 
 def test_skipping_a_block_in_one_branch(model):
     both, _ = run(model, LiveEdit(Skip("1-2", branch="both")))
 
-    def absent(args, extra):
+    def without_block(args, extra):
         return {"img": args["img"]}
 
     patched = model.clone()
     for i in (1, 2):
-        patched.set_model_patch_replace(absent, "dit", "double_block", i)
+        patched.set_model_patch_replace(without_block, "dit", "double_block", i)
     assert torch.equal(both, run(patched)[0])
     cond, record = run(model, LiveEdit(Skip("1-2")))
     assert not torch.equal(cond, both) and record.applied_in(0) == 2 * 3
 
 
 @pytest.mark.parametrize("part", ["block", "cross_attention"])
-def test_what_reads_the_text_is_not_counted_where_none_is_read(model, part):
-    """Blocks 1 and 2 of four read nothing, in three steps; a state is still changed there."""
+def test_edits_of_the_text_are_not_counted_where_no_text_is_read(model, part):
+    """Blocks 1 and 2 of four read no text, in three steps; hidden states are still edited there."""
     skip = LiveEdit(Skip("1-2", part=part))
     for on, sites in (("context", 2), ("both", 2), ("hidden", 4)):
         _, record = run(model, inject(on=on, strength=0.5), skip)
@@ -244,7 +244,7 @@ def test_bends_and_steering_act(model):
     assert record.applied_in(0) == 12 and not torch.allclose(steered, base, atol=1e-4)
 
 
-def test_inputs_are_never_changed(model):
+def test_inputs_are_never_modified(model):
     texts = [padded(MAIN), padded(NEGATIVE)]
     kept = [t.clone() for t in texts] + [DONOR.clone(), NOISE.clone()]
     edits = Live([inject(strength=0.5), inject(on="hidden", strength=0.5), inject(mode="tokens", strength=0.2)])

@@ -1,4 +1,4 @@
-"""Live edits on a stand-in that follows WanVideoWrapper's contract: identities, hooks that go, passes told apart."""
+"""Live edits on a fake with WanVideoWrapper's interface: identities, removal of hooks, recognition of passes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def run(model: Patcher, *edits: LiveEdit, text_embeds=None, **options):
 
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 @pytest.mark.parametrize("mode", ["mix", "tokens"])
-def test_strength_one_everywhere_is_the_donor_to_the_bit(model, mode, cfg):
+def test_strength_one_everywhere_equals_the_donor_bit_for_bit(model, mode, cfg):
     edited, record = run(model, inject(mode=mode), cfg=cfg)
     assert torch.equal(edited, run(model, text_embeds=embeds(DONOR), cfg=cfg)[0])
     assert not torch.allclose(edited, run(model, cfg=cfg)[0], atol=1e-3)
@@ -67,7 +67,7 @@ def test_hidden_replacement_equals_context_before_it(model):
     assert torch.equal(both, run(model, text_embeds=embeds(DONOR))[0])
 
 
-def test_the_hook_is_inert_without_our_key_and_one_however_often_attached(model):
+def test_the_hook_does_nothing_without_our_key_and_is_placed_once(model):
     base, _ = run(model)
     transformer = model.model.diffusion_model
     for _ in range(5):
@@ -78,7 +78,7 @@ def test_the_hook_is_inert_without_our_key_and_one_however_often_attached(model)
     assert not any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in inside)
 
 
-def test_options_of_the_wrapper_stay(model):
+def test_options_of_the_wrapper_are_kept(model):
     patcher = wrapper.attach(model, Live([inject()]))
     assert patcher.model_options["transformer_options"]["merge_loras"] is True
     assert "wanscope" not in model.model_options["transformer_options"]
@@ -101,7 +101,7 @@ def test_an_exception_inside_leaves_nothing_behind(model):
     assert torch.equal(run(model)[0], base)
 
 
-def test_blocks_wrapped_anew_each_run_are_edited(model):
+def test_blocks_that_are_wrapped_again_in_each_run_are_edited(model):
     transformer = model.model.diffusion_model
     donor, half = run(model, text_embeds=embeds(DONOR))[0], run(model, inject(strength=0.5))[0]
     for _ in range(2):
@@ -110,11 +110,11 @@ def test_blocks_wrapped_anew_each_run_are_edited(model):
             transformer.blocks[i] = torch.compile(inner, backend="eager")
         edited, record = run(model, inject())
         assert torch.equal(edited, donor)
-        assert record.notes == ["Blocks with an edit run uncompiled in the calls in which it acts."]
+        assert record.notes == ["Compiled blocks run uncompiled in the calls in which an edit acts in them."]
         assert torch.allclose(run(model, inject(strength=0.5))[0], half, atol=1e-6)
 
 
-def test_an_extra_pass_that_runs_the_negative_prompt_is_known_by_it(model):
+def test_an_extra_pass_is_recognized_by_its_negative_prompt(model):
     live = Live([inject()])
     patcher = wrapper.attach(model, live, [NEGATIVE])
     transformer, options = model.model.diffusion_model, patcher.model_options["transformer_options"]
@@ -125,20 +125,20 @@ def test_an_extra_pass_that_runs_the_negative_prompt_is_known_by_it(model):
     assert live.runs[-1].passes == {"uncond": 1} and not live.runs[-1].applied
 
 
-def test_calls_that_a_cache_answers_are_noted(model):
+def test_calls_answered_by_a_cache_are_noted(model):
     model.model.diffusion_model.answer_from_cache = True
     _, record = run(model, inject())
     assert record.skipped == {"a call was answered by a step cache, without running the model": 3}
 
 
-def test_blocks_that_skip_layer_guidance_leaves_out_are_noted(model):
+def test_blocks_skipped_by_skip_layer_guidance_are_noted(model):
     model.model.diffusion_model.slg_blocks = [1]
     _, record = run(model, inject(branch="both"))
-    assert record.skipped == {"block 1 was left out by skip-layer guidance": 3}
+    assert record.skipped == {"block 1 was skipped by skip-layer guidance": 3}
     assert record.applied_in(0) == 3 * (4 + 3)
 
 
-def test_vace_is_said_to_read_the_prompt_unedited(model):
+def test_it_is_noted_that_vace_reads_the_unedited_prompt(model):
     patcher = wrapper.attach(model, live := Live([inject()]))
     options = patcher.model_options["transformer_options"]
     call = {"x": [NOISE[0]], "t": torch.tensor([900.0]), "seq_len": 0, "transformer_options": options}
@@ -152,18 +152,18 @@ def test_second_guidance_with_equal_scales_is_the_second_prompt(model):
     assert record.applied_in(0) == 3
 
 
-def test_second_guidance_stays_where_the_first_block_is_skipped(model):
+def test_second_guidance_acts_even_if_the_first_block_is_skipped(model):
     skip = LiveEdit(Skip("0"))
     edited, record = run(model, LiveEdit(Guide(1.0), DONOR), skip)
     assert record.applied_in(0) == 3 and not torch.allclose(edited, run(model, skip)[0], atol=1e-3)
 
 
-def test_a_skipped_block_hands_on_what_the_wrapper_expects(model):
+def test_a_skipped_block_returns_what_the_wrapper_expects(model):
     _, record = run(model, LiveEdit(Skip("1", branch="both")))
     assert record.applied_in(0) == 2 * 3
 
 
-def test_bends_act_on_the_text_attention_alone(model):
+def test_bends_act_only_on_the_attention_to_the_text(model):
     base, _ = run(model)
     bent, record = run(model, LiveEdit(Bend(["x"], "suppress", factor=4.0), columns=((1, 2),)))
     assert record.applied_in(0) == 12 and not torch.allclose(bent, base, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Prompts over time, and directions kept in files, on a stand-in that follows native ComfyUI's contract."""
+"""Prompts over time, and directions stored in files, on a fake with native ComfyUI's interface."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from helpers.comfy_fakes import SIGMAS, NativeWan, Patcher, sample
 from helpers.comfy_texts import DONOR, MAIN, NEGATIVE, NOISE, OTHER, padded
 from helpers.tiny import tiny_transformer, transformer_config
 from wanscope.doors.comfy import NODES
-from wanscope.doors.comfy.direction_nodes import place_of
+from wanscope.doors.comfy.direction_nodes import direction_path
 from wanscope.edit.direction import Direction, DirectionManifest, read_direction
 from wanscope.errors import RecipeError
 from wanscope.runtime.comfy import native
@@ -41,7 +41,7 @@ def sampled(model, positive=MAIN, **options) -> torch.Tensor:
 
 
 def by_step(model, prompts: list[torch.Tensor]) -> torch.Tensor:
-    """Euler by hand without guidance, with a padded text [16, D] for each step."""
+    """Return the result of a plain Euler loop without guidance, with a padded text [16, D] for each step."""
     x = NOISE.clone()
     for sigma, after, prompt in zip(SIGMAS, (*SIGMAS[1:], 0.0), prompts, strict=True):
         options = {"cond_or_uncond": [0], "sigmas": torch.tensor([sigma])}
@@ -50,7 +50,7 @@ def by_step(model, prompts: list[torch.Tensor]) -> torch.Tensor:
     return x
 
 
-def test_a_prompt_from_the_start_on_is_that_prompt_to_the_bit(model):
+def test_a_prompt_from_the_start_equals_that_prompt_bit_for_bit(model):
     (out,) = run("WanscopePromptSchedule", model=model, prompt_1=conditioning(DONOR), begin_1=0.0)
     assert torch.equal(sampled(out), sampled(model, DONOR))
     assert native.live_of(out).runs[-1].applied_in(0) == 4 * 3
@@ -58,7 +58,7 @@ def test_a_prompt_from_the_start_on_is_that_prompt_to_the_bit(model):
 
 
 def test_prompts_change_at_their_times(model):
-    """The stand-in's share of the sampling is 1 - sigma: its steps are at 0, 0.25 and 0.6."""
+    """The fake's fraction of the sampling is 1 - sigma: its steps are at 0, 0.25 and 0.6."""
     (out,) = run(
         "WanscopePromptSchedule", model=model, prompt_1=conditioning(DONOR), begin_1=0.2,
         prompt_2=conditioning(OTHER), begin_2=0.6,
@@ -71,7 +71,7 @@ def test_prompts_change_at_their_times(model):
 
 
 @pytest.mark.parametrize("way", ["linear", "spherical"])
-def test_prompts_move_to_the_next(model, way):
+def test_prompts_are_interpolated_to_the_next(model, way):
     (out,) = run(
         "WanscopePromptSchedule", model=model, prompt_1=conditioning(DONOR), begin_1=0.0,
         prompt_2=conditioning(OTHER), begin_2=0.5, interpolate=way,
@@ -79,7 +79,7 @@ def test_prompts_move_to_the_next(model, way):
     a, b = padded(DONOR).double(), padded(OTHER).double()
     if way == "linear":
         middle = (a + b) / 2
-    else:  # in the middle of a great circle lies the sum of both directions; padding has none
+    else:  # the middle of a great circle is in the direction of the sum of both; padding has no direction
         u, v = (torch.nn.functional.normalize(x, dim=1) for x in (a, b))
         length = (a.norm(dim=1, keepdim=True) + b.norm(dim=1, keepdim=True)) / 2
         both = (a.norm(dim=1, keepdim=True) > 0) & (b.norm(dim=1, keepdim=True) > 0)
@@ -88,7 +88,7 @@ def test_prompts_move_to_the_next(model, way):
     assert torch.allclose(sampled(out, cfg=1.0), expected, atol=1e-5)
 
 
-def test_times_have_to_rise_and_one_node_holds_them(model):
+def test_times_must_increase_and_a_second_node_is_refused(model):
     given = {"model": model, "prompt_1": conditioning(DONOR), "prompt_2": conditioning(OTHER)}
     with pytest.raises(RecipeError, match=r"prompt_2 begins at 0\.2, and prompt_1 at 0\.3"):
         run("WanscopePromptSchedule", **given, begin_1=0.3, begin_2=0.2)
@@ -98,14 +98,14 @@ def test_times_have_to_rise_and_one_node_holds_them(model):
     run("WanscopePromptSchedule", model=out, prompt_1=conditioning(DONOR), branch="uncond")
 
 
-def test_other_edits_act_on_the_prompt_of_their_time(model):
+def test_other_edits_act_on_the_prompt_used_at_that_time(model):
     (first,) = run("WanscopeInjectPrompt", model=model, donor=conditioning(OTHER), strength=0.5)
     (out,) = run("WanscopePromptSchedule", model=first, prompt_1=conditioning(DONOR), begin_1=0.0)
     (mixed,) = run("WanscopeInjectPrompt", model=model, donor=conditioning(OTHER), strength=0.5)
     assert torch.equal(sampled(out), sampled(mixed, DONOR))
 
 
-def test_words_are_not_bent_in_a_text_that_lacks_them(model):
+def test_bending_words_that_the_text_lacks_is_refused(model):
     from wanscope.doors.comfy.prompt_nodes import Words
 
     words = Words(("w",), ((1, 2),))
@@ -124,7 +124,7 @@ def learned():
     return direction
 
 
-def test_a_saved_direction_steers_as_the_one_learned_while_sampling(model):
+def test_a_saved_direction_steers_like_one_learned_during_sampling(model):
     given, file = run("WanscopeSaveDirection", direction=learned(), model=model, name="rusty")
     assert file == "rusty.safetensors" and given is not None
     stored, report = run("WanscopeLoadDirection", name="rusty")
@@ -136,7 +136,7 @@ def test_a_saved_direction_steers_as_the_one_learned_while_sampling(model):
 
 def test_the_file_holds_the_difference_of_mean_tokens_and_how_it_was_learned(model):
     run("WanscopeSaveDirection", direction=learned(), model=model, name="rusty.safetensors", model_2=model)
-    found = read_direction(place_of("rusty"))
+    found = read_direction(direction_path("rusty"))
     with torch.no_grad():
         parts = [model.model.diffusion_model.text_embedding(t).double().mean(0) for t in (DONOR, OTHER)]
     assert found.tensor_ELD.shape == (2, 4, parts[0].shape[0])
@@ -146,7 +146,7 @@ def test_the_file_holds_the_difference_of_mean_tokens_and_how_it_was_learned(mod
     assert len(set(found.manifest.pairs[0])) == 2 and len(found.manifest.weights) == 2
 
 
-def test_a_direction_saved_on_other_weights_steers_and_the_node_says_so(model):
+def test_a_direction_saved_on_other_weights_steers_with_a_note(model):
     run("WanscopeSaveDirection", direction=learned(), model=model, name="rusty")
     stored, _ = run("WanscopeLoadDirection", name="rusty")
     other = Patcher(NativeWan(tiny_transformer(transformer_config(), seed=6)))
@@ -160,11 +160,11 @@ def test_a_direction_saved_on_other_weights_steers_and_the_node_says_so(model):
     assert "learned on other weights (a Wan model in ComfyUI, 4 blocks of width 48" in text(other, stored)
 
 
-def test_scales_without_a_dimension_as_fp8_layers_have_do_not_hinder_saving(model):
+def test_scalar_weight_scales_of_fp8_layers_can_be_saved(model):
     first = model.model.diffusion_model.text_embedding[0]
     first.scale_weight = torch.nn.Parameter(torch.ones(()), requires_grad=False)
     run("WanscopeSaveDirection", direction=learned(), model=model, name="fp8")
-    assert place_of("fp8").is_file()
+    assert direction_path("fp8").is_file()
 
 
 def test_a_file_of_hidden_states_steers_them(model):
@@ -172,8 +172,8 @@ def test_a_file_of_hidden_states_steers_them(model):
     direction_ELD = torch.zeros(2, 4, dim)
     direction_ELD[1, 2] = torch.randn(dim, generator=torch.Generator().manual_seed(9))
     manifest = DirectionManifest("hidden", "tiny", {}, (2,), (("a", "b"),), (0,), 3)
-    place_of("h").parent.mkdir()
-    Direction(direction_ELD, manifest).save(place_of("h"))
+    direction_path("h").parent.mkdir()
+    Direction(direction_ELD, manifest).save(direction_path("h"))
     stored, _ = run("WanscopeLoadDirection", name="h", expert="low noise")
     with pytest.raises(RecipeError, match="was not learned in block 0"):
         run("WanscopeSteerModel", model=model, direction=stored)
@@ -188,17 +188,17 @@ def test_a_file_of_hidden_states_steers_them(model):
     assert not torch.allclose(found, sampled(model, cfg=1.0), atol=1e-3)
 
 
-def test_faults_of_files_are_said(model):
+def test_faults_in_files_are_reported(model):
     with pytest.raises(RecipeError, match="no direction 'rusti'"):
         run("WanscopeLoadDirection", name="rusti")
     for name in ("", "../x", "a/b", ".hidden", "a\\b"):
-        with pytest.raises(RecipeError, match="is no name"):
+        with pytest.raises(RecipeError, match="is not a name"):
             run("WanscopeSaveDirection", direction=learned(), model=model, name=name)
     run("WanscopeSaveDirection", direction=learned(), model=model, name="rusty")
     stored, _ = run("WanscopeLoadDirection", name="rusty")
     shallow = Patcher(NativeWan(tiny_transformer(transformer_config() | {"num_layers": 3}, seed=5)))
     with pytest.raises(RecipeError, match="does not fit this model"):
         run("WanscopeSteerModel", model=shallow, direction=stored)
-    place_of("rusty").write_bytes(b"nothing")
+    direction_path("rusty").write_bytes(b"nothing")
     with pytest.raises(RecipeError, match="cannot be read as a direction"):
         run("WanscopeLoadDirection", name="rusty")

@@ -1,4 +1,4 @@
-"""Nodes without a model: algebra, sequences, noise, the catalogue, words, overlays."""
+"""Nodes that need no model: algebra, sequences, noise, the catalog, words, overlays."""
 
 from __future__ import annotations
 
@@ -39,30 +39,30 @@ def run(kind: str, /, **inputs):
     return found if isinstance(found, tuple) else found["result"]
 
 
-def grown(rows: torch.Tensor, length: int) -> torch.Tensor:
+def padded_to(rows: torch.Tensor, length: int) -> torch.Tensor:
     return torch.cat([rows, torch.zeros(length - len(rows), 8)])
 
 
 def test_difference_of_unequal_lengths():
     (out,) = run("WanVideoVectorDifference", text_embeds_a=embeds(A), text_embeds_b=embeds(B), scale=2.0)
-    assert torch.allclose(out["prompt_embeds"][0], 2 * (grown(A, 6) - B))
+    assert torch.allclose(out["prompt_embeds"][0], 2 * (padded_to(A, 6) - B))
     assert out["other"] == 1 and torch.equal(out["negative_prompt_embeds"][0], C)
 
 
 @pytest.mark.parametrize(
     ("operation", "expected"),
     [
-        ("add", lambda: grown(A, 6) + 0.5 * B),
-        ("weighted_sum", lambda: (grown(A, 6) + 0.5 * B) / 1.5),
-        ("multiply", lambda: grown(A, 6) * 0.5 * B),
-        ("normalize", lambda: torch.nn.functional.normalize(grown(A, 6) + 0.5 * B, dim=1)),
+        ("add", lambda: padded_to(A, 6) + 0.5 * B),
+        ("weighted_sum", lambda: (padded_to(A, 6) + 0.5 * B) / 1.5),
+        ("multiply", lambda: padded_to(A, 6) * 0.5 * B),
+        ("normalize", lambda: torch.nn.functional.normalize(padded_to(A, 6) + 0.5 * B, dim=1)),
     ],
 )
 def test_arithmetic_with_operands(operation, expected):
     given = embeds(A)
     (out,) = run("WanVideoVectorArithmetic", base_embeds=given, operation=operation, operand_1=embeds(B), weight_1=0.5)
     made = out["prompt_embeds"][0]
-    assert torch.allclose(grown(made, 6), expected(), atol=1e-6)
+    assert torch.allclose(padded_to(made, 6), expected(), atol=1e-6)
     assert torch.equal(given["prompt_embeds"][0], A)
 
 
@@ -70,8 +70,8 @@ def test_interpolation_gives_the_whole_path():
     (out,) = run("WanVideoVectorInterpolation", start_embeds=embeds(A), end_embeds=embeds(B), steps=5)
     path = out["prompt_embeds"]
     assert len(path) == 5
-    assert torch.allclose(grown(path[0], 6), grown(A, 6)) and torch.allclose(path[4], B)
-    assert torch.allclose(path[2], (grown(A, 6) + B) / 2)
+    assert torch.allclose(padded_to(path[0], 6), padded_to(A, 6)) and torch.allclose(path[4], B)
+    assert torch.allclose(path[2], (padded_to(A, 6) + B) / 2)
 
 
 def test_the_mixer_goes_from_one_prompt_to_the_next_along_the_video():
@@ -79,10 +79,10 @@ def test_the_mixer_goes_from_one_prompt_to_the_next_along_the_video():
         "WanVideoSequentialMixer", embedding_1=embeds(A), embedding_2=embeds(B), embedding_3=embeds(C),
         mix_schedule="step", transition_point=0.3, transition_point_2=0.7,
     )  # fmt: skip
-    mixed = [grown(m, 6) for m in out["prompt_embeds"]]
+    mixed = [padded_to(m, 6) for m in out["prompt_embeds"]]
     assert len(mixed) == 8
-    assert torch.allclose(mixed[0], grown(A, 6)) and torch.allclose(mixed[4], B)
-    assert torch.allclose(mixed[7], grown(C, 6))
+    assert torch.allclose(mixed[0], padded_to(A, 6)) and torch.allclose(mixed[4], B)
+    assert torch.allclose(mixed[7], padded_to(C, 6))
     with pytest.raises(RecipeError, match="before the first"):
         run(
             "WanVideoSequentialMixer", embedding_1=embeds(A), embedding_2=embeds(B), embedding_3=embeds(C),
@@ -103,7 +103,7 @@ def test_the_mixer_goes_from_one_prompt_to_the_next_along_the_video():
         ("WanscopeEmbeddingExpression", ("a", "b")),
     ],
 )
-def test_that_the_first_of_several_prompts_is_taken_is_said(name, inputs):
+def test_it_is_reported_that_only_the_first_of_several_prompts_is_used(name, inputs):
     node = NODES[name]
     defaults = {k: s[1]["default"] for k, s in node.REQUIRED.items() if "default" in s[1]}
     if "expression" in defaults:
@@ -116,14 +116,14 @@ def test_that_the_first_of_several_prompts_is_taken_is_said(name, inputs):
         assert ("Of several prompts" in said) is several, said
 
 
-def test_the_amplifier_meets_its_target():
+def test_the_amplifier_reaches_its_target():
     out, info = run("WanVideoEmbeddingAmplifier", main_embeds=embeds(A), injection_embeds=embeds(B))
     assert relative_l2(A, out["prompt_embeds"][0]) == pytest.approx(0.6, abs=1e-3)
     assert "0.600" in info
 
 
 @pytest.mark.parametrize("pattern", ["uniform", "spatial_blocks", "temporal_blocks", "checkerboard", "radial"])
-def test_noise_keeps_unit_variance_and_its_seeds(pattern):
+def test_noise_has_unit_variance_and_depends_on_its_seeds(pattern):
     size = {"width": 256, "height": 256, "frames": 17}
     (mixed,) = run("WanVideoNoiseController", **size, noise_pattern=pattern, pattern_strength=0.7)
     (main,) = run("WanVideoNoiseController", **size, noise_pattern=pattern, pattern_strength=0.0)
@@ -140,7 +140,7 @@ def test_expressions_on_conditioning():
         c=conditioning(C),
     )  # fmt: skip
     assert out[0][0].shape == (1, 512, 8)
-    assert torch.allclose(first_prompt(out), grown(A, 6) + 0.5 * (B - grown(C, 6)), atol=1e-6)
+    assert torch.allclose(first_prompt(out), padded_to(A, 6) + 0.5 * (B - padded_to(C, 6)), atol=1e-6)
     assert "aligned" in note
     with pytest.raises(ExpressionError, match="'d' is not bound"):
         run("WanscopeEmbeddingExpression", expression="a + d", a=conditioning(A))
@@ -152,7 +152,7 @@ def test_interpolated_conditioning_is_the_prompt_itself_at_its_ends():
         assert torch.equal(first_prompt(out), prompt)
 
 
-def test_embeddings_are_kept_and_loaded_exactly():
+def test_embeddings_are_stored_and_loaded_exactly():
     prompt = A.to(torch.bfloat16)
     run("WanscopeSaveEmbedding", conditioning=conditioning(prompt), label="castle", prompt="a castle")
     for name in ("castle", "a castle"):
@@ -171,7 +171,7 @@ def test_different_embeds_are_different_entries_and_the_report_counts_them():
     assert "Removed 0" in run("WanVideoEmbeddingDatabase", action="cleanup")[0]
 
 
-def test_the_analyzer_hands_its_embeds_on():
+def test_the_analyzer_passes_its_embeds_through():
     given = embeds(A)
     report, out = run("WanVideoEmbeddingAnalyzer", text_embeds=given, store_in_db=False)
     assert out is given and "4 real tokens of 8 dimensions" in report and "participation ratio" in report
@@ -187,7 +187,7 @@ def test_strength_pictures():
         run("WanscopeBlockStrengths", shape="custom", blocks=3, values="0,1")
 
 
-def test_words_take_the_tokens_that_hold_them():
+def test_a_word_includes_all_tokens_that_hold_a_part_of_it():
     pieces = ["▁A", "▁red", "▁cas", "tle", "▁in", "▁a", "▁red", "dish", "▁Castle", ""]
     assert columns_of("castle", pieces) == (2, 3, 8)
     assert columns_of("red", pieces) == (1,)
@@ -211,7 +211,7 @@ def test_the_overlay_needs_a_run_and_draws_its_map():
     live = Live([LiveEdit(Watch(), columns=((0,),))])
     maps = Maps(live, ("ball",))
     images = torch.zeros(5, 16, 16, 3)
-    with pytest.raises(RecipeError, match="no attention was kept"):
+    with pytest.raises(RecipeError, match="no attention map was recorded"):
         run("WanscopeAttentionOverlay", maps=maps, images=images)
     sum_KQ = torch.zeros(1, 2 * 2 * 2)
     sum_KQ[0, 3] = 4.0  # frame 0, bottom right
@@ -229,7 +229,7 @@ def test_compare_videos():
     assert image.shape == (2, 4, 12, 3) and "0.1000" in report
 
 
-def test_what_is_no_prompt_is_refused():
+def test_inputs_that_are_not_prompts_are_refused():
     for wrong in ({}, {"prompt_embeds": []}, [], "text", [["x", {}]], None):
         with pytest.raises(RecipeError):
             prompts_of(wrong)

@@ -1,4 +1,4 @@
-"""The older ids with exactly their inputs and outputs, and the pack as ComfyUI loads it."""
+"""The legacy ids with exactly their inputs and outputs, and the pack as ComfyUI loads it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from wanscope.doors.comfy import ALIASES, NODES, OLDER, attach_to_server, register, with_aliases
+from wanscope.doors.comfy import ALIASES, LEGACY_NODES, NODES, attach_to_server, register, with_aliases
 
 ROOT = Path(__file__).resolve().parents[2]
 M, E = "WANVIDEOMODEL", "WANVIDEOTEXTEMBEDS"
@@ -176,8 +176,8 @@ TABLE = {
 }  # fmt: skip
 
 
-def spoken(spec: tuple) -> object:
-    """A declared input in the table's words."""
+def table_form(spec: tuple) -> object:
+    """Return a declared input in the form of the table."""
     kind, options = spec[0], spec[1] if len(spec) > 1 else {}
     if isinstance(kind, list):
         return (tuple(kind), options["default"])
@@ -188,27 +188,27 @@ def spoken(spec: tuple) -> object:
     return kind
 
 
-def test_there_are_twenty_older_ids():
-    assert set(OLDER) == {f"WanVideo{name}" for name in TABLE} and len(OLDER) == 20
+def test_there_are_twenty_legacy_ids():
+    assert set(LEGACY_NODES) == {f"WanVideo{name}" for name in TABLE} and len(LEGACY_NODES) == 20
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_inputs_and_outputs_are_those_of_the_table(name):
-    node = OLDER[f"WanVideo{name}"]
+def test_inputs_and_outputs_match_the_table(name):
+    node = LEGACY_NODES[f"WanVideo{name}"]
     required, optional, outputs = TABLE[name]
     declared = node.INPUT_TYPES()
     for kind, expected in (("required", required), ("optional", optional)):
         found = declared.get(kind, {})
         assert list(found) == list(expected)
         for key, wanted in expected.items():
-            given = spoken(found[key])
+            given = table_form(found[key])
             if key in ("main_seed", "injection_seed"):
                 given = (given[0], given[-1])
             assert given == wanted, key
     assert dict(zip(node.RETURN_NAMES, node.RETURN_TYPES, strict=True)) == outputs
 
 
-def test_every_node_runs_by_its_inputs_names_and_says_what_it_is():
+def test_every_node_runs_with_its_input_names_and_is_described():
     import inspect
 
     for name, node in NODES.items():
@@ -225,7 +225,7 @@ def test_every_node_runs_by_its_inputs_names_and_says_what_it_is():
     assert len(set(titles)) == len(titles)
 
 
-def test_older_names_of_inputs_are_accepted():
+def test_older_input_names_are_accepted():
     prompt = {
         "1": {"class_type": "WanVideoActivationEditor", "inputs": {"activation_pattern": "1", "text_embeds_injection": ["2", 0]}},  # noqa: E501
         "2": {"class_type": "WanVideoVectorDifference", "inputs": {"embeddings_a": ["3", 0], "embeddings_b": ["4", 0]}},
@@ -241,7 +241,7 @@ def test_older_names_of_inputs_are_accepted():
         assert any(target in declared for target in aliases.values()), name
 
 
-def test_a_pack_that_owns_the_ids_already_keeps_them_and_is_named(monkeypatch, caplog):
+def test_a_pack_that_already_holds_the_ids_keeps_them_and_is_named(monkeypatch, caplog):
     class Other:
         RELATIVE_PYTHON_MODULE = "custom_nodes.OlderPack"
 
@@ -296,20 +296,20 @@ print(len(module.NODE_CLASS_MAPPINGS), heavy, module.WEB_DIRECTORY)
 """
 
 
-def test_the_repository_loads_as_a_pack_without_diffusers_and_says_nothing():
+def test_the_repository_loads_as_a_pack_silently_and_without_diffusers():
     done = subprocess.run([sys.executable, "-c", LOAD, str(ROOT)], capture_output=True, text=True, check=True, cwd="/")
     assert done.stdout.split() == [str(len(NODES)), "[]", "./src/wanscope/doors/comfy/web"]
     assert done.stderr == ""
 
 
-def test_help_pages_are_those_of_the_nodes():
+def test_help_pages_are_up_to_date():
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts/comfy_pages.py"), "--check"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_example_prompts_use_nodes_and_inputs_that_are_there():
+def test_example_prompts_use_nodes_and_inputs_that_exist():
     files = sorted((ROOT / "example_workflows/api").glob("*.json"))
     assert {f.stem for f in files} >= {
         "simple_activation",

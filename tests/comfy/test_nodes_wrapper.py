@@ -1,4 +1,4 @@
-"""The older nodes on a stand-in for WanVideoWrapper: what each does to a run, and what it refuses."""
+"""The legacy nodes on a fake of WanVideoWrapper: what each does to a run, and what it refuses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def embeds(prompt: torch.Tensor = MAIN) -> dict:
 
 
 def run(name: str, **inputs):
-    """The results of a node with these inputs, the others at their defaults."""
+    """Return the results of a node with these inputs and defaults for the others."""
     node = NODES[name]
     given = {}
     for key, spec in {**node.REQUIRED, **node.OPTIONAL}.items():
@@ -74,7 +74,7 @@ def test_rerunning_and_changing_strength_never_compound(model):
     assert wrapper.live_of(model) is None
 
 
-def test_embeds_given_are_not_changed_and_the_model_neither(model):
+def test_the_embeds_and_the_model_passed_in_are_not_modified(model):
     given = embeds()
     _, carried = edit(model, text_embeds=given)
     assert set(given) == {"prompt_embeds", "negative_prompt_embeds"} and "wanscope" in carried
@@ -85,10 +85,10 @@ def test_without_injection_embeds_it_refuses(model):
         edit(model, injection_embeds=None)
 
 
-def test_a_pattern_of_another_length_is_refused_naming_the_right_one(model):
+def test_a_pattern_of_another_length_is_refused_with_the_right_length(model):
     with pytest.raises(RecipeError, match="this model has 4 blocks"):
         edit(model, block_activations="10" * 20)
-    # the inputs of existing workflows hold forty characters (by default forty zeros), whatever the model's depth
+    # the inputs of saved workflows hold forty characters (by default forty zeros) at any depth of the model
     out, _ = edit(model, block_activations="1" * 40, injection_strength=1.0)
     assert torch.equal(sampled(out), sampled(model, embeds(DONOR)))
     out, _ = edit(model, block_activations="0" * 40, injection_strength=1.0)
@@ -109,7 +109,7 @@ def test_the_builders_pattern_fits_any_depth(model):
         edit(model, block_activations=BlockPattern([20]))
 
 
-def test_per_block_strengths_reach_the_model(model):
+def test_block_strengths_are_applied_to_the_model(model):
     strengths, picture = run("WanVideoBlockStrengthBuilder", pattern="linear_rise", base_strength=0.8)
     assert strengths["strengths"][-1] == 0.8 and len(picture.splitlines()) == 40
     inputs = {"model": model, "text_embeds": embeds(), "injection_embeds": embeds(DONOR), "block_strengths": strengths}
@@ -131,22 +131,22 @@ def test_several_editors_on_one_model_all_act(model):
     assert record.applied_in(0) == 6 and record.applied_in(1) == 6
 
 
-def test_an_edit_that_rides_in_the_embeds_acts_through_a_node_downstream(model):
+def test_an_edit_carried_in_the_embeds_acts_through_a_node_downstream(model):
     _, carried = edit(model, injection_strength=1.0)
     out, _ = edit(model, text_embeds=carried, block_activations="0000")
     assert torch.equal(sampled(out), sampled(model, embeds(DONOR)))
 
 
-def test_a_model_output_that_is_not_connected_is_said(model):
+def test_a_model_output_that_is_not_connected_is_reported(model):
     node = NODES["WanVideoActivationEditor"]()
     found = node.run(
         model, embeds(), 0.5, "1111", True, injection_embeds=embeds(DONOR), unique_id="7",
         prompt={"9": {"inputs": {"text_embeds": ["7", 1]}}},
     )  # fmt: skip
-    assert "connected to nothing" in found["ui"]["text"][0]
+    assert "The model output is not connected" in found["ui"]["text"][0]
 
 
-def test_the_booster_acts_by_itself_and_gives_way_to_an_editor(model):
+def test_the_booster_acts_on_its_own_and_is_replaced_by_an_editor(model):
     inputs = {"text_embeds": embeds(), "injection_embeds": embeds(DONOR), "boost_factor": 3.0}
     boosted, carried, info = run("WanVideoProjectionBooster", model=model, **inputs)
     assert "3 times" in info
@@ -169,7 +169,7 @@ def test_latent_prompts_act_from_where_their_state_exists(model):
         "WanVideoLatentInjector", model=model, main_latent=latents[0], injection_latent=latents[1],
         injection_strength=1.0, block_activations="1110",
     )  # fmt: skip
-    # the state after two blocks, put in before the third, is what the donor's own pass has there
+    # the state after two blocks, injected before the third, equals that of the donor's own pass there
     before, _ = edit(model, injection_strength=1.0, block_activations="1100")
     assert torch.equal(sampled(out), sampled(before))
     assert wrapper.live_of(out).runs[-1].applied_in(0) == 3
@@ -216,7 +216,7 @@ def test_several_prompts_and_a_bare_tensor_are_accepted(model):
     assert torch.equal(sampled(out), sampled(model, embeds(DONOR)))
 
 
-def test_reports_say_what_was_applied(model):
+def test_reports_state_what_was_applied(model):
     out, carried = edit(model, injection_strength=0.5, block_activations="0110")
     assert "Not sampled yet" in run("WanVideoBlockActivationViewer", model=out)[0]
     sampled(out)
@@ -229,7 +229,7 @@ def test_reports_say_what_was_applied(model):
     assert passed is latent and "applied 6" in report
 
 
-def test_check_edits_fails_what_was_not_sampled_or_not_applied(model):
+def test_check_edits_fails_for_edits_that_were_not_sampled_or_not_applied(model):
     out, _ = edit(model)
     with pytest.raises(EditNotApplied, match="was not sampled"):
         run("WanscopeCheckEdits", latent={}, model=out)
@@ -243,7 +243,7 @@ def test_counts_are_pushed_to_the_viewer_after_the_run(model, monkeypatch):
     from wanscope.doors.comfy import node_log
 
     pushed = []
-    monkeypatch.setattr(node_log, "push", lambda node, text: pushed.append((node, text)))
+    monkeypatch.setattr(node_log, "send_text", lambda node, text: pushed.append((node, text)))
     out, _ = edit(model)
     run("WanVideoBlockActivationViewer", model=out, unique_id="12")
     sampled(out)
@@ -254,7 +254,7 @@ def test_nodes_before_the_last_edit_show_its_run_too(model, monkeypatch):
     from wanscope.doors.comfy import node_log
 
     pushed = {}
-    monkeypatch.setattr(node_log, "push", lambda node, text: pushed.update({node: text}))
+    monkeypatch.setattr(node_log, "send_text", lambda node, text: pushed.update({node: text}))
     first, carried = edit(model, block_activations="1000", unique_id="1")
     run("WanVideoBlockActivationViewer", model=first, unique_id="2")
     second, _ = edit(first, text_embeds=carried, block_activations="0011", unique_id="3")
@@ -274,13 +274,13 @@ def test_a_prompt_of_another_encoder_is_refused_on_the_node(model, name):
         run(f"WanVideo{name}", **inputs, **blocks)
 
 
-def test_what_is_left_out_of_a_donor_is_said(model, monkeypatch):
+def test_it_is_reported_what_was_left_out_of_a_donor(model, monkeypatch):
     from wanscope.doors.comfy import node_log
 
     pushed = {}
-    monkeypatch.setattr(node_log, "push", lambda node, text: pushed.update({node: text}))
+    monkeypatch.setattr(node_log, "send_text", lambda node, text: pushed.update({node: text}))
     several = {"prompt_embeds": [torch.cat([DONOR] * 60), MAIN], "negative_prompt_embeds": [NEGATIVE]}
-    said = ("holds 2 prompts; the first is injected", "540 tokens were cut to the encoder's limit of 512")
+    said = ("holds 2 prompts; only the first is injected", "540 tokens were cut to the encoder's limit of 512")
     shown = NODES["WanVideoActivationEditor"]().run(model, embeds(), 0.5, "1111", True, injection_embeds=several)
     boosted = run("WanVideoProjectionBooster", model=model, text_embeds=embeds(), injection_embeds=several)[2]
     config = run("WanVideoGuidanceController", model=model, main_conditioning=embeds(), injection_conditioning=several)
@@ -338,7 +338,7 @@ def test_each_log_level_shows_more_than_the_one_below(model, caplog, monkeypatch
         assert len(said["trace"]) == len(said["verbose"]) + 6
 
 
-def test_a_quiet_node_does_not_silence_a_loud_one_before_it(model, caplog):
+def test_a_quiet_node_does_not_lower_the_log_level_of_an_earlier_one(model, caplog):
     loud, carried = edit(model, log_level="trace")
     out, _ = edit(loud, text_embeds=carried, injection_strength=0.3)
     caplog.clear()

@@ -1,4 +1,4 @@
-"""The page's presets and shapes are Python's."""
+"""The page's presets and shapes equal those in Python."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from wanscope.doors.comfy.patterns import PRESETS, SHAPES, built_strengths, strengths_of
+from wanscope.doors.comfy.patterns import PRESETS, SHAPES, build_strengths, parse_strength_input
 from wanscope.edit.blocks import parse_blocks
 
 WEB = Path(__file__).resolve().parents[2] / "src/wanscope/doors/comfy/web"
@@ -45,7 +45,7 @@ def test_presets_and_shapes_agree_at_every_depth():
             assert here["presets"][name] == list(parse_blocks(name, count).mask), (name, count)
             assert parse_blocks(here["names"][name], count) == parse_blocks(name, count)
         for name in shapes:
-            expected = strengths_of(built_strengths(name, 0.8, 20, 5.0, 5, {}), count).values
+            expected = parse_strength_input(build_strengths(name, 0.8, 20, 5.0, 5, {}), count).values
             assert here["shapes"][name] == pytest.approx(expected), (name, count)
 
 

@@ -15,7 +15,7 @@ NATIVE = ("simple_injection", "block_strengths", "concept_direction", "attention
 
 
 def graph(*, unet: str = "tiny.safetensors", positive: str = "castle at dusk", **edit: Any) -> dict[str, Any]:
-    """A short prompt that saves its latent; with `edit` an injection stands before the sampler."""
+    """Return a short prompt that saves its latent; with `edit`, an injection comes before the sampler."""
     wide = unet.startswith("tiny_5b")
     latent = (
         {"class_type": "Wan22ImageToVideoLatent", "inputs": {"vae": ["9", 0], "width": 64, "height": 64, "length": 9, "batch_size": 1}}  # noqa: E501
@@ -77,7 +77,7 @@ def test_identities_hold_through_ksampler(comfy):
     assert torch.equal(comfy.latent(both), comfy.latent(graph(strength=1.0, blocks="0-1")))
 
 
-def test_changed_strengths_give_what_a_fresh_server_gives(comfy):
+def test_changed_strengths_give_the_same_result_as_a_new_server(comfy):
     half = comfy.latent(graph(strength=0.5))
     assert not torch.equal(comfy.latent(graph(strength=0.9)), half)
     assert torch.equal(comfy.latent(graph(strength=0.5, log_level="basic")), half)  # another node, not a cached result
@@ -93,7 +93,7 @@ def test_the_5b_type_runs(comfy):
     assert torch.isfinite(comfy.latent(prompt)).all()
 
 
-def test_an_edit_that_cannot_fire_fails_the_prompt_at_the_sampler(comfy):
+def test_an_edit_that_cannot_act_fails_the_prompt_at_the_sampler(comfy):
     prompt = graph(branch="uncond")
     prompt["7"]["inputs"]["cfg"] = 1.0
     said = message(comfy.run(prompt))
@@ -106,22 +106,22 @@ def test_an_edit_that_cannot_fire_fails_the_prompt_at_the_sampler(comfy):
         ({"blocks": "10" * 20}, "this model has 4 blocks"),
         ({"blocks": "7"}, "there is no block 7"),
         ({"blocks": "lat"}, "did you mean 'late'?"),
-        ({"mode": "mix", "operation": "add"}, "it works on tokens and hidden states"),
+        ({"mode": "mix", "operation": "add"}, "operations other than blend are for tokens and hidden states"),
     ],
     ids=str,
 )
-def test_faults_are_said_on_the_node(comfy, edit, said):
+def test_faults_are_reported_on_the_node(comfy, edit, said):
     found = message(comfy.run(graph(**edit)))
     assert found.startswith("WanscopeInjectPrompt") and said in found
 
 
-def test_a_model_that_is_no_wan_is_refused_on_the_node(comfy):
+def test_a_model_that_is_not_wan_is_refused_on_the_node(comfy):
     prompt = graph(strength=0.5)
     prompt["1"] = {"class_type": "StandInOtherModel", "inputs": {}}
     assert message(comfy.run(prompt)).startswith("WanscopeInjectPrompt: the model is Linear, not a Wan transformer")
 
 
-def test_memory_after_ten_edited_runs_is_what_it_was_after_one(comfy):
+def test_memory_after_ten_edited_runs_equals_that_after_one(comfy):
     def prompt(seed: int, **edit: Any) -> dict[str, Any]:
         out = graph(**edit)
         out["7"]["inputs"] |= {"seed": seed, "model": ["16", 0]}
@@ -146,10 +146,10 @@ def test_memory_after_ten_edited_runs_is_what_it_was_after_one(comfy):
         print(name, first, last)
         assert last["tensors"] <= first["tensors"] and last["bytes"] <= first["bytes"], name
         assert last["ours"] == first["ours"], name
-        assert last["rss_kib"] < first["rss_kib"] + 64 * 1024, name  # the allocator's own unrest
+        assert last["rss_kib"] < first["rss_kib"] + 64 * 1024, name  # tolerance for the allocator
 
 
-def test_skip_layer_guidance_and_lora_of_core_live_beside_edits(comfy):
+def test_edits_work_together_with_skip_layer_guidance_and_loras(comfy):
     prompt = graph(strength=1.0)
     prompt["12"] = {"class_type": "LoraLoaderModelOnly", "inputs": {"model": ["1", 0], "lora_name": "tiny_lora.safetensors", "strength_model": 0.05}}  # fmt: skip  # noqa: E501
     prompt["13"] = {"class_type": "SkipLayerGuidanceDiT", "inputs": {

@@ -1,7 +1,7 @@
-"""The pack beside the real WanVideoWrapper in a real ComfyUI, on a tiny random checkpoint: COMFYUI_PATH and
-WANVIDEOWRAPPER_PATH set, pytest -m comfyui.
+"""The pack together with the real WanVideoWrapper in a real ComfyUI, on a tiny random checkpoint.
 
-The wrapper's own loader, model, empty embeds and sampler run. Its text encoder and VAE are stood in for.
+It runs with COMFYUI_PATH and WANVIDEOWRAPPER_PATH set: pytest -m comfyui. The wrapper's own loader, model, empty embeds
+and sampler are used; its text encoder and VAE are replaced by stubs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def of_class(prompt: dict[str, Any], kind: str) -> str:
 
 
 def latent_of(prompt: dict[str, Any]) -> dict[str, Any]:
-    """The prompt, with the sampler's result saved instead of decoded."""
+    """Return the prompt with the sampler's result saved instead of decoded."""
     sampler = of_class(prompt, "WanVideoSampler")
     out = {k: d for k, d in prompt.items() if d["class_type"] not in ("SaveAnimatedWEBP", "StandInWanDecode")}
     out["90"] = {"class_type": "SaveLatent", "inputs": {"samples": [sampler, 0], "filename_prefix": "test"}}
@@ -35,7 +35,7 @@ def latent_of(prompt: dict[str, Any]) -> dict[str, Any]:
 
 
 def plain(text: str = "") -> dict[str, Any]:
-    """The simple example without any node of ours; text: another positive prompt."""
+    """Return the simple example without any wanscope node. text: another positive prompt."""
     prompt = latent_of(example("simple_activation"))
     sampler, loader = of_class(prompt, "WanVideoSampler"), of_class(prompt, "WanVideoModelLoader")
     encode = of_class(prompt, "StandInWanText")
@@ -83,7 +83,7 @@ def test_identities_hold_through_the_wrappers_sampler(wrapped):
     ],
     ids=str,
 )
-def test_faults_are_said_on_the_node(wrapped, change, said):
+def test_faults_are_reported_on_the_node(wrapped, change, said):
     prompt = example("simple_activation")
     inputs = editor(prompt)
     inputs.update(change)
@@ -103,7 +103,7 @@ def test_older_names_of_inputs_reach_the_model(wrapped):
     assert torch.equal(wrapped.latent(prompt), expected)
 
 
-def test_memory_after_ten_edited_runs_is_what_it_was_after_one(wrapped):
+def test_memory_after_ten_edited_runs_equals_that_after_one(wrapped):
     prompt = latent_of(example("simple_activation", WanVideoSampler={"steps": 2}))
     found = []
     for i in range(11):
@@ -114,4 +114,4 @@ def test_memory_after_ten_edited_runs_is_what_it_was_after_one(wrapped):
     print(first, last)
     assert last["tensors"] <= first["tensors"] and last["bytes"] <= first["bytes"]
     assert last["ours"] == first["ours"]
-    assert last["rss_kib"] < first["rss_kib"] + 64 * 1024  # the allocator's own unrest
+    assert last["rss_kib"] < first["rss_kib"] + 64 * 1024  # tolerance for the allocator

@@ -28,7 +28,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_analyze_says_what_was_found(place: Path, cli: Callable[..., Any]) -> None:
+def test_analyze_reports_its_findings(place: Path, cli: Callable[..., Any]) -> None:
     ran = cli("analyze", "people", "-o", place, "--no-report", "--contrast", "two men", "two women")
     assert ran.status == 0, ran.err
     assert "Path length is higher for two men than for two women" in ran.out
@@ -67,7 +67,9 @@ def test_requests_that_cannot_be_met(place: Path, cli: Callable[..., Any], words
     assert says in ran.err and "Traceback" not in ran.err
 
 
-def test_a_bundle_is_whole_and_checks(cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bundle_is_complete_and_its_checksums_are_right(
+    cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     draw_few(monkeypatch)
     write_study(tmp_path, {"who": ("two men", "two women")}, 2, None, "few")
     target = tmp_path / "supplement"
@@ -98,7 +100,7 @@ def test_a_bundle_replaces_nothing_else(place: Path, cli: Callable[..., Any], tm
     assert ran.status == 2 and "--bundle" in ran.err
 
 
-def test_a_bundle_takes_the_unit_of_its_analysis(place: Path, cli: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_bundle_uses_the_unit_of_its_analysis(place: Path, cli: Callable[..., Any], tmp_path: Path) -> None:
     words = ("export", "people", "--bundle", "-o", place, "--out", tmp_path / "bundle", "--unit")
     ran = cli(*words, "day")
     assert ran.status == 2 and "units are seed or scene" in ran.err

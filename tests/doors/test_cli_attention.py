@@ -80,7 +80,7 @@ def test_attention_is_counted_kept_verified_and_shown(make, cli, tmp_path: Path)
         assert refused.status == 2 and said in refused.err
 
 
-def test_what_positions_look_at_is_counted_kept_and_shown(make, cli, tmp_path: Path) -> None:
+def test_self_attention_of_positions_is_counted_kept_and_shown(make, cli, tmp_path: Path) -> None:
     def needed(*more: object) -> int:
         return json.loads(make("--dry-run", "--json", *more).out)["bytes"]["needed"]
 
@@ -123,14 +123,14 @@ def test_the_denoising_is_a_video_and_nothing_that_was_kept_is_lost(make, cli, t
     assert shown["steps"] == 3 and len(frames) == 2 * hold + len(take.frames)
 
 
-def test_other_words_are_recorded_anew(make, tmp_path: Path) -> None:
+def test_other_words_are_recorded_again(make, tmp_path: Path) -> None:
     make("--store-attention", template="a red (circle)")
     ran = make("--store-attention", template="a (red) circle")
     assert ran.status == 0 and "1 made" in ran.out
     assert only_take(tmp_path).attention.words == ("red", "circle")
 
 
-def test_a_flipped_byte_in_a_map_is_found_and_made_anew(make, cli, tmp_path: Path) -> None:
+def test_a_flipped_byte_in_a_map_is_found_and_repaired(make, cli, tmp_path: Path) -> None:
     make("--store-attention")
     take = only_take(tmp_path)
     shard = next(path for path in sorted((take.folder / "attention.zarr").rglob("c.*")) if path.is_file())
@@ -147,7 +147,7 @@ def test_a_flipped_byte_in_a_map_is_found_and_made_anew(make, cli, tmp_path: Pat
     only_take(tmp_path).verify()
 
 
-def test_a_prompt_without_marked_words_says_what_to_do(make, cli, tmp_path: Path) -> None:
+def test_a_prompt_without_marked_words_is_an_error_with_a_fix(make, cli, tmp_path: Path) -> None:
     ran = make("--store-attention", template="a red circle")
     assert ran.status == 2 and "a red (circle)" in ran.err
     assert "tokens=[circle]" in ran.err and not (tmp_path / "out").exists()

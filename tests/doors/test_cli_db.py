@@ -1,4 +1,4 @@
-"""`wanscope db` and `wanscope index`: what a person and a program read, and the exit status."""
+"""`wanscope db` and `wanscope index`: their output for users and as JSON, and the exit status."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_every_verb_prints_for_people_and_as_json(cli, space: Path, verb: tuple[
 @pytest.mark.parametrize(
     "verb", [v for v in VERBS if v[0] not in ("show", "similar", "lineage", "analyze")], ids=" ".join
 )
-def test_before_there_is_a_catalogue(cli, tmp_path: Path, verb: tuple[str, ...]) -> None:
+def test_before_there_is_a_catalog(cli, tmp_path: Path, verb: tuple[str, ...]) -> None:
     said = cli("db", *verb, "-o", tmp_path / "none")
     assert said.status == 0 and said.err == ""
     assert not (tmp_path / "none").exists()
@@ -80,7 +80,7 @@ def test_compute_label_and_lineage(cli, space: Path) -> None:
     assert json.loads(cli("db", "ops", "-o", space, "--json").out)[0]["result"] == key
 
 
-def test_cleanup_lists_first_and_removes_when_told(cli, space: Path) -> None:
+def test_cleanup_lists_first_and_removes_on_request(cli, space: Path) -> None:
     Catalog(space).put(np.ones((1, 3), np.float32), prompt="old")
     assert "1 embedding would be removed" in cli("db", "cleanup", "--max-uses", 0, "-o", space).out
     assert "2 more fit and stay" in cli("db", "cleanup", "--max-uses", 0, "--yes", "-o", space).out
@@ -97,7 +97,7 @@ def test_export_import_merge(cli, space: Path, tmp_path: Path) -> None:
     assert cli("db", "export", out, "-o", space).status == 2
 
 
-def test_index_says_what_it_found(cli, space: Path) -> None:
+def test_index_reports_what_it_found(cli, space: Path) -> None:
     assert "1 takes (0 new, 0 gone)" in cli("index", "-o", space).out
     (space / "catalog.duckdb").write_bytes(b"no database" * 999)
     refused = cli("db", "stats", "-o", space)
@@ -109,7 +109,7 @@ def test_index_says_what_it_found(cli, space: Path) -> None:
 
 def test_a_check_that_finds_something_fails(cli, space: Path) -> None:
     catalog = Catalog(space)
-    catalog.files.place(catalog.get("beach").key).unlink()
+    catalog.files.path(catalog.get("beach").key).unlink()
     found = cli("db", "check", "-o", space)
     assert found.status == 1 and "WRONG: the file of embedding" in found.out
 
@@ -130,7 +130,7 @@ def test_a_check_that_finds_something_fails(cli, space: Path) -> None:
         (("nonsense",), "no such command"),
     ],
 )
-def test_mistakes_are_sentences(cli, space: Path, arguments: tuple[str, ...], said: str) -> None:
+def test_mistakes_are_reported_as_sentences(cli, space: Path, arguments: tuple[str, ...], said: str) -> None:
     refused = cli("db", *arguments, "-o", space) if arguments[0] != "nonsense" else cli("db", *arguments)
     assert (refused.status, refused.out) == (2, "") and said in refused.err
 

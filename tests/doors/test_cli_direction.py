@@ -61,7 +61,7 @@ def test_of_hidden_states_with_settings(learn, loaded, tmp_path: Path) -> None:
     assert data["lengths"][0] == [0, 0, pytest.approx(float(own.at(0, 2).double().norm()), rel=1e-5)]
 
 
-def test_show_says_how_it_was_learned(learn, cli, tmp_path: Path) -> None:
+def test_show_reports_how_it_was_learned(learn, cli, tmp_path: Path) -> None:
     learn("--on", "hidden", "--negative", "", *SMALL)
     file = tmp_path / "made" / "red.safetensors"
     ran = cli("direction", "show", file)
@@ -100,7 +100,7 @@ def test_what_cannot_be_learned_is_refused_before_any_work(
     assert not (tmp_path / "made").exists()
 
 
-def test_a_file_that_is_there_is_not_replaced(learn, tmp_path: Path) -> None:
+def test_an_existing_file_is_not_replaced(learn, tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "red.safetensors").write_bytes(b"mine")
     ran = learn()

@@ -1,4 +1,4 @@
-"""Every command and option says what it does, here and in docs/cli.md, and what the page shows can be typed."""
+"""Every command and option has help and is in docs/cli.md, and the examples on the page are valid."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from wanscope.doors.cli.app import command
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 ROOT: Any = command()
-# typer adds these to the program; they say themselves what they do.
+# typer adds these to the program with their own help.
 OWN = {"--help", "--install-completion", "--show-completion"}
 
 
 def sections() -> dict[str, str]:
-    """{heading: its text} of the page's `## wanscope ...` headings."""
+    """Return {heading: its text} for the page's `## wanscope ...` headings."""
     parts = re.split(r"^## (.+)$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
@@ -61,12 +61,12 @@ def test_every_parameter_has_help_and_a_line(heading: str, parameter: Any) -> No
         assert re.search(rf"`[^`\n]*(?<![\w-]){re.escape(option)}(?![\w-])[^`\n]*`", text), f"{option} is undocumented"
 
 
-def test_the_page_has_no_section_of_a_command_that_is_gone() -> None:
+def test_the_page_has_no_section_for_a_removed_command() -> None:
     known = {heading for heading, _ in commands()}
     assert {heading for heading in sections() if heading.startswith("wanscope")} == known
 
 
-def test_the_page_names_no_option_that_is_gone() -> None:
+def test_the_page_names_no_removed_option() -> None:
     known = {option for _, one in commands() for p in one.params for option in (*p.opts, *p.secondary_opts)}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", PAGE.read_text(encoding="utf-8")))
     assert named - known - OWN == set()

@@ -1,4 +1,4 @@
-"""`generate --edit`, `difference`, and what `show` says of edits."""
+"""`generate --edit`, `difference`, and what `show` reports about edits."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_edits_of_options_are_those_of_the_study_file_and_win_over_them(tmp_path
     assert swept.sweep == {"edits.0.blocks": (1, 2)}
 
 
-def test_files_of_edits_count_from_where_the_person_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_in_edits_are_relative_to_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "hall.safetensors").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
     study = study_of(tmp_path, values={"template": "x"}, edits=["inject hall.safetensors", "inject 'hall.safetensors'"])
@@ -115,7 +115,7 @@ def test_a_dry_run_shows_the_edits_and_names_their_takes(make) -> None:
     ]
 
 
-def test_a_dry_run_tells_of_a_direction_of_other_weights_and_refuses_one_of_another_size(make, tmp_path: Path) -> None:
+def test_a_dry_run_notes_a_direction_of_other_weights_and_refuses_one_of_another_size(make, tmp_path: Path) -> None:
     for name, options in (("other", {"seed": 9}), ("deeper", {"blocks": 3})):
         of = tiny_model("2.1", **{"blocks": 2, "heads": 2, **options})
         learned = learn_direction(of, [("red", "blue")], SamplerSpec(), VideoSpec(), on="context")
@@ -136,7 +136,7 @@ def test_a_dry_run_tells_of_a_direction_of_other_weights_and_refuses_one_of_anot
 # after it
 
 
-def test_show_says_where_each_edit_acted(tmp_path: Path) -> None:
+def test_show_reports_where_each_edit_acted(tmp_path: Path) -> None:
     edits = (Inject("a green square", blocks="late", strength=0.4), Skip(3, schedule="0"))
     take = write_take(tmp_path, recipe(edits=edits, latents=False))
     assert [name for name, _ in edit_facts(take.manifest)] == ["edit", "edit"]
@@ -187,6 +187,6 @@ def test_difference_takes_embeddings_too_and_is_zero_for_equal_prompts(loaded) -
         (("x", "y", "--model", "wan2.1-t2v-14bb"), "did you mean 'wan2.1-t2v-14b'"),
     ],
 )
-def test_difference_refuses_what_it_cannot_measure(cli, arguments: tuple[str, ...], said: str) -> None:
+def test_difference_refuses_inputs_it_cannot_measure(cli, arguments: tuple[str, ...], said: str) -> None:
     ran = cli("difference", *arguments)
     assert ran.status == 2 and said in ran.err and ran.out == ""

@@ -32,7 +32,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make(cli, tiny: Path, tmp_path: Path) -> Callable[..., Any]:
-    """`generate` of the small study with more options."""
+    """Return a function that runs `generate` on the small study with more options."""
 
     def run(*more: object, seeds: str = "2", template: str = TEMPLATE) -> Any:
         given = ["--template", template, "--model", tiny, "--seeds", seeds, "--name", "small", "-o", tmp_path / "out"]
@@ -176,7 +176,7 @@ def test_ctrl_c_keeps_what_is_finished(make, space: Workspace, monkeypatch, time
     assert "3 made, 1 complete before" in make().out
 
 
-def test_a_full_disk_is_a_sentence(make, monkeypatch, space: Workspace) -> None:
+def test_a_full_disk_is_reported_as_a_sentence(make, monkeypatch, space: Workspace) -> None:
     import shutil
 
     usage = shutil.disk_usage("/")
@@ -186,7 +186,7 @@ def test_a_full_disk_is_a_sentence(make, monkeypatch, space: Workspace) -> None:
     assert "not enough space" in ran.err and "1.0 kB are free" in ran.err
 
 
-def test_dry_run_says_what_would_be_made_and_touches_nothing(make, space: Workspace, monkeypatch) -> None:
+def test_dry_run_reports_what_would_be_made_and_changes_nothing(make, space: Workspace, monkeypatch) -> None:
     def never(*args: Any, **options: Any) -> Any:
         raise AssertionError("a dry run loads no model")
 
@@ -235,7 +235,7 @@ def test_a_hypothesis_is_checked_and_shown_before_the_run(cli, tiny: Path, tmp_p
     assert "blue is longer (no test answers it: a single seed" in ran("path_length", "--seeds", "1", "--dry-run").out
 
 
-def test_dry_run_of_a_take_and_of_what_cannot_be(cli, make, space: Workspace, monkeypatch) -> None:
+def test_dry_run_of_a_take_and_of_impossible_requests(cli, make, space: Workspace, monkeypatch) -> None:
     make(seeds="1", template="a red circle")
     (take,) = takes_in(space)
     ran = cli("generate", take.id, "--dry-run", "-o", space.folder)
@@ -302,7 +302,7 @@ def test_what_is_refused_before_any_work(make, space: Workspace, more: list[str]
     assert takes_in(space) == []
 
 
-def test_demo_makes_a_grid_and_says_what_next(cli, tiny: Path, tmp_path: Path, monkeypatch) -> None:
+def test_demo_makes_a_grid_and_suggests_what_to_do_next(cli, tiny: Path, tmp_path: Path, monkeypatch) -> None:
     from wanscope.doors.cli import demo
     from wanscope.recipe import SamplerSpec, VideoSpec
 

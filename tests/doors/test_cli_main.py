@@ -1,4 +1,4 @@
-"""Exit statuses, and errors said without a traceback."""
+"""Exit statuses, and errors without a traceback."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_without_arguments_the_help_is_shown(cli) -> None:
         (["expand", "a", "--limit", "0"], "--limit"),
     ],
 )
-def test_usage_errors_have_our_style(cli, arguments: list[str], said: str) -> None:
+def test_usage_errors_have_the_style_of_other_errors(cli, arguments: list[str], said: str) -> None:
     ran = cli(*arguments)
     assert ran.status == 2
     assert ran.out == ""
@@ -100,7 +100,7 @@ def crash(json: bool) -> int:
     raise ZeroDivisionError("one\ntwo")
 
 
-def test_an_unforeseen_error_is_a_sentence_and_a_file(cli, monkeypatch, tmp_path: Path) -> None:
+def test_an_unexpected_error_is_a_sentence_and_a_report_file(cli, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr("wanscope.doors.cli.models.run_models", crash)
     monkeypatch.setattr("platformdirs.user_log_path", lambda name: tmp_path / "logs")
     ran = cli("models")
@@ -112,7 +112,9 @@ def test_an_unforeseen_error_is_a_sentence_and_a_file(cli, monkeypatch, tmp_path
     assert "in crash" in text and "ZeroDivisionError: one" in text
 
 
-def test_a_crash_report_goes_elsewhere_when_the_log_folder_refuses(cli, monkeypatch, tmp_path: Path) -> None:
+def test_a_crash_report_is_written_elsewhere_if_the_log_folder_is_not_writable(
+    cli, monkeypatch, tmp_path: Path
+) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     monkeypatch.setattr("wanscope.doors.cli.models.run_models", crash)
@@ -173,7 +175,7 @@ def test_an_encoding_that_lacks_a_character_is_no_crash() -> None:
     assert json.loads(ran.stdout)["variations"][0]["prompt"] == "色 \U0001f600"
 
 
-def test_memory_values_are_those_of_the_loader() -> None:
+def test_memory_values_match_those_of_the_loader() -> None:
     from wanscope.doors.cli.options import MEMORY
     from wanscope.wan.load import MEMORY as KNOWN
 

@@ -1,4 +1,4 @@
-"""What is said while a study runs: bars, lines, JSON; and how long is left."""
+"""Output while a study runs: bars, lines, JSON, and the time left."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wanscope.doors.cli import output, progress
 
 
 def of(take: str, index: int, takes: int = 3) -> list[events.Event]:
-    """A take of four steps of two seconds."""
+    """Return the events of a take of four steps of two seconds."""
     return [
         events.TakeStarted(take, index, takes, f"prompt {index}", index, 4),
         *(events.StepDone(take, step, 4, 0.5, 1, 2.0) for step in range(4)),
@@ -41,7 +41,7 @@ class Time:
         return self.now
 
 
-def test_the_clock_knows_nothing_at_first() -> None:
+def test_the_clock_has_no_estimate_at_first() -> None:
     clock = progress.Clock(Time())
     assert clock.seconds_left() is None
     clock(START)
@@ -94,7 +94,7 @@ def test_lines_are_short_and_plain() -> None:
     ]
 
 
-def test_a_long_take_says_where_it_is() -> None:
+def test_a_long_take_reports_its_progress() -> None:
     time, lines = Time(), []
     listener = progress.Lines(time, lines.append)
     for event in [START, *of("a", 0)[:-1]]:
@@ -122,11 +122,11 @@ def test_bars_show_takes_steps_and_the_time_left(monkeypatch: pytest.MonkeyPatch
         shown = "".join(s.text for s in screen.render(listener._progress.get_renderable()))
     assert "1/3" in shown and "step 4/4" in shown and "20 s left" in shown and "prompt 0, seed 0" in shown
     text = screen.file.getvalue()  # type: ignore[attr-defined]
-    assert "\\x1b[31m" in text  # a note's own control character is only shown
+    assert "\\x1b[31m" in text  # a control character in a note is escaped
     assert "1/3 a  10 s  prompt 0, seed 0" in text
 
 
-def test_the_listener_fits_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_listener_matches_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(progress.make(json=True), progress.JsonLines)
     monkeypatch.setattr(output, "interactive", lambda stream=None: False)
     assert isinstance(progress.make(json=False), progress.Lines)

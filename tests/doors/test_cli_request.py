@@ -1,4 +1,4 @@
-"""From options to a study: what overrides what, and what is refused with which words."""
+"""From options to a study: which settings override which, and what is refused with which message."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_packaged_studies_are_found_by_name(space: Workspace, name: str, way: st
     assert study.name == name
 
 
-def test_options_win_over_the_file(space: Workspace, tmp_path: Path) -> None:
+def test_options_override_the_file(space: Workspace, tmp_path: Path) -> None:
     text = """
 model: marbles
 prompt: a red circle
@@ -101,7 +101,7 @@ def test_the_name_is_the_file_s_unless_the_prompt_is_another(space: Workspace, t
     assert study_of(Options(source=named, values={"template": "b"}), space).name == "chosen"
 
 
-def test_a_design_that_does_not_fit_a_new_prompt_is_left_out_and_said(space: Workspace) -> None:
+def test_a_design_that_does_not_fit_a_new_prompt_is_dropped_with_a_note(space: Workspace) -> None:
     request = wanted(Options(config="default", values={"template": "a simple test video"}), space)
     assert request.study is not None and request.study.design is None
     assert "who" in request.notes[0].text
@@ -123,7 +123,7 @@ def test_seeds(text: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("text", ["", ",", "x", "1;2", "1.5"])
-def test_seeds_that_are_none(text: str) -> None:
+def test_values_that_are_not_seeds(text: str) -> None:
     with pytest.raises(RequestError, match="--seeds"):
         parse_seeds(text)
 

@@ -1,6 +1,6 @@
 """Commands that make nothing import none of the model libraries, and those that look at no device no torch either.
 
-All run one after another in one process, the lightest first, and what is loaded is looked at after each.
+All run one after another in one process, the lightest first, and the loaded packages are checked after each.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from wanscope.wan.locate import locate
 from wanscope.workspace import Workspace
 
 MODELS = ("diffusers", "transformers", "peft", "accelerate")
-# Of no use to a listing or a check either.
+# Not needed by a listing or a check either.
 DRAWN = ("matplotlib", "plotly", "scipy", "zarr")
 
 SCRIPT = """
@@ -39,7 +39,7 @@ json.dump(runs, sys.stdout)
 
 
 def ran(commands: list[list[str]], folder: Path) -> list[dict]:
-    """Each command's status and output, and the packages that were loaded when it was done; in a process whose caches
+    """Return each command's status and output, and the packages that were loaded after it, from a process whose caches
     are in `folder`."""
     caches = {"HF_HUB_CACHE": str(folder / "hub"), "XDG_CACHE_HOME": str(folder / "cache")}
     done = subprocess.run(
@@ -55,8 +55,10 @@ def ran(commands: list[list[str]], folder: Path) -> list[dict]:
 
 
 def comfy_files(folder: Path) -> Path:
-    """A transformer in ComfyUI's layout, with its VAE and its encoder in the folders next to it; the tokenizer is
-    inside the encoder's file."""
+    """Write a transformer in ComfyUI's layout, with its VAE and encoder in the folders next to it, and return its path.
+
+    The tokenizer is inside the encoder's file.
+    """
     for name in ("diffusion_models", "text_encoders", "vae"):
         (folder / name).mkdir(parents=True)
     config = {**transformer_config(blocks=1, heads=2, head_dim=128), "rope_max_seq_len": 1024}
@@ -71,7 +73,7 @@ def comfy_files(folder: Path) -> Path:
     return path
 
 
-def test_what_commands_leave_unloaded(tmp_path: Path) -> None:
+def test_which_packages_commands_do_not_load(tmp_path: Path) -> None:
     space = Workspace(tmp_path / "out")
     take = write_take(space.takes, recipe())
     folder, file = tiny_folder(tmp_path / "tiny", blocks=2, heads=2), comfy_files(tmp_path / "models")

@@ -1,4 +1,4 @@
-"""Listing, showing and comparing what is on the disk; damaged takes are listed and named."""
+"""Listing, showing and comparing takes on the disk; damaged takes are listed and named."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def two(space: Workspace) -> tuple[Take, Take]:
 
 
 def make_study(space: Workspace, takes: tuple[Take, ...], missing: bool = False) -> None:
-    """A study's folder with these takes, and one that was not made."""
+    """Write a study's folder with these takes; with `missing`, also one that was not made."""
     folder = StudyFolder(space, "mine")
     folder.begin(expand(validated(Study, {"prompt": "a circle", "name": "mine"})))
     rows = [
@@ -39,7 +39,7 @@ def make_study(space: Workspace, takes: tuple[Take, ...], missing: bool = False)
     folder.record([*rows, gone] if missing else rows)
 
 
-def test_an_empty_workspace_says_how_to_begin(cli, space: Workspace) -> None:
+def test_an_empty_workspace_suggests_how_to_begin(cli, space: Workspace) -> None:
     ran = cli("takes", "-o", space.folder)
     assert ran.status == 0 and "wanscope demo" in ran.out
     assert json.loads(cli("takes", "--json", "-o", space.folder).out) == []
@@ -120,7 +120,7 @@ def test_show_refuses_what_fits_several_or_none(cli, space: Workspace) -> None:
 
 
 def flip(path: Path, at: int = -1) -> None:
-    """Change one bit and no size."""
+    """Change one bit without changing the size."""
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     path.write_bytes(data)
@@ -143,7 +143,7 @@ def test_show_reads_every_file(cli, space: Workspace, two, name: str) -> None:
     assert listed.status == 0 and "DAMAGED" not in listed.out
 
 
-def test_what_show_advises_for_a_flipped_byte_mends_it(cli, space: Workspace, two) -> None:
+def test_the_fix_that_show_gives_for_a_flipped_byte_repairs_it(cli, space: Workspace, two) -> None:
     flip(two[0].video)
     error = cli("show", two[0].id, "-o", space.folder).err
     assert f"Try: rm -r {two[0].folder}" in error
@@ -177,7 +177,7 @@ def test_compare_a_study(cli, space: Workspace, two) -> None:
     assert (space.studies / "mine" / "side-by-side.mp4").is_file()
     shown = json.loads(cli("compare", "mine", two[0].id, "--json", "-o", space.folder).out)
     assert shown["takes"] == [two[0].id, two[1].id]  # each once
-    # Running the study again does not take the comparison away.
+    # Running the study again does not remove the comparison.
     StudyFolder(space, "mine").record([])
     assert (space.studies / "mine" / "side-by-side.mp4").is_file()
 

@@ -39,7 +39,7 @@ def distance(a: np.ndarray, x: np.ndarray) -> float:
 
 
 def perpendicular(a: np.ndarray, d: np.ndarray) -> np.ndarray:
-    """Of each row of d, what is left without its part along that row of a."""
+    """Return each row of d without its component along that row of a."""
     out = np.empty_like(d)
     for i in range(len(a)):
         direction = a[i] / np.linalg.norm(a[i]) if a[i].any() else a[i]
@@ -48,7 +48,7 @@ def perpendicular(a: np.ndarray, d: np.ndarray) -> np.ndarray:
 
 
 def line(a: np.ndarray, b: np.ndarray, mode: str, s: float, share: float = 0.3) -> np.ndarray:
-    """The definition of each mode."""
+    """Return a point on the line of a mode, by its definition."""
     d = b - a
     if mode == "push_apart":
         return a + s * d
@@ -61,7 +61,7 @@ def line(a: np.ndarray, b: np.ndarray, mode: str, s: float, share: float = 0.3) 
 
 
 def kept(x: np.ndarray, a: np.ndarray, b: np.ndarray, tokens_a: int) -> np.ndarray:
-    """Each row scaled to the length of a's, or of b's where a has no such token."""
+    """Return x with each row scaled to the norm of a's row, or of b's where a has no such token."""
     out = x.copy()
     for i in range(len(x)):
         length = np.linalg.norm(a[i] if i < tokens_a else b[i])
@@ -121,10 +121,10 @@ def test_the_target_is_met_after_casting_or_refused_with_the_range(tokens_a, tok
     assert torch.equal(main, before[0]) and torch.equal(donor, before[1])
     if found is None:
         assert "cannot be met" in refusal
-        if "rounding" in refusal:  # ten numbers of eight bits cannot make every difference
+        if "rounding" in refusal:  # ten numbers with eight bits cannot reach every difference
             assert dtype == torch.bfloat16
             return
-        # nothing on the line comes near it (the scan may step over a jump, where nothing lies)
+        # no point on the line is near it (the scan may step over a jump, where there are none)
         assert np.abs(curve - target).min() > 1e-3
         ranges = re.findall(r"(\d+\.\d+) (?:to (\d+\.\d+)|upward)", refusal)
         assert ranges
@@ -152,7 +152,7 @@ def test_a_donor_can_be_brought_nearer():
     assert "brought nearer" in found.describe() and "moved apart" in amplify(rows(4), rows(4, 1), 3).describe()
 
 
-def test_the_scale_nearest_to_the_donor_is_taken():
+def test_the_scale_nearest_to_the_donor_is_used():
     # with norms kept and a donor that lacks tokens, the far side of the jump at s = 1 may reach the target too
     main, donor = rows(6), rows(4, 1)
     present = amplify(main, donor, 1.0, keep_norm=True)
@@ -165,7 +165,7 @@ def test_the_scale_nearest_to_the_donor_is_taken():
     assert near and abs(present.scale - near[-1]) < 0.02
 
 
-def test_equal_directions_with_norms_kept_reach_only_what_the_extra_tokens_make():
+def test_equal_directions_with_norms_kept_differ_only_by_the_extra_tokens():
     main = rows(4)
     donor = torch.cat([1.5 * main, rows(2, 1)])
     cap = float(donor[4:].norm() / main.norm())
@@ -177,9 +177,9 @@ def test_equal_directions_with_norms_kept_reach_only_what_the_extra_tokens_make(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_directions_that_are_rounding_are_not_blown_up(dtype):
+def test_directions_that_are_only_rounding_are_not_amplified(dtype):
     main = rows(4, 0, dtype)
-    donor = 0.7 * main  # the same directions but for rounding
+    donor = 0.7 * main  # the same directions up to rounding
     for mode in ("push_apart", "orthogonalize"):
         with pytest.raises(RecipeError, match="cannot be met"):
             amplify(main, donor, 0.8, mode, keep_norm=True)
@@ -262,7 +262,7 @@ def test_plain_data():
         (lambda: boost(rows(2), rows(2, 1, torch.float16), 1e6), "float16 holds at most"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(call, says):
+def test_invalid_values_are_refused(call, says):
     with pytest.raises(RecipeError, match=re.escape(says)):
         call()
 
@@ -291,7 +291,7 @@ def test_boost_multiplies_the_projected_difference(dtype, keep):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_boost_by_one_is_the_donor_to_the_bit(dtype):
+def test_boost_by_one_equals_the_donor_bit_for_bit(dtype):
     main, donor = rows(3, 0, dtype), rows(4, 1, dtype)
     assert torch.equal(boost(main, donor, 1).context, donor)
     assert torch.equal(boost(main, donor, 0).context[:3], main)

@@ -1,4 +1,4 @@
-"""Blocks: what every notation selects, on any depth, and that nothing else is understood."""
+"""Blocks: what every notation selects at any depth, and that everything else is refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ counts = st.integers(1, 130)
 masks = st.lists(st.booleans(), min_size=1, max_size=130).map(tuple)
 
 
-# what the seeds had on 40 blocks, written out
+# the presets of the earlier nodes on 40 blocks, written out
 SEEDS = {
     "all": "1" * 40,
     "none": "0" * 40,
@@ -32,7 +32,7 @@ SEEDS = {
 
 
 @pytest.mark.parametrize("name", SEEDS)
-def test_on_40_blocks_presets_equal_the_seeds(name):
+def test_on_40_blocks_presets_equal_those_of_the_earlier_nodes(name):
     assert parse_blocks(name, 40).bits == SEEDS[name]
     assert parse_blocks(name.removesuffix("_blocks"), 40).bits == SEEDS[name]
 
@@ -67,7 +67,7 @@ def test_every_notation_reads_back_as_written(mask):
 
 @settings(deadline=None)
 @given(counts, st.sampled_from([*PRESETS, *ALIASES]))
-def test_a_known_pattern_is_recognised(count, name):
+def test_a_known_pattern_is_recognized(count, name):
     blocks = parse_blocks(name, count)
     assert blocks.name is not None
     assert parse_blocks(blocks.name, count) == blocks
@@ -108,12 +108,12 @@ def test_notations(value, indices):
     assert parse_blocks(value, 40).indices == tuple(indices)
 
 
-def test_selecting_nothing_is_legal_and_says_so():
+def test_selecting_nothing_is_allowed_and_described():
     for value in ("none", [], "0" * 40, "░" * 40):
         blocks = parse_blocks(value, 40)
         assert not blocks.chosen
         assert "none of the 40 blocks" in blocks.describe()
-    # a quarter of three blocks is no block
+    # a quarter of three blocks is none
     assert parse_blocks("early", 3).describe().startswith("none: selects none of the 3 blocks")
 
 
@@ -126,7 +126,7 @@ def test_selecting_nothing_is_legal_and_says_so():
         ("█░" * 20, 30, "has 40 characters"),
         ("101", 40, "so a pattern has 40"),
         ("111", 40, "so a pattern has 40"),
-        # all ones and all zeros are patterns like others: the length says that another model was meant
+        # all ones and all zeros are ordinary patterns: their length shows that another model was meant
         ("1" * 40, 30, "has 40 characters: this model has 30 blocks, so a pattern has 30.\nTry: blocks: all"),
         ("0" * 30, 40, "has 30 characters: this model has 40 blocks, so a pattern has 40.\nTry: blocks: none"),
         (
@@ -135,7 +135,7 @@ def test_selecting_nothing_is_legal_and_says_so():
             "has 4 characters: this model has 40 blocks, so a pattern has 40.\nTry: blocks: all, or blocks: 0-3",
         ),
         ("1111", 40, "has 4 characters"),
-        # the fix is what the pattern names, where this model has that
+        # the fix is the preset that the pattern equals, if this model has it
         ("0" * 30 + "1" * 10, 30, "Try: blocks: late"),
         ("1101" + "0" * 36, 30, "Try: blocks: 0-1,3"),
         ("0" * 38 + "10", 30, "Try: blocks: late, or blocks: 0-9"),
@@ -159,19 +159,19 @@ def test_selecting_nothing_is_legal_and_says_so():
         ("٣", 40, "not a preset"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(value, count, says):
+def test_invalid_values_are_refused(value, count, says):
     with pytest.raises(RecipeError, match=re.escape(says)):
         parse_blocks(value, count)
 
 
 @pytest.mark.parametrize("value", ["laet", "9-0", [0.5], True, None, -1, "1,,2", "007"])
-def test_much_is_refused_before_the_model_is_known(value):
+def test_many_errors_are_found_before_the_model_is_known(value):
     with pytest.raises(RecipeError):
         check_blocks(value)
 
 
 @pytest.mark.parametrize("value", ["late", "0-999", "10" * 20, "███░", [99], 7, "mid,55"])
-def test_what_depends_on_the_model_passes_before_it_is_known(value):
+def test_values_that_depend_on_the_model_are_accepted_before_it_is_known(value):
     check_blocks(value)
 
 
@@ -197,7 +197,7 @@ def test_no_torch_is_imported():
 
 
 @pytest.mark.parametrize("wrong", ["lat", "3 5", "3,,5", [0.5]], ids=str)
-def test_what_an_error_offers_is_taken_by_a_model_of_ten_blocks(wrong):
+def test_the_fix_in_an_error_works_on_a_model_with_ten_blocks(wrong):
     with pytest.raises(RecipeError) as caught:
         parse_blocks(wrong, 10)
     for fix in caught.value.fix.split(" or "):

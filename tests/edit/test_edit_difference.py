@@ -1,4 +1,4 @@
-"""The difference against float64 arithmetic in NumPy, and what it must not depend on."""
+"""Differences of prompts against float64 arithmetic in NumPy, and their invariances."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def projection(seed: int = 5) -> torch.nn.Sequential:
 
 
 def by_numpy(a: np.ndarray, b: np.ndarray, pad: np.ndarray) -> dict[str, float]:
-    """The definition, over rows one by one."""
+    """Return the figures by their definition, row by row."""
     n = max(len(a), len(b))
     a_full = np.array([a[i] if i < len(a) else pad for i in range(n)])
     b_full = np.array([b[i] if i < len(b) else pad for i in range(n)])
@@ -109,13 +109,13 @@ def test_the_legacy_figure_has_its_two_defects():
     assert "scale" in big.note and "padding" in big.note and "5 real tokens of 512" in big.note
 
 
-def test_what_is_symmetric_and_what_is_not():
+def test_which_figures_are_symmetric():
     a, b = rows(5), rows(3, 1)
     there, back = measure_difference(a, b).raw.matrix, measure_difference(b, a).raw.matrix
     assert there.cosine == pytest.approx(back.cosine, rel=1e-12)
     assert there.norm_ratio and back.norm_ratio and there.relative_l2 and back.relative_l2
     assert there.norm_ratio == pytest.approx(1 / back.norm_ratio)
-    # the distance is one, seen from two sides
+    # the distance is the same, divided by two different norms
     assert there.relative_l2 == pytest.approx(back.relative_l2 * there.norm_ratio)
 
 
@@ -173,7 +173,7 @@ def test_advice():
         assert word in advice and "made up" in advice and f"{size:.2f}" in advice and "`mix`" not in advice
     assert "`mix`" in measure_difference(a, d[:3]).advice
     assert "`mix`" not in measure_difference(a, d[:4]).advice
-    # what the blocks read decides, where it is known
+    # the projected figures decide if they are known
     advice = measure_difference(a, d, lambda x: x * 0 + 1 + 0.01 * x).advice
     assert "small" in advice and "projected" in advice
 
@@ -191,11 +191,11 @@ def test_advice():
         (rows(513), rows(3), "the model reads 512"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(a, b, says):
+def test_impossible_comparisons_are_refused(a, b, says):
     with pytest.raises(RecipeError, match=says):
         measure_difference(a, b)
 
 
-def test_a_projection_makes_one_row_a_token():
+def test_a_projection_gives_one_row_per_token():
     with pytest.raises(RecipeError, match="one row for each token"):
         measure_difference(rows(3), rows(3, 1), lambda x: x.mean(0, keepdim=True))

@@ -1,4 +1,4 @@
-"""docs/blocks.md and docs/embeddings.md say what is so: examples run, pictures and errors are those that are made."""
+"""docs/blocks.md and docs/embeddings.md are up to date: examples run, and pictures and errors are the real ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAGES = {name: (DOCS / name).read_text(encoding="utf-8") for name in ("blocks.md
 
 
 def blocks_of(page: str, language: str) -> list[str]:
-    """The fenced blocks of a page in one language, in order."""
+    """Return the fenced blocks of a page in one language, in order."""
     fences = re.findall(r"^```(\w*)\n(.*?)^```$", PAGES[page], re.DOTALL | re.MULTILINE)
     return [text for found, text in fences if found == language]
 
@@ -53,7 +53,7 @@ def test_every_shape_and_preset_is_documented():
         assert f"`{name}`" in PAGES["blocks.md"]
 
 
-def test_the_error_is_shown_as_it_comes():
+def test_the_error_on_the_page_is_the_real_one():
     shown = blocks_of("embeddings.md", "")[0]
     with pytest.raises(ExpressionError) as caught:
         parse_expression(shown.splitlines()[1].strip())

@@ -1,4 +1,4 @@
-"""Declared edits: one canonical form, what is refused, and what a model of some depth can do with them."""
+"""Declared edits: their canonical form, what is refused, and which models they fit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_public_names_are_the_edits() -> None:
     [
         ({"blocks": [0, 1, 2, 9]}, {"blocks": "0-2,9"}),
         ({"blocks": "█░█"}, {"blocks": "101"}),
-        ({"blocks": [10]}, {"blocks": "10-10"}),  # "10" alone is two bits on a model of two blocks
+        ({"blocks": [10]}, {"blocks": "10-10"}),  # "10" alone is a bit string on a model with two blocks
         ({"blocks": []}, {"blocks": "none"}),
         ({"strength": "0.5"}, {"strength": 0.5}),
         (
@@ -49,7 +49,7 @@ def test_the_public_names_are_the_edits() -> None:
     ],
     ids=str,
 )
-def test_what_means_the_same_is_the_same_edit(one: dict[str, Any], other: dict[str, Any]) -> None:
+def test_equivalent_declarations_are_the_same_edit(one: dict[str, Any], other: dict[str, Any]) -> None:
     a, b = (read(**{"kind": "inject", "donor": "x", **data}) for data in (one, other))
     assert a == b
     assert a.model_dump(mode="json", exclude_defaults=True) == b.model_dump(mode="json", exclude_defaults=True)
@@ -57,11 +57,11 @@ def test_what_means_the_same_is_the_same_edit(one: dict[str, Any], other: dict[s
 
 @settings(max_examples=200, deadline=None)
 @given(edits)
-def test_the_canonical_form_stands_still(edit: Any) -> None:
+def test_the_canonical_form_is_stable(edit: Any) -> None:
     data = edit.model_dump(mode="json", exclude_defaults=True)
     again = ADAPTER.validate_python(json.loads(json.dumps(data)))
     assert again == edit and again.model_dump(mode="json", exclude_defaults=True) == data
-    assert data["kind"] == edit.kind  # else two kinds could have one id
+    assert data["kind"] == edit.kind  # otherwise two kinds could have the same id
 
 
 def test_a_bare_on_in_yaml_is_the_key() -> None:
@@ -92,7 +92,7 @@ SAID: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("data", "says"), SAID, ids=[str(data) for data, _ in SAID])
-def test_an_injection_that_cannot_be_meant_is_refused(data: dict[str, Any], says: str) -> None:
+def test_an_invalid_injection_is_refused(data: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         read(**{"kind": "inject", "donor": "x", **data})
 
@@ -168,12 +168,12 @@ CANNOT: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("edit", "says"), CANNOT, ids=[says for _, says in CANNOT])
-def test_what_the_model_lacks_is_refused(edit: Any, says: str) -> None:
+def test_blocks_and_heads_that_the_model_lacks_are_refused(edit: Any, says: str) -> None:
     with pytest.raises(RecipeError, match=says):
         edit.check(blocks=10, steps=20, heads=4)
 
 
-def test_what_is_legal_and_does_nothing_is_taken() -> None:
+def test_edits_that_do_nothing_are_accepted() -> None:
     for edit in (Inject("x", blocks="none"), Inject("x", strength=0), Skip([])):
         edit.check(10, 20, 4)
         assert not any(edit.strengths(10).values)

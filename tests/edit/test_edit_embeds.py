@@ -101,7 +101,7 @@ def test_a_path_has_all_its_steps_and_passes_through_its_operands(method, dtype)
 
 
 @pytest.mark.parametrize("method", ["linear", "spherical"])
-def test_a_place_between_two_is_that_of_their_path(method):
+def test_a_position_between_two_prompts_equals_that_of_their_path(method):
     a, b = rows(3, 0), rows(5, 1)
     path = embedding_algebra.interpolate([a, b], 5, method)
     for share, expected in zip((0, 0.25, 0.5, 0.75, 1), path.embeddings, strict=True):
@@ -140,9 +140,9 @@ def test_spherical_degenerate_tokens():
     path = embedding_algebra.interpolate([a, b], 5, "spherical")
     for x, t in zip(path.embeddings, path.positions, strict=True):
         assert torch.isfinite(x).all()
-        np.testing.assert_allclose(x[0], (1 - t) * a[0], atol=1e-14)  # to padding: straight
-        np.testing.assert_allclose(x[1], (1 + t) * a[1], rtol=1e-12)  # same direction: only the length
-        # opposite: turns at constant speed with the length between both, never through zero
+        np.testing.assert_allclose(x[0], (1 - t) * a[0], atol=1e-14)  # toward padding: linear
+        np.testing.assert_allclose(x[1], (1 + t) * a[1], rtol=1e-12)  # same direction: only the norm changes
+        # opposite: rotates at constant speed with interpolated norm, never through zero
         assert float(x[2].norm()) == pytest.approx(float(a[2].norm()) * (1 + 2 * t))
         angle = math.acos(np.clip(float(x[2] @ a[2] / x[2].norm() / a[2].norm()), -1, 1))
         assert angle == pytest.approx(math.pi * t, abs=1e-7)
@@ -215,6 +215,6 @@ def test_trim():
         (lambda: embedding_algebra.normalize(rows(2)[0]), "it should be a float tensor"),
     ],
 )
-def test_what_cannot_be_computed_is_refused(call, says):
+def test_impossible_computations_are_refused(call, says):
     with pytest.raises(RecipeError, match=says):
         call()

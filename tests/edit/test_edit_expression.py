@@ -58,7 +58,7 @@ def by_python(text: str) -> np.ndarray:
         "-(beach + _x1)/2",
     ],
 )
-def test_values_are_those_of_python(text):
+def test_values_equal_those_of_python(text):
     np.testing.assert_allclose(parse_expression(text).evaluate(BOUND).embedding.numpy(), by_python(text), atol=1e-14)
 
 
@@ -67,7 +67,7 @@ def numbers():
 
 
 def grown(inner):
-    """Only what Python's arrays and ours both mean: embeddings added, multiplied by numbers."""
+    """Return only expressions valid in both: sums of embeddings and products with numbers."""
     return st.one_of(
         st.tuples(inner, st.sampled_from(["+", " - ", "*"]), inner).map("".join),
         inner.map(lambda x: f"({x})"),
@@ -79,7 +79,7 @@ def grown(inner):
 
 @settings(max_examples=100, deadline=None)
 @given(st.recursive(st.sampled_from(list(BOUND)), grown, max_leaves=8))
-def test_any_expression_is_what_python_makes_of_it_and_writes_itself(text):
+def test_any_expression_has_pythons_value_and_can_be_written_back(text):
     expression = parse_expression(text)
     expected = by_python(text)
     np.testing.assert_allclose(expression.evaluate(BOUND).embedding.numpy(), expected, rtol=1e-9, atol=1e-9)
@@ -95,14 +95,14 @@ def test_names_in_order_and_inputs_unchanged():
     assert all(torch.equal(kept[name], BOUND[name]) for name in BOUND)
 
 
-def test_unequal_lengths_are_aligned_and_said():
+def test_unequal_lengths_are_aligned_with_a_note():
     short = rows(1, 7)
     result = parse_expression("beach - 2*short").evaluate({**BOUND, "short": short})
     expected = BOUND["beach"].clone()
     expected[:1] -= 2 * short
     torch.testing.assert_close(result.embedding, expected)
     assert result.note == "Token counts 1, 3: aligned to 3 by rows of zeros."
-    # a mean token has no count of its own
+    # a mean token has no number of tokens
     assert parse_expression("beach - mean(short)").evaluate({**BOUND, "short": short}).note == ""
     assert parse_expression("mean(beach)").evaluate(BOUND).embedding.shape == (1, D)
 
@@ -124,7 +124,7 @@ def test_the_dtype_is_kept_and_rounded_once(dtype):
 
 
 def caret(error: ExpressionError) -> str:
-    """What stands above the caret, to the end of the line."""
+    """Return the text above the caret, to the end of the line."""
     lines = str(error).splitlines()
     at = next(i for i, line in enumerate(lines) if line.strip().rstrip(".") == "^")
     return lines[at - 1][lines[at].index("^") :]
@@ -181,7 +181,7 @@ def test_everything_else_is_refused_with_a_caret(text, at, says):
         ("beach * 1e300 * (1e300 * 1e300)", "* 1e300)", "too large"),
     ],
 )
-def test_what_cannot_be_computed_is_refused_with_a_caret(text, at, says):
+def test_impossible_computations_are_refused_with_a_caret(text, at, says):
     with pytest.raises(ExpressionError) as caught:
         parse_expression(text).evaluate(BOUND)
     assert says in str(caught.value)

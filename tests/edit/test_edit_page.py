@@ -1,4 +1,4 @@
-"""docs/editing.md says what is so: lines and YAML mean the same, the study has its size, every field is there."""
+"""docs/editing.md is up to date: lines and YAML agree, the study has the stated size, every field is documented."""
 
 from __future__ import annotations
 

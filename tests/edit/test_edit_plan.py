@@ -1,4 +1,4 @@
-"""The plan of edits: tables, what leaves it, what is refused, and what a person is told."""
+"""The plan of edits: tables, what is removed from it, what is refused, and the notes for the user."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ def test_planned_sites_are_where_strength_and_pass_are():
     ],
     ids=str,
 )
-def test_what_changes_nothing_leaves_the_plan(edit: Edit):
+def test_edits_that_change_nothing_leave_the_plan(edit: Edit):
     found = plan(edit, places={0: {PROMPT: (1,)}})
     assert found.empty and found.planned() == {}
 
 
-def test_skipped_blocks_take_what_reads_text_with_them():
+def test_skipped_blocks_remove_edits_of_the_text_there():
     found = plan(
         Inject("night", blocks="2-3"),
         Inject("night", on="hidden", blocks="2-3"),
@@ -94,8 +94,8 @@ def test_skipped_blocks_take_what_reads_text_with_them():
     ],
     ids=["mix", "tokens", "replaced tokens"],
 )
-def test_what_a_later_injection_leaves_nothing_of_is_not_planned(later: dict[str, Any]):
-    """Else it would be counted as applied, and have changed nothing."""
+def test_an_edit_overridden_by_a_later_injection_is_not_planned(later: dict[str, Any]):
+    """Otherwise it would be counted as applied although it changed nothing."""
     found = plan(
         Bend(["red"], "amplify", factor=2.0, branch="both"),
         Inject("night", mode="append"),
@@ -114,14 +114,14 @@ def test_what_a_later_injection_leaves_nothing_of_is_not_planned(later: dict[str
     assert not any(note.startswith("edits.2") or note.startswith("edits.5") for note in found.notes)
 
 
-def test_prompts_that_later_prompts_leave_nothing_of_are_not_planned():
+def test_prompts_overridden_by_later_prompts_are_not_planned():
     found = plan(Prompts({0: "night"}), Prompts({2: "a blue square"}))
     assert {(index, step) for index, _, _, step in found.planned()} == {(0, 0), (0, 1), (1, 2), (1, 3)}
     assert found.notes == ("edits.0 does not act where edits.1 leaves nothing of it",)
 
 
-def test_a_word_that_no_text_read_there_has_is_told():
-    """The donor of a mix that comes later is not read yet."""
+def test_a_word_that_no_text_read_there_contains_is_noted():
+    """The donor of a later mix is not read yet."""
     bend, mix = Bend(["red", "square"], "amplify", factor=2.0), Inject("a blue square", strength=0.5)
     columns: Places = {PROMPT: (1,), "a blue square": (2,)}
     words = {"red": frozenset({PROMPT}), "square": frozenset({"a blue square"})}
@@ -131,7 +131,7 @@ def test_a_word_that_no_text_read_there_has_is_told():
 
 
 def test_equal_donors_are_one_text():
-    """So that a donor's context, keys and own pass are made once, however many edits bring it."""
+    """A donor's context, keys and own pass are computed once for any number of edits that use it."""
     found = plan(
         Inject("night", on="hidden", blocks="1", branch="both"),
         Inject("night", on="hidden", blocks="5"),
@@ -162,7 +162,7 @@ def test_equal_donors_are_one_text():
     ],
     ids=str,
 )
-def test_an_injection_that_changes_nothing_says_so(edit: Edit, why: str):
+def test_an_injection_that_changes_nothing_is_noted(edit: Edit, why: str):
     notes = plan(edit).notes
     assert [note for note in notes if "changes nothing" in note] == ([notes[0]] if why else [])
     assert not why or notes[0].startswith(f"edits.0 changes nothing: {why}")
@@ -198,7 +198,7 @@ def test_real_rows_are_those_of_the_longest_context():
         plan(Inject("a blue square"), Inject("long", mode="append"))
 
 
-def test_words_that_no_text_has_there_are_refused():
+def test_words_that_no_text_contains_there_are_refused():
     words = {1: {PROMPT: (1,)}}
     plan(Inject("a blue square", strength=0.5), Bend(["red"], "amplify", factor=2.0), places=words)
     plan(Inject("a blue square", blocks="0"), Bend(["red"], "amplify", factor=2.0, blocks="1-7"), places=words)
@@ -214,7 +214,7 @@ def test_strength_and_schedule_together_stay_in_range():
     plan(Inject("night", mode="tokens", operation="add", schedule={0: 1.5, 3: 1.0}))
 
 
-def test_what_a_person_is_told():
+def test_notes_for_the_user():
     assert any(
         "edits.0 acts on no pass" in note
         for note in plan(Inject("night", branch="uncond"), guided=(frozenset(),)).notes
@@ -245,6 +245,6 @@ def test_what_a_person_is_told():
     ],
     ids=str,
 )
-def test_an_edit_that_acts_nowhere_says_so(edit: Edit, why: str):
+def test_an_edit_that_acts_nowhere_is_noted(edit: Edit, why: str):
     notes = [note for note in plan(edit, places={0: {PROMPT: (1,)}}).notes if "acts nowhere" in note]
     assert notes == ([f"edits.0 acts nowhere: {why}"] if why else [])

@@ -1,4 +1,4 @@
-"""The rulebook: acting order, and which edit leaves nothing of which, against the rules written out by hand."""
+"""The rules: acting order, and which edit overrides which, against the rules written out by hand."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ BLOCK_SKIPS = [
     "skip",
 ]
 SKIPS = (*BLOCK_SKIPS, "skip attention")
-# at these strengths nothing is left of what would be read
+# at these strengths everything that would be read is replaced
 WHOLE = {"mix": (1.0,), "tokens": (1.0,), "both": (1.0,), "tokens replaced": (0.5, 1.0), "prompts": (0.5, 1.0)}
 
 
 def is_silent(name: str, other: str, strength: float, comes_later: bool) -> bool:
-    """Whether `other`, at this strength, leaves nothing of `name`: the three rules, written out once more."""
+    """Return whether `other`, at this strength, overrides `name`: the three rules written out independently."""
     if name in HIDDEN_ALONE:
         return False
     if other in BLOCK_SKIPS:
@@ -65,11 +65,11 @@ def test_every_pair_of_edits(first: str, second: str) -> None:
         kinds = [EDITS[first], EDITS[second]]
         before = [{"cond": own, "uncond": own}, {"cond": over}]
         tables, told = silenced(kinds, before)  # type: ignore[arg-type]
-        # the second over the first, where both act, in the branch that both have
+        # the second overrides the first, where both act, in their common branches
         gone = is_silent(first, second, strength, True)
         assert tables[0]["cond"].tolist() == [[0.0 if gone else 0.7, 0.7, 0.0]]
         assert tables[0]["uncond"].tolist() == own.tolist()
-        # the first over the second: only skips reach forward
+        # the first overrides the second: only skips act on later edits
         gone_back = is_silent(second, first, 0.7, False)
         assert tables[1]["cond"].tolist() == [[0.0 if gone_back else strength, 0.0, strength]]
         assert {(silence.silent, silence.by) for silence in told} == {

@@ -145,7 +145,7 @@ def test_plain_data_reads_back_and_values_stay_between_the_keys(value, step, sig
         ([1, 0], "finite number"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(value, says):
+def test_invalid_values_are_refused(value, says):
     with pytest.raises(RecipeError, match=re.escape(says)):
         parse_schedule(value)
 

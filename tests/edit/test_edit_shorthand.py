@@ -1,4 +1,4 @@
-"""One line for an edit: what it means, that writing and reading agree for any edit, what is said of a wrong one."""
+"""Edits in one line: their meaning, that writing and reading agree for any edit, and errors for wrong lines."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("line", "says"), WRONG, ids=[line or "(empty)" for line, _ in WRONG])
-def test_a_wrong_line_is_refused_with_what_is_wrong(line: str, says: str) -> None:
+def test_a_wrong_line_is_refused_with_a_reason(line: str, says: str) -> None:
     with pytest.raises(RequestError, match=f"(?s){says}") as caught:
         parse(line)
     if isinstance(caught.value, EditError):
@@ -144,7 +144,7 @@ PIECES = [*"'\"{}[](),=: \\", "inject", "bend", "skip", "at", "into", "x", "3", 
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from(PIECES)))
-def test_whatever_is_typed_is_an_edit_or_a_request_error(pieces: list[str]) -> None:
+def test_any_text_is_an_edit_or_a_request_error(pieces: list[str]) -> None:
     for line in ("".join(pieces), " ".join(pieces), "inject " + " ".join(pieces), "bend x " + " ".join(pieces)):
         try:
             edit = parse(line)

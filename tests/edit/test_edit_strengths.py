@@ -1,4 +1,4 @@
-"""Strengths against the shapes' formulas, in numpy where the earlier nodes had them so."""
+"""Strengths against the formulas of the shapes, in numpy where the earlier nodes used it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ON_40 = {
 
 
 @pytest.mark.parametrize("name", ON_40)
-def test_on_40_blocks_shapes_are_those_of_the_seeds(name):
+def test_on_40_blocks_shapes_equal_those_of_the_earlier_nodes(name):
     np.testing.assert_allclose(parse_strengths(f"{name}(0.5)", 40).values, 0.5 * ON_40[name], atol=1e-15)
     np.testing.assert_allclose(parse_strengths({"shape": name, "base": 0.8}, 40).values, 0.8 * ON_40[name], atol=1e-15)
 
@@ -73,7 +73,7 @@ def test_every_shape_works_on_every_depth_and_stays_within_its_base(count, name,
 
 @settings(deadline=None)
 @given(counts, st.sampled_from(sorted(SHAPES)), st.floats(0.01, 1))
-def test_a_shape_is_recognised(count, name, base):
+def test_a_shape_is_recognized(count, name, base):
     found = parse_strengths({"shape": name, "base": base}, count).name
     if count >= 20:
         assert found == name
@@ -95,7 +95,7 @@ def test_bars():
     assert parse_strengths({"0": 0.5, "2": 1, "3": 0.26}, 4).bars(width=4) == (
         "0 ██░░ 0.500\n1 ░░░░ 0.000\n2 ████ 1.000\n3 █░░░ 0.260"
     )
-    # those beyond 1 are drawn against the largest
+    # if one is above 1, bars are relative to the largest
     assert Strengths((-2.0, 1.0)).bars(width=4, digits=0) == "0 ████ -2\n1 ██░░ 1"
     for text in ("", "0 ██ a", "1 ██ 0.5", "0 ██ 0.5\n2 ██ 0.5", "hello"):
         with pytest.raises(RecipeError):
@@ -164,7 +164,7 @@ def test_descriptions():
         (Strengths((0.5,)), "this model has 40 blocks"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(value, says):
+def test_invalid_values_are_refused(value, says):
     with pytest.raises(RecipeError, match=re.escape(says)):
         parse_strengths(value, 40)
 
@@ -172,13 +172,13 @@ def test_what_cannot_be_meant_is_refused(value, says):
 @pytest.mark.parametrize(
     "value", ["a lot", "linear_deca", 1.5, "uniform(2)", {"erly": 0.1}, {"early": 3}, [0.1, 7], {"shape": "x"}, None]
 )
-def test_much_is_refused_before_the_model_is_known(value):
+def test_many_errors_are_found_before_the_model_is_known(value):
     with pytest.raises(RecipeError):
         check_strengths(value)
 
 
 @pytest.mark.parametrize("value", [0.4, "linear_rise(0.3)", {"30-39": 1}, [0.1] * 7, "gaussian_peak(peak=39)"])
-def test_what_depends_on_the_model_passes_before_it_is_known(value):
+def test_values_that_depend_on_the_model_are_accepted_before_it_is_known(value):
     check_strengths(value)
 
 

@@ -1,4 +1,4 @@
-"""Sweeps over the fields of edits, and labels that tell lists of edits apart."""
+"""Sweeps over the fields of edits, and labels that distinguish lists of edits."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("sweep", "says"), WRONG, ids=[str(sweep) for sweep, _ in WRONG])
-def test_a_place_or_value_that_is_not_there_is_refused(sweep: dict[str, Any], says: str) -> None:
+def test_a_missing_field_or_value_is_refused(sweep: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         swept_edits([SQUARE, Bend("circle", "flip", heads=(0,))], sweep)
 
@@ -89,7 +89,7 @@ def test_a_field_that_is_left_out_in_one_combination_is_named() -> None:
     assert [each.edits[0].schedule for each in found] == [None, "linear"]
 
 
-def test_labels_say_what_differs() -> None:
+def test_labels_show_what_differs() -> None:
     weak, early = (SQUARE.model_copy(update=change) for change in ({"strength": 0.2}, {"blocks": "early"}))
     assert edit_labels([(), (SQUARE,)]) == [BASELINE, "inject 'a green square' into late at 0.4"]
     assert edit_labels([(), (SQUARE,), (weak,)]) == [BASELINE, "strength 0.4", "strength 0.2"]

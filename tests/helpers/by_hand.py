@@ -1,4 +1,4 @@
-"""Model calls whose blocks are written out by hand, in float64 throughout: what edits are compared with.
+"""Reference model calls with blocks written out by hand, entirely in float64; edits are compared with them.
 
 model = subject("2.2")                      # tiny kinds and "marbles"
 found = with_edits(model, Inject(DONOR))    # [calls, C, T, h, w]: two steps of each expert, in one session
@@ -36,7 +36,7 @@ SIGMAS = (0.9, 0.7, 0.5, 0.3)
 
 
 class At(NamedTuple):
-    """Which block of which call. step: counted through both experts."""
+    """Identifies a block in a call. step: counted across both experts."""
 
     step: int
     expert: int
@@ -51,7 +51,7 @@ Attend = Callable[[At, Any, Tensor, Tensor], Tensor]
 
 @functools.cache
 def subject(kind: str) -> WanModel:
-    """A model in float64: tiny with random weights, or the one of the package with its own."""
+    """Return a model in float64: a tiny one with random weights, or marbles with its own."""
     model = load("marbles", device="cpu") if kind == "marbles" else tiny_model(kind, seed=5)
     for transformer in model.experts():
         transformer.double()
@@ -69,17 +69,17 @@ def nothing_narrowed() -> Iterator[None]:
 
 
 def calls_of(model: WanModel) -> list[tuple[int, int]]:
-    """(step, expert) of a run: two steps of each expert."""
+    """Return the (step, expert) of each call in a run: two steps of each expert."""
     return [(step, step // 2) for step in range(2 * len(model.experts()))]
 
 
 def over_blocks(model: WanModel, *values: float) -> list[float]:
-    """The values over and over, one for each block."""
+    """Repeat the values, one for each block."""
     return [values[block % len(values)] for block in range(model.blocks)]
 
 
 def call(model: WanModel, step: int, expert: int, text_LD: Tensor) -> Tensor:
-    """One call of an expert, as the loop makes it; with image tokens where the model takes them."""
+    """Make one call of an expert as the loop does, with image tokens if the model takes them."""
     transformer = model.experts()[expert]
     config = transformer.config
     generator = torch.Generator().manual_seed(1 + step)
@@ -93,13 +93,13 @@ def call(model: WanModel, step: int, expert: int, text_LD: Tensor) -> Tensor:
 
 @torch.no_grad()
 def unedited(model: WanModel, *texts_LD: Tensor) -> Tensor:
-    """All calls with nothing attached, of the prompt or of other texts (one, or one for each step)."""
+    """Make all calls with nothing attached, for the prompt or other texts (one, or one for each step)."""
     texts_LD = texts_LD or (encoded(model, []).main,)
     return torch.stack([call(model, step, e, texts_LD[step % len(texts_LD)]) for step, e in calls_of(model)])
 
 
 def plan_of(model: WanModel, edits: Sequence[Edit]) -> EditPlan:
-    """Of a run of these calls, all conditional."""
+    """Return the plan of a run with these calls, all conditional."""
     steps = len(calls_of(model))
     passes = Passes(SIGMAS[:steps], (1,) * steps, (frozenset(),) * len(model.experts()))
     heads = model.variant.heads
@@ -108,7 +108,7 @@ def plan_of(model: WanModel, edits: Sequence[Edit]) -> EditPlan:
 
 @torch.no_grad()
 def with_edits(model: WanModel, *edits: Edit) -> Tensor:
-    """All calls in one session."""
+    """Make all calls in one session with edits."""
     found, text_LD, calls = [], encoded(model, edits).main, calls_of(model)
     with attach(model, plan_of(model, edits)) as session:
         for step, expert in calls:
@@ -119,13 +119,13 @@ def with_edits(model: WanModel, *edits: Edit) -> Tensor:
 
 
 def least_apart(a: Tensor, b: Tensor) -> float:
-    """The largest difference of the call that differs least."""
+    """Return the smallest, over calls, of the largest absolute difference."""
     return float((a - b).abs().flatten(1).amax(1).min())
 
 
 @contextmanager
 def by_hand(model: WanModel, step: int, expert: int, body: Body) -> Iterator[None]:
-    """The forwards of an expert's blocks replaced by a function of our own."""
+    """Replace the forward of an expert's blocks by `body`."""
     blocks = list(model.experts()[expert].blocks)
     try:
         for i, block in enumerate(blocks):
@@ -139,7 +139,7 @@ def by_hand(model: WanModel, step: int, expert: int, body: Body) -> Iterator[Non
 
 @torch.no_grad()
 def reference(model: WanModel, body: Body) -> Tensor:
-    """All calls of the prompt with every block by hand."""
+    """Make all calls for the prompt with `body` in place of every block."""
     found, text_LD = [], encoded(model, []).main
     for step, expert in calls_of(model):
         with by_hand(model, step, expert, body):
@@ -149,13 +149,13 @@ def reference(model: WanModel, body: Body) -> Tensor:
 
 @torch.no_grad()
 def contexts_of(model: WanModel, text: str) -> list[Tensor]:
-    """[1, N, D] for each expert, projected by its own layer."""
+    """Return the context [1, N, D] of a text for each expert, projected by its own layer."""
     raw_ND = pad(encoded(model, [Inject(text)]).raw[text], model.text_length)
     return [expert.condition_embedder.text_embedder(raw_ND[None].double()) for expert in model.experts()]
 
 
 def columns_of(model: WanModel, prompt: str, *words: str) -> list[int]:
-    """The places of words in a prompt."""
+    """Return the token columns of words in a prompt."""
     places = [encoded(model, [Bend([word], "flip", axis="x"), Inject(prompt)]).places[0][prompt] for word in words]
     return sorted(column for found in places for column in found)
 
@@ -164,17 +164,17 @@ def columns_of(model: WanModel, prompt: str, *words: str) -> list[int]:
 
 
 def with_text(context: Tensor, text_1ND: Tensor) -> Tensor:
-    """The context with other text behind the same image tokens."""
+    """Return the context with another text after the same image tokens."""
     return torch.cat([context[:, : context.shape[1] - text_1ND.shape[1]], text_1ND], 1)
 
 
 def plain(block: Any, x: Tensor, context: Tensor, t: Tensor, r: Any) -> Tensor:
-    """The model's own block."""
+    """Run the model's own block."""
     return type(block).forward(block, x, context, t, r)
 
 
 def with_attention(attend: Attend) -> Body:
-    """The block written out, with its cross-attention as a function."""
+    """Return a written-out block whose cross-attention is the function `attend`."""
 
     def body(at: At, block: Any, x: Tensor, context: Tensor, temb: Tensor, rotary: Any) -> Tensor:
         table = block.scale_shift_table.unsqueeze(0) if temb.ndim == 4 else block.scale_shift_table
@@ -190,7 +190,7 @@ def with_attention(attend: Attend) -> Body:
 
 
 def attended(model: WanModel, text: Attend) -> Body:
-    """The block with the text's part of its attention by hand."""
+    """Return a block whose attention to the text is the function `text`."""
     length = model.text_length
 
     def attend(at: At, attn: Any, x: Tensor, context: Tensor) -> Tensor:
@@ -207,7 +207,7 @@ def text_attention(
     change: Callable[[Tensor], Tensor] = lambda p: p,
     bias_N: Tensor | None = None,
 ) -> Tensor:
-    """The output [B, Q, H * K] of the text's part, by the full softmax [B, H, Q, N], changed by `change`."""
+    """Return the attention to the text [B, Q, H * K] from the full softmax [B, H, Q, N], changed by `change`."""
     q_BHQK, k_BHNK, v_BHNK = (
         value.unflatten(2, (attn.heads, -1)).transpose(1, 2)
         for value in (attn.norm_q(attn.to_q(x)), attn.norm_k(attn.to_k(text_BND)), attn.to_v(text_BND))
@@ -229,7 +229,7 @@ def image_attention(attn: Any, x: Tensor, context: Tensor, length: int) -> Tenso
 
 
 def softmax_bend(edit: Bend, at: Sequence[int], s: float, p_BHQN: Tensor) -> Tensor:
-    """The full softmax with the columns `at` bent, by hand but for the map operation itself (tested by itself)."""
+    """Return the full softmax with the columns `at` bent; the map operation itself has its own tests."""
     operation = bend.map_operation(edit, GRID)
     bent = p_BHQN.clone()
     for column in at:

@@ -1,9 +1,9 @@
-"""Processes that write one catalogue at once, read it meanwhile, or are killed; prints JSON.
+"""Processes that write to one catalog at the same time, read it meanwhile, or are killed; prints JSON.
 
     python catalog_writers.py together FOLDER WRITERS EACH BATCH READERS
     python catalog_writers.py killed FOLDER KILLS SEED
 
-Forked after the imports. A writer notes each batch in its log once `put_many` has returned: what is noted is committed.
+Forked after the imports. A writer logs each batch once `put_many` has returned; what is logged is committed.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def entries(log: Path) -> list[dict]:
 
 
 def outcome(folder: Path) -> dict[str, object]:
-    """What a new process finds."""
+    """Return what a new process finds."""
     catalog = Catalog(folder)
     found = catalog.check(deep=True)
     return {"count": found.embeddings, "problems": list(found.problems), "keys": catalog.list()["key"].to_pylist()}
@@ -115,7 +115,7 @@ def together(folder: Path, writers: int, each: int, batch: int, readers: int) ->
 
 
 def killed(folder: Path, kills: int, seed: int) -> dict[str, object]:
-    """Three writers; at random moments a random one is killed and another takes its place."""
+    """Run three writers; at random moments a random one is killed and replaced."""
     draw = random.Random(seed)
     numbers = iter(range(10_000))
     logs: list[Path] = []

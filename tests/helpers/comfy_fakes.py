@@ -1,11 +1,11 @@
-"""Stand-ins that follow the contracts of ComfyUI and WanVideoWrapper to the letter, for tests without either.
+"""Fakes with the interfaces of ComfyUI and WanVideoWrapper, for tests without either.
 
     NativeWan      ComfyUI's Wan transformer: `forward` through DIFFUSION_MODEL wrappers, blocks called with x and
                    keywords or through a `double_block` patch, attention through `optimized_attention_override`
     WrapperWan     WanVideoWrapper's: called by keywords with a list of contexts, blocks return 4-tuples
-    Patcher        what both carry their options in: `clone` copies them deeply
-    sample         a sampler of ComfyUI's kind: OUTER_SAMPLE wrappers, cond and uncond in one batch in either order
-    wrapper_sample one of the wrapper's kind: deep copies the options, a call for each branch
+    Patcher        holds the options of both: `clone` copies them deeply
+    sample         a sampler like ComfyUI's: OUTER_SAMPLE wrappers, cond and uncond in one batch in either order
+    wrapper_sample a sampler like the wrapper's: it deep-copies the options and makes one call per branch
 
 Both transformers load a diffusers Wan transformer's weights, so that all runtimes can be compared.
 
@@ -114,7 +114,7 @@ class WrapperBlock(Block):
         lynx_ref_feature: Any = None, x_ovi: Any = None, transformer_options: Any = None,
     ) -> tuple[Tensor, Any, Any, Any]:  # fmt: skip
         out = self.run(x.clone(), e, freqs, context, {})
-        x.add_(1e3)  # the wrapper's block writes into what it is given
+        x.add_(1e3)  # the wrapper's block modifies its input in place
         return out, x_ip, lynx_ref_feature, x_ovi
 
 
@@ -131,7 +131,7 @@ class Head(nn.Module):
 
 
 class Wan(nn.Module):
-    """What both transformers share. Weights come from a diffusers WanTransformer3DModel."""
+    """Base class of both transformers. The weights come from a diffusers WanTransformer3DModel."""
 
     block: type[Block] = Block
 
@@ -152,7 +152,7 @@ class Wan(nn.Module):
         self.eval().requires_grad_(False)
 
     def embedded(self, x_BCThw: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[int, ...]]:
-        """Video tokens, time for the head and for the blocks, rotations, grid."""
+        """Return video tokens, time embeddings of the head and the blocks, rotations and grid."""
         x = self.patch_embedding(x_BCThw)
         grid = tuple(x.shape[2:])
         half = self.freq_dim // 2
@@ -171,7 +171,7 @@ class Wan(nn.Module):
 
 
 class Executor:
-    """ComfyUI's WrapperExecutor: calls the wrappers one inside the other, then the function."""
+    """ComfyUI's WrapperExecutor: nests the calls of the wrappers, then calls the function."""
 
     def __init__(self, function: Callable[..., Any], owner: Any, wrappers: list[Callable[..., Any]]) -> None:
         self.function, self.class_obj, self.wrappers = function, owner, wrappers
@@ -284,7 +284,7 @@ def sample(
     order: str = "uncond first",
     split: bool = False,
 ) -> Tensor:
-    """Euler from the noise. positives, negatives: raw text [N, D] each. order, split: how the batch is laid out."""
+    """Sample with Euler from noise. positives, negatives: raw texts [N, D]. order, split: the layout of the batch."""
     options = copy.deepcopy(patcher.model_options["transformer_options"])
     options = {**options, "wrappers": patcher.wrappers, "sample_sigmas": torch.tensor([*sigmas, 0.0])}
     model = patcher.model.diffusion_model
@@ -325,7 +325,7 @@ def wrapper_sample(
     cfg: float = 3.0,
     sigmas: tuple[float, ...] = SIGMAS,
 ) -> Tensor:
-    """Euler as WanVideoWrapper's sampler calls its transformer: real tokens only, one call a branch."""
+    """Sample with Euler and calls like WanVideoWrapper's: real tokens only, one call per branch."""
     options = copy.deepcopy(patcher.model_options["transformer_options"])
     transformer = patcher.model.diffusion_model
     x = noise_1CThw[0]

@@ -1,8 +1,8 @@
-"""A real ComfyUI with this pack, for tests: COMFYUI_PATH names its folder, COMFYUI_PYTHON its Python, and
+"""A real ComfyUI with this pack, for tests: COMFYUI_PATH is its folder, COMFYUI_PYTHON its Python, and
 WANVIDEOWRAPPER_PATH, if set, the wrapper's folder.
 
-It gets folders of its own (models, user, output) with tiny random checkpoints, and a pack that stands in for the text
-encoder and the VAE, which are too large to make up, and counts what is in memory.
+It gets its own folders (models, user, output) with tiny random checkpoints, and a pack with stubs of the text encoder
+and the VAE, which ComfyUI supports only in their real sizes, and with a count of what is in memory.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ NODE_CLASS_MAPPINGS = {
 
 
 class Comfy:
-    """A running server. `run(prompt)` waits for a prompt's end and gives its history entry."""
+    """A running server. `run(prompt)` waits until a prompt has ended and returns its history entry."""
 
     def __init__(self, folder: Path, wrapper: Path | None = None) -> None:
         self.folder = folder
@@ -149,7 +149,7 @@ class Comfy:
             save_transformer(models / "diffusion_models" / file, tiny_transformer(config, seed=len(file)))
         if wrapper is not None:
             (folder / "custom_nodes" / "ComfyUI-WanVideoWrapper").symlink_to(wrapper)
-            # the wrapper takes any width that it does not know for the 1.3B's 30 blocks with 12 heads
+            # for an unknown width, the wrapper assumes the 1.3B's 30 blocks with 12 heads
             config = transformer_config("2.1", blocks=30, heads=12, head_dim=16) | {"text_dim": 4096, "freq_dim": 256}
             save_transformer(models / "diffusion_models" / "tiny_wrapped.safetensors", tiny_transformer(config))
         generator = torch.Generator().manual_seed(0)
@@ -207,7 +207,7 @@ class Comfy:
         raise AssertionError("the prompt did not end")
 
     def latent(self, prompt: dict[str, Any]) -> torch.Tensor:
-        """What the prompt's only SaveLatent node wrote."""
+        """Return the latents that the prompt's only SaveLatent node wrote."""
         done = self.run(prompt)
         assert done["status"]["status_str"] == "success", message(done)
         (saved,) = (out["latents"][0] for out in done["outputs"].values() if "latents" in out)
@@ -215,13 +215,13 @@ class Comfy:
 
 
 def message(done: dict[str, Any]) -> str:
-    """The exception that ended a prompt, '' where it ended well."""
+    """Return the exception that ended a prompt, or "" if it succeeded."""
     found = [data for kind, data in done["status"]["messages"] if kind == "execution_error"]
     return f"{found[0]['node_type']}: {found[0]['exception_message']}" if found else ""
 
 
 def example(name: str, **changes: Any) -> dict[str, Any]:
-    """An example's API prompt, small and on the stand-ins. changes: inputs of nodes by class, `{"KSampler": {...}}`."""
+    """Return an example's API prompt, small and with the stubs. changes: inputs by class, `{"KSampler": {...}}`."""
     prompt = json.loads((EXAMPLES / "api" / f"{name}.json").read_text())
     for data in prompt.values():
         inputs, kind = data["inputs"], data["class_type"]

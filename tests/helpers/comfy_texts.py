@@ -1,4 +1,4 @@
-"""Texts and noise for the stand-ins in comfy_fakes.py: the same for the same seed."""
+"""Texts and noise for the fakes in comfy_fakes.py, reproducible by seed."""
 
 from __future__ import annotations
 

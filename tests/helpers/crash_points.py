@@ -1,9 +1,9 @@
-"""Ends the process at every single file operation of writing a take, one after the other; prints JSON.
+"""Ends the process at each file operation of writing a take, one after another; prints JSON.
 
-    python crash_points.py WORKSPACE new|replace ...     a line of JSON for each word
+    python crash_points.py WORKSPACE new|replace ...     one line of JSON per word
 
-For `replace` a whole older take is in the place before. After each crash the tidying of the next run is done and what
-is there is reported: nothing, the old take or the new one, whole.
+For `replace`, a complete older take exists before. After each crash, the recovery of the next run is done and the
+result is reported: nothing, the complete old take, or the complete new one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CRASHED = 77
 
 
 def crash_at(count: int) -> None:
-    """Every file operation from now on counts; before the given one the process ends, as a kill -9 would."""
+    """Count file operations from now on and end the process before the given one, as kill -9 would."""
     left = [count]
 
     def counted(name: str):

@@ -1,4 +1,4 @@
-"""A failing test of a page names the page to edit: the pages that its own docstring names, or its module's."""
+"""If a test of a documentation page fails, names the page to edit: that in the docstring of the test or its module."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAGE = re.compile(r"\b(?:docs/[\w-]+|README|CONTRIBUTING|CHANGELOG)\.md\b")
 
 
 def pages_of(item: pytest.Item) -> list[str]:
-    """The pages that a test holds to what is so; none for a test of code alone."""
+    """Return the pages that a test checks; none for a test of code only."""
     for owner in (getattr(item, "function", None), getattr(item, "module", None)):
         if found := PAGE.findall(getattr(owner, "__doc__", None) or ""):
             return list(dict.fromkeys(found))

@@ -1,4 +1,4 @@
-"""Edited runs of small models, by wanscope's whole way: encoded texts, plan, attach, the loop.
+"""Edited runs of small models through all of wanscope: encoded texts, plan, attach, the loop.
 
 found = edited(model, [Inject(DONOR, blocks="late")])
 found.latents, found.plan, found.session
@@ -31,7 +31,7 @@ SAMPLER = {"solver": "unipc", "steps": 4, "shift": 5.0, "guidance": 5.0}
 
 @dataclass(frozen=True)
 class Scene:
-    """What is sampled: a prompt, its negative, a size."""
+    """A prompt, its negative prompt and a size to sample."""
 
     prompt: str = PROMPT
     negative: str = NEGATIVE
@@ -50,7 +50,7 @@ class Edited:
 
 
 def encoded(model: WanModel, edits: Sequence[Edit], scene: Scene = TINY) -> DonorTexts:
-    """What a study's texts give for these edits."""
+    """Return the encoded texts that a study would have for these edits."""
     names = list(dict.fromkeys([scene.prompt, scene.negative, *texts_of(edits)]))
     raw = {name: _encoded(model, name) for name in names}
     found = {
@@ -87,7 +87,7 @@ def edited(
     inside: Callable[[DiffusersSession], Any] = lambda session: None,
     **settings: Any,
 ) -> Edited:
-    """A run with edits, counted and verified. inside: called when they are attached."""
+    """Make a run with edits, with counts verified. inside: called while they are attached."""
     plan = planned(model, edits, scene, **settings)
     texts = encoded(model, edits, scene)
     with attach(model, plan) as session:
@@ -106,12 +106,12 @@ def sampled(
 
 
 def unedited(model: WanModel, scene: Scene = TINY, **settings: Any) -> Tensor:
-    """The same run with nothing attached."""
+    """Make the same run with nothing attached."""
     return sampled(model, encoded(model, [], scene), scene, **settings)
 
 
 def prompted(model: WanModel, prompt: str, scene: Scene = TINY, **settings: Any) -> Tensor:
-    """The same run with another prompt."""
+    """Make the same run with another prompt."""
     other = Scene(prompt, scene.negative, scene.donor, scene.size)
     return unedited(model, other, **settings)
 

@@ -14,8 +14,8 @@ from wanscope.edit.strengths import SHAPES
 
 OTHER, LATER, WORD = "a large blue square moves right on black", "a green cat", "circle"
 
-# Every kind of edit, in every way that the rules of edit/rules.py tell apart, in blocks of four that overlap with those
-# of the others. What every edit has to keep is tested on each of these, and on every pair: a new kind needs an entry.
+# Every kind of edit, in every variant that the rules of edit/rules.py distinguish, with overlapping blocks. Tests of
+# what holds for all edits run on each of these and on every pair: a new kind needs an entry.
 WAYS: dict[str, Callable[..., Any]] = {
     "mix": lambda **f: Inject(OTHER, strength=0.4, **f),
     "mix, whole in some blocks": lambda **f: Inject(OTHER, strength=[0.3, 1.0, 0.6, 1.0], **f),
@@ -102,7 +102,7 @@ def _bend(operation: str) -> st.SearchStrategy[dict[str, Any]]:
 
 
 def _built(kind: str, fields: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[Any]:
-    """Those of the drawn fields that agree with each other."""
+    """Build edits from the drawn fields that are consistent with each other."""
 
     def build(data: dict[str, Any]) -> Any:
         try:

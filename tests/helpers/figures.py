@@ -1,4 +1,4 @@
-"""Reports whose figures are not looked at: one of every form is drawn, which takes a tenth of the time of all."""
+"""Draws only one figure of every form, for tests that do not look at figures; it takes a tenth of the time."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from wanscope.analysis.figures import write_static
 
 
 def one_of_each_form(charts: Sequence[Chart]) -> list[Chart]:
-    """The first chart of every combination of marks and axes."""
+    """Return the first chart of every combination of marks and axes."""
     forms = {(frozenset(s.kind for s in c.series), c.log_y, c.zero_x): c for c in reversed(charts)}
     return list(forms.values())[::-1]
 
 
 def draw_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on reports draw one figure of every form. All of them are drawn in tests/analysis/test_analyze.py."""
+    """Make reports draw only one figure of every form. All are drawn in tests/analysis/test_analyze.py."""
 
     def few(charts: Sequence[Chart], folder: Path) -> list[Path]:
         return write_static(one_of_each_form(charts), folder)

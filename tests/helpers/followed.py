@@ -1,7 +1,6 @@
-"""Follows the sections of CONTRIBUTING.md in a copy of the checkout: what a section says to write is written there, and
-what it says to run is run there.
+"""Follows sections of CONTRIBUTING.md in a copy of the checkout: writes their code and runs their commands.
 
-A block of code in a section is preceded by a sentence that says where it goes:
+A block of code in a section is preceded by a sentence that states where it goes:
 
     Create `PATH`:                                    a new file with that content
     At the end of [name](PATH), add:                  an existing file; the block goes to its end
@@ -52,7 +51,7 @@ class Step:
 
 
 def steps(section: str, page: str | None = None) -> list[Step]:
-    """The steps of a section, in order. PageError for a block of code that no sentence gives a place."""
+    """Return the steps of a section in order. PageError for a block of code without a stated place."""
     text = (ROOT / PAGE).read_text(encoding="utf-8") if page is None else page
     parts = text.split(f"\n## {section}\n")
     if len(parts) != 2:
@@ -72,7 +71,7 @@ def steps(section: str, page: str | None = None) -> list[Step]:
 
 
 def apply(root: Path, section: str, made: list[Step]) -> None:
-    """Write what the steps say to write, below `root`. PageError where the page names a place that is not there."""
+    """Write the code of the steps below `root`. PageError if the page names a place that does not exist."""
     for step in made:
         file = root / step.path
         if step.kind == "create":
@@ -98,7 +97,7 @@ def apply(root: Path, section: str, made: list[Step]) -> None:
 
 
 def copy_of_the_checkout(folder: Path) -> Path:
-    """All files that a change could need, but for large binary ones, which are linked."""
+    """Copy all files that a change could need; large binary files are linked."""
 
     def skipped(where: str, names: list[str]) -> set[str]:
         return {n for n in names if n in ("__pycache__", "images") or n.endswith(".safetensors")}
@@ -143,13 +142,13 @@ for words in json.loads(sys.argv[1]):
 
 
 def commands(made: list[Step]) -> list[list[str]]:
-    """The commands of a section, as words."""
+    """Return the commands of a section as lists of words."""
     lines = [line for step in made if step.kind == "run" for line in step.code.splitlines()]
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def run(root: Path, wanted: list[list[str]]) -> list[tuple[object, str]]:
-    """Exit status and output of each command, run below `root` one after the other in one process."""
+    """Run the commands below `root`, one after another in one process; return the exit status and output of each."""
     outer = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
     environment = {**outer, "PYTHONPATH": os.pathsep.join((str(root / "src"), str(root / "tests")))}
     done = subprocess.run(

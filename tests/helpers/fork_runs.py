@@ -3,8 +3,8 @@
     python fork_runs.py killed WORKSPACE KILLS SEED      kill -9 at random moments, then run to the end
     python fork_runs.py together WORKSPACE PROCESSES     several processes on one study at once
 
-Several of these may follow one another, with `--` between them: a line of JSON for each. Forking after the imports
-makes a run cost its takes alone. The parent uses neither torch's threads nor zarr before it forks.
+Several of these may be given, separated by `--`; each prints one line of JSON. With a fork after the imports, a run
+costs only its takes. The parent uses neither torch's threads nor zarr before it forks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-# What a run imports when it comes to it: once here, not in every process. None of them starts a thread by that.
+# Imported lazily by a run: once here instead of in every process. None of these imports starts a thread.
 import av  # noqa: F401
 import duckdb  # noqa: F401
 import pyarrow  # noqa: F401
@@ -57,7 +57,7 @@ class Sharing(Events):
 
 
 def child(workspace: Path, log: Path | None = None, own: Path | None = None, others: Sequence[Path] = ()) -> int:
-    """Fork a process that runs the study; returns its id. It touches `own` and waits for `others`: see Sharing."""
+    """Fork a process that runs the study and return its id. It creates `own` and waits for `others`: see Sharing."""
     process = os.fork()
     if process:
         return process
@@ -75,7 +75,7 @@ def child(workspace: Path, log: Path | None = None, own: Path | None = None, oth
 
 
 def complete(workspace: Path) -> dict[str, list[int]]:
-    # A hidden folder is a take on its way: killed just before the rename, it holds a `take.json` already.
+    # A hidden folder is an unfinished take; if it was killed just before the rename, it already has a `take.json`.
     manifests = (path for path in workspace.glob("takes/*/take.json") if not path.parent.name.startswith("."))
     found = {path.parent.name: path.stat() for path in manifests}
     return {take: [stat.st_mtime_ns, stat.st_ino] for take, stat in found.items()}

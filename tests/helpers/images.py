@@ -1,7 +1,7 @@
 """Tiny models of the I2V kinds, made callable by wanscope's loop, which samples from text alone.
 
-Every call of their transformers gets one image: its latents beside the video's (16 + 20 channels), and on the 2.1 kind
-257 image tokens before the text. What edits do inside the model is the same whoever hands the image in.
+Every call of their transformers gets one image: its latents are concatenated to the video's (16 + 20 channels), and for
+the 2.1 kind 257 image tokens come before the text. What edits do does not depend on how the image is passed in.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class WithImage(WanTransformer3DModel):
 
 
 def image_model(kind: str, seed: int = 0) -> WanModel:
-    """A tiny model of an I2V kind with its image."""
+    """Return a tiny model of an I2V kind with its image."""
     model = tiny_model(kind, seed=seed)
     for transformer in model.experts():
         transformer.__class__ = WithImage

@@ -1,4 +1,4 @@
-"""Tiny models written in the layouts that are found in the wild. The name tables go from diffusers' and transformers'
+"""Tiny models written in the layouts of published files. The name tables map diffusers' and transformers'
 names to the original ones and are written here by hand, so that the loaders' own tables are checked against them."""
 
 from __future__ import annotations

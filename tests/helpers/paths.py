@@ -1,4 +1,4 @@
-"""Takes without a model for tests of analyses: paths whose groups differ in ways that are known."""
+"""Takes without a model for tests of analyses: paths whose groups differ in known ways."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write_study(
     name: str = "made",
     **changes: Any,
 ) -> list[Take]:
-    """Every combination of `slots` with every seed, in a study's folder; `shift` changes a take's states."""
+    """Write a study with every combination of `slots` and seeds. shift: a function that changes a take's states."""
     from itertools import product
 
     space = Workspace.find(folder)

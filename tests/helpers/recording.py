@@ -1,4 +1,4 @@
-"""What tests of both kinds of recorded attention share: what a reduce function saw, and compiled runs."""
+"""Shared by the tests of recorded cross- and self-attention: copies of reduce arguments, and compiled runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wanscope.wan.model import WanModel
 
 
 def copied(seen: Seen) -> Seen:
-    """Seen, which lives as long as the call, with maps of its own."""
+    """Return a copy with its own maps: the original's are only valid during the call."""
     return Seen(**{name: getattr(seen, name) for name in seen.__dataclass_fields__} | {"maps": seen.maps.copy()})
 
 

@@ -25,7 +25,7 @@ def model() -> WanModel:
 
 
 class Events(list[Event]):
-    """Collects what a run tells; `of(kind)` are those of one kind."""
+    """Collects the events of a run; `of(kind)` returns those of one kind."""
 
     def __call__(self, event: Event) -> None:
         self.append(event)

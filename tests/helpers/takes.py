@@ -1,4 +1,4 @@
-"""Takes made without a model, for tests: a random path, a moving gradient as video, everything else as in real ones."""
+"""Takes made without a model, for tests: a random path and a moving gradient, everything else as in real takes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def recipe(seed: int = 0, prompt: str = "a red circle", latents: bool = True, **
 
 
 def path_of(recipe: Recipe) -> np.ndarray:
-    """The states [S + 1, C, T, h, w], fp32: a random walk from the recipe's seed."""
+    """Return the states [S + 1, C, T, h, w], fp32: a random walk from the recipe's seed."""
     video = recipe.video
     shape = (16, (video.frames - 1) // 4 + 1, video.height // 8, video.width // 8)
     rng = np.random.default_rng(recipe.seed)
@@ -43,7 +43,7 @@ def path_of(recipe: Recipe) -> np.ndarray:
 
 
 def frames_of(recipe: Recipe) -> np.ndarray:
-    """Smooth frames, uint8 [F, H, W, 3], different for every seed."""
+    """Return smooth frames, uint8 [F, H, W, 3], different for every seed."""
     video = recipe.video
     f, y, x = np.meshgrid(*(np.arange(n) for n in (video.frames, video.height, video.width)), indexing="ij")
     red = 255 * x / video.width

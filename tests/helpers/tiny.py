@@ -33,13 +33,13 @@ WORDS = WORD_LIST.split()
 
 
 def video(kind: str = "2.1") -> dict[str, int]:
-    """A small legal size: 4 x 4 tokens by 3 latent frames (2 x 2 tokens on the 5B's coarser VAE)."""
+    """Return a small valid size: 4 x 4 tokens by 3 latent frames (2 x 2 tokens with the 5B's coarser VAE)."""
     return {"width": 64, "height": 64, "frames": 9}
 
 
 @lru_cache(maxsize=8)
 def tiny_tokenizer(text_length: int = TEXT_LENGTH) -> PreTrainedTokenizerFast:
-    """A Unigram tokenizer like UMT5's: `▁word` pieces for WORDS, letters for all else, </s> at the end, <pad> = 0."""
+    """Return a Unigram tokenizer like UMT5's: `▁word` pieces for WORDS, else letters, </s> at the end, <pad> = 0."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -100.0), ("▁", -5.0)]
     pieces += [(f"▁{word}", -2.0 - 0.01 * i) for i, word in enumerate(WORDS)]
     letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;!?'\"()[]|@-_/\\"
@@ -124,7 +124,7 @@ def vae_config(kind: str = "2.1") -> dict[str, Any]:
 
 
 def tiny_transformer(config: dict[str, Any], seed: int = 0) -> WanTransformer3DModel:
-    """Random weights in which text, time and position all matter visibly."""
+    """Return a transformer with random weights on which text, time and position have a visible effect."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = WanTransformer3DModel(**config)
@@ -138,7 +138,7 @@ def tiny_transformer(config: dict[str, Any], seed: int = 0) -> WanTransformer3DM
 
 
 def _cast(model: WanTransformer3DModel, dtype: torch.dtype) -> WanTransformer3DModel:
-    """As from_pretrained(torch_dtype=...) does: what diffusers keeps in float32 stays."""
+    """Cast like from_pretrained(torch_dtype=...): modules that diffusers keeps in float32 stay."""
     for name, parameter in model.named_parameters():
         if not any(part in name.split(".") for part in model._keep_in_fp32_modules or ()):
             parameter.data = parameter.data.to(dtype)
@@ -178,11 +178,11 @@ def tiny_pipeline(
 
 
 def tiny_model(kind: str = "2.1", **options: Any) -> WanModel:
-    """A tiny random WanModel; options as of `tiny_pipeline`."""
+    """Return a tiny random WanModel; options as in `tiny_pipeline`."""
     return WanModel.from_pipeline(tiny_pipeline(kind, **options), name=f"tiny-{kind}")
 
 
 def tiny_folder(path: Path, kind: str = "2.1", **options: Any) -> Path:
-    """The same model saved in diffusers' folder layout at `path`."""
+    """Save the same model in diffusers' folder layout at `path` and return the path."""
     tiny_pipeline(kind, **options).save_pretrained(path, safe_serialization=True)
     return path

@@ -24,7 +24,7 @@ def _volumes(rarity_nats, color_nats, noise, repeats=1, scenes=24):
     return scene + model + color + rare + noise * rng.normal(size=(repeats, 2, 2, scenes))
 
 
-def test_rarity_and_color_come_apart_from_scene_and_model():
+def test_rarity_and_color_are_separated_from_scene_and_model():
     rare, color = rarity_volume.parts(_volumes(-0.7, 0.3, 0.0, repeats=2))
     assert rare == pytest.approx(np.full((2, 24), -0.7)) and color == pytest.approx(np.full((2, 24), 0.3))
     with pytest.raises(ValueError, match="two variants and two colors"):
@@ -48,7 +48,7 @@ def _report(volumes, **read):
     return json.loads(json.dumps({**report, "summary": rarity_volume.summary(report)}))
 
 
-def test_the_report_says_which_way_it_fell():
+def test_the_report_states_the_outcome():
     less, more = _report(_volumes(-0.5, 0.0, 0.2)), _report(_volumes(0.5, 1.0, 0.2))
     assert "rare color have less volume" in less["summary"][0] and "in line with the hypothesis" in less["summary"][0]
     assert "rare color have more volume" in more["summary"][0] and "contrary to the hypothesis" in more["summary"][0]
@@ -64,7 +64,7 @@ def test_the_report_says_which_way_it_fell():
     assert "| rare minus common | -0.5" in page and "| red rare | red |" in page and "an abacus" in page
 
 
-def test_repeats_are_what_speaks_of_trainings():
+def test_conclusions_about_trainings_need_repeats():
     volumes = _volumes(-0.5, 0.0, 0.2, repeats=4)
     over = _report(volumes)["figures"]["over_repeats"]
     means = rarity_volume.parts(volumes)[0].mean(axis=1)

@@ -144,7 +144,7 @@ def test_an_object_too_few_is_counted_and_three_are_three():
 
 
 @pytest.mark.parametrize(("radius", "counted"), [(2.0, 1), (5.0, 1), (6.5, 4), (11.4, 4)])
-def test_specks_are_no_objects(radius, counted):
+def test_specks_are_not_counted_as_objects(radius, counted):
     """Three of them beside an object. The smallest object has a radius of 11.4 pixels, a quarter of its area 5.7."""
     scene = world.Scene((world.Thing("square", "cyan", "large", "still", 19.0, 64.0, 64.0),), "black")
     specks = [world.Thing("circle", "red", "small", "still", radius, x, y) for x, y in ((20, 20), (108, 20), (20, 108))]
@@ -152,7 +152,7 @@ def test_specks_are_no_objects(radius, counted):
 
 
 @pytest.mark.parametrize(("frames", "counted"), [(2, 1), (4, 1), (5, 2), (11, 2)])
-def test_what_flickers_is_no_object_and_what_stays_a_while_is(frames, counted):
+def test_flicker_is_not_an_object_and_what_persists_is(frames, counted):
     scene = world.Scene((world.Thing("square", "cyan", "large", "still", 19.0, 40.0, 40.0),), "black")
     extra = world.Thing("circle", "red", "large", "still", 18.0, 100.0, 100.0)
     video = world.render(scene).video
@@ -172,6 +172,6 @@ def test_softness_does_not_change_the_count():
     assert scores(1, 20, soft)["count"] == scores(2, 20, soft)["count"] == 1.0
 
 
-def test_what_is_not_a_video_is_refused():
+def test_input_that_is_not_a_video_is_refused():
     with pytest.raises(ValueError, match="uint8"):
         readers.read(np.zeros((17, 128, 128, 3), np.float32))

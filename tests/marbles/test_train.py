@@ -155,7 +155,7 @@ def test_the_tokenizer_knows_every_caption_and_no_other_word():
     assert tokenizer.tokenize("moves leftwards") == ["▁moves", "▁left", "wards"]
 
 
-def test_what_the_encoder_is_taught_is_the_truth_of_each_phrase():
+def test_the_encoders_targets_are_the_truth_of_each_phrase():
     tokenizer = tokenizer_once()
     data = text.batch(tokenizer, np.random.default_rng(0), 40)
     words = {

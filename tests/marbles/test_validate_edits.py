@@ -132,7 +132,7 @@ def test_a_stopped_run_goes_on_and_makes_nothing_twice(monkeypatch, tmp_path, mo
     assert len(fourth) == 52
 
 
-def test_shares_part_the_work(monkeypatch, tmp_path, model):
+def test_shares_divide_the_work(monkeypatch, tmp_path, model):
     one = _few(monkeypatch)
     _, missing = make_rows(model, EditsSettings(pairs=4, share=(0, 2)), tmp_path)
     assert len(missing) == 26 and len(one) == 26
@@ -315,7 +315,7 @@ def test_success_by_distance():
     assert "projected difference and success: 0.87" in table["notes"][0]
 
 
-def test_the_page_says_every_figure(model):
+def test_the_page_contains_every_figure(model):
     maker = Maker(model, EditsSettings())
     projection = model.transformer.condition_embedder.text_embedder
     figures = edit_tables.difference_figures(edit_cases.difference_pairs(6), maker.encoded, projection)

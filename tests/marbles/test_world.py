@@ -45,7 +45,7 @@ def test_edges_are_anti_aliased():
     assert partial.sum() > 60  # about one pixel for each of the circle's 119 of circumference
 
 
-def test_palettes_stay_apart():
+def test_palettes_are_distinguishable():
     colors = [np.array(c) for c in world.COLORS.values()]
     grounds = [np.array(c) for c in world.BACKGROUNDS.values()]
     # The distances that world.py states of its palettes.

@@ -58,7 +58,7 @@ def inject(kind: str, **fields: Any) -> Inject:
     return Inject(subject(kind)[1].donor, **fields)
 
 
-def test_the_identities_would_show_a_difference():
+def test_the_identities_can_detect_a_difference():
     for kind in KINDS:
         assert apart(base(kind), by_donor(kind)) > 0.05, kind
 
@@ -70,12 +70,12 @@ def test_the_image_is_read(kind: str, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_edit_is_the_run_itself(kind: str):
+def test_a_run_with_no_edits_equals_the_plain_run(kind: str):
     assert torch.equal(run(kind), base(kind))
 
 
 def nothing(kind: str) -> list[Edit]:
-    """Edits of every kind that change nothing: strength 0, no block, factor 1, angle 0."""
+    """Return edits of every kind that change nothing: strength 0, no block, factor 1, angle 0."""
     return [
         inject(kind, strength=0.0),
         inject(kind, blocks="none"),
@@ -90,7 +90,7 @@ def nothing(kind: str) -> list[Edit]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_edits_of_no_strength_leave_the_plan_and_every_bit(kind: str):
+def test_edits_of_strength_0_leave_the_plan_and_change_no_bit(kind: str):
     model, scene, settings = subject(kind)
     found = edited(model, nothing(kind), scene, **settings)
     assert found.plan.empty and not found.plan.planned() and not found.session.counts()
@@ -99,7 +99,7 @@ def test_edits_of_no_strength_leave_the_plan_and_every_bit(kind: str):
 
 @pytest.mark.parametrize("mode", ["mix", "tokens"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_context_at_strength_1_in_all_blocks_is_prompting_with_the_donor(kind: str, mode: str):
+def test_context_at_strength_1_in_all_blocks_equals_prompting_with_the_donor(kind: str, mode: str):
     assert torch.equal(run(kind, inject(kind, mode=mode)), by_donor(kind))
 
 
@@ -111,14 +111,14 @@ def test_boost_0_is_the_prompt_and_1_the_donor(kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_last_of_two_such_edits_wins(kind: str):
+def test_the_last_of_two_full_replacements_wins(kind: str):
     gray = Inject("gray", mode="mix", strength=0.7)
     assert torch.equal(run(kind, gray, inject(kind)), by_donor(kind))
 
 
 @pytest.mark.parametrize("mode", ["mix", "tokens"])
-def test_nothing_of_an_earlier_edit_is_left_under_a_whole_text(mode: str):
-    """Not the log weights of appended tokens, nor a bend of words that are gone."""
+def test_nothing_of_an_earlier_edit_remains_when_the_text_is_replaced(mode: str):
+    """Neither the log weights of appended tokens, nor a bend of words that were replaced."""
     earlier = [Inject("gray night", mode="append", strength=0.2), Bend(["circle"], "amplify", factor=5.0)]
     assert torch.equal(run("2.1", *earlier, inject("2.1", mode=mode)), by_donor("2.1"))
     hidden = run("2.1", inject("2.1", on="hidden", strength=0.5, blocks=[1]), inject("2.1", mode=mode))
@@ -126,18 +126,18 @@ def test_nothing_of_an_earlier_edit_is_left_under_a_whole_text(mode: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_prompts_from_step_0_are_prompting_with_them(kind: str):
+def test_prompts_from_step_0_equal_prompting_with_them(kind: str):
     assert torch.equal(run(kind, Prompts({0: subject(kind)[1].donor})), by_donor(kind))
 
 
 @pytest.mark.parametrize("kind", TINY_KINDS)
-def test_prompts_come_first_wherever_they_stand(kind: str):
+def test_prompts_act_first_wherever_they_are_listed(kind: str):
     later = [inject(kind, strength=0.4), Prompts({2: "night"})]
     assert torch.equal(run(kind, *later), run(kind, *reversed(later)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_after_an_edited_one_is_the_run_before_it(kind: str):
+def test_a_run_after_an_edited_one_equals_the_run_before_it(kind: str):
     model, scene, settings = subject(kind)
     words = [Bend(["circle"], "translate", x=0.25), inject(kind, strength=0.4), inject(kind, on="hidden", blocks=[1])]
     first = run(kind, *words)
@@ -146,11 +146,11 @@ def test_a_run_after_an_edited_one_is_the_run_before_it(kind: str):
     assert torch.equal(run(kind, *words), first)
 
 
-# Steering needs a direction of the model at hand: tests/runtime/test_directions.py.
+# Steering needs a direction learned on the model: tests/runtime/test_directions.py.
 WAYS_WITHOUT_FILES = [name for name, way in WAYS.items() if way().stored_direction() is None]
 
 
-def test_every_kind_of_edit_is_among_the_ways():
+def test_every_kind_of_edit_has_an_entry():
     assert {way().kind for way in WAYS.values()} == set(EDIT_KINDS)
 
 
@@ -159,7 +159,7 @@ def test_every_kind_of_edit_is_among_the_ways():
 def test_every_way_to_edit_acts_where_it_is_planned_and_leaves_the_model_as_it_was(name: str, branch: str):
     model, scene, settings = subject("2.1")
     edit = WAYS[name](branch=branch)
-    if edit.named_words() and branch != "cond":  # the negative prompt has none of its words
+    if edit.named_words() and branch != "cond":  # the negative prompt does not have its words
         with pytest.raises(RecipeError, match="would do nothing in block"):
             planned(model, [edit], scene, **settings)
         return
@@ -172,7 +172,7 @@ def test_every_way_to_edit_acts_where_it_is_planned_and_leaves_the_model_as_it_w
 
 
 @pytest.mark.parametrize("name", [name for name in WAYS_WITHOUT_FILES if not WAYS[name]().sets_prompt])
-def test_every_way_to_edit_leaves_every_bit_where_its_schedule_is_0(name: str):
+def test_every_way_to_edit_changes_no_bit_where_its_schedule_is_0(name: str):
     found = edited(subject("2.1")[0], [WAYS[name](schedule=0.0)])
     assert found.plan.empty and torch.equal(found.latents, base("2.1"))
 
@@ -186,7 +186,7 @@ def test_hidden_replaced_at_block_k_is_context_replaced_before_it(kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_skip_is_a_run_of_the_model_without_the_block(kind: str):
+def test_skip_equals_the_model_without_the_block(kind: str):
     model, scene, settings = subject(kind)
     skipped = edited(model, [Skip([1], branch="both")], scene, **settings)
     kept = [transformer.blocks for transformer in model.experts()]
@@ -219,8 +219,8 @@ def test_a_latent_donor_after_k_blocks_is_the_donors_state_at_block_k(kind: str)
 
 
 @pytest.mark.parametrize("kind", TINY_KINDS)
-def test_the_uncond_pass_takes_its_own_donor(kind: str):
-    """Both branches, with their own donors, are prompting with both."""
+def test_the_uncond_pass_uses_its_own_donor(kind: str):
+    """Both branches with their own donors equal prompting with both."""
     both = Inject(DONOR, donor_negative="black night", branch="both")
     other = Scene(DONOR, "black night", DONOR, TINY.size)
     assert torch.equal(run(kind, both), unedited(subject(kind)[0], other))
@@ -230,7 +230,7 @@ def test_the_uncond_pass_takes_its_own_donor(kind: str):
 
 
 @pytest.mark.parametrize("kind", TINY_KINDS)
-def test_with_batched_guidance_to_rounding(kind: str):
+def test_with_batched_guidance_up_to_rounding(kind: str):
     model = subject(kind)[0]
     edits = [
         Inject(DONOR, strength=0.4, blocks="1-3"),

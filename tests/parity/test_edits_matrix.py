@@ -1,5 +1,5 @@
-"""The matrix: {eager, compiled} x {no offload, group offload, layerwise fp8} x edits. Each cell gives the eager result
-of the same weights, and fails loudly when its edit is disconnected.
+"""The matrix {eager, compiled} x {no offload, group offload, layerwise fp8} x edits: each cell gives the eager result
+of the same weights, and fails with an error if its edit is disconnected.
 
 Compiled cells run with the backend `eager`, which traces, guards and recompiles as any backend does and takes seconds;
 the `slow` ones with `aot_eager` and `inductor`. Streams of group offload need a GPU (`gpu`).
@@ -38,7 +38,7 @@ EDITS: dict[str, list[Edit]] = {
     ],
 }
 PLACES = ("none", "group", "fp8")
-TOLERANCE = 2e-5  # compiled and eager float32 sum in another order; measured: 3e-6
+TOLERANCE = 2e-5  # compiled code sums float32 in another order; measured: 3e-6
 STEPS = 3
 
 
@@ -72,7 +72,7 @@ def fresh() -> Iterator[None]:
 
 
 def disconnect(session: Any) -> None:
-    """Where the edit is done in attention, the processor is taken off inside the block; else the wrappers."""
+    """Remove the attention processor inside the block if the edit acts in attention, else the wrappers."""
     for i, block in enumerate(session._blocks[0]):
         block.attn2.register_forward_pre_hook(lambda attn, _: setattr(attn, "processor", WanAttnProcessor()))
         session._experts[0].blocks[i] = block
@@ -93,7 +93,7 @@ def test_eager_cells(place: str, kind: str):
     assert apart(found, base(place)) > 1e-2
     if place == "group":
         assert torch.equal(found, eager("none", kind))
-    else:  # fp8 weights are others; by as much as without edits, and not by more
+    else:  # fp8 weights give another result, but not farther away than without edits
         assert apart(found, eager("none", kind)) <= 3 * apart(base("fp8"), base("none"))
 
 
@@ -111,7 +111,7 @@ def check_compiled(place: str, kind: str, backend: str) -> None:
     assert apart(found.latents, eager(place, kind)) <= TOLERANCE
     assert apart(found.latents, base(place)) > 1e-2
     if place == "none":
-        # one graph for plain blocks, and one for each way of reading: not one for each block or step
+        # one graph for plain blocks and one for each way of reading, not one per block or step
         graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         assert 1 <= graphs <= 4
     assert found.session.counts() == found.plan.planned()
@@ -161,7 +161,7 @@ def test_strengths_of_other_steps_and_runs_compile_nothing_new():
 
 
 def test_more_kinds_of_edits_than_torch_keeps_compiled_by_itself():
-    """Past its limit a compiled block would fail, or run uncompiled; plain runs after the edits count as well."""
+    """Beyond torch's limit a compiled block would fail or run uncompiled; plain runs after the edits count too."""
     model = compiled("none", "eager")
     config: Any = torch._dynamo.config
     with config.patch(recompile_limit=2):

@@ -1,7 +1,7 @@
 """Edits against references written out by hand, in float64: single model calls, attention with its full softmax.
 
-Every model makes two steps with each of its experts, in one session, so that each expert's own projection of the
-donor, its kept keys and the count of steps that goes on through both are compared.
+Every model makes two steps with each of its experts, in one session, so that each expert's projection of the donor, its
+kept keys, and the step count across both experts are compared.
 
 Shape suffixes: B batch, Q video positions, H heads, K head dim, N text positions, D model dim.
 """
@@ -49,7 +49,7 @@ def own_run(kind: str) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_reference_itself_is_the_model(kind: str):
+def test_the_reference_without_edits_equals_the_model(kind: str):
     model = subject(kind)
     assert torch.equal(with_edits(model), own_run(kind))
     hand = reference(model, attended(model, lambda at, attn, x, text: text_attention(attn, x, text)))
@@ -58,7 +58,7 @@ def test_the_reference_itself_is_the_model(kind: str):
 
 @pytest.mark.parametrize("kind", TWO_EXPERTS)
 def test_both_experts_run_and_read_the_donor_differently(kind: str):
-    """Else the comparisons of two-expert models would show less than they claim."""
+    """Otherwise the comparisons of two-expert models would show less than they claim."""
     model = subject(kind)
     assert calls_of(model) == [(0, 0), (1, 0), (2, 1), (3, 1)]
     assert apart(*contexts_of(model, DONOR)) > 1e-2
@@ -73,7 +73,7 @@ def test_both_experts_run_and_read_the_donor_differently(kind: str):
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("i2v")])
 def test_the_golden_identities_of_models_that_take_an_image(kind: str):
-    """Bit for bit, as test_i2v_pipeline.py has them of whole runs, in float64."""
+    """Bit for bit in float64; test_i2v_pipeline.py tests them on whole runs."""
     model, last = subject(kind), subject(kind).blocks - 1
     own, by_donor = own_run(kind), unedited(model, encoded(model, [Inject(DONOR)]).raw[DONOR])
     assert least_apart(own, by_donor) > 1e-3
@@ -147,7 +147,7 @@ def test_a_schedule_counts_the_steps_of_both_experts(kind: str, mode: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_prompts_change_at_their_steps_whichever_expert_runs(kind: str):
+def test_prompts_change_at_their_steps_for_either_expert(kind: str):
     model = subject(kind)
     last, raw = len(calls_of(model)) - 1, encoded(model, [Inject(DONOR), Inject("gray")]).raw
     texts = [raw[PROMPT], *[raw[DONOR]] * (last - 1), raw["gray"]]
@@ -158,7 +158,7 @@ def test_prompts_change_at_their_steps_whichever_expert_runs(kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_tokens_blend_place_by_place(kind: str):
+def test_tokens_are_blended_position_by_position(kind: str):
     model = subject(kind)
     donor = contexts_of(model, DONOR)
 
@@ -175,7 +175,7 @@ def test_tokens_blend_place_by_place(kind: str):
 
 
 @pytest.mark.parametrize("kind", SOME_KINDS)
-def test_words_limit_tokens_to_their_places(kind: str):
+def test_words_limit_tokens_to_their_positions(kind: str):
     model = subject(kind)
     donor, places = contexts_of(model, DONOR), columns_of(model, PROMPT, "circle")
 
@@ -189,7 +189,7 @@ def test_words_limit_tokens_to_their_places(kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_append_puts_the_donors_tokens_behind_with_a_log_weight(kind: str):
+def test_append_adds_the_donors_tokens_at_the_end_with_a_log_weight(kind: str):
     model = subject(kind)
     texts = encoded(model, [Inject("gray")])
     first, tokens = len(texts.main), len(texts.raw["gray"])
@@ -211,7 +211,7 @@ def test_append_puts_the_donors_tokens_behind_with_a_log_weight(kind: str):
 
 @pytest.mark.parametrize("kind", SOME_KINDS)
 def test_tokens_and_appended_ones_act_on_every_text_that_is_read(kind: str):
-    """mix, tokens, append, append: each on what those before it left, in the prompt and in the donor."""
+    """mix, tokens, append, append: each acts on the result of those before it, in the prompt and in the donor."""
     model = subject(kind)
     edits = [
         Inject(DONOR, strength=0.4),
@@ -252,7 +252,7 @@ BENDS = (
 
 @pytest.mark.parametrize("fields", BENDS, ids=lambda fields: fields["operation"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_bends_are_those_of_the_full_softmax(kind: str, fields: dict[str, Any]):
+def test_bends_equal_those_of_the_full_softmax(kind: str, fields: dict[str, Any]):
     model = subject(kind)
     strengths = over_blocks(model, 0.5, 1.0, 0.0, 0.7)
     edit = Bend(["red circle", "left"], strength=strengths, **fields)
@@ -269,7 +269,7 @@ def test_bends_are_those_of_the_full_softmax(kind: str, fields: dict[str, Any]):
 
 @pytest.mark.parametrize("kind", SOME_KINDS)
 def test_bends_one_after_another_and_in_every_text_that_is_read(kind: str):
-    """bend, mix, bend: the second acts on what the first left, and on the donor, which the first did not see."""
+    """bend, mix, bend: the second bend acts on the result of the first, and on the donor, which the first does not."""
     model = subject(kind)
     first = Bend(["circle", "red"], "amplify", factor=4.0)
     second = Bend(["left", "circle", "square"], "translate", x=0.25)
@@ -286,7 +286,7 @@ def test_bends_one_after_another_and_in_every_text_that_is_read(kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_skip_is_a_model_without_the_block(kind: str):
+def test_skip_equals_a_model_without_the_block(kind: str):
     model = subject(kind)
     found = with_edits(model, Skip([1]))
     kept = [expert.blocks for expert in model.experts()]

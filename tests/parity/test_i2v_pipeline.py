@@ -1,6 +1,6 @@
 """Edits inside diffusers' own WanImageToVideoPipeline, bit for bit, on tiny models of every kind that takes an image.
 
-The loop is the pipeline's: a small driver tells the session which step, branch and expert each call is of.
+The loop is the pipeline's: a small driver passes the step, branch and expert of each call to the session.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from wanscope.edit.edits import Bend, Edit, Inject, Prompts, Skip
 from wanscope.runtime.diffusers.session import DiffusersSession, attach
 from wanscope.wan.model import WanModel
 
-# two-images: of Wan 2.1, which reads twice as many image tokens
+# two-images: Wan 2.1 with twice as many image tokens
 KINDS = ("i2v", "i2v-2.1", "i2v-2.1-two-images", "i2v-2.2", "5b")
 LAST = 3  # the last block
 
@@ -37,7 +37,7 @@ def picture(seed: int) -> Image.Image:
 
 
 def image_encoder() -> CLIPVisionModel:
-    """Of 257 tokens, as the one of Wan 2.1."""
+    """Return a tiny image encoder with 257 tokens, like Wan 2.1's."""
     config = CLIPVisionConfig(
         hidden_size=20, intermediate_size=20, num_hidden_layers=2, num_attention_heads=2, image_size=224, patch_size=14
     )
@@ -49,7 +49,7 @@ def image_encoder() -> CLIPVisionModel:
 @dataclass(frozen=True)
 class Subject:
     model: WanModel
-    pipe: Any  # a WanImageToVideoPipeline, whose annotations know images as tensors only
+    pipe: Any  # a WanImageToVideoPipeline, whose annotations allow images only as tensors
     last_image: Image.Image | None
 
 
@@ -80,7 +80,7 @@ def subject(kind: str) -> Subject:
 
 
 def sampled(kind: str, prompt: str = PROMPT, negative: str = NEGATIVE, image: int = 1) -> Tensor:
-    """The pipeline's latents."""
+    """Return the pipeline's latents."""
     of = subject(kind)
     return of.pipe(
         picture(image),
@@ -103,12 +103,12 @@ base = functools.cache(sampled)
 
 @contextmanager
 def driven(of: Subject, session: DiffusersSession) -> Iterator[list[Moment]]:
-    """Each call that the pipeline makes inside the session's region; which they were."""
+    """Run the pipeline's calls inside the session's region; yields the list of their moments."""
     moments: list[Moment] = []
     branch: list[Any] = []
     scheduler = of.pipe.scheduler
 
-    def tell(expert: int, transformer: Any, stack: ExitStack) -> None:
+    def wrap(expert: int, transformer: Any, stack: ExitStack) -> None:
         forward, cache_context = transformer.forward, transformer.cache_context
 
         def named(name: str, **more: Any) -> Any:
@@ -127,12 +127,12 @@ def driven(of: Subject, session: DiffusersSession) -> Iterator[list[Moment]]:
 
     with ExitStack() as stack:
         for expert, transformer in enumerate(of.model.experts()):
-            tell(expert, transformer, stack)
+            wrap(expert, transformer, stack)
         yield moments
 
 
 def edited(kind: str, *edits: Edit) -> tuple[Tensor, list[Moment]]:
-    """The pipeline's latents with edits, which are counted and verified, and its calls."""
+    """Return the pipeline's latents with edits, whose counts are verified, and its calls."""
     of = subject(kind)
     plan = planned(of.model, edits)
     with attach(of.model, plan) as session, driven(of, session) as moments:
@@ -148,7 +148,7 @@ def run(kind: str, *edits: Edit) -> Tensor:
 
 
 def inside(model: WanModel) -> list[tuple[Any, ...]]:
-    """What an attached session could leave behind: modules, processors, attributes, hooks."""
+    """Return what an attached session could leave behind: modules, processors, attributes, hooks."""
     return [
         (name, module, getattr(module, "processor", None), sorted(vars(module)), [*module._forward_pre_hooks])
         for transformer in model.experts()
@@ -156,7 +156,7 @@ def inside(model: WanModel) -> list[tuple[Any, ...]]:
     ]
 
 
-def test_the_identities_would_show_a_difference():
+def test_the_identities_can_detect_a_difference():
     for kind in KINDS:
         assert apart(base(kind), base(kind, DONOR)) > 0.02, kind
         assert apart(base(kind), base(kind, negative="black night")) > 0.02, kind
@@ -164,7 +164,7 @@ def test_the_identities_would_show_a_difference():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_session_of_no_edits_is_the_pipeline_itself(kind: str):
+def test_a_session_with_no_edits_equals_the_pipeline(kind: str):
     latents, moments = edited(kind)
     assert torch.equal(latents, base(kind))
     steps = SAMPLER["steps"]
@@ -174,7 +174,7 @@ def test_a_session_of_no_edits_is_the_pipeline_itself(kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_edits_of_no_strength_are_the_pipeline_itself(kind: str):
+def test_edits_of_strength_0_equal_the_pipeline(kind: str):
     nothing = [
         Inject(DONOR, strength=0.0),
         Inject(DONOR, on="both", strength=0.0, branch="both"),
@@ -197,12 +197,12 @@ WHOLE = {
 
 @pytest.mark.parametrize("edit", WHOLE.values(), ids=WHOLE)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_donor_in_place_of_the_prompt_is_the_pipeline_of_the_donor(kind: str, edit: Edit):
+def test_a_donor_in_place_of_the_prompt_equals_the_pipeline_with_the_donor(kind: str, edit: Edit):
     assert torch.equal(run(kind, edit), base(kind, DONOR))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_both_branches_are_the_pipeline_of_both_texts(kind: str):
+def test_both_branches_equal_the_pipeline_with_both_texts(kind: str):
     both = Inject(DONOR, donor_negative="black night", branch="both")
     assert torch.equal(run(kind, both), base(kind, DONOR, "black night"))
     uncond = Inject("black night", branch="uncond")
@@ -217,7 +217,7 @@ def test_hidden_replaced_at_the_last_block_is_context_replaced_before_it(kind: s
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_skip_is_the_pipeline_without_the_block(kind: str):
+def test_skip_equals_the_pipeline_without_the_block(kind: str):
     skipped = run(kind, Skip([1], branch="both"))
     with ExitStack() as stack:
         for transformer in subject(kind).model.experts():

@@ -1,5 +1,5 @@
-"""Rule 1: with no edits the latents equal diffusers.WanPipeline's bit for bit; where it makes other passes, the
-reference is written out by hand (DEFINITIONS, "Identity")."""
+"""Rule 1: with no edits the latents equal those of diffusers.WanPipeline bit for bit. Where the pipeline makes other
+passes, the reference is written out by hand (DEFINITIONS, "Identity")."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ def test_every_solver_of_diffusers_is_compared_with_the_pipeline() -> None:
 
 
 def scheduler(solver: str) -> Any:
-    """diffusers' own, built from nothing but its public arguments."""
+    """Return diffusers' own scheduler, built only from its public arguments."""
     name, arguments = SCHEDULERS[solver]
     return getattr(diffusers, name)(**arguments)
 
 
 def ours(model: WanModel, size: dict[str, int], sampler: SamplerSpec, **options: Any) -> torch.Tensor:
-    """wanscope's whole way: its own text encoding, noise and loop."""
+    """Return wanscope's latents, with its own text encoding, noise and loop."""
     noise = initial_noise(model.latent_shape(VideoSpec(**size)), SEED)
     return denoise(model, Conditioning(*encode(model, [PROMPT, NEGATIVE])), sampler, noise, **options).latents
 
 
 @torch.no_grad()
 def pipeline_embeddings(model: WanModel) -> tuple[torch.Tensor, torch.Tensor]:
-    """cond and uncond [1, N, D] with padding, as the pipeline encodes them."""
+    """Return cond and uncond [1, N, D] with padding, as the pipeline encodes them."""
     return model.to_pipeline().encode_prompt(PROMPT, NEGATIVE, max_sequence_length=model.text_length)
 
 
@@ -78,7 +78,7 @@ def theirs(pipe: WanPipeline, model: WanModel, size: dict[str, int], steps: int,
 
 
 def pipelines(model: WanModel, size: dict[str, int], solver: str, steps: int, **arguments: Any) -> torch.Tensor:
-    """diffusers' latents on the same components."""
+    """Return diffusers' latents with the same components."""
     pipe = model.to_pipeline()
     pipe.scheduler = scheduler(solver)
     return theirs(pipe, model, size, steps, **arguments)
@@ -123,7 +123,7 @@ def test_also_for_few_and_many_steps(solver: str, steps: int):
 
 
 def test_both_experts_ran_in_these_tests():
-    """Else the two-expert comparisons would show less than they claim."""
+    """Otherwise the two-expert comparisons would show less than they claim."""
     model = tiny_model("2.2")
     for solver in SCHEDULERS:
         experts: list[int] = []
@@ -172,7 +172,7 @@ def test_guidance_per_expert_equals_the_reference_by_hand(scales: tuple[float, f
     assert torch.equal(got, by_hand(model, size, scales))
 
 
-def test_per_expert_guidance_is_another_video_than_deciding_once():
+def test_per_expert_guidance_differs_from_deciding_once():
     model, size = tiny_model("2.2"), video("2.2")
     per_expert = ours(model, size, spec(model, guidance=1.0, guidance_2=5.0))
     once = ours(model, size, spec(model, guidance=1.0, guidance_2=5.0, cfg_per_expert=False))
@@ -186,7 +186,7 @@ def test_batched_guidance_equals_two_calls_to_1e_5(kind: str):
     assert (batched - pipelines(model, size, "unipc", 5, guidance_scale=5.0)).abs().max() <= 1e-5
 
 
-def test_watching_changes_no_bit():
+def test_observing_changes_no_bit():
     class Copies(Observer):
         def __init__(self) -> None:
             self.seen: list[torch.Tensor] = []
@@ -213,7 +213,7 @@ def test_padded_and_trimmed_embeddings_are_the_same():
     assert torch.equal(*runs)
 
 
-def test_the_noise_is_the_pipelines():
+def test_the_noise_equals_the_pipelines():
     model, size = tiny_model("5b"), video("5b")
     shape = model.latent_shape(VideoSpec(**size))
     drawn = model.to_pipeline().prepare_latents(
@@ -225,7 +225,7 @@ def test_the_noise_is_the_pipelines():
 
 @pytest.fixture(scope="module")
 def marbles() -> tuple[WanModel, WanPipeline]:
-    """The weights that ship with the package, by wanscope's loading and by plain diffusers'."""
+    """Return the packaged model as loaded by wanscope and by plain diffusers."""
     return load("marbles", device="cpu"), WanPipeline.from_pretrained(MARBLES_WEIGHTS, local_files_only=True)
 
 

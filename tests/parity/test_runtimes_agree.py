@@ -1,4 +1,4 @@
-"""One plan, three runtimes: the same weights and edits through diffusers, ComfyUI's contract and the wrapper's."""
+"""One plan, three runtimes: the same weights and edits in diffusers, ComfyUI's interface and the wrapper's."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def models():
 
 @dataclass(frozen=True)
 class Ran:
-    """What a runtime gave: the prediction [branches, C, T, h, w], and how often each (edit, block, branch) was planned
-    (in ComfyUI: due) and applied."""
+    """The result of a runtime: the prediction [branches, C, T, h, w], and how often each (edit, block, branch) was
+    planned (in ComfyUI: due) and applied."""
 
     out: torch.Tensor
     planned: dict[tuple[int, int, str], int]
@@ -87,7 +87,7 @@ class Ran:
 
 
 def texts_of(branches: tuple[Branch, ...]) -> torch.Tensor:
-    """[branches, N, D]: the prompt, and the negative prompt, padded."""
+    """Return the padded prompt and negative prompt [branches, N, D]."""
     raw = torch.zeros(len(branches), TEXT_LENGTH, 32)
     for row, branch in zip(raw, branches, strict=True):
         own = MAIN if branch == "cond" else NEGATIVE
@@ -177,7 +177,7 @@ def through_wrapper(patcher, edits, direction=None) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_all_runtimes_give_the_same(models, name):
+def test_all_runtimes_agree(models, name):
     model, native, wrapper = models
     edits = EDITS[name]
     expected = through_diffusers(model, edits)
@@ -188,8 +188,8 @@ def test_all_runtimes_give_the_same(models, name):
 
 
 @pytest.mark.parametrize("operation", ["add", "ablate", "rotate"])
-def test_steering_agrees_on_both_of_comfyuis_runtimes(models, operation):
-    """Learned while sampling, which diffusers' are not."""
+def test_steering_agrees_in_both_comfyui_runtimes(models, operation):
+    """The directions are learned during sampling, which the diffusers runtime does not do."""
     _, native, wrapper = models
     edits = [Steer("connected", operation=operation, strength=0.6)]
     found = through_native(native, edits)
@@ -220,7 +220,7 @@ BRANCHES_OF_PAIRS = (("cond", "cond"), ("both", "cond"), ("cond", "both"), ("bot
 
 
 def refused(run: Callable[[], Ran], words: str) -> bool:
-    """Whether the run is refused; any refusal has these words."""
+    """Return whether the run is refused; any refusal contains these words."""
     try:
         run()
     except RecipeError as error:
@@ -232,17 +232,17 @@ def refused(run: Callable[[], Ran], words: str) -> bool:
 
 @pytest.mark.parametrize("branches_of", BRANCHES_OF_PAIRS, ids=lambda pair: " and ".join(pair))
 @pytest.mark.parametrize("first", WAYS)
-def test_every_pair_of_edits_is_planned_counted_and_computed_alike(models, first: str, branches_of):
-    """Also where one edit leaves nothing of the other: both runtimes read the same rules."""
+def test_every_pair_of_edits_is_planned_counted_and_computed_the_same(models, first: str, branches_of):
+    """Also where one edit overrides the other: all runtimes use the same rules."""
     model, native, wrapper = models
     for second in WAYS:
         edits = [WAYS[first](branch=branches_of[0]), WAYS[second](branch=branches_of[1])]
         direction = next((DIRECTIONS[e.sha256] for e in edits if isinstance(e, Steer)), None)
         if {"steer context", "steer hidden"} == {first, second}:
-            continue  # one live run is given one direction here
+            continue  # the ComfyUI runs here have only one direction
         passes: tuple[Branch, ...] = ("cond", "uncond")
         if refused(partial(diffusers_run, model, edits, DIRECTIONS, passes), "would do nothing in block"):
-            # an edit of words that the other one leaves no text with
+            # an edit of words whose texts are all replaced by the other edit
             for run, patcher in ((native_run, native), (wrapper_run, wrapper)):
                 assert refused(partial(run, patcher, edits, direction, passes), "finds no text with its words")
             continue
@@ -257,8 +257,8 @@ def test_every_pair_of_edits_is_planned_counted_and_computed_alike(models, first
             assert torch.allclose(found.out, expected.out, atol=3e-5), (name, first, second)
 
 
-def test_what_the_runtimes_once_disagreed_on(models):
-    """An injection on both branches under a skip of one; an injection that a later whole one leaves nothing of."""
+def test_cases_in_which_the_runtimes_once_disagreed(models):
+    """An injection on both branches with a skip of one; an injection overridden by a later full one."""
     model, native, wrapper = models
     for edits, absent in (
         ([Inject("donor", branch="both", strength=0.5), Skip("0")], {(0, 0, "cond")}),
@@ -273,7 +273,7 @@ def test_what_the_runtimes_once_disagreed_on(models):
             assert found.applied
 
 
-def test_appended_tokens_that_find_no_room_are_refused_in_all_runtimes(models):
+def test_appended_tokens_that_do_not_fit_are_refused_in_all_runtimes(models):
     model, native, wrapper = models
     edits = [Inject("donor", mode="append", strength=0.3)] * 3
     for run in (partial(diffusers_run, model), partial(native_run, native), partial(wrapper_run, wrapper)):

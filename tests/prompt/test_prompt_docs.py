@@ -1,4 +1,4 @@
-"""docs/prompts.md says what is so: its examples run, and the error it shows is the one that comes."""
+"""docs/prompts.md is up to date: its examples run, and the error it shows is the real one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_first_template_expands_as_shown():
     assert [variation.text for variation in expand(blocks[0].strip())] == blocks[1].splitlines()
 
 
-def test_the_error_is_shown_as_it_comes():
+def test_the_error_on_the_page_is_the_real_one():
     shown = next(block for block in re.findall(r"```\n(.*?)```", PAGE, re.DOTALL) if "cannot be read" in block)
     with pytest.raises(TemplateError) as caught:
         expand(shown.splitlines()[1].strip())

@@ -20,7 +20,7 @@ def texts(template: str) -> list[str]:
     return [variation.text for variation in expand(template)]
 
 
-# what the language means, by example
+# the meaning of the language, by example
 
 
 def test_alternatives_multiply_and_the_first_varies_slowest():
@@ -67,7 +67,7 @@ def test_only_the_last_colon_of_a_mark_starts_a_weight():
     assert [(m.text, m.weight) for m in variation.marks] == [("16:9 ratio", 1.5), ("4:3", 1.0)]
 
 
-def test_marks_inside_marks_stay_apart_and_equal_ones_become_one():
+def test_nested_marks_stay_separate_and_equal_ones_are_merged():
     (variation,) = expand("a (red (circle:2):1.5)")
     assert variation.marks == (Mark("red circle", 2, 12, 1.5, True), Mark("circle", 6, 12, 2.0, True))
     assert [v.marks for v in expand("([(a:3)|b]:2)")] == [(Mark("a", 0, 1, 6.0, True),), (Mark("b", 0, 1, 2.0, True),)]
@@ -145,7 +145,7 @@ def test_escapes_are_literal():
         ("[@b: |big ]ball, @b box", ["ball, box", "big ball, big box"]),
     ],
 )
-def test_spaces_that_brackets_leave_over(template: str, expected: list[str]):
+def test_leftover_spaces_at_brackets_are_removed(template: str, expected: list[str]):
     assert texts(template) == expected
 
 
@@ -236,12 +236,12 @@ def test_errors_point_at_the_character(template: str, position: int, why: str):
     assert caret.strip() == "^"
 
 
-def test_the_caret_stands_under_the_character():
+def test_the_caret_is_below_the_character():
     with pytest.raises(TemplateError) as caught:
         parse("first line\na 猫 [red")
     line, caret, fix = str(caught.value).splitlines()[-3:]
     assert line == "  a 猫 [red"
-    assert caret == "  " + " " * 5 + "^"  # the cat is two columns wide
+    assert caret == "  " + " " * 5 + "^"  # 猫 is two columns wide
     assert fix.startswith("Try: ")
     with pytest.raises(TemplateError) as caught:
         parse("\tlong " * 100 + "[red")
@@ -250,7 +250,7 @@ def test_the_caret_stands_under_the_character():
     assert len(line) < 130
 
 
-def test_references_to_references_cannot_grow_without_end():
+def test_references_to_references_cannot_grow_without_limit():
     template = "[@a0: x|y]" + "".join(f"[@a{i}: @a{i - 1}@a{i - 1}|z]" for i in range(1, 60))
     with pytest.raises(TemplateError, match="longer than"):
         parse(template)
@@ -317,7 +317,7 @@ def test_expansion_equals_brute_force(template: str):
 
 @dataclass
 class Draft:
-    """A template being drawn: what it reads, and what it must expand to."""
+    """A randomly drawn template: its text and its expected expansion."""
 
     kind: str  # text, choice, name, reference, mark
     text: str = ""
@@ -458,11 +458,11 @@ spaced = st.recursive(
 
 @given(spaced)
 @settings(max_examples=300, deadline=None)
-def test_spaces_are_tidied_as_rewriting_visible_edges_does(template: str):
-    """Expand with a visible sign for every edge, then tidy by rewriting the signs."""
+def test_spaces_are_removed_as_by_rewriting_with_visible_edges(template: str):
+    """Expand with a visible sign for every edge, then remove spaces by rewriting the signs."""
     parsed = parse(template)
     edge = "\ue000"
-    # with a sign at every edge no bracket touches a space, so nothing is tidied
+    # with a sign at every edge no bracket touches a space, so no space is removed
     signed = re.sub(r"\[@w: ", f"{edge}[@w: {edge}", template)
     signed = re.sub(r"\[(?!@w:)", f"{edge}[{edge}", signed)
     signed = signed.replace("|", f"{edge}|{edge}").replace("]", f"{edge}]{edge}")

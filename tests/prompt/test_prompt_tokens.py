@@ -20,14 +20,14 @@ from wanscope.prompt.tokens import (
     unknown_words,
 )
 
-# "sun|flower", "cir|cle|s" and rarer words come apart; "naïve" and "½" change their length when normalized
+# "sun|flower", "cir|cle|s" and rarer words are split; "naïve" and "½" change their length when normalized
 PIECES = ["▁a", "▁red", "▁sun", "flower", "▁cir", "cle", "s", ",", ".", "▁moves", "猫", "▁dark", "▁blue", "é", "▁the"]
 VOCABULARY = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
 VOCABULARY += [(piece, -3.0) for piece in PIECES] + [(c, -8.0) for c in "abcdefghijklmnopqrstuvwxyz12⁄&;'"]
 
 
 def t5() -> T5TokenizerFast:
-    """As transformers builds UMT5's: split at spaces, "▁" put before each word."""
+    """Return a tokenizer as transformers builds UMT5's: split at spaces, with "▁" before each word."""
     return T5TokenizerFast(vocab=VOCABULARY, extra_ids=0)
 
 
@@ -139,7 +139,7 @@ def test_columns_equal_counting_word_by_word(tokenizer, words, space):
         ("&quot;(a)&quot; &lt;(b)&gt;", '"a" <b>', ["a", "b"]),
         ("Ａ(Ｂ)c", "ABc", ["B"]),
         ("a\x00(b)\r\n(c)", "ab c", ["b", "c"]),
-        ("a&am(p;b) c", "a&b c", ["&b"]),  # an entity cut in two: the mark holds all of it
+        ("a&am(p;b) c", "a&b c", ["&b"]),  # an entity that is cut in two: the mark contains all of it
         ("e(\u0301x) y", "éx y", ["éx"]),
         ("é (red) “â€™", "é red \"'", ["red"]),  # how the end is broken decides how the line is repaired
         ("<b>\n&amp;(red)&eacute;\n(s)", "<b> &redé s", ["red", "s"]),
@@ -176,13 +176,13 @@ messy = st.lists(
 @example("<b> &amp;amp;amp;lt; c")  # the tag keeps ftfy from entities, so html's two passes show
 @given(st.one_of(messy, st.text(max_size=40)))
 @settings(deadline=None, max_examples=400)
-def test_cleaning_is_the_pipelines(text: str):
+def test_cleaning_equals_the_pipelines(text: str):
     assert clean(text) == prompt_clean(text)
 
 
 @given(messy, st.sampled_from(["red", "sun flower", "Q &lt; R"]), messy)
 @settings(deadline=None, max_examples=300)
-def test_marked_words_are_found_again_whatever_stands_around_them(before: str, words: str, after: str):
+def test_marked_words_are_found_in_any_surrounding_text(before: str, words: str, after: str):
     text = f"{before} {words} {after}"
     mark = Mark(words, len(before) + 1, len(before) + 1 + len(words))
     (found,) = token_columns(TOKENIZERS["t5"], text, [mark], max_length=10_000)
@@ -230,7 +230,7 @@ def test_an_unknown_token_that_holds_the_space_before_it_is_named_without():
 
 
 @both
-def test_what_cannot_be_found_is_refused(tokenizer):
+def test_words_that_cannot_be_found_are_refused(tokenizer):
     with pytest.raises(RecipeError, match=r"'circl' is not in the prompt.*only occurs inside 'circles'") as caught:
         find_words(tokenizer, "a red circles", ["circl"])
     assert caught.value.fix == "circles"

@@ -18,13 +18,13 @@ GRID = (2, 6, 8)
 
 
 def maps(seed: int = 0, heads: int = 2, tokens: int = 3, grid: tuple[int, int, int] = GRID) -> torch.Tensor:
-    """Random probabilities [1, H, Q, l], their sum at each position below 1."""
+    """Return random probabilities [1, H, Q, l] whose sum at each position is below 1."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(1, heads, int(np.prod(grid)), tokens, dtype=torch.float64, generator=generator) / (2 * tokens)
 
 
 def pictures(p: torch.Tensor, grid: tuple[int, int, int] = GRID) -> np.ndarray:
-    """[H, l, T, Y, X]"""
+    """Return maps as [H, l, T, Y, X]."""
     return p[0].permute(0, 2, 1).reshape(p.shape[1], p.shape[3], *grid).numpy()
 
 
@@ -60,7 +60,7 @@ def test_flips_and_quarter_turns() -> None:
     square = (1, 5, 5)
     p = maps(grid=square)
     turned = pictures(bend_maps(p, bend.rotate(90, square[1:]), 1.0, square), square)
-    # np.rot90 turns counterclockwise as the array is printed, rows downward: as one looks at a picture
+    # np.rot90 rotates counterclockwise as the array is printed, rows downward, which is how a picture is seen
     assert np.abs(turned - np.rot90(pictures(p, square), axes=(-2, -1))).max() < 1e-6
 
 
@@ -69,7 +69,7 @@ def test_flips_and_quarter_turns() -> None:
     [
         (bend.scale(1.7, GRID[1:]), np.eye(2) / 1.7),
         (bend.scale(0.6, GRID[1:]), np.eye(2) / 0.6),
-        # (row, column) from (row, column): a turn by 25 degrees counterclockwise on the screen
+        # source (row, column) of a (row, column): a rotation by 25 degrees counterclockwise on the screen
         (
             bend.rotate(25, GRID[1:]),
             np.array([[np.cos(a := np.radians(25)), np.sin(a)], [-np.sin(a), np.cos(a)]]),
@@ -77,9 +77,9 @@ def test_flips_and_quarter_turns() -> None:
     ],
     ids=["larger", "smaller", "turned"],
 )
-def test_scaling_and_turning_are_scipy_s(operation: MapOperation, matrix: np.ndarray) -> None:
+def test_scaling_and_rotating_equal_scipy(operation: MapOperation, matrix: np.ndarray) -> None:
     center = (np.array(GRID[1:]) - 1) / 2
-    padded = np.pad(pictures(maps()), [(0, 0)] * 3 + [(1, 1)] * 2)  # zeros one token around, as grid_sample has them
+    padded = np.pad(pictures(maps()), [(0, 0)] * 3 + [(1, 1)] * 2)  # one token of zeros on each side, like grid_sample
     offset = center + 1 - matrix @ center
     expected = np.stack(
         [
@@ -91,7 +91,7 @@ def test_scaling_and_turning_are_scipy_s(operation: MapOperation, matrix: np.nda
 
 
 @pytest.mark.parametrize("sigma", [0.4, 1.0, 3.0])
-def test_blur_is_scipy_s_gaussian_over_what_is_inside(sigma: float) -> None:
+def test_blur_equals_scipys_gaussian_inside_the_frame(sigma: float) -> None:
     operation = bend.blur(sigma)
     kernel = operation.tensor[0].double().numpy()
     radius = len(kernel) // 2
@@ -139,7 +139,7 @@ def test_heads_are_bent_by_their_own_strength() -> None:
     [bend.amplify(3), bend.translate(0.25, 0, GRID[1:]), bend.blur(1)],
     ids=["amplify", "translate", "blur"],
 )
-def test_the_corrected_output_is_that_of_the_whole_map(operation: MapOperation, renormalize: bool) -> None:
+def test_the_corrected_output_equals_that_of_the_full_map(operation: MapOperation, renormalize: bool) -> None:
     generator = torch.Generator().manual_seed(3)
     Q, H, K, L, real = 96, 3, 8, 64, 7
     q = torch.randn(1, Q, H, K, dtype=torch.float64, generator=generator)
@@ -167,7 +167,7 @@ def test_nothing_left_to_attend_to_is_an_error() -> None:
     p = torch.ones(1, 1, 96, 1, dtype=torch.float64)
     out = torch.ones(1, 96, 1, 4, dtype=torch.float64)
     found, least = bent_output(out, p, torch.zeros_like(p), torch.ones(1, 1, 1, 4, dtype=torch.float64))
-    assert torch.isfinite(found).all()  # said after the call, by the one who can
+    assert torch.isfinite(found).all()  # reported after the call, by the caller
     with pytest.raises(NumericalError, match="block 3"):
         require_mass(float(least), "in block 3")
     with pytest.raises(NumericalError):
@@ -186,6 +186,6 @@ def test_nothing_left_to_attend_to_is_an_error() -> None:
         lambda: bend_maps(maps(), bend.amplify(2), 1.0, (1, 2, 3)),
     ],
 )
-def test_parameters_that_mean_nothing_are_refused(wrong) -> None:
+def test_meaningless_parameters_are_refused(wrong) -> None:
     with pytest.raises(ValueError, match=r"number|flip|box|fit"):
         wrong()

@@ -17,7 +17,7 @@ BOUNDS = {torch.float64: 1e-13, torch.float32: 5e-6, torch.bfloat16: 2e-4, torch
 
 
 def drawn(B: int, Q: int, H: int, K: int, L: int, real: int, seed: int = 0, top: float = 30.0) -> tuple[Tensor, Tensor]:
-    """Queries and keys in float64 with the padding's keys equal and a largest logit of `top`."""
+    """Return queries and keys in float64 with equal keys for the padding and a largest logit of `top`."""
     generator = torch.Generator().manual_seed(seed)
     q = torch.randn(B, Q, H, K, dtype=torch.float64, generator=generator)
     k = torch.randn(B, L, H, K, dtype=torch.float64, generator=generator)
@@ -27,15 +27,15 @@ def drawn(B: int, Q: int, H: int, K: int, L: int, real: int, seed: int = 0, top:
 
 
 def softmax64(q: Tensor, k: Tensor, bias_L: Tensor | None = None) -> Tensor:
-    """The full map [B, H, Q, L] of the values that q and k hold, in float64."""
+    """Return the full map [B, H, Q, L] of q and k, computed in float64."""
     logits = torch.einsum("bqhk,blhk->bhql", q.double(), k.double()) * q.shape[-1] ** -0.5
     return torch.softmax(logits if bias_L is None else logits + bias_L, -1)
 
 
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 @pytest.mark.parametrize("slices", [1, 3])
-def test_columns_are_the_full_softmax_s(dtype: torch.dtype, slices: int, monkeypatch) -> None:
-    monkeypatch.setattr(module, "SLICE_BYTES", 1 if slices > 1 else 1 << 30)  # at least 64 queries a slice
+def test_columns_equal_those_of_the_full_softmax(dtype: torch.dtype, slices: int, monkeypatch) -> None:
+    monkeypatch.setattr(module, "SLICE_BYTES", 1 if slices > 1 else 1 << 30)  # at least 64 queries per slice
     q, k = (x.to(dtype) for x in drawn(2, 150, 3, 32, 512, 17))
     full = softmax64(q, k)
     expected = torch.cat([full[..., [0, 5, 16]], full[..., 17:].sum(-1, keepdim=True)], -1)
@@ -60,7 +60,7 @@ def test_any_shape_sums_to_one_and_is_right(Q: int, H: int, K: int, L: int, data
         assert (p[..., -1] - full[..., real:].sum(-1)).abs().max() <= 1e-13
 
 
-def test_weighed_rows_are_attention_with_a_log_bias() -> None:
+def test_weighted_rows_equal_attention_with_a_log_bias() -> None:
     q, k = drawn(1, 20, 2, 16, 32, 6)
     weights = [0.0, math.log(0.3), 0.0, -math.inf, 0.0, 0.0]
     bias = torch.tensor([*weights, *[0.0] * 26], dtype=torch.float64)
@@ -71,7 +71,7 @@ def test_weighed_rows_are_attention_with_a_log_bias() -> None:
     assert p[..., 3].max() == 0
 
 
-def test_too_few_real_rows_are_seen_and_not_passed_over() -> None:
+def test_too_few_real_rows_are_detected() -> None:
     context = torch.randn(1, 512, 24, generator=torch.Generator().manual_seed(1))
     context[:, 20:] = context[:, 20:21]
     assert float(pad_spread(context, text_rows(20, 512).rows)) == 0

@@ -82,8 +82,8 @@ def test_a_hidden_direction_is_learned_where_states_differ(tmp_path: Path):
         steer(tiny_model("2.1", blocks=5), path, on="hidden", blocks="1-3")
 
 
-def test_ablating_all_of_it_leaves_no_part_along_it(tmp_path: Path):
-    """Seen by the next block: its state has no part along the direction."""
+def test_full_ablation_leaves_no_component_along_the_direction(tmp_path: Path):
+    """The state that the next block receives has no component along the direction."""
     model = tiny_model("2.1", seed=2)
     path = tmp_path / "red.safetensors"
     direction = learned(model, "hidden")
@@ -101,7 +101,7 @@ def test_ablating_all_of_it_leaves_no_part_along_it(tmp_path: Path):
     assert len(parts) == 4 and max(parts) < 1e-5
 
 
-def test_what_is_no_direction_is_refused(tmp_path: Path):
+def test_files_that_are_not_directions_are_refused(tmp_path: Path):
     from safetensors.torch import save_file
 
     save_file({"direction": torch.ones(1, 4, 48)}, tmp_path / "x.safetensors")

@@ -40,7 +40,7 @@ SAMPLER = SamplerSpec(solver="unipc", steps=STEPS, shift=5.0, guidance=5.0)
 def recording(
     model: WanModel, recorder: AttentionRecorder, sampler: SamplerSpec = SAMPLER, longer: int = 0
 ) -> Iterator[Any]:
-    """What the loop's calls run in: a session without edits, whose longest text has `longer` tokens more."""
+    """Return the context of the loop's calls: a session without edits whose longest text has `longer` more tokens."""
     plan = recorder.plan
     text = PlannedText(torch.zeros(plan.real, 32), frozenset())
     main: dict[Any, PlannedText] = {"cond": text, "uncond": text}
@@ -70,7 +70,7 @@ def sampled(model: WanModel, kind: str = "2.1", sampler: SamplerSpec = SAMPLER, 
 def captured(
     model: WanModel, folder: Path, kind: str = "2.1", sampler: SamplerSpec = SAMPLER, longer: int = 0, **spec: Any
 ):
-    """(latents, {measure: maps}, everything that a reduce function saw), of a whole run."""
+    """Return (latents, {measure: maps}, all arguments of a reduce function) of a whole run."""
     seen: list[Seen] = []
     sink = AttentionSink(planned(model, kind, **spec), folder, lambda s: seen.append(copied(s)))
     recorder = AttentionRecorder(sink, model.device, model.dtype)
@@ -82,7 +82,7 @@ def captured(
 
 
 class Watcher:
-    """The inputs and projections of every cross-attention of a model's own, unedited processors."""
+    """Records inputs and projections of every cross-attention of a model with its own processors."""
 
     def __init__(self, model: WanModel) -> None:
         self.calls: list[dict[str, torch.Tensor]] = []
@@ -104,13 +104,13 @@ class Watcher:
 
 
 def full_map(call: dict[str, torch.Tensor]) -> torch.Tensor:
-    """[B, H, Q, L] in float64."""
+    """Return the full map [B, H, Q, L] in float64."""
     q, k = (call[name].double().unflatten(2, (HEADS, -1)) for name in "qk")
     return torch.softmax(torch.einsum("bqhk,blhk->bhql", q, k) * q.shape[-1] ** -0.5, -1)
 
 
 def expected(call: dict[str, torch.Tensor], plan: AttentionPlan, row: int = 0) -> torch.Tensor:
-    """Each row's probabilities [H, R, Q], float64."""
+    """Return the probabilities of each row [H, R, Q] in float64."""
     full = full_map(call)[row]
     sums = [full[..., list(r.columns)] if r.kind != "pad" else full[..., plan.real :] for r in plan.rows]
     return torch.stack([x.sum(-1) for x in sums], 1)
@@ -125,7 +125,7 @@ def own_calls(model: WanModel, kind: str, sampler: SamplerSpec = SAMPLER) -> tup
 
 
 @pytest.mark.parametrize("kind", ["2.1", "2.2", "5b"])
-def test_maps_are_the_full_softmax_s_and_the_video_stays_to_the_bit(kind: str, tmp_path: Path) -> None:
+def test_maps_equal_the_full_softmax_and_the_video_is_bit_for_bit_the_same(kind: str, tmp_path: Path) -> None:
     model = tiny_model(kind)
     latents, calls = own_calls(model, kind)
     recorded, maps, seen = captured(model, tmp_path, kind)
@@ -211,7 +211,7 @@ def test_heads_measures_and_branches(tmp_path: Path) -> None:
     assert np.abs(maps["probability"][0, 0].reshape(4, -1)[:3] - other[:, :3].T.numpy()).max() <= 5e-4
 
 
-def test_padding_is_counted_whole_beside_a_longer_text(tmp_path: Path) -> None:
+def test_padding_is_counted_completely_next_to_a_longer_text(tmp_path: Path) -> None:
     model = tiny_model("2.1")
     measures = ["probability", "contribution"]
     _, maps, _ = captured(model, tmp_path / "own", measures=measures)
@@ -248,7 +248,7 @@ def test_batched_guidance_records_the_branch_s_own_sample(tmp_path: Path) -> Non
         assert np.abs(maps["probability"][-1, -1].reshape(count + 1, -1)[:count] - truth[:count]).max() <= 5e-4
 
 
-def test_every_evaluation_only_where_it_is_asked_for(tmp_path: Path) -> None:
+def test_all_evaluations_are_recorded_only_on_request(tmp_path: Path) -> None:
     model = tiny_model("2.1")
     heun = SamplerSpec(solver="heun", steps=STEPS, shift=5.0, guidance=1.0)
     _, first, _ = captured(model, tmp_path / "first", "2.1", heun)
@@ -260,7 +260,7 @@ def test_every_evaluation_only_where_it_is_asked_for(tmp_path: Path) -> None:
 
 
 def unread(model: WanModel, block: int, tokens: list[int], far: float) -> None:
-    """Give all queries of a block a direction in common, and only these tokens' keys a share in it: against it."""
+    """Give all queries of a block a common component, and the keys of these tokens one in the opposite direction."""
     attn = model.transformer.blocks[block].attn2
     asked, told = attn.norm_q.forward, attn.norm_k.forward
 
@@ -275,8 +275,8 @@ def unread(model: WanModel, block: int, tokens: list[int], far: float) -> None:
 
 
 @pytest.mark.parametrize("reduced", [False, True], ids=["on the device", "on the host"])
-def test_words_that_are_hardly_read_keep_their_digits(reduced: bool, tmp_path: Path) -> None:
-    """Shares below 6e-8, where fp16 ends, come back to fp16's relative precision, of sums as of maps."""
+def test_words_with_very_little_attention_keep_their_precision(reduced: bool, tmp_path: Path) -> None:
+    """Values below 6e-8, the smallest fp16 number, keep fp16's relative precision, in sums and in maps."""
     model = tiny_model("2.1")
     plan = planned(model, blocks="1", steps="0")
     row = [r.name for r in plan.rows].index("moves")
@@ -288,7 +288,7 @@ def test_words_that_are_hardly_read_keep_their_digits(reduced: bool, tmp_path: P
         sampled(model, around_call=around_call)
     sink.finish()
     truth = expected(calls[1], plan).mean(0).numpy()
-    assert 0 < truth[row].max() < 2.0**-25  # all of it would be zero
+    assert 0 < truth[row].max() < 2.0**-25  # it would all round to zero
     found = Attention.open(tmp_path, "probability")[0, 0].reshape(truth.shape).astype(np.float64)
     for name, mine, true in zip(plan.rows, found, truth, strict=True):
         assert np.abs(mine - true).max() <= 2.0**-10 * true.max(), name
@@ -355,7 +355,7 @@ def test_offloaded_and_cast_blocks_record_the_same(how: str, tmp_path: Path) -> 
     assert np.abs(seen[0].maps.reshape(truth.shape) - truth).max() <= 5e-6
 
 
-def test_after_it_the_model_is_what_it_was_also_after_an_error(tmp_path: Path) -> None:
+def test_the_model_is_unchanged_afterwards_even_after_an_error(tmp_path: Path) -> None:
     model = tiny_model("2.1")
 
     def processors() -> list[Any]:

@@ -1,4 +1,4 @@
-"""An attached region: what it leaves behind (nothing), what it refuses; an edit that does not fire is an error."""
+"""An attached region leaves nothing behind and refuses changes inside; an edit that does not act is an error."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ EDITS: dict[str, list[Edit]] = {
 
 
 def picture(model: WanModel) -> Any:
-    """Everything of the transformers that an attached region could leave something in."""
+    """Return everything in the transformers that an attached region could change."""
     return [
         (id(module), name, tuple(sorted(module.__dict__)), tuple(module._modules), id(module.__dict__.get("processor")))
         for transformer in model.experts()
@@ -43,7 +43,7 @@ def picture(model: WanModel) -> Any:
 
 
 @pytest.mark.parametrize("kind", EDITS)
-def test_after_it_the_model_is_the_same_objects(kind: str):
+def test_the_model_has_the_same_objects_afterwards(kind: str):
     model = tiny_model("2.2", seed=3)
     run = unedited(model)  # diffusers itself puts a registry on a transformer that it runs for the first time
     before = picture(model)
@@ -87,17 +87,17 @@ def test_counts_are_the_plan():
     assert {site[1:] for site in counts if site[0] == 1} == {(3, n, s) for n in ("cond", "uncond") for s in range(4)}
 
 
-# Each takes the edit's work away where it is done; the run has to end with EditNotApplied.
+# Each of these removes what applies the edit; the run must end with EditNotApplied.
 def unwrap(session: Any) -> None:
-    """Something puts the model's own blocks back."""
+    """Restore the model's own blocks."""
     for expert, blocks in zip(session._experts, session._blocks, strict=True):
         for i, block in enumerate(blocks):
             expert.blocks[i] = block
-    session.seal()  # else the change itself is what is noticed
+    session.seal()  # otherwise the change itself would be detected
 
 
 def plain_attention(session: Any) -> None:
-    """Something takes the attention processor off while the block runs."""
+    """Remove the attention processor while the block runs."""
     for block in session._blocks[0]:
         block.attn2.register_forward_pre_hook(lambda attn, _: setattr(attn, "processor", WanAttnProcessor()))
     session.seal()
@@ -115,7 +115,7 @@ def test_an_edit_without_its_processor_is_an_error(kind: str):
         edited(tiny_model("2.1"), EDITS[kind], inside=plain_attention)
 
 
-def test_a_run_beside_the_region_is_an_error():
+def test_a_run_outside_the_region_is_an_error():
     model, edits = tiny_model("2.1"), EDITS["mix"]
     plan, texts = planned(model, edits), encoded(model, edits)
     with attach(model, plan) as session:
@@ -145,14 +145,14 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_may_not_change_inside_is_refused(change: str):
+def test_changes_inside_the_region_are_refused(change: str):
     model = tiny_model("2.1")
     with pytest.raises(EditNotApplied, match="the model was changed"):
         edited(model, EDITS["mix"], inside=lambda session: CHANGES[change](model.transformer))
 
 
 def lora(path: Path, transformer: Any) -> str:
-    """A LoRA file for a tiny transformer, on cross-attention and feed-forward."""
+    """Write a LoRA file for a tiny transformer, on cross-attention and feed-forward, and return its path."""
     from safetensors.torch import save_file
 
     weights, generator = {}, torch.Generator().manual_seed(2)
@@ -169,8 +169,8 @@ def lora(path: Path, transformer: Any) -> str:
 
 
 def test_a_lora_before_and_after(tmp_path: Path):
-    """With the adapter on before, the edited run equals that of weights with the LoRA added in; switching it off after
-    gives the first run again; changing it inside is refused."""
+    """With the adapter enabled before, the edited run equals that of merged weights; disabling it afterwards gives the
+    first run again; changing it inside is refused."""
     model = tiny_model("2.1")
     path = lora(tmp_path / "a.safetensors", model.transformer)
     plain = edited(model, EDITS["mix"]).latents
@@ -199,7 +199,7 @@ def test_step_caches_are_refused():
     edited(model, EDITS["mix"])
 
 
-def test_what_edits_cannot_be_attached_to_is_refused():
+def test_models_that_cannot_be_edited_are_refused():
     model = tiny_model("2.1")
     plan = planned(model, EDITS["mix"])
     with attach(model, plan), pytest.raises(ModelError, match="attached to this model already"), attach(model, plan):
@@ -219,7 +219,7 @@ def test_what_edits_cannot_be_attached_to_is_refused():
 
 
 def test_a_bend_that_leaves_nothing_is_an_error():
-    """The words are given all of the attention, and are then moved out of the frame."""
+    """The words get all of the attention and are then moved out of the frame."""
     words = ["a", "red", "circle", "moves", "left"]
     most = Bend(words, "amplify", factor=1e6)
     with pytest.raises(NumericalError, match="nothing to attend to at step 0"):
@@ -238,7 +238,7 @@ def test_keys_of_the_donor_are_kept_across_steps():
     assert len(made) == 4 * 4 + 4  # the prompt's in four blocks at four steps, the donor's in four blocks once
 
 
-def test_its_texts_are_not_changed():
+def test_its_texts_are_not_modified():
     model, edits = tiny_model("2.1"), [*EDITS["both"], *EDITS["append"], Inject("night", boost=3.0)]
     texts = encoded(model, edits)
     before = copy.deepcopy(dict(texts.raw))

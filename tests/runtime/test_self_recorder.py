@@ -49,7 +49,7 @@ def sampled(model: WanModel, kind: str = "2.1", sampler: SamplerSpec = SAMPLER, 
 
 
 def captured(model: WanModel, folder: Path, kind: str = "2.1", sampler: SamplerSpec = SAMPLER, **spec: Any):
-    """(latents, maps, everything that a reduce function saw) of a whole run."""
+    """Return (latents, maps, all arguments of a reduce function) of a whole run."""
     seen: list[Seen] = []
     sink = AttentionSink(planned(model, kind, **spec), folder, lambda s: seen.append(copied(s)))
     recorder = SelfAttentionRecorder(sink, model.device)
@@ -63,7 +63,7 @@ def captured(model: WanModel, folder: Path, kind: str = "2.1", sampler: SamplerS
 
 
 class Watcher:
-    """Normed queries and keys of every self-attention of a model's own processors, and the angles they turn by."""
+    """Records normed queries and keys of every self-attention with the model's own processors, and the rotations."""
 
     def __init__(self, model: WanModel) -> None:
         self.calls: list[dict[str, Any]] = []
@@ -93,7 +93,7 @@ def own_calls(model: WanModel, kind: str = "2.1", sampler: SamplerSpec = SAMPLER
 
 
 def full_map(call: dict[str, Any]) -> torch.Tensor:
-    """[B, H, Q, Q] in float64; the rotation is a product of complex numbers."""
+    """Return the full map [B, H, Q, Q] in float64; the rotation is a product of complex numbers."""
     cos, sin = (part.double()[..., 0::2] for part in call["rotary"])
     turn = torch.complex(cos, sin)
 
@@ -110,7 +110,7 @@ def tokens(plan: AttentionPlan) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", ["2.1", "2.2", "5b"])
-def test_rows_are_the_full_softmax_s_and_the_video_stays_to_the_bit(kind: str, tmp_path: Path) -> None:
+def test_rows_equal_the_full_softmax_and_the_video_is_bit_for_bit_the_same(kind: str, tmp_path: Path) -> None:
     model = tiny_model(kind)
     latents, calls = own_calls(model, kind)
     recorded, maps, seen = captured(model, tmp_path, kind)
@@ -160,7 +160,7 @@ def test_half_precision_models(dtype: torch.dtype, tmp_path: Path) -> None:
     latents, calls = own_calls(model)
     recorded, _, seen = captured(model, tmp_path)
     assert torch.equal(recorded, latents)
-    # The keys are rounded to the model's own digits after the turn, and the truth's are not.
+    # The keys are rounded to the model's dtype after the rotation, those of the reference are not.
     plan, coarse = planned(model), 4 * torch.finfo(dtype).eps
     for block in range(BLOCKS):
         truth = full_map(calls[block])[0, :, tokens(plan)].mean(0).numpy()
@@ -185,14 +185,14 @@ def test_compiled_and_offloaded_blocks_record_the_same(tmp_path: Path) -> None:
     assert torch.equal(recorded, latents) and np.array_equal(maps[:], eager[:])
 
 
-def test_after_it_the_model_is_what_it_was(tmp_path: Path) -> None:
+def test_the_model_is_unchanged_afterwards(tmp_path: Path) -> None:
     model = tiny_model("2.1")
     before = [block.attn1.processor for block in model.transformer.blocks]
     captured(model, tmp_path)
     assert [block.attn1.processor for block in model.transformer.blocks] == before
 
 
-def test_the_turn_is_an_isometry() -> None:
+def test_the_rotation_is_an_isometry() -> None:
     x = torch.randn(1, 6, 2, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     angle = torch.randn(1, 6, 1, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     cos, sin = (part.repeat_interleave(2, -1) for part in (angle.cos(), angle.sin()))
@@ -216,7 +216,7 @@ def test_what_cannot_be_recorded_is_refused(spec: dict[str, Any], said: str) -> 
 
 @pytest.mark.parametrize("part", ["block", "cross_attention"])
 @pytest.mark.parametrize("branch", ["uncond", "both"])
-def test_only_what_no_branch_of_a_batch_runs_has_no_maps(part: Any, branch: Any, tmp_path: Path) -> None:
+def test_maps_are_missing_only_if_no_branch_of_a_batch_runs(part: Any, branch: Any, tmp_path: Path) -> None:
     model = tiny_model("2.1")
     sampler = SAMPLER.model_copy(update={"cfg_batched": True})
     edits = [Skip(blocks="1", part=part, branch=branch)]

@@ -20,7 +20,7 @@ def guidance(experts: int = 1, **values: object) -> Guidance:
 
 
 def three(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """cond, uncond and x."""
+    """Return cond, uncond and x."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(torch.randn(SHAPE, generator=generator, dtype=torch.float64) for _ in range(3))  # type: ignore[return-value]
 
@@ -123,7 +123,7 @@ def test_skimming_at_or_above_the_scale_changes_no_bit(skim: float):
 
 
 def test_skimming_never_takes_the_guided_prediction_past_plain_guidance():
-    """Where cond was skimmed, the guided prediction is the one the lower scale gives with the same branches."""
+    """Where cond was skimmed, the guided prediction equals that of the lower scale with the same branches."""
     cond, uncond, x = three(2)
     scale, skim, sigma = 9.0, 3.0, 0.7
     v_cond, v_uncond = skimmed(cond, uncond, scale, skim, x, sigma)

@@ -1,4 +1,4 @@
-"""The loop: what it tells, what it calls, where it stops."""
+"""The loop: what it reports, what it calls, where it stops."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from wanscope.spec.solver_facts import facts, solver_names
 from wanscope.wan.model import WanModel
 
 STEPS = 5
-# diffusers' own solvers: class, and the name that it has for the shift.
+# diffusers' own solvers: class, and its name for the shift.
 SCHEDULERS = {
     "unipc": ("UniPCMultistepScheduler", "flow_shift"),
     "dpm++": ("DPMSolverMultistepScheduler", "flow_shift"),
@@ -43,7 +43,7 @@ class Log(Observer):
 
 
 class Calls:
-    """An `around_call` that remembers every moment."""
+    """An `around_call` that records every moment."""
 
     def __init__(self) -> None:
         self.moments: list[Moment] = []
@@ -83,7 +83,7 @@ def run(model: WanModel, sampler: SamplerSpec, **options: Any) -> Denoised:
 
 
 @pytest.mark.parametrize("solver", solver_names())
-def test_one_state_a_step_however_many_evaluations(solver: str):
+def test_one_state_per_step_for_any_number_of_evaluations(solver: str):
     model, log, calls = tiny_model("2.2"), Log(), Calls()
     told: list[StepState] = []
     result = run(model, spec(model, solver=solver), observers=[log], around_call=calls, on_step=told.append)
@@ -123,7 +123,7 @@ def test_denoised_is_the_prediction_of_the_first_evaluation(solver: str):
         assert torch.allclose(log.states[-1].denoised, result.latents, atol=1e-5)
 
 
-def test_moments_tell_step_evaluation_branch_and_expert():
+def test_moments_state_step_evaluation_branch_and_expert():
     model, calls = tiny_model("2.2"), Calls()
     run(model, spec(model, solver="heun"), around_call=calls)
     seen = [(m.step, m.evaluation, m.branches) for m in calls.moments]
@@ -158,7 +158,7 @@ def test_batched_guidance_is_one_call_of_two_branches():
 
 
 def branches(model: WanModel, sampler: SamplerSpec) -> list[tuple[int, str]]:
-    """(expert, context name) of each call that really reached a transformer."""
+    """Return (expert, context name) of each call that reached a transformer."""
     seen: list[tuple[int, str]] = []
     calls = Calls()
     hooks = [
@@ -224,7 +224,7 @@ def test_solvers_without_a_pipeline_to_equal_run_on_every_kind(kind: str, solver
 
 
 @pytest.mark.parametrize(("solver", "worst"), [("euler", 0.05), ("res_2s", 2e-3), ("res_multistep", 6e-3)])
-def test_a_model_of_gaussian_videos_gives_the_exact_one(solver: str, worst: float):
+def test_a_model_of_gaussian_videos_gives_the_exact_result(solver: str, worst: float):
     """The whole loop on a model whose answer is known: data N(0.7, 0.5^2) map noise z to 0.7 + 0.5 z."""
     model = tiny_model("2.1")
 
@@ -318,7 +318,7 @@ def test_a_second_pass_may_be_another_models():
         ({"start_step": 2}, (16, 3, 8, 4), "initial latents have shape"),
     ],
 )
-def test_starts_that_cannot_be_are_refused(values: dict[str, Any], init: tuple[int, ...] | None, message: str):
+def test_impossible_starts_are_refused(values: dict[str, Any], init: tuple[int, ...] | None, message: str):
     model = tiny_model("2.1")
     with pytest.raises(RecipeError, match=message):
         run(model, spec(model, **values), init_latents=None if init is None else torch.zeros(init))
@@ -360,7 +360,7 @@ def test_nan_and_inf_stop_the_run_and_name_the_step(solver: str, value: float):
     assert calls.open == 0
 
 
-def test_nan_in_the_start_is_said_before_any_step():
+def test_nan_in_the_start_is_an_error_before_any_step():
     model, calls = tiny_model("2.1"), Calls()
     bad = noise_for(model)
     bad[0, 0, 0, 0, 0] = float("nan")
@@ -371,7 +371,7 @@ def test_nan_in_the_start_is_said_before_any_step():
     assert not calls.moments
 
 
-def test_what_cannot_run_is_refused_before_any_call():
+def test_impossible_runs_are_refused_before_any_call():
     model, calls = tiny_model("2.1"), Calls()
     with pytest.raises(RecipeError, match="no negative prompt"):
         run(model, spec(model), text=Conditioning(text().cond), around_call=calls)

@@ -1,4 +1,4 @@
-"""Solvers against worlds whose answer is known in closed form, in float64."""
+"""Solvers on problems with a closed-form solution, in float64."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def solver_of(name: str, **values: object) -> Solver:
 
 
 def gaussian_velocity(x: Tensor, t: Tensor, sigma: float) -> Tensor:
-    """The exact velocity where the data are N(MEAN, SPREAD^2): (x - E[clean | x]) / sigma."""
+    """Return the exact velocity for data N(MEAN, SPREAD^2): (x - E[clean | x]) / sigma."""
     alpha = 1 - sigma
     gain = alpha * SPREAD**2 / (alpha**2 * SPREAD**2 + sigma**2)
     return (x - (MEAN + gain * (x - alpha * MEAN))) / sigma
 
 
 def gaussian_path(x_start: Tensor, sigma: float) -> Tensor:
-    """The exact state at sigma of a path from x_start at sigma = 1: the linear map between the two Gaussians."""
+    """Return the exact state at sigma of a path from x_start at sigma = 1: the linear map between the two Gaussians."""
     alpha = 1 - sigma
     return alpha * MEAN + math.sqrt(alpha**2 * SPREAD**2 + sigma**2) * x_start
 
@@ -72,7 +72,7 @@ def error(made: Solver, until: int | None = None) -> float:
 
 
 def even(steps: int, last: float) -> tuple[float, ...]:
-    """Evenly spaced from 1 to `last` in `steps` steps."""
+    """Return noise levels evenly spaced from 1 to `last` in `steps` steps."""
     return tuple(np.linspace(1, last, steps + 1))
 
 
@@ -83,13 +83,15 @@ def test_a_solver_has_the_order_and_the_evaluations_that_it_states(name: str):
 
 @pytest.fixture
 def session(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Solvers registered in a test are forgotten after it."""
+    """Remove solvers that a test registers after it."""
     monkeypatch.setattr(solver_facts, "_registered", dict(solver_facts._registered))
 
 
 class Rule(ExponentialSolver):
-    """An explicit method with two evaluations a step, of which mutants are made: x' = x + h (a v_1 + b v_2), with v_2
-    at x + c h v_1 and sigma + d h. The last step, to sigma = 0, is Euler's."""
+    """An explicit method with two evaluations per step, from which mutants are made.
+
+    x' = x + h (a v_1 + b v_2), with v_2 at x + c h v_1 and sigma + d h. The last step, to sigma = 0, is Euler's.
+    """
 
     a = b = 0.5
     c = d = 1.0
@@ -141,7 +143,7 @@ MUTANTS: dict[str, tuple[type[ExponentialSolver], dict[str, Any], str]] = {
 
 @pytest.mark.usefixtures("session")
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_a_wrong_solver_is_found(mutant: str):
+def test_a_wrong_solver_is_detected(mutant: str):
     cls, facts_, expected = MUTANTS[mutant]
     solver("mutant", **facts_)(cls)
     found = disagreements("mutant")
@@ -149,7 +151,7 @@ def test_a_wrong_solver_is_found(mutant: str):
 
 
 @pytest.mark.usefixtures("session")
-def test_a_right_solver_is_not():
+def test_a_correct_solver_is_not():
     solver("heun_by_hand", order=2, **TWO)(Rule)
     solver("midpoint", order=2, **TWO)(rule(a=0.0, b=1.0, c=0.5, d=0.5))
     assert disagreements("heun_by_hand") == disagreements("midpoint") == []
@@ -189,7 +191,7 @@ def test_res_2s_beats_euler_at_equal_evaluations():
 @pytest.mark.parametrize("name", solver_names())
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_every_solver_is_exact_where_the_clean_latents_are_certain(name: str, steps: int):
-    """D constant: the exponential form is exact in any number of steps. Tolerances: float32 but for our own."""
+    """D constant: the exponential form is exact in any number of steps. Tolerances: float32, except for ours."""
     clean = 0.3
     made = solver_of(name, steps=steps)
     x = run(made, start(), lambda x, t, sigma: (x - clean) / sigma)
@@ -197,7 +199,7 @@ def test_every_solver_is_exact_where_the_clean_latents_are_certain(name: str, st
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_ours_are_exact_where_the_prediction_is_linear_in_log_sigma(name: str):
+def test_our_solvers_are_exact_where_the_prediction_is_linear_in_log_sigma(name: str):
     """The order conditions, met: D = a + b lambda with lambda = -log(sigma) is integrated without error.
 
     dx/dlambda = -x + a + b lambda has the solution a - b + b lambda + c e^-lambda.
@@ -317,7 +319,7 @@ def test_a_run_may_begin_at_any_step_and_begin_again(name: str):
             for step in range(first, 12):
                 state = each.step(step, state, gaussian_velocity)
             results.append(state)
-        assert torch.equal(*results)  # no history is left from before
+        assert torch.equal(*results)  # no history remains from before
         assert (results[0] - gaussian_path(x, 0)).square().mean().sqrt() < SPREAD / 5
 
 
@@ -446,7 +448,7 @@ assert "plugin_euler" in solver_names() and disagreements("plugin_euler") == []
 """
 
 
-def test_an_installed_package_brings_a_solver_by_an_entry_point(tmp_path):
+def test_an_installed_package_provides_a_solver_by_an_entry_point(tmp_path):
     """Recipes know its name without importing it; a package that cannot be imported is named."""
     (tmp_path / "plugin_solver.py").write_text(PLUGIN)
     info = tmp_path / "plugin_package-1.0.dist-info"

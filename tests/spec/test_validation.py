@@ -54,7 +54,7 @@ class Drawing(Spec):
         ({"heigth": 1}, "'heigth' is not a known key"),
         ({"height": -1}, "height is -1"),
         ({"height": "tall"}, "height is 'tall'"),
-        ({"height": {"low": -1}}, "height is -1"),  # the curve is what was meant, and `points` was not written
+        ({"height": {"low": -1}}, "height is -1"),  # the curve was meant, because `points` was not written
         ({"shapes": [{"kind": "circle", "radius": 1}, {"kind": "square", "side": 0}]}, "shapes.1.side is 0"),
         ({"shapes": [{"kind": "circle", "side": 1}]}, "'shapes.0.side' is not a known key"),
         ({"shapes": [{"kind": "circle"}]}, "'shapes.0.radius' is missing"),
@@ -84,6 +84,6 @@ def test_a_captures_heads_are_named_without_the_types_of_the_union() -> None:
 
 
 @pytest.mark.parametrize("measures", [[{}], [["probability"]], [1]])
-def test_measures_that_are_none_are_refused(measures: Any) -> None:
+def test_unknown_measures_are_refused(measures: Any) -> None:
     with pytest.raises(RecipeError, match=r"capture\.attention\.measures"):
         validated(Study, {"prompt": "a (red) circle", "capture": {"attention": {"measures": measures}}})

@@ -45,7 +45,7 @@ EDITED = {
 IDS = {*COLORS.values(), *EDITED.values()}
 COMPUTED = "68822271ea7de095476eccdec6da26f18d75061fbf83d920903c7087c540573b"
 # The last bits of a matrix product depend on the CPU, its threads and the version of torch, and four steps with
-# guidance enlarge what they begin with. Another result (another seed, an edit that does not act) is off by 0.1 or more.
+# guidance amplify such differences. Another result (another seed, an edit that does not act) is off by 0.1 or more.
 BITS_OF_OTHER_MACHINES = 2e-3
 
 
@@ -56,13 +56,13 @@ def unpacked(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workspace, for tests that only read."""
+    """Return the workspace, for tests that only read."""
     return unpacked(tmp_path_factory.mktemp("old"))
 
 
 @pytest.fixture
 def space(tmp_path: Path) -> Path:
-    """A copy of its own, in a folder where it was not made."""
+    """Return a copy in another folder than that in which it was made."""
     return unpacked(tmp_path)
 
 
@@ -73,7 +73,7 @@ def model() -> Any:
 
 @pytest.fixture
 def answer(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """What a command answers with --json."""
+    """Return a function that gives a command's output with --json."""
     monkeypatch.delenv("WANSCOPE_HOME", raising=False)
 
     def run(space: Path, *words: object) -> Any:
@@ -87,13 +87,13 @@ def answer(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 
 
 def stamps(space: Path) -> dict[str, tuple[int, str]]:
-    """When each take was written, and what its manifest says."""
+    """Return the time at which each take was written, and its manifest."""
     files = space.glob("takes/*/take.json")
     return {file.parent.name: (file.stat().st_mtime_ns, file.read_text(encoding="utf-8")) for file in files}
 
 
 def links(space: Path, study: str) -> dict[str, str]:
-    """The readable names in a study's folder, and the takes that they lead to."""
+    """Return the readable names in a study's folder and the takes that they link to."""
     return {path.stem: path.resolve().parent.name for path in sorted((space / "studies" / study).glob("*.mp4"))}
 
 
@@ -104,14 +104,14 @@ def apart(a: np.ndarray, b: np.ndarray) -> float:
 # reading
 
 
-def test_the_takes_are_listed_by_the_ids_they_had(old: Path, answer: Callable[..., Any]) -> None:
+def test_takes_are_listed_with_their_original_ids(old: Path, answer: Callable[..., Any]) -> None:
     assert {take["id"] for take in answer(old, "takes")} == IDS
     assert {take["status"] for take in answer(old, "takes")} == {"complete"}
     named = [(t["slots"]["color"], t["seed"], t["id"]) for t in answer(old, "takes", "--study", "colors")]
     assert named == [(color, seed, take) for (color, seed), take in COLORS.items()]
 
 
-def test_checksums_hold_and_records_are_read(old: Path) -> None:
+def test_checksums_match_and_records_are_read(old: Path) -> None:
     for name in sorted(IDS):
         take = ws.open_take(name, old)
         take.verify()
@@ -124,7 +124,7 @@ def test_checksums_hold_and_records_are_read(old: Path) -> None:
             assert float(take.attention.mean("circle").sum()) > 0
 
 
-def test_edits_say_where_they_acted(old: Path, answer: Callable[..., Any]) -> None:
+def test_edits_report_where_they_acted(old: Path, answer: Callable[..., Any]) -> None:
     shown = answer(old, "show", EDITED["edited", 8][:8])
     inject, skip = shown["applied_edits"]
     assert (inject["planned"], inject["applied"]) == (12, 12) and "branch=both" in inject["edit"]
@@ -133,7 +133,7 @@ def test_edits_say_where_they_acted(old: Path, answer: Callable[..., Any]) -> No
     assert {(site["branch"], site["blocks"]) for site in inject["sites"]} == {("cond", "1"), ("uncond", "0-1")}
 
 
-def test_what_the_catalog_knew_is_there(space: Path, answer: Callable[..., Any]) -> None:
+def test_the_content_of_the_catalog_is_kept(space: Path, answer: Callable[..., Any]) -> None:
     def known() -> tuple[Any, ...]:
         stats = answer(space, "db", "stats")
         rows = {table: stats["rows"][table] for table in ("embeddings", "takes", "variations", "edits")}
@@ -150,7 +150,7 @@ def test_what_the_catalog_knew_is_there(space: Path, answer: Callable[..., Any])
     assert answer(space, "db", "similar", COMPUTED, "--count", 1)
 
 
-def test_a_lost_catalog_is_made_from_the_files(space: Path, answer: Callable[..., Any]) -> None:
+def test_a_missing_catalog_is_rebuilt_from_the_files(space: Path, answer: Callable[..., Any]) -> None:
     (space / "catalog.duckdb").unlink()
     answer(space, "index", "--rebuild")
     rows = answer(space, "db", "stats")["rows"]
@@ -163,11 +163,11 @@ def test_takes_are_compared_in_one_video(space: Path, answer: Callable[..., Any]
     assert made["takes"] == list(EDITED.values())
 
 
-# going on
+# continuing
 
 
 @pytest.mark.parametrize(("study", "takes"), [("colors", COLORS), ("edited", EDITED)])
-def test_the_same_study_makes_nothing(space: Path, model: Any, study: str, takes: dict[Any, str]) -> None:
+def test_the_same_study_makes_no_take(space: Path, model: Any, study: str, takes: dict[Any, str]) -> None:
     before = stamps(space)
     named = links(space, study)
     events = Events()
@@ -175,11 +175,11 @@ def test_the_same_study_makes_nothing(space: Path, model: Any, study: str, takes
     assert result.made == 0 and [take.id for take in result.takes] == list(takes.values())
     assert len(events.of(TakeSkipped)) == len(takes) and not events.of(TakeDone) and not events.of(Note)
     assert stamps(space) == before and links(space, study) == named and set(named.values()) == set(takes.values())
-    assert not list((space / "studies" / study).glob("study.*.yaml"))  # it reads as the same study
+    assert not list((space / "studies" / study).glob("study.*.yaml"))  # it is recognized as the same study
 
 
 def test_lost_links_are_made_again(space: Path, model: Any) -> None:
-    """A copy of a workspace may come without them: some archives and file systems keep none."""
+    """A copy of a workspace may lack them: some archives and file systems do not keep links."""
     named = links(space, "colors")
     for path in (space / "studies" / "colors").glob("*.mp4"):
         path.unlink()
@@ -187,7 +187,7 @@ def test_lost_links_are_made_again(space: Path, model: Any) -> None:
     assert links(space, "colors") == named and len(named) == len(COLORS)
 
 
-def test_more_seeds_make_the_new_takes_alone(space: Path, model: Any) -> None:
+def test_more_seeds_make_only_the_new_takes(space: Path, model: Any) -> None:
     before = stamps(space)
     study = yaml.safe_load((space / "studies" / "colors" / "study.yaml").read_text(encoding="utf-8"))
     result = ws.run({**study, "seeds": 5}, workspace=space, model=model)
@@ -218,7 +218,7 @@ def test_a_video_leads_to_its_take(space: Path, capsys: pytest.CaptureFixture[st
     assert main(["generate", str(video), "--json", "--output-dir", str(space)]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert COLORS["blue", 1] in {line.get("take") for line in lines}
-    assert stamps(space) == before  # made again and compared; a complete take that is there stays as it is
+    assert stamps(space) == before  # made again and compared; an existing complete take stays as it is
 
 
 # measuring
@@ -239,14 +239,14 @@ def test_an_analysis_finds_the_same_numbers(space: Path, answer: Callable[..., A
 
 
 def same(now: Any, before: Any) -> bool:
-    """Equal; numbers to what the order of a float64 sum leaves open."""
+    """Return whether two values are equal, numbers up to the rounding of a float64 sum in another order."""
     if isinstance(before, float) and isinstance(now, float):
         return (math.isnan(now) and math.isnan(before)) or math.isclose(now, before, rel_tol=1e-6, abs_tol=1e-9)
     return type(now) is type(before) and now == before
 
 
-def test_the_archive_names_no_place_of_the_machine_that_made_it(old: Path) -> None:
-    """tests/test_repository.py looks into text files, and this is none."""
+def test_the_archive_contains_no_path_of_the_machine_that_made_it(old: Path) -> None:
+    """tests/test_repository.py only checks text files, which this is not."""
     for path in old.rglob("*"):
         if path.is_file() and path.suffix in (".json", ".jsonl", ".yaml", ".csv", ".txt"):
             text = path.read_text(encoding="utf-8")

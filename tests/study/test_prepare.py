@@ -1,4 +1,4 @@
-"""Preparation is one line of steps that a run, a dry run and `generate` all take, each step once."""
+"""Preparation is a sequence of steps that a run, a dry run and `generate` share; each step runs once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ONE = {**STUDY, "prompt": "a red circle", "seeds": 1}
 
 @pytest.fixture
 def entered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
-    """The steps that are entered, in order, with what each gave."""
+    """Record the steps that run, in order, with their results."""
     seen: list[tuple[str, Any]] = []
 
     def watched(name: str) -> Any:
@@ -48,7 +48,7 @@ def entered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that has no name of its own."""
+    """Return the folder of a model that is not a known variant."""
     return tiny_folder(tmp_path_factory.mktemp("model") / "my-wan", "2.1", blocks=2, heads=2)
 
 
@@ -120,7 +120,7 @@ def test_a_dry_run_refuses_what_a_run_refuses(tmp_path: Path, folder: Path, chan
     assert not space.exists()
 
 
-def test_a_dry_run_of_a_take_whose_weights_have_changed_says_so(tmp_path: Path, folder: Path) -> None:
+def test_a_dry_run_of_a_take_with_changed_weights_is_refused(tmp_path: Path, folder: Path) -> None:
     shutil.copytree(folder, tmp_path / "mine")
     take = run({**ONE, "model": str(tmp_path / "mine")}, workspace=tmp_path / "space").takes[0]
     assert prepare.plan(take.id, tmp_path / "space").complete == 1
@@ -145,7 +145,7 @@ def test_a_recipe_whose_weights_are_not_here_is_planned_as_it_is_recorded(tmp_pa
     assert plan.needed_bytes > 1000
 
 
-def test_a_study_of_which_takes_are_there_is_planned_in_part(tmp_path: Path, folder: Path) -> None:
+def test_a_study_with_existing_takes_is_planned_in_part(tmp_path: Path, folder: Path) -> None:
     study = {**STUDY, "model": str(folder)}
     run({**study, "seeds": 1}, workspace=tmp_path)
     plan = prepare.plan(study, tmp_path)
@@ -153,7 +153,7 @@ def test_a_study_of_which_takes_are_there_is_planned_in_part(tmp_path: Path, fol
     assert [each.complete for each in plan.keyed.each()] == [True, False, True, False]
     captured = {**study, "capture": {"latents": True}}
     again = prepare.plan(captured, tmp_path)
-    # They are there, but not with the latents that are asked for now.
+    # They exist, but not with the latents that are requested now.
     assert again.complete == 0
     assert [each.existing is not None for each in again.keyed.each()] == [True, False, True, False]
 

@@ -1,4 +1,4 @@
-"""Edits of a study: expanded beside one baseline, checked before any work, their texts encoded once."""
+"""Edits of a study: expanded together with one baseline, checked before any work, their texts encoded once."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def tiny_expansion(**changes: Any) -> Expansion:
 # ids and names
 
 
-def test_a_study_and_a_recipe_without_edits_have_the_ids_they_had_before_there_were_edits() -> None:
-    # as made by the version before; every setting is given, for a model's own may change
+def test_studies_and_recipes_without_edits_have_the_same_ids_as_before_edits_existed() -> None:
+    # ids of the version before; every setting is given, because a model's defaults may change
     fixed = {
         "prompt": "a [@color: red|blue] [circle|square]",
         "model": "marbles",
@@ -86,7 +86,7 @@ def test_the_baseline_is_the_take_that_the_study_without_edits_makes() -> None:
     assert {item.recipe.id for item in only} == {item.recipe.id for item in edited} - plain
 
 
-def test_a_sweep_makes_every_combination_beside_one_baseline() -> None:
+def test_a_sweep_makes_every_combination_and_one_baseline() -> None:
     sweep = {"edits.0.blocks": ["early", "mid", "late"], "edits.0.strength": [0.2, 0.5, 1.0]}
     expansion = expanded(edits=[INJECT], sweep=sweep)
     assert len(expansion) == 2 * 10 * 2 and expansion.counted == "2 variations x 10 edits x 2 seeds"
@@ -104,7 +104,7 @@ def test_a_sweep_makes_every_combination_beside_one_baseline() -> None:
     assert items[0].recipe.labels == {"color": "red", "edit": "baseline"}
 
 
-def test_equal_edits_in_other_words_are_one_take() -> None:
+def test_equal_edits_written_differently_are_one_take() -> None:
     one = expanded(edits=[{"kind": "inject", "donor": "a green square", "blocks": "late", "strength": "0.4"}])
     assert [i.recipe.id for i in one.items(WEIGHTS)] == [i.recipe.id for i in expanded(edits=INJECT).items(WEIGHTS)]
 
@@ -138,12 +138,12 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("changes", "says"), REFUSED, ids=[says[:40] for _, says in REFUSED])
-def test_what_the_model_cannot_do_is_refused(changes: dict[str, Any], says: str) -> None:
+def test_edits_that_the_model_cannot_apply_are_refused(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(RecipeError, match=says):
         expanded(**changes)
 
 
-def test_what_is_compared_may_be_the_edits() -> None:
+def test_edits_can_be_the_compared_factor() -> None:
     sweep = {"edits.0.blocks": ["early", "late"]}
     for factor in ("edit", "edits.0.blocks"):
         assert expanded(edits=[INJECT], sweep=sweep, design={"factor": factor, "blocks": ["seed", "color"]})
@@ -158,7 +158,7 @@ def stored(path: Path, tokens: int = 3, dim: int = 32) -> torch.Tensor:
     return embedding
 
 
-def test_an_id_covers_a_files_content_and_not_its_path(tmp_path: Path) -> None:
+def test_an_id_depends_on_a_files_content_and_not_its_path(tmp_path: Path) -> None:
     ids = set()
     for name, tokens in (("one", 3), ("two", 3), ("three", 4)):
         stored(tmp_path / f"{name}.safetensors", tokens)
@@ -187,7 +187,7 @@ def test_a_recipe_whose_file_has_changed_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "space").exists()
 
 
-def test_paths_count_from_the_study_file(tmp_path: Path) -> None:
+def test_paths_are_relative_to_the_study_file(tmp_path: Path) -> None:
     stored(tmp_path / "hall.safetensors")
     text = """
 prompt: a circle
@@ -204,7 +204,7 @@ sweep: {edits.2.direction: [hall.safetensors]}
     assert isinstance(first, Inject) and isinstance(second, Inject) and isinstance(third, Steer)
     assert first.donor.embedding == here and third.direction == here and second.on == "both"
     assert second.donor.names["b"].embedding == here
-    assert second.donor.names["a"].prompt == "hall.safetensors"  # a text is a prompt, whatever file is called so
+    assert second.donor.names["a"].prompt == "hall.safetensors"  # a text is a prompt, even if a file has that name
     assert read.sweep == {"edits.2.direction": (here,)}
 
 
@@ -240,7 +240,7 @@ def test_marbles_names_the_words_of_donors_that_it_never_saw() -> None:
         run(study(edits=["inject 'a green zebra'"], seeds=1))
 
 
-def test_every_text_is_encoded_once_and_handed_over() -> None:
+def test_every_text_is_encoded_once_and_passed_on() -> None:
     expression = {"expression": "a - 0.5*b", "names": {"a": "a dog", "b": "a cat"}}
     edits = [
         Inject("a green square", branch="both", donor_negative="a dog"),
@@ -267,7 +267,7 @@ def test_every_text_is_encoded_once_and_handed_over() -> None:
     assert donors.places == {3: {"a blue square": (2,), "a green square": (2,)}}
 
 
-def test_a_donor_is_moved_to_the_difference_asked_for_and_the_notes_say_so() -> None:
+def test_a_donor_is_moved_to_the_requested_difference_and_the_notes_report_it() -> None:
     edit = Inject("a green square", difference=0.5)
     texts = encode_prompts(model(), recipes(edit, prompt="a red circle"), Events())
     donors = texts.donors(recipes(edit, prompt="a red circle")[-1])
@@ -276,7 +276,7 @@ def test_a_donor_is_moved_to_the_difference_asked_for_and_the_notes_say_so() -> 
     assert abs(relative_l2(donors.main, found.embedding) - 0.5) < 1e-3
 
 
-def test_a_difference_that_cannot_be_reached_is_said_before_the_first_take(tmp_path: Path) -> None:
+def test_an_unreachable_difference_is_an_error_before_the_first_take(tmp_path: Path) -> None:
     edit = Inject("a red circle", difference=0.5)
     with pytest.raises(RecipeError, match=r"edits\.0: the target difference 0\.5 cannot be met"):
         run({**STUDY, "prompt": "a red circle", "edits": [edit]}, workspace=tmp_path, model=model())
@@ -335,7 +335,7 @@ def test_the_table_has_columns_for_edits_only_where_there_are_some(tmp_path: Pat
     assert head == "name,take,variation,seed,status,current,seconds,prompt,error,slot:color"
 
 
-def test_takes_are_labeled_by_what_differs_in_their_edits(tmp_path: Path) -> None:
+def test_takes_are_labeled_by_the_differences_of_their_edits(tmp_path: Path) -> None:
     edits = [(), (Inject("a green square", blocks="late", strength=0.4),), (Skip(3),)]
     takes = [write_take(tmp_path, plain_recipe(prompt=p, latents=False, edits=e)) for p in ("x", "y") for e in edits]
     assert table(takes) == [[0, 1, 2], [3, 4, 5]]
@@ -348,11 +348,11 @@ def test_takes_are_labeled_by_what_differs_in_their_edits(tmp_path: Path) -> Non
     assert labels_of(seeds)[:2] == ["baseline, seed 0", "baseline, seed 1"]
 
 
-# embeddings of the catalogue
+# embeddings of the catalog
 
 
-def test_a_donor_is_named_as_the_catalogue_names_it(tmp_path: Path) -> None:
-    """By label, and in an expression by prompt; the take is that of the same embedding in a file, to the bit."""
+def test_a_donor_can_be_named_by_label_key_or_prompt_of_the_catalog(tmp_path: Path) -> None:
+    """By label, and in an expression by prompt; the take equals that with the same embedding from a file."""
     own = model()
     catalog = Catalog(tmp_path)
     donor_LD = encode(own, ["a green square"])[0] * 1.25
@@ -373,9 +373,9 @@ def test_a_donor_is_named_as_the_catalogue_names_it(tmp_path: Path) -> None:
     again = made({"expression": "1.0 * hall", "names": {"hall": {"embedding": "a warm hall"}}})
     assert again.manifest.latents_sha256 == by_file.manifest.latents_sha256
     by_key = made({"embedding": key[:10]})
-    assert by_key.recipe.id == by_label.recipe.id  # the name is not what the id covers
+    assert by_key.recipe.id == by_label.recipe.id  # the id does not depend on the name
 
-    catalog.annotate("warm", label="")  # the label goes to another embedding, and the take stays what it was
+    catalog.annotate("warm", label="")  # another embedding gets the label, and the take stays the same
     catalog.put(donor_LD * 2, label="warm")
     assert made({"embedding": "warm"}).recipe.id != by_label.recipe.id
     shutil.rmtree(by_label.folder)
@@ -385,7 +385,7 @@ def test_a_donor_is_named_as_the_catalogue_names_it(tmp_path: Path) -> None:
         run(by_label.recipe, workspace=tmp_path / "elsewhere", model=own)
 
 
-def test_what_the_catalogue_does_not_hold_is_refused_before_any_work(tmp_path: Path) -> None:
+def test_an_embedding_that_is_not_in_the_catalog_is_refused_before_any_work(tmp_path: Path) -> None:
     own = model()
 
     def refused(name: str) -> str:

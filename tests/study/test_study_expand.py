@@ -1,4 +1,4 @@
-"""A study expands into recipes in order; every limit is checked before, without torch."""
+"""A study expands into recipes in order; every limit is checked first, without torch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_every_variation_is_made_with_every_seed() -> None:
     assert len({item.recipe.id for item in items}) == 8
 
 
-def test_a_recipe_has_nothing_left_open() -> None:
+def test_a_recipe_is_fully_resolved() -> None:
     recipe = next(expand(study()).items(WEIGHTS)).recipe
     own = resolve("marbles").defaults
     assert recipe.negative == own.negative_prompt
@@ -127,12 +127,12 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("changes", "kind", "says"), REFUSED, ids=[str(c)[:60] for c, _, _ in REFUSED])
-def test_what_cannot_work_is_refused(changes: dict[str, Any], kind: type[Exception], says: str) -> None:
+def test_impossible_requests_are_refused(changes: dict[str, Any], kind: type[Exception], says: str) -> None:
     with pytest.raises(kind, match=f"(?s){says}"):
         expand(study(**changes))
 
 
-def test_hypotheses_that_tests_can_answer_are_taken() -> None:
+def test_hypotheses_that_tests_can_answer_are_accepted() -> None:
     for metric in TESTED + OF_GROUPS:
         expand(study(**hypotheses({"text": "x", "metric": metric, "contrast": ["red", "blue"]})))
     swept = {"edits": ["skip 3"], "sweep": {"edits.0.blocks": ["early", "late"]}}
@@ -141,7 +141,7 @@ def test_hypotheses_that_tests_can_answer_are_taken() -> None:
     expand(study("a [@who: man|[tall|late]]", design=claim("who", "tall")))
 
 
-def test_metrics_of_another_package_are_taken_and_say_why_not() -> None:
+def test_metrics_of_another_package_are_accepted_or_refused_with_a_reason() -> None:
     code = """
 from wanscope.errors import RecipeError
 from wanscope.recipe import Study
@@ -187,7 +187,7 @@ def test_names_are_unique_even_where_slugs_are_not() -> None:
     assert len(set(long)) == 5 and max(map(len, long)) < 70
 
 
-def test_names_say_the_bindings_or_else_the_prompt() -> None:
+def test_names_contain_the_bindings_or_else_the_prompt() -> None:
     assert expand(study("a kiss between [@who: two men|two women], @who")).names == ("two-men", "two-women")
     assert expand(study("A red Circle moves")).names == ("a-red-circle-moves",)
     assert expand(study("方形 и круг")).names == ("方形-и-круг",)

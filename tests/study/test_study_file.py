@@ -19,7 +19,7 @@ from wanscope.wan.variants import VARIANTS
 NAMES = ["default", "fast_test", "high_quality", "latent_analysis_example", "marbles", "wan_14b_optimized"]
 
 
-def test_the_configs_that_are_promised_are_there() -> None:
+def test_the_promised_configs_exist() -> None:
     assert config_names() == NAMES
 
 
@@ -56,7 +56,7 @@ def test_the_root_folder_shows_the_packaged_configs() -> None:
     assert sorted(path.stem for path in root.glob("*.yaml")) == NAMES
 
 
-def test_a_missing_file_is_said_with_what_there_is() -> None:
+def test_a_missing_file_is_an_error_that_lists_what_exists() -> None:
     with pytest.raises(RecipeError, match=r"no study file 'nowhere/marbles\.yaml'.*default, fast_test"):
         find_study_file("nowhere/marbles.yaml")
 
@@ -74,7 +74,7 @@ def test_a_missing_file_is_said_with_what_there_is() -> None:
         ("{[1, 2]: a}\n", "cannot be read as YAML"),
     ],
 )
-def test_yaml_that_cannot_be_meant_is_refused(text: str, says: str) -> None:
+def test_ambiguous_or_invalid_yaml_is_refused(text: str, says: str) -> None:
     with pytest.raises(RecipeError, match=says):
         read_yaml(text, "mine.yaml")
 
@@ -85,13 +85,13 @@ def test_any_text_is_a_mapping_or_a_recipe_error(text: str) -> None:
         assert isinstance(read_yaml(text), dict)
 
 
-def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecipeError, match="cannot be read"):
         load_study_data(str(tmp_path / "a.yaml"))
 
 
-def test_paths_count_from_the_files_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_relative_to_the_files_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "studies"
     folder.mkdir()
     for name in ("a.safetensors", "start.npy", "vae.safetensors"):

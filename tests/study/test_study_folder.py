@@ -1,4 +1,4 @@
-"""studies/<name>/: the study as it was run, a table of takes, links that a person can read."""
+"""studies/<name>/: the study as it was run, a table of takes, links with readable names."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def space(tmp_path: Path) -> Workspace:
     return Workspace(tmp_path)
 
 
-def test_the_study_file_runs_again_and_says_what_was_left_open(space: Workspace) -> None:
+def test_the_study_file_runs_again_and_records_the_resolved_settings(space: Workspace) -> None:
     place = StudyFolder(space, "mine")
     written = study(sampler={"guidance": {0: 6.5, 5: 3.5}}, negative=None)
     assert place.begin(expand(written)) == []
@@ -51,7 +51,7 @@ def test_the_study_file_runs_again_and_says_what_was_left_open(space: Workspace)
     assert any("solver: unipc" in line and "shift: 5.0" in line for line in head)
 
 
-def test_a_changed_study_keeps_how_it_read_before(space: Workspace) -> None:
+def test_a_changed_study_keeps_its_earlier_version(space: Workspace) -> None:
     place = StudyFolder(space, "mine")
     place.begin(expand(study()))
     assert place.begin(expand(study())) == []
@@ -75,7 +75,7 @@ def test_links_have_readable_names_and_survive_a_move_of_the_workspace(space: Wo
     assert (moved / "studies" / "mine" / "red_seed00.mp4").resolve().is_file()
 
 
-def test_the_table_has_a_row_a_take_and_a_column_a_slot(space: Workspace) -> None:
+def test_the_table_has_one_row_per_take_and_one_column_per_slot(space: Workspace) -> None:
     place = StudyFolder(space, "mine")
     rows = [
         row(space, "red_seed00", 0, seconds=1.5),
@@ -104,7 +104,7 @@ def test_takes_of_an_earlier_content_stay_but_are_not_current(space: Workspace) 
     assert all(r.current for r in place.rows())
 
 
-def test_links_of_takes_that_are_gone_go_and_other_files_stay(space: Workspace) -> None:
+def test_links_of_removed_takes_are_deleted_and_other_files_stay(space: Workspace) -> None:
     place = StudyFolder(space, "mine")
     place.record([row(space, "red_seed00", 0), row(space, "red_seed01", 1)])
     (place.folder / "notes.txt").write_text("mine")
@@ -115,7 +115,7 @@ def test_links_of_takes_that_are_gone_go_and_other_files_stay(space: Workspace) 
     assert names(place) == ["grid.mp4", "index.csv", "notes.txt", "red_seed00.mp4"]
 
 
-def test_without_links_a_text_file_says_the_path(space: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_links_a_text_file_contains_the_path(space: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError("no links here")
 
@@ -126,10 +126,10 @@ def test_without_links_a_text_file_says_the_path(space: Workspace, monkeypatch: 
     assert (place.folder / target).resolve().is_file()
     monkeypatch.undo()
     place.record(place.rows())
-    assert names(place) == ["index.csv", "red_seed00.mp4"]  # the pointer went when links came
+    assert names(place) == ["index.csv", "red_seed00.mp4"]  # the text file was removed when links were possible
 
 
-def test_a_table_that_was_edited_beyond_reading_is_said(space: Workspace) -> None:
+def test_an_unreadable_table_is_an_error(space: Workspace) -> None:
     place = StudyFolder(space, "mine")
     place.record([])
     (place.folder / "index.csv").write_text("name,take\nx,y\n")
@@ -137,7 +137,7 @@ def test_a_table_that_was_edited_beyond_reading_is_said(space: Workspace) -> Non
         place.rows()
 
 
-def test_a_lock_is_held_once_and_given_back(tmp_path: Path) -> None:
+def test_a_lock_is_held_once_and_released(tmp_path: Path) -> None:
     with held(tmp_path, "a") as first, held(tmp_path, "a") as second, held(tmp_path, "b") as other:
         assert (first, second, other) == (True, False, True)
     with held(tmp_path, "a") as again:

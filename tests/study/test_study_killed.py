@@ -1,4 +1,4 @@
-"""Killed at any moment, or started twice: a rerun completes the study, and nothing complete is made again."""
+"""If a run is killed at any moment or started twice, a rerun completes the study and makes no complete take again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HELPERS = Path(__file__).parents[1] / "helpers"
 
 
 def helper(name: str, *arguments: object) -> list[Any]:
-    """What a helper prints: a line of JSON for each thing that it was asked for."""
+    """Run a helper and return what it prints: one line of JSON per request."""
     command = [sys.executable, str(HELPERS / name), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -27,7 +27,7 @@ def helper(name: str, *arguments: object) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
-    """A workspace, and what came of runs that were killed in it and of two at once: one process for both."""
+    """Return a workspace, and the results of runs that were killed in it and of two at once, from one process."""
     folder = tmp_path_factory.mktemp("killed")
     jobs = ("killed", folder / "killed", 4, 0, "--", "together", folder / "together", 2)
     killed, together = helper("fork_runs.py", *jobs)
@@ -42,7 +42,7 @@ def crashes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
 
 def check_killed(folder: Path, told: dict[str, Any]) -> None:
     assert told["status"] == 0
-    assert told["changed"] == []  # what was complete is the same file, not written again
+    assert told["changed"] == []  # complete takes are the same files, not written again
     reference = json.loads((folder / "reference.json").read_text())
     last = json.loads((folder / "last.json").read_text())
     assert last["failed"] == [] and last["takes"] == reference["takes"]
@@ -71,15 +71,15 @@ def test_a_study_killed_many_times_is_completed(tmp_path: Path, seed: int) -> No
     check_killed(tmp_path, told)
 
 
-def test_two_processes_on_one_study_make_no_take_twice(ran: tuple[Path, Any, Any]) -> None:
+def test_two_processes_on_one_study_do_not_make_a_take_twice(ran: tuple[Path, Any, Any]) -> None:
     folder, _, told = ran
     folder = folder / "together"
     assert told["statuses"] == [0, 0]
     made = [take for log in told["logs"] for take in log["made"]]
     assert len(made) == len(set(made)) == 4
-    for log in told["logs"]:  # each waited for all of it
+    for log in told["logs"]:  # each process waited for the whole study
         assert sorted(log["takes"]) == sorted(made) and log["failed"] == []
-        assert log["made"]  # and did its share
+        assert log["made"]  # and made some of its takes
     for take in made:
         Take.open(folder / "out" / "takes" / take).verify()
     assert (folder / "out/studies/small/index.csv").read_text().count(",complete,yes,") == 4
@@ -90,7 +90,7 @@ def test_a_crash_before_any_file_operation_leaves_the_old_take_or_the_new(
     crashes: dict[str, list[dict[str, Any]]], how: str
 ) -> None:
     outcomes = crashes[how]
-    assert len(outcomes) > 15  # so many operations were tried
+    assert len(outcomes) > 15  # enough operations were tested
     assert outcomes[-1] == {"code": 0, "found": "new", "rest": []}
     found = [outcome["found"] for outcome in outcomes]
     before = "nothing" if how == "new" else "old"

@@ -1,4 +1,4 @@
-"""What a run tells of its edits before it makes a take, and keeps in the take: moved donors, foreign directions."""
+"""Notes on edits that a run reports before it makes a take, and keeps in the take: moved donors, other directions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PAIRS = [("a red circle", "a blue circle"), ("a red square", "a blue square")]
 
 
 def made(edit: Edit, workspace: Path, on: WanModel | None = None, **changes: Any) -> tuple[Take, list[str]]:
-    """The edited take, and what was told of it."""
+    """Return the edited take and the notes that were reported."""
     told = Events()
     study = {**STUDY, "prompt": PROMPT, "seeds": 1, "edits": [edit], "baseline": False, **changes}
     result = run(study, workspace=workspace, model=on or model(), on_event=told)
@@ -39,7 +39,7 @@ def made(edit: Edit, workspace: Path, on: WanModel | None = None, **changes: Any
 
 
 def learned(on: WanModel, path: Path, **settings: Any) -> Direction:
-    """A direction of the context, stored at `path`."""
+    """Learn a context direction, store it at `path` and return it."""
     found = learn_direction(on, PAIRS, SamplerSpec(), VideoSpec(), on="context", **settings)
     found.save(path)
     return found
@@ -54,7 +54,9 @@ def projected(on: WanModel, text: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("keep_norm", [None, False])
-def test_the_boosters_before_and_after_are_told_and_kept_in_the_take(tmp_path: Path, keep_norm: bool | None) -> None:
+def test_the_boosters_before_and_after_are_reported_and_kept_in_the_take(
+    tmp_path: Path, keep_norm: bool | None
+) -> None:
     take, notes = made(Inject(DONOR, boost=10, keep_norm=keep_norm), tmp_path)
     pad_D = model().transformer.condition_embedder.text_embedder(torch.zeros(1, 1, 32))[0, 0].detach()
     kept = keep_norm is None
@@ -67,7 +69,7 @@ def test_the_boosters_before_and_after_are_told_and_kept_in_the_take(tmp_path: P
     assert ("", said) in edit_facts(take.manifest)
 
 
-def test_a_difference_that_can_be_reached_is_named_as_the_edit_names_it(tmp_path: Path) -> None:
+def test_the_reachable_difference_is_given_in_the_form_of_the_edit(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         made(Inject(DONOR, difference=9.0, keep_norm=True), tmp_path)
     fix = caught.value.fix.removeprefix("difference: ").partition(",")[0]
@@ -75,14 +77,14 @@ def test_a_difference_that_can_be_reached_is_named_as_the_edit_names_it(tmp_path
     assert f"(target {float(fix):.3f}" in take.manifest.applied_edits[0].notes[0]
 
 
-def test_a_word_of_a_donor_that_is_not_read_yet_is_told(tmp_path: Path) -> None:
+def test_a_word_of_a_donor_that_is_not_read_yet_is_noted(tmp_path: Path) -> None:
     bend = Bend(["circle", "square"], "amplify", factor=2.0)
     take, notes = made(bend, tmp_path, edits=[bend, Inject(DONOR, strength=0.5)])
     assert "edits.0 does nothing to 'square': no text that is read where it acts has it" in notes[0]
     assert take.manifest.applied_edits[0].planned
 
 
-def test_an_exact_difference_is_told_and_kept_in_the_take(tmp_path: Path) -> None:
+def test_an_exact_difference_is_reported_and_kept_in_the_take(tmp_path: Path) -> None:
     take, notes = made(Inject(DONOR, difference=0.5), tmp_path)
     main, donor = encode(model(), [PROMPT, DONOR])
     expected = amplify(main, donor, 0.5)
@@ -91,7 +93,7 @@ def test_an_exact_difference_is_told_and_kept_in_the_take(tmp_path: Path) -> Non
     assert notes == [f"take {take.id}: edits.0: {expected.describe()}"]
 
 
-def test_each_expert_and_pass_has_its_own_boost_and_one_that_acts_nowhere_has_none(tmp_path: Path) -> None:
+def test_each_expert_and_pass_has_its_own_boost_and_an_inactive_one_has_none(tmp_path: Path) -> None:
     two = tiny_model("2.2", blocks=2, heads=2)
     edits = [Inject(DONOR, boost=3, branch="both", donor_negative="night"), Inject(DONOR, boost=3, blocks="none")]
     study = {**STUDY, "prompt": PROMPT, "seeds": 1, "edits": edits, "baseline": False}
@@ -103,10 +105,10 @@ def test_each_expert_and_pass_has_its_own_boost_and_one_that_acts_nowhere_has_no
     assert second.notes == ("acts nowhere: it selects no block",)
 
 
-# directions of elsewhere
+# directions learned on other weights
 
 
-def test_a_direction_of_other_weights_steers_and_that_is_told_and_kept(tmp_path: Path) -> None:
+def test_a_direction_of_other_weights_steers_with_a_note_that_is_kept(tmp_path: Path) -> None:
     learned(tiny_model("2.1", blocks=2, heads=2, seed=9), tmp_path / "red.safetensors")
     steer = Steer(str(tmp_path / "red.safetensors"))
     take, notes = made(steer, tmp_path / "other")
@@ -120,7 +122,7 @@ def test_a_direction_of_other_weights_steers_and_that_is_told_and_kept(tmp_path:
     assert notes == [] and take.manifest.applied_edits[0].notes == ()
 
 
-def test_a_lora_makes_other_weights() -> None:
+def test_a_lora_counts_as_other_weights() -> None:
     own, lora = {"transformer": "ab", "vae": "cd"}, Lora("x.safetensors", 0.5, "both", "ef", "lora0")
     plain, with_lora = weights_behind(own, ()), weights_behind(own, (lora,))
     assert plain == {"transformer": "ab"} and with_lora == {**plain, "LoRA 1 (both, 0.5)": "ef"}

@@ -1,4 +1,4 @@
-"""A study runs once, whatever happens on the way: skipped, extended, replayed, failed, stopped, full, damaged."""
+"""Runs of a study: takes that exist are skipped, extended or replayed; failures, stops, full disks, damage."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
 
 @pytest.fixture
 def copy(finished: StudyResult, tmp_path: Path) -> Path:
-    """A workspace with the finished study, to be harmed."""
+    """Return a copy of the workspace with the finished study, for tests that damage it."""
     assert finished.folder is not None
     shutil.copytree(finished.folder.parents[1], tmp_path / "copy", symlinks=True)
     return tmp_path / "copy"
 
 
-def test_every_take_is_what_the_loop_makes(finished: StudyResult) -> None:
+def test_every_take_equals_the_result_of_the_loop(finished: StudyResult) -> None:
     assert (finished.made, len(finished.takes), finished.failed) == (4, 4, ())
     for take in finished.takes:
         take.verify()
@@ -95,7 +95,7 @@ def test_a_second_run_makes_nothing_and_needs_no_model_call(copy: Path, monkeypa
     assert len(events.of(TakeSkipped)) == 4 and not events.of(TakeStarted)
 
 
-def test_more_seeds_add_takes_and_leave_the_rest(copy: Path) -> None:
+def test_more_seeds_add_takes_and_change_no_other(copy: Path) -> None:
     before = stamps(copy)
     events = Events()
     more = made(copy, events, seeds=3, **LATENTS)
@@ -116,7 +116,7 @@ def test_names_lead_to_takes(finished: StudyResult) -> None:
 def test_prompts_are_encoded_once_each(tmp_path: Path) -> None:
     events = Events()
     made(tmp_path, events, prompt="a [red|red|blue] circle", seeds=1)
-    assert events.of(PromptsEncoded)[0].prompts == 3  # two and the negative
+    assert events.of(PromptsEncoded)[0].prompts == 3  # two prompts and the negative prompt
     assert len(events.of(TakeDone)) == 2  # equal prompts are one take
 
 
@@ -130,7 +130,7 @@ def test_weights_of_words_reach_the_model(tmp_path: Path) -> None:
     assert off.made == 0 and off.takes[0].id == plain.id  # the same video, found by its id
 
 
-# captures that come later
+# captures that are added later
 
 
 def test_a_take_is_made_again_for_more_records_and_has_the_same_bits(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_take_is_made_again_for_more_records_and_has_the_same_bits(tmp_path: P
     assert [t.manifest.latents_sha256 for t in again.takes] == [t.manifest.latents_sha256 for t in first.takes]
     assert len([e for e in events.of(Note) if "the same bits" in e.text]) == 2
     assert again.takes[0].latents.shape[0] == 4
-    # Asking for less afterwards keeps what is there.
+    # Requesting less afterwards keeps the existing records.
     assert made(tmp_path, seeds=1).made == 0
     coarser = made(tmp_path, seeds=1, capture={"latents": {"dtype": "fp16", "every": 2}})
     assert coarser.made == 0 and coarser.takes[0].latents.dtype == np.float32
@@ -172,7 +172,7 @@ def test_a_damaged_take_is_made_again(copy: Path, finished: StudyResult, harm: s
 
 
 @pytest.mark.parametrize("file", ["take.json", "video.mp4", "", "id", "start of id"])
-def test_a_take_made_again_has_the_same_bits_and_it_is_said(copy: Path, finished: StudyResult, file: str) -> None:
+def test_a_take_made_again_has_the_same_bits_and_this_is_reported(copy: Path, finished: StudyResult, file: str) -> None:
     take = finished.takes[2]
     source: str = str(copy / "takes" / take.id / file) if "id" not in file else take.id[: 16 if file == "id" else 6]
     before = stamps(copy)
@@ -185,7 +185,7 @@ def test_a_take_made_again_has_the_same_bits_and_it_is_said(copy: Path, finished
 
 @pytest.mark.parametrize("name", ["video.mp4", "final.npy"])
 def test_a_take_made_again_replaces_one_whose_files_are_damaged(copy: Path, finished: StudyResult, name: str) -> None:
-    """The sizes are right, so that only checksums tell."""
+    """The sizes are right, so only checksums can detect it."""
     take = finished.takes[2]
     file = copy / "takes" / take.id / name
     data = bytearray(file.read_bytes())
@@ -208,12 +208,12 @@ def test_a_video_alone_is_enough(finished: StudyResult, tmp_path: Path) -> None:
 
 
 def rewrite(take: Take, **changes: Any) -> None:
-    """Another history for a take, with its checksums in order."""
+    """Change a take's manifest and update its checksums."""
     manifest = Manifest.model_validate({**take.manifest.model_dump(mode="json"), **changes})
     (take.folder / "take.json").write_text(manifest.dumped())
 
 
-def test_other_bits_on_the_same_machine_are_an_error_and_the_take_stays(copy: Path, finished: StudyResult) -> None:
+def test_different_bits_on_the_same_machine_are_an_error_and_the_take_stays(copy: Path, finished: StudyResult) -> None:
     take = Take.open(copy / "takes" / finished.takes[0].id)
     rewrite(take, latents_sha256="0" * 64)
     before = stamps(copy)
@@ -222,7 +222,7 @@ def test_other_bits_on_the_same_machine_are_an_error_and_the_take_stays(copy: Pa
     assert "was not reproduced" in result.failed[0].error and stamps(copy) == before
 
 
-def test_other_bits_elsewhere_are_said_and_recorded(copy: Path, finished: StudyResult) -> None:
+def test_different_bits_on_another_machine_are_reported_and_recorded(copy: Path, finished: StudyResult) -> None:
     take = Take.open(copy / "takes" / finished.takes[0].id)
     env = take.manifest.environment
     old = env.model_copy(update={"packages": {**env.packages, "torch": "1.0"}})
@@ -314,20 +314,20 @@ def test_a_full_disk_ends_the_run_and_leaves_what_is_complete(tmp_path: Path, mo
     assert list((tmp_path / "takes").glob(".*.partial")) == []
 
 
-def test_too_little_space_is_said_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_space_is_an_error_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wanscope.take.disk.free_bytes", lambda _: 1000)
     with pytest.raises(StorageError, match=r"4 takes need about .* and 1\.0 kB are free"):
         made(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"cannot be made: .*file is not a folder"):
         made(tmp_path / "file" / "out")
 
 
-def test_what_killed_processes_left_is_tidied_but_not_another_process_work(tmp_path: Path) -> None:
+def test_leftovers_of_killed_processes_are_removed_but_not_the_work_of_others(tmp_path: Path) -> None:
     takes = tmp_path / "takes"
     for name in (".aaaa.1.partial", ".bbbb.2.partial"):
         (takes / name).mkdir(parents=True)
@@ -374,7 +374,7 @@ def test_a_dtype_that_the_model_does_not_have_is_refused(tmp_path: Path) -> None
         ({"promt": "x"}, RecipeError, "did you mean 'prompt'"),
     ],
 )
-def test_sources_that_are_nothing_are_refused(tmp_path: Path, source: Any, kind: type, says: str) -> None:
+def test_invalid_sources_are_refused(tmp_path: Path, source: Any, kind: type, says: str) -> None:
     with pytest.raises(kind, match=says):
         run(source, workspace=tmp_path, model=model())
     assert list(tmp_path.iterdir()) == []
@@ -453,16 +453,14 @@ def test_a_second_pass_starts_from_a_take_latents_or_a_video(
     sigma = take.sigmas[0]
     noise = initial_noise(finished.takes[0].final.shape, 0)[0].numpy()
     implied = (take.latents[0] - sigma * noise) / (1 - sigma)
-    if kind == "video":  # the VAE's encoding of what it decoded, through an MP4: a random tiny VAE is no inverse
+    if kind == "video":  # the VAE's encoding of a decoded MP4: a random tiny VAE is not invertible
         assert np.isfinite(implied).all()
     else:
         assert np.allclose(implied, finished.takes[0].final, atol=1e-5)
     assert take.recipe.init is not None and len(take.recipe.init.sha256 or "") == 64
 
 
-def test_the_same_latents_are_the_same_recipe_whatever_file_they_lie_in(
-    copy: Path, finished: StudyResult, tmp_path: Path
-) -> None:
+def test_the_same_latents_are_the_same_recipe_in_any_file(copy: Path, finished: StudyResult, tmp_path: Path) -> None:
     ids = {
         made(
             copy,
@@ -479,7 +477,7 @@ def test_the_same_latents_are_the_same_recipe_whatever_file_they_lie_in(
     assert len(ids) == 1
 
 
-def test_starts_that_do_not_fit_are_refused(copy: Path, finished: StudyResult, tmp_path: Path) -> None:
+def test_initial_latents_that_do_not_fit_are_refused(copy: Path, finished: StudyResult, tmp_path: Path) -> None:
     np.save(tmp_path / "small.npy", np.zeros((16, 1, 4, 4), np.float32))
     np.save(tmp_path / "nan.npy", np.full(finished.takes[0].final.shape, np.nan, np.float32))
     (tmp_path / "text.npy").write_text("x")

@@ -1,4 +1,4 @@
-"""What take.json says of edits: every site's counts come back, in few words."""
+"""The record of edits in take.json: every site's counts can be read back, and it is short."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_rectangle_of_sites_is_one_line() -> None:
     assert edit.describe() == "applied 60 of 60: blocks 7-9, steps 0-19, cond"
 
 
-def test_what_was_planned_nowhere_says_so() -> None:
+def test_an_edit_that_was_planned_nowhere_is_recorded_as_such() -> None:
     (edit,) = applied_edits([Inject("x", strength=0)], {}, {})
     assert (edit.planned, edit.applied, edit.sites) == (0, 0, ())
     assert edit.describe().startswith("planned nowhere")

@@ -1,4 +1,4 @@
-"""A take is whole or not there, opens lazily, and says which file is damaged."""
+"""A take is complete or does not exist, is opened lazily, and reports which file is damaged."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_gram_keeps_every_bit_through_json(made: Take) -> None:
     assert Take.open(made.folder).manifest.gram == made.manifest.gram
 
 
-def test_latents_are_one_shard_a_step_and_one_latent_frame_a_chunk(made: Take) -> None:
+def test_latents_have_one_shard_per_step_and_one_chunk_per_latent_frame(made: Take) -> None:
     assert made.latents.shards == (1, 16, 3, 6, 8)
     assert made.latents.chunks == (1, 16, 1, 6, 8)
     shards = sorted(p.name for p in (made.folder / "latents.zarr").iterdir())
@@ -115,7 +115,7 @@ def test_a_changed_take_json_is_refused(take: Take, place: float) -> None:
         Take.open(take.folder)
 
 
-def test_a_take_json_of_a_newer_version_says_so(take: Take) -> None:
+def test_a_take_json_of_a_newer_version_is_reported_as_such(take: Take) -> None:
     path = take.folder / "take.json"
     path.write_text(path.read_text().replace('"version": 1', '"version": 99', 1))
     with pytest.raises(DamagedTake, match="newer wanscope"):
@@ -149,17 +149,17 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert list(takes.iterdir()) == []
 
 
-def test_replacing_a_take_that_was_cut_short_is_undone_or_finished(take: Take) -> None:
+def test_an_interrupted_replacement_of_a_take_is_undone_or_finished(take: Take) -> None:
     takes, place = take.folder.parent, take.folder
     older = takes / f".{take.id}.1.old"
     partial = takes / f".{take.id}.1.partial"
     place.rename(older)
     partial.mkdir()
-    recover(takes, take.id)  # killed between the two renames: the older one is all there is
+    recover(takes, take.id)  # killed between the two renames: only the older take exists
     assert sorted(p.name for p in takes.iterdir()) == [take.id]
     Take.open(place).verify()
     older.mkdir()
-    recover(takes, take.id)  # killed after them: the place is taken, what was moved aside goes
+    recover(takes, take.id)  # killed after them: the new take exists, and the one moved aside is removed
     assert sorted(p.name for p in takes.iterdir()) == [take.id]
 
 
@@ -221,7 +221,7 @@ with TakeWriter(Path(sys.argv[1]), "a" * 16) as writer:
 
 @pytest.mark.skipif(os.name == "nt", reason="there are no limits on the size of files")
 def test_latents_that_fill_the_disk_halfway_are_a_full_disk(tmp_path: Path) -> None:
-    """The first part is still written, the rest is not: numpy's own writing to a file loses the disk's reason."""
+    """Only the first part is written: numpy's own writing to a file would lose the reason."""
     done = subprocess.run([sys.executable, "-c", FILL, str(tmp_path)], capture_output=True, text=True)
     assert "is full" in done.stdout, done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -235,8 +235,8 @@ def test_a_refusing_disk_is_a_storage_error(tmp_path: Path, code: int, says: str
         raise OSError(code, "the system's words", str(tmp_path / "file"))
 
 
-def test_a_full_disk_does_not_say_that_much_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Less than what was to be written is left; where it is a quota, what the disk has left says nothing."""
+def test_a_full_disk_error_does_not_report_free_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The free space is less than what was to be written; with a quota, it is not informative."""
     monkeypatch.setattr("wanscope.take.disk.free_bytes", lambda folder: 700_000)
     with pytest.raises(StorageError) as full, disk.guarded(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -259,7 +259,7 @@ def test_too_little_space_names_both_sizes(tmp_path: Path) -> None:
         disk.require_space(tmp_path, 10**18, 1)
 
 
-def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be"):
         disk.require_writable(tmp_path / "file" / "takes")
@@ -267,7 +267,7 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no such place here")
 @pytest.mark.parametrize("name", ["/proc/x", "/proc/x/y", "/proc"])
-def test_a_place_that_is_no_disk_is_named_as_that(name: str) -> None:
+def test_a_path_that_is_not_on_a_disk_is_named_as_such(name: str) -> None:
     for check in (disk.require_writable, lambda folder: disk.require_space(folder, 10, 1)):
         with pytest.raises(StorageRefused, match="/proc is not on a disk") as raised:
             check(Path(name))
@@ -275,7 +275,7 @@ def test_a_place_that_is_no_disk_is_named_as_that(name: str) -> None:
 
 
 def test_a_read_only_place_is_refused_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Root may write anywhere, so the system's answer is put in its place; a read-only disk gives the same one.
+    # Root may write anywhere, so the system's answer is simulated; a read-only disk gives the same one.
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
     with pytest.raises(StorageRefused, match="no permission to write in") as raised:
         disk.require_writable(tmp_path / "new")
@@ -318,7 +318,9 @@ def test_a_missing_or_unclear_take_is_refused(take: Take, tmp_path: Path) -> Non
         space.find_take(take.id[:4])
 
 
-def test_what_to_try_means_the_workspace_that_was_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_suggested_command_uses_the_workspace_that_was_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("WANSCOPE_HOME", raising=False)
     monkeypatch.chdir(tmp_path)
 

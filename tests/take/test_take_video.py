@@ -1,4 +1,4 @@
-"""Videos keep their colors, length and recipe; grids put every clip where its label says."""
+"""Videos keep their colors, length and recipe; grids place every clip below its label."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_colors_come_back(tmp_path: Path, color: tuple[int, int, int]) -> None:
     assert error.max() <= 3  # 8-bit limited-range YUV; a wrong matrix is off by 20 and more
 
 
-def test_the_file_says_its_matrix_and_range(tmp_path: Path) -> None:
+def test_the_file_states_its_color_matrix_and_range(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", flat((255, 0, 0)), 8)
     with av.open(str(tmp_path / "a.mp4")) as video:
         picture = next(video.decode(video=0))
@@ -103,14 +103,14 @@ def test_another_encoder_works_where_x264_is_missing(tmp_path: Path, monkeypatch
     assert encoder_name() == "mpeg4"
 
 
-def test_the_recipe_travels_in_the_file(tmp_path: Path) -> None:
+def test_the_recipe_is_stored_in_the_file(tmp_path: Path) -> None:
     prompt = 'a "quoted" prompt; 中文 = é \\ #; ' + "long " * 2000
     carried = {"recipe": {"prompt": prompt}, "take": "abc"}
     write_video(tmp_path / "a.mp4", flat((0, 0, 0)), 8, {METADATA_KEY: json.dumps(carried)})
     assert read_recipe(tmp_path / "a.mp4") == carried
 
 
-def test_a_video_without_a_recipe_says_so(tmp_path: Path) -> None:
+def test_a_video_without_a_recipe_is_reported_as_such(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", flat((0, 0, 0)), 8)
     with pytest.raises(RequestError, match="contains no recipe"):
         read_recipe(tmp_path / "a.mp4")
@@ -139,7 +139,7 @@ def close(pixel: np.ndarray, color: tuple[int, int, int]) -> bool:
     return bool(np.abs(pixel.astype(int) - np.array(color)).max() <= 6)
 
 
-def test_every_clip_lies_under_its_label(tmp_path: Path) -> None:
+def test_every_clip_is_below_its_label(tmp_path: Path) -> None:
     size = {"height": 240, "width": 320}
     cells = [
         [Cell(clip(tmp_path / f"{y}{x}.mp4", COLORS[2 * y + x], **size), f"clip {y}{x}") for x in range(2)]
@@ -160,7 +160,7 @@ def test_every_clip_lies_under_its_label(tmp_path: Path) -> None:
             assert label.max() > 150 and label.min() < 60  # bright letters on a dark ground
 
 
-def test_uneven_clips_are_evened_out_and_it_is_said(tmp_path: Path) -> None:
+def test_clips_of_unequal_size_and_length_are_padded_with_a_note(tmp_path: Path) -> None:
     cells = [
         Cell(clip(tmp_path / "a.mp4", (255, 0, 0), frames=2, fps=8, height=240, width=320), "short"),
         Cell(clip(tmp_path / "b.mp4", (0, 0, 255), frames=16, fps=16, height=120, width=160), "long"),
@@ -176,7 +176,7 @@ def test_uneven_clips_are_evened_out_and_it_is_said(tmp_path: Path) -> None:
     middle = frames.shape[1] - GAP - 120
     assert close(frames[-1, middle, GAP + 160], (255, 0, 0))  # still there after its end
     assert close(frames[-1, middle, GAP + 320 + GAP + 160], (0, 0, 255))
-    assert close(frames[-1, middle, GAP + 320 + GAP + 20], (0, 0, 0))  # black beside the small one
+    assert close(frames[-1, middle, GAP + 320 + GAP + 20], (0, 0, 0))  # black next to the small clip
 
 
 def test_clips_play_at_their_own_speed(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_clips_play_at_their_own_speed(tmp_path: Path) -> None:
     frames = read_frames(tmp_path / "g.mp4")
     y, x = frames.shape[1] - GAP - 20, GAP + 60
     red = [close(frame[y, x], (255, 0, 0)) for frame in frames]
-    assert red == [True] * 4 + [False] * 4  # each of 2 frames at 4 a second is shown 4 times at 16 a second
+    assert red == [True] * 4 + [False] * 4  # each of 2 frames at 4 fps is shown 4 times at 16 fps
 
 
 def test_small_clips_are_enlarged_until_labels_fit(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_a_long_prompt_does_not_push_the_seed_out_of_the_label(tmp_path: Path) -
     assert [" ".join(wrapped(label, 224))[:8] for label in labels_of(takes)] == ["seed 0, ", "seed 7, "] * 2
 
 
-def test_takes_that_differ_in_nothing_shown_are_told_apart_by_id(tmp_path: Path) -> None:
+def test_takes_that_differ_in_nothing_shown_are_labeled_by_id(tmp_path: Path) -> None:
     from wanscope.recipe import ModelIdentity
 
     other = ModelIdentity(name="tiny", variant="tiny", weights={"transformer": "1" * 64})
@@ -254,7 +254,7 @@ def test_takes_that_differ_in_nothing_shown_are_told_apart_by_id(tmp_path: Path)
     assert table([a, b]) == [[0, 1]]
 
 
-def test_takes_that_differ_in_settings_alone_say_them(tmp_path: Path) -> None:
+def test_takes_that_differ_only_in_settings_are_labeled_by_them(tmp_path: Path) -> None:
     from wanscope.recipe import InitSpec, Keyframes, SamplerSpec
 
     own = {"solver": "unipc", "steps": 4, "shift": 5.0, "guidance": 5.0}
@@ -280,7 +280,7 @@ def test_takes_that_differ_in_settings_alone_say_them(tmp_path: Path) -> None:
     assert labels_of([takes[0], takes[3]]) == ["from noise, start_step 0", "from take 5d91, start_step 2"]
 
 
-def test_loras_are_told_apart_by_weight_and_a_long_negative_hides_nothing(tmp_path: Path) -> None:
+def test_loras_are_distinguished_by_weight_and_a_long_negative_hides_nothing(tmp_path: Path) -> None:
     from wanscope.spec.settings import LoraSpec
 
     def labels(*changes: dict[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ MASK = torch.tensor([[1, 1, 1, 1, 0, 0]])
 
 
 def encoder(seed: int = 3) -> UMT5EncoderModel:
-    # The distance is in no tensor's shape; every UMT5 has 128.
+    # The distance cannot be read from any tensor's shape; every UMT5 has 128.
     config = UMT5Config(**{**encoder_config(), "relative_attention_max_distance": 128})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

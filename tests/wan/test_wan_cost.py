@@ -35,7 +35,7 @@ def test_against_torch_counting_a_forward():
     size = 64, 64, 9
     n = cost.tokens(model.variant, *size)
     x, text = torch.randn(1, 16, 3, 8, 8), torch.randn(1, TEXT_LENGTH, 32)
-    # torch counts the unfused attention's two products; it knows no count for the CPU's fused one.
+    # torch counts the unfused attention's two products; it has no count for the CPU's fused attention.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model.transformer(x, torch.tensor([500.0]), text, return_dict=False)
     blocks = sum(
@@ -59,7 +59,7 @@ def test_evaluations_and_time():
 @pytest.mark.parametrize("name", ["wan2.1-t2v-14b", "wan2.2-ti2v-5b", "marbles"])
 @pytest.mark.parametrize("frames", [1, 9])
 def test_decoding_against_torchs_count(name: str, frames: int):
-    """On the meta device: nothing is computed. Frames that the causal cache repeats are all that may differ."""
+    """On the meta device, where nothing is computed. Only frames that the causal cache repeats may differ."""
     v = VARIANTS[name]
     width = height = 64
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Downloads against a small hub of our own on this machine: said first, whole, cached, and clear when it cannot be."""
+"""Downloads from a small local hub: the size is reported first, they are complete and cached, and errors are clear."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAME = "someone/tiny-wan"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The few answers of the hub that a snapshot needs."""
+    """A hub with the few responses that a snapshot needs."""
 
     folder: Path
     asked: list[str]
@@ -79,7 +79,7 @@ def hub(tmp_path, monkeypatch):
     server.server_close()
 
 
-def test_said_first_then_whole_then_cached(hub, tmp_path):
+def test_the_size_is_reported_first_and_the_download_is_complete_and_cached(hub, tmp_path):
     handler, endpoint = hub
     seen: list[tuple[str, int]] = []
 
@@ -96,7 +96,7 @@ def test_said_first_then_whole_then_cached(hub, tmp_path):
     assert load(folder, device="cpu").blocks == 4
     asked = len(handler.asked)
     assert download.snapshot(NAME, listener, endpoint=endpoint, cache=tmp_path / "cache") == folder
-    assert len(handler.asked) == asked and len(seen) == 1  # the network was not asked again
+    assert len(handler.asked) == asked and len(seen) == 1  # the network was not used again
 
 
 def test_only_the_parts_that_are_needed(hub, tmp_path):
@@ -108,7 +108,7 @@ def test_only_the_parts_that_are_needed(hub, tmp_path):
     assert download.missing(whole) == []
 
 
-def test_what_is_not_there(hub, tmp_path):
+def test_missing_repositories_and_files(hub, tmp_path):
     handler, endpoint = hub
     with pytest.raises(ModelError, match="the hub has no model someone/else"):
         download.snapshot("someone/else", endpoint=endpoint, cache=tmp_path / "cache")
@@ -117,7 +117,7 @@ def test_what_is_not_there(hub, tmp_path):
         download.snapshot(NAME, endpoint=endpoint, cache=tmp_path / "cache")
 
 
-def test_no_room_on_the_disk(hub, tmp_path, monkeypatch):
+def test_too_little_space_on_the_disk(hub, tmp_path, monkeypatch):
     _, endpoint = hub
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage)
@@ -137,7 +137,7 @@ def test_offline(tmp_path, monkeypatch):
         download.snapshot(NAME, cache=tmp_path / "cache")
 
 
-def test_a_cut_download_is_not_taken_for_whole(hub, tmp_path):
+def test_an_interrupted_download_is_not_taken_for_complete(hub, tmp_path):
     _, endpoint = hub
     cache = tmp_path / "cache"
     folder = download.snapshot(NAME, endpoint=endpoint, cache=cache)
@@ -148,7 +148,7 @@ def test_a_cut_download_is_not_taken_for_whole(hub, tmp_path):
 
 
 def test_a_lone_file_of_a_known_variant_asks_the_hub_for_the_rest(tmp_path, monkeypatch):
-    """And says all that is needed when the hub cannot be had."""
+    """If the hub is not available, the error lists all that is needed."""
     wanted: list[tuple[str, tuple[str, ...]]] = []
 
     def snapshot(hub_id, on_event, parts):

@@ -1,4 +1,4 @@
-"""GGUF files written here with the gguf package: quantised, half and full precision, rearranged tensors."""
+"""GGUF files written here with the gguf package: quantized, half and full precision, rearranged tensors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make(kind: str = "2.1"):
 
 
 def write(path, model, quant: TYPES, prefix: str = "", architecture: str = "wan", drop: str = "", rearrange: str = ""):
-    """As ComfyUI-GGUF's converter: matrices quantised, vectors in float32. Returns {diffusers' name: its value}."""
+    """Write a file like ComfyUI-GGUF's converter, with float32 vectors; return {diffusers' name: value}."""
     writer = gguf_library.GGUFWriter(str(path), architecture)
     values = {}
     for name, tensor in model.state_dict().items():
@@ -35,7 +35,8 @@ def write(path, model, quant: TYPES, prefix: str = "", architecture: str = "wan"
         data, kind = tensor.numpy().astype(np.float32), TYPES.F32
         if tensor.ndim == 2 and tensor.shape[-1] % 32 == 0:
             kind = quant
-        if original == rearrange:  # rows that do not divide into blocks are stored flat, with their shape beside
+        # rows that do not divide into blocks are stored flat, with their shape in the metadata
+        if original == rearrange:
             writer.add_array(f"comfy.gguf.orig_shape.{prefix}{original}", [int(n) for n in data.shape])
             data = data.reshape(-1, 256)
         stored = gguf_library.quants.quantize(data, kind) if kind != TYPES.F32 else data
@@ -56,8 +57,8 @@ def forward(model):
 
 @pytest.mark.parametrize("quant", [TYPES.Q8_0, TYPES.Q4_0, TYPES.F16, TYPES.BF16])
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
-def test_gguf_computes_with_the_dequantised_weights(tmp_path, quant, prefix):
-    """The reference is the same model holding gguf's own dequantised values in float32."""
+def test_gguf_computes_with_the_dequantized_weights(tmp_path, quant, prefix):
+    """The reference is the same model holding gguf's own dequantized values in float32."""
     reference = make()
     values = write(tmp_path / "x.gguf", reference, quant, prefix)
     reference.load_state_dict(values)
@@ -68,10 +69,10 @@ def test_gguf_computes_with_the_dequantised_weights(tmp_path, quant, prefix):
     assert loaded.rope.freqs_cos.dtype == torch.float32
     assert loaded.dtype == torch.float32
     if quant == TYPES.Q4_0:
-        assert (forward(make()) - want).abs().max() > 1e-2 * want.abs().max()  # the quantisation itself is visible
+        assert (forward(make()) - want).abs().max() > 1e-2 * want.abs().max()  # the effect of quantization is visible
 
 
-def test_quantised_weights_stay_small(tmp_path):
+def test_quantized_weights_stay_small(tmp_path):
     write(tmp_path / "x.gguf", make(), TYPES.Q8_0)
     loaded = gguf.load(tmp_path / "x.gguf", torch.bfloat16)
     weight = loaded.blocks[0].ffn.net[0].proj.weight
@@ -98,8 +99,8 @@ def test_other_kinds(tmp_path):
     assert (config["in_channels"], config["image_dim"]) == (36, None)
 
 
-def test_a_lora_on_quantised_weights(tmp_path):
-    """The adapter runs beside the dequantised layer: the difference it makes is its own product, unquantised."""
+def test_a_lora_on_quantized_weights(tmp_path):
+    """The adapter is added to the dequantized layer: its contribution is its own product, which is not quantized."""
     write(tmp_path / "x.gguf", make(), TYPES.Q8_0)
     loaded = gguf.load(tmp_path / "x.gguf", torch.float32)
     align(loaded)

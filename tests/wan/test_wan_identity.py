@@ -1,4 +1,4 @@
-"""Content hashes: whole for small files, sampled for large ones, blind to names and places."""
+"""Content hashes: complete for small files, sampled for large ones, independent of names and paths."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_large_files_are_sampled(tmp_path, monkeypatch):
     assert identity.file_hash(sparse(tmp_path / "c", size + 1, {})) != base
     assert identity.file_hash(sparse(tmp_path / "d", size, {100: b"header"})) != base
     assert identity.file_hash(sparse(tmp_path / "e", size, {size - 9: b"end"})) != base
-    # A change everywhere, as any retraining makes, is seen; one between the samples is not, as the module says.
+    # A change everywhere, as after any retraining, is detected; one between the samples is not, as documented.
     every = {i * (1 << 20): b"x" * (1 << 19) for i in range(2, 199)}
     assert identity.file_hash(sparse(tmp_path / "f", size, every)) != base
     monkeypatch.setattr(identity, "SAMPLES", 4)
@@ -46,7 +46,7 @@ def test_large_files_are_sampled(tmp_path, monkeypatch):
     assert identity.file_hash(sparse(tmp_path / "h", size, {reads[2] + identity.BLOCK + 5: b"y"})) == with_four
 
 
-def test_components_are_blind_to_names(tmp_path):
+def test_component_hashes_do_not_depend_on_names(tmp_path):
     for name, files in (("a", ("x", "y")), ("b", ("q", "p"))):
         (tmp_path / name).mkdir()
         for file, data in zip(files, (b"1", b"2"), strict=True):
@@ -63,7 +63,7 @@ def test_empty_folder(tmp_path):
         identity.folder_hash(tmp_path)
 
 
-def test_module_hash_sees_every_value_and_type():
+def test_module_hash_depends_on_every_value_and_type():
     module = torch.nn.Linear(3, 2)
     base = identity.module_hash(module)
     assert identity.module_hash(module) == base

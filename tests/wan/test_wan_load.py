@@ -50,7 +50,7 @@ def test_a_folder_gives_the_same_bits_as_the_model_that_was_saved(tmp_path, kind
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k.startswith("i2v")])
-def test_image_models_load_and_say_what_they_need(tmp_path, kind):
+def test_image_models_load_and_state_what_they_need(tmp_path, kind):
     model = load(tiny_folder(tmp_path / "m", kind), device="cpu")
     assert model.variant.image_conditioned and model.variant.in_channels == 36
     assert model.variant.image_tokens == (257 if kind == "i2v-2.1" else 0)
@@ -74,7 +74,7 @@ def test_events_and_identity(tmp_path):
 
 
 def single(tmp_path, kind: str = "2.1", experts: int = 1):
-    """A transformer file of real layout beside an encoder folder, a VAE file and a tokenizer; as arguments of load."""
+    """Write a transformer file, an encoder folder, a VAE file and a tokenizer; return them as load's arguments."""
     config = {**transformer_config(kind, blocks=1, heads=2, head_dim=128), "rope_max_seq_len": 1024}
     pipe = tiny_pipeline("5b" if kind == "5b" else "2.1", blocks=1, heads=2, head_dim=128)
     pipe.vae = type(pipe.vae)(
@@ -132,7 +132,7 @@ def test_the_encoder_of_a_single_file_may_be_a_file(tmp_path):
     folder = load(files[0], device="cpu", **parts)
     encoder = layouts.save_encoder(tmp_path / "umt5.safetensors", folder.encoder())
     model = load(files[0], device="cpu", **{**parts, "encoder": encoder})
-    # The tiny encoder's longest distance is 20, a file's is UMT5's 128: neighbours have the same bias in both.
+    # The tiny encoder's longest distance is 20, a file's is UMT5's 128: neighbors have the same bias in both.
     a, b = (text.encode(m, ["red"])[0] for m in (folder, model))
     assert torch.equal(a, b)
 
@@ -145,7 +145,7 @@ def test_what_a_lone_file_needs_is_listed(tmp_path):
         assert word in str(error.value)
 
 
-def test_parts_beside_the_file_are_found(tmp_path):
+def test_parts_next_to_the_file_are_found(tmp_path):
     """ComfyUI's folders: models/diffusion_models/x, models/text_encoders/umt5..., models/vae/wan_2.1_vae..."""
     files, parts = single(tmp_path)
     models = tmp_path / "models"
@@ -162,7 +162,7 @@ def test_parts_beside_the_file_are_found(tmp_path):
     assert "umt5_xxl_fp16.safetensors" in said and "wan_2.1_vae.safetensors" in said
 
 
-def test_variants_are_told_from_dims_and_names(tmp_path):
+def test_variants_are_recognized_by_dims_and_names(tmp_path):
     def named(name: str, like: str, count: int = 1) -> str:
         v = variants.VARIANTS[like]
         return locate._variant_of_files([tmp_path / name] * count, v.transformer_config()).name
@@ -257,7 +257,7 @@ def test_broken_folders(tmp_path):
         load(folder, device="cpu")
 
 
-def test_names_that_mean_nothing(tmp_path):
+def test_unknown_names(tmp_path):
     with pytest.raises(ModelError, match=r"did you mean 'wan2\.1-t2v-14b'"):
         load("wan2.1-t2v-14", device="cpu")
     with pytest.raises(ModelError, match="there is no model at"):
@@ -291,11 +291,11 @@ def test_dtype_and_loras_reach_the_model(tmp_path):
     assert [entry.weight for entry in model.loras] == [0.5]
     plain = load(folder, device="cpu", dtype="bf16")
     assert not torch.equal(latents(model), latents(plain))
-    assert model.identity == plain.identity  # LoRAs are told apart by model.loras
+    assert model.identity == plain.identity  # LoRAs are identified by model.loras
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there():
+def test_a_missing_gpu():
     with pytest.raises(ModelError, match="not there"):
         pick_device("cuda")
     assert pick_device("auto") == torch.device("cpu")

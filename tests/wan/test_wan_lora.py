@@ -1,4 +1,4 @@
-"""LoRA files: every layout acts as the merged weights would, and nothing is dropped in silence."""
+"""LoRA files: every layout equals merged weights, and nothing is dropped silently."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INSIDE = [f"attn{a}.{x}" for a in (1, 2) for x in ("to_q", "to_k", "to_v", "to_o
 
 
 def pairs(model, seed: int = 0, modules: list[str] | None = None) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """{diffusers' module: (down, up)} for every layer of every block."""
+    """Return {diffusers' module: (down, up)} for every layer of every block."""
     g = torch.Generator().manual_seed(seed)
     names = modules or [f"blocks.{i}.{name}" for i in range(model.blocks) for name in INSIDE]
     result = {}
@@ -63,7 +63,7 @@ def forward(transformer) -> torch.Tensor:
 
 
 def merged(kind: str, lows, scale: float, which: str = "transformer"):
-    """The same model with W + scale * up @ down."""
+    """Return the same model with W + scale * up @ down."""
     transformer = getattr(tiny_model(kind), which)
     state = transformer.state_dict()
     for module, (down, up) in lows.items():

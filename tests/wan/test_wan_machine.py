@@ -82,7 +82,7 @@ def test_doctor_looks_for_a_folder_that_is_not_there_yet(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def test_doctor_sees_what_the_hub_library_sees_in_its_cache(tmp_path, monkeypatch):
+def test_doctor_finds_what_the_hub_library_finds_in_its_cache(tmp_path, monkeypatch):
     whole, without = (VARIANTS[name].hub_id for name in ("wan2.1-t2v-14b", "wan2.1-t2v-1.3b"))
     revision = "0123456789" * 4
     for hub_id in (whole, without):
@@ -94,7 +94,7 @@ def test_doctor_sees_what_the_hub_library_sees_in_its_cache(tmp_path, monkeypatc
             (folder / "refs" / "main").write_text(revision)
             (folder / "snapshots" / revision).mkdir()
             (folder / "snapshots" / revision / "model_index.json").write_text("{}")
-    # The library also counts a repository of which a download was begun and nothing has come.
+    # The library also counts a repository whose download was started and has no file yet.
     assert {repo.repo_id for repo in scan_cache_dir(tmp_path).repos if repo.size_on_disk} == {whole}
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert f"{tmp_path}: wan2.1-t2v-14b, " in doctor.hub_cache().detail

@@ -1,4 +1,4 @@
-"""The plan's sums on made-up machines, and placing on the CPU without a change of a bit."""
+"""The plan's sums on invented machines, and placement on the CPU without changing a bit."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_an_encoder_too_large_for_the_device_stays_on_the_host():
     assert not plan.encoder_on_device and ("text encoder", 2 * counts(SMALL).encoder) in plan.host.items
 
 
-def test_what_cannot_fit_is_refused_with_the_sum():
+def test_a_model_that_cannot_fit_is_refused_with_the_sum():
     with pytest.raises(MemoryPlanError) as error:
         plan_memory(BIG, "bf16", *P720, 12 * GB, 128 * GB)
     text = str(error.value)
@@ -135,12 +135,12 @@ def test_group_offload_changes_no_bit():
     placement.offload(model, torch.device("cpu"))
     assert model.placed == "offload"
     assert all(torch.equal(forward(t), b) for t, b in zip(model.experts(), before, strict=True))
-    placement.offload(model, torch.device("cpu"))  # again: nothing is hooked twice
+    placement.offload(model, torch.device("cpu"))  # a second time: nothing is hooked twice
     assert all(torch.equal(forward(t), b) for t, b in zip(model.experts(), before, strict=True))
 
 
-def test_placing_with_offload_says_so_once(monkeypatch):
-    """The plan for a GPU, carried out on the CPU."""
+def test_placing_with_offload_is_reported_once(monkeypatch):
+    """The plan for a GPU, executed on the CPU."""
     model = tiny_model()
     before = forward(model.transformer)
     plan = plan_memory(BIG, "bf16", *P480, 24 * GB, 128 * GB, "offload")
@@ -155,7 +155,7 @@ def test_placing_with_offload_says_so_once(monkeypatch):
 @pytest.mark.parametrize(("device_bytes", "where"), [(None, "meta"), (12 * GB, "meta"), (GB, "cpu")])
 def test_the_encoder_goes_to_the_device_if_it_fits(monkeypatch, device_bytes, where):
     model = tiny_model()
-    model.device = torch.device("meta")  # stands for a GPU
+    model.device = torch.device("meta")  # represents a GPU
     monkeypatch.setattr(placement, "capacity", lambda device: placement.Capacity(device_bytes, 64 * GB))
     placement.place_encoder(model)
     assert model.encoder().device.type == where

@@ -1,4 +1,4 @@
-"""WanModel: what it says of itself, and the way to and from diffusers' pipeline."""
+"""WanModel: its facts, and conversion to and from diffusers' pipeline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameters counted from dims are those of the real classes, built on the meta device."""
+"""Parameter counts from dims equal those of the real classes, built on the meta device."""
 
 from __future__ import annotations
 

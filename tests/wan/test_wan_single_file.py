@@ -93,7 +93,7 @@ def test_diffusers_layout_with_and_without_its_config(tmp_path):
 
 @pytest.mark.parametrize("layout", ["scale_weight", "comfy_quant", "metadata"])
 @pytest.mark.parametrize("rows", [False, True])
-def test_scaled_fp8_is_dequantised(tmp_path, layout, rows):
+def test_scaled_fp8_is_dequantized(tmp_path, layout, rows):
     source = make()
     state = {layouts.original_name(k): v for k, v in source.state_dict().items()}
     tensors, values, header = layouts.to_scaled_fp8(state, layout, rows)
@@ -149,7 +149,7 @@ def scaled(tmp_path, **changes):
         ({"layout": "comfy_quant", "blocks__0__ffn__0__comfy_quant": torch.tensor([255, 1])}, "format cannot be read"),
     ],
 )
-def test_scales_that_cannot_be_told_are_refused(tmp_path, changes, said):
+def test_ambiguous_scales_are_refused(tmp_path, changes, said):
     changes = {
         k: v.to(torch.uint8) if k.endswith("comfy_quant") and hasattr(v, "to") else v for k, v in changes.items()
     }
@@ -190,7 +190,7 @@ def test_missing_extra_and_misshapen_tensors_are_named(tmp_path):
         ("img_emb.emb_pos", "first-and-last-frame"),
     ],
 )
-def test_relatives_are_refused(tmp_path, name, said):
+def test_related_architectures_are_refused(tmp_path, name, said):
     state = {layouts.original_name(k): v for k, v in make(blocks=1).state_dict().items()}
     with pytest.raises(ModelError, match=said):
         single_file.describe(layouts.save(tmp_path / "x.safetensors", {**state, name: torch.zeros(2)}))

@@ -33,14 +33,14 @@ def test_trimmed_to_real_tokens():
         text.pad(embedding, 3)
 
 
-def test_an_embedding_does_not_depend_on_its_company():
+def test_an_embedding_does_not_depend_on_the_other_prompts():
     model = tiny_model()
     alone = text.encode(model, ["a red circle"])[0]
     among = text.encode(model, ["blue", "a red circle", "", "a red circle"])
     assert torch.equal(alone, among[1]) and among[1] is among[3]
 
 
-def test_too_long_is_said_before_any_work():
+def test_a_prompt_that_is_too_long_is_an_error_before_any_work():
     model = tiny_model()
     fits = " ".join(["red"] * 15)
     assert text.encode(model, [fits])[0].shape[0] == 16

@@ -200,7 +200,7 @@ def test_a_sentencepiece_model_inside_an_encoder_file(tmp_path: Path, options: d
         lambda folder, config: (folder / "added_tokens.json").write_text("{}"),
     ],
 )
-def test_what_is_not_known_is_left_to_transformers(
+def test_unknown_tokenizers_are_left_to_transformers(
     tmp_path: Path, spiece: bytes, change: Callable[[Path, dict[str, Any]], Any]
 ) -> None:
     folder = t5_folder(tmp_path, spiece, hub_style)

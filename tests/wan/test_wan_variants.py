@@ -27,7 +27,7 @@ PUBLISHED = {
 }
 
 
-def test_every_variant_is_held_to_what_is_published():
+def test_every_variant_is_compared_with_published_figures():
     assert set(VARIANTS) - set(PUBLISHED) == {"marbles"}, "give it a row in PUBLISHED of tests/wan/test_wan_variants.py"
 
 
@@ -77,7 +77,7 @@ def test_token_counts():
 
 
 @pytest.mark.parametrize(("frames", "near"), [(18, "17 or 21"), (80, "77 or 81"), (0, "1"), (2, "1 or 5"), (-4, "1")])
-def test_frames_name_the_nearest(frames, near):
+def test_frame_errors_name_the_nearest_counts(frames, near):
     with pytest.raises(RecipeError, match=f"video.frames={near}"):
         check_video(VARIANTS["wan2.1-t2v-1.3b"], 832, 480, frames)
 
@@ -91,7 +91,7 @@ def test_frames_name_the_nearest(frames, near):
         ("wan2.1-t2v-14b", 9000, "8192"),
     ],
 )
-def test_sizes_name_the_nearest(name, width, near):
+def test_size_errors_name_the_nearest_sizes(name, width, near):
     with pytest.raises(RecipeError, match=f"video.width={near}$"):
         check_video(VARIANTS[name], width, 480, 81)
 

@@ -127,7 +127,7 @@ def test_a_row_of_zeros_stays_in_interpolate():
     assert torch.equal(apply_weights(zeros_LD, [words(2, weight=2.0)], REAL, "interpolate"), zeros_LD)
 
 
-def test_what_cannot_work_is_refused():
+def test_impossible_requests_are_refused():
     e_LD = embedding()
     with pytest.raises(RecipeError, match="7 real tokens"):
         apply_weights(e_LD, [words(REAL, weight=2.0)], REAL)

@@ -27,7 +27,7 @@ PAD = "pad"
 
 @dataclass(frozen=True)
 class MapRow:
-    """What one map shows. columns: the text positions whose shares it sums; the pad's is the first behind the text.
+    """What one map shows.
 
     columns: the text positions whose attention it sums; for the padding, the first one after the text. For
     self-attention a row is a position of the video, and `columns` is its token, counted frame by frame, row by row.
@@ -71,6 +71,7 @@ class AttentionPlan:
 
     @property
     def branch(self) -> Branch:
+        """The pass whose maps are kept."""
         return self.spec.branch
 
     @property
@@ -95,7 +96,7 @@ def plan_attention(
         raise RecipeError(
             "capture.attention.branch is uncond", "guidance is 1, so the negative prompt has no pass", "branch: cond"
         )
-    return _planned(spec, rows, real, facts, "capture.attention")
+    return _plan(spec, rows, real, facts, "capture.attention")
 
 
 def plan_self_attention(spec: SelfAttentionCapture, facts: ModelFacts) -> AttentionPlan:
@@ -110,7 +111,7 @@ def plan_self_attention(spec: SelfAttentionCapture, facts: ModelFacts) -> Attent
         MapRow(name, "position", (token_at(position, facts.grid),))
         for name, position in zip(spec.names, spec.positions, strict=True)
     )
-    return _planned(spec, rows, 0, facts, "capture.self_attention")
+    return _plan(spec, rows, 0, facts, "capture.self_attention")
 
 
 def token_at(position: tuple[float, float, float], grid_TYX: tuple[int, int, int]) -> int:
@@ -123,7 +124,7 @@ def token_at(position: tuple[float, float, float], grid_TYX: tuple[int, int, int
     return int(np.ravel_multi_index(tuple(at_TYX), grid_TYX))
 
 
-def _planned(
+def _plan(
     spec: AttentionCapture | SelfAttentionCapture, rows: tuple[MapRow, ...], real: int, facts: ModelFacts, name: str
 ) -> AttentionPlan:
     blocks = chosen(spec.blocks, facts.blocks, "blocks", name)
@@ -142,7 +143,7 @@ def _planned(
 def require_heads(spec: AttentionCapture | SelfAttentionCapture, heads: int, name: str) -> None:
     """Raise RecipeError for a head that the model does not have."""
     if not isinstance(spec.heads, str) and spec.heads[-1] >= heads:
-        raise RecipeError(f"{name}.heads names {spec.heads[-1]}", f"this model's heads are 0 to {heads - 1}")
+        raise RecipeError(f"{name}.heads names head {spec.heads[-1]}", f"this model's heads are 0 to {heads - 1}")
 
 
 def chosen(text: str, count: int, what: str, name: str = "capture.attention") -> tuple[int, ...]:
@@ -168,7 +169,10 @@ def text_rows_of(
     marks: Sequence[MarkLike],
     text_length: int,
 ) -> tuple[tuple[MapRow, ...], int]:
-    """The rows of a capture's maps, and how many real tokens the branch's text has."""
+    """Return the rows of a capture's maps, and the number of real tokens of the branch's text.
+
+    Raises RecipeError if a word does not occur in the text, or if marked words are needed and there are none.
+    """
     if spec.branch == "uncond":
         text, marks = negative, ()
         if spec.needs_marks:
@@ -204,8 +208,8 @@ def require_marks(spec: AttentionCapture, prompt: str, marks: Iterable[MarkLike]
     first = next((word for word in words if len(word) > 3), words[0])
     raise RecipeError(
         "attention to the marked words is to be kept, and the prompt marks none",
-        "parentheses mark a word; instead, words can be named, or all tokens kept",
-        f"{prompt.replace(first, f'({first})', 1)!r}, or --set 'capture.attention.tokens=[{first}]' (or =all)",
+        f"parentheses mark a word, as in {prompt.replace(first, f'({first})', 1)!r}; words can also be named",
+        f"--set 'capture.attention.tokens=[{first}]'",
     )
 
 

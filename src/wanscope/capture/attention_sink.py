@@ -157,7 +157,7 @@ class AttentionSink:
         self._sigmas.append(moment.sigma)
         self._experts.append(moment.expert)
         if self.reduce is not None:
-            self._show(moment, maps)
+            self._call_reduce(moment, maps)
         if self.plan.spec.keep == "mean":
             for measure, found in maps.items():
                 if measure in self._sums:
@@ -169,7 +169,7 @@ class AttentionSink:
             stored: dict[Recorded, np.ndarray] = {}
             for measure, found in maps.items():
                 half, exponent = scaled(found) if exponents is None else (found.copy(), exponents[measure].copy())
-                stored[measure] = _finite(half, moment)
+                stored[measure] = _require_finite(half, moment)
                 self._exponents.setdefault(measure, []).append(exponent)
             self._wait()
             self._writing = self._thread.submit(self._write, place, stored)
@@ -207,10 +207,10 @@ class AttentionSink:
         """End the writing thread; also to be called after a run that failed."""
         self._thread.shutdown(wait=True)
 
-    def _show(self, moment: Moment, maps: Mapping[Recorded, np.ndarray]) -> None:
+    def _call_reduce(self, moment: Moment, maps: Mapping[Recorded, np.ndarray]) -> None:
         assert self.reduce is not None
         for measure, found in maps.items():
-            for block, shown in zip(self.plan.blocks, found, strict=True):
+            for block, block_maps in zip(self.plan.blocks, found, strict=True):
                 self.reduce(
                     Seen(
                         moment.step,
@@ -221,7 +221,7 @@ class AttentionSink:
                         block,
                         measure,
                         self.plan.rows,
-                        shown,
+                        block_maps,
                     )
                 )
 
@@ -260,11 +260,12 @@ def _attributes(plan: AttentionPlan, measure: Recorded) -> dict[str, Any]:
     }
 
 
-def _finite(stored: np.ndarray, moment: Moment) -> np.ndarray:
+def _require_finite(stored: np.ndarray, moment: Moment) -> np.ndarray:
+    """Return the maps. Raises NumericalError if one is infinite."""
     if np.isinf(stored).any():
         raise NumericalError(
             f"attention maps of step {moment.step} are infinite",
             "the model's states are not finite there, or too large for one of the recorded measures",
-            "--dtype fp32, or fewer capture.attention.measures",
+            "--dtype fp32",
         )
     return stored

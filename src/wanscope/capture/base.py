@@ -1,4 +1,4 @@
-"""Where 0.1 had `moments`. Kept for scripts that import it from here."""
+"""Deprecated location of `wanscope.capture.moments`, kept for scripts written for 0.1."""
 
 from wanscope.capture.moments import AroundCall, Moment, Observer, StepState
 

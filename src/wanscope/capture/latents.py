@@ -54,6 +54,7 @@ class LatentsObserver(Observer):
         self._keep(latents)
 
     def step(self, state: StepState) -> None:
+        """Keep the state after a step."""
         self._keep(state.latents)
 
     def gram(self) -> np.ndarray:
@@ -71,7 +72,7 @@ class LatentsObserver(Observer):
         index = self._path.count
         self._path.add(state_CThw)
         if index in self.states:
-            stored_CThw = _rounded(state_CThw, self.spec.dtype, f"the latents of state {index}", "latents")
+            stored_CThw = _to_stored_dtype(state_CThw, self.spec.dtype, f"the latents of state {index}", "latents")
             self._array[self.states.index(index)] = stored_CThw
 
 
@@ -92,12 +93,13 @@ class CleanObserver(Observer):
         self._sigmas = sigmas
 
     def step(self, state: StepState) -> None:
+        """Store the clean latents of a step if it is one of `steps`. Raises NumericalError if fp16 cannot hold them."""
         if self._array is None:
             self._begin(state)
         assert self._array is not None and state.denoised is not None
         if state.step in self.steps:
             clean_CThw = state.denoised[0].detach().float().cpu().numpy()
-            stored_CThw = _rounded(clean_CThw, self.spec.dtype, f"the clean latents of step {state.step}", "x0")
+            stored_CThw = _to_stored_dtype(clean_CThw, self.spec.dtype, f"the clean latents of step {state.step}", "x0")
             self._array[self.steps.index(state.step)] = stored_CThw
 
     def _begin(self, state: StepState) -> None:
@@ -110,7 +112,7 @@ class CleanObserver(Observer):
         )
 
 
-def _rounded(values: np.ndarray, dtype: str, what: str, key: str) -> np.ndarray:
+def _to_stored_dtype(values: np.ndarray, dtype: str, what: str, key: str) -> np.ndarray:
     """Return the values as stored. Raises NumericalError where fp16 cannot hold them."""
     with np.errstate(over="ignore"):  # reported below, with the numbers
         stored = values.astype(DTYPES[dtype])

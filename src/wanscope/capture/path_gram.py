@@ -78,6 +78,7 @@ class PathGram:
         return (gram + gram.T) / 2
 
     def close(self) -> None:
+        """Close and remove the scratch file."""
         self._file.close()
         self.scratch.unlink(missing_ok=True)
 

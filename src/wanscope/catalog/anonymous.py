@@ -42,14 +42,14 @@ def _emptied(name: str, table: pa.Table) -> pa.Table:
     import pyarrow as pa
 
     for column, value in EMPTIED.get(name, {}).items():
-        place = table.schema.get_field_index(column)
-        kind = table.schema.field(place)
+        index = table.schema.get_field_index(column)
+        kind = table.schema.field(index)
         if column in ("model", "variant"):
             # An embedding's model is part of its key and stays.
             values = [_known_model(model) if name == "takes" else model for model in table[column].to_pylist()]
         else:
             values = [value] * table.num_rows
-        table = table.set_column(place, kind, pa.array(values, kind.type))
+        table = table.set_column(index, kind, pa.array(values, kind.type))
     return table
 
 

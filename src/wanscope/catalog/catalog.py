@@ -61,10 +61,12 @@ class Catalog:
 
     @property
     def path(self) -> Path:
+        """The catalog's .duckdb file."""
         return self.db.path
 
     @property
     def exists(self) -> bool:
+        """Whether anything has been written yet."""
         return self.db.path.exists()
 
     # embeddings
@@ -198,15 +200,15 @@ class Catalog:
 
         from wanscope.catalog import search
 
-        query_tokens, place, own = self._query(query)
+        query_tokens, encoding, own_key = self._query(query)
         rows = search.similar(
             self._searcher(),
             query_tokens,
             metric=metric,
             count=count,
             tokens=tokens,
-            place=None if any_encoder else place,
-            without=own,
+            encoding=None if any_encoder else encoding,
+            without=own_key,
         )
         schema = pa.schema(
             [("key", pa.string()), ("cosine", pa.float64()), ("l2", pa.float64())]

@@ -57,6 +57,7 @@ class Database:
 
     @property
     def log(self) -> Path:
+        """DuckDB's write-ahead log."""
         return self.path.with_name(self.path.name + ".wal")
 
     def stamp(self) -> tuple[Any, ...]:
@@ -144,12 +145,12 @@ class Database:
                 return None
             except CatalogDamaged:
                 pass
-            place = _free_name(self.path, f"damaged-{_today()}")
+            target = _free_name(self.path, f"damaged-{_today()}")
             with guarded(self.path.parent):
                 if self.log.exists():
-                    os.replace(self.log, place.with_name(place.name + ".wal"))
-                os.replace(self.path, place)
-            return place
+                    os.replace(self.log, target.with_name(target.name + ".wal"))
+                os.replace(self.path, target)
+            return target
 
     # one turn
 
@@ -345,9 +346,9 @@ def _free_name(path: Path, word: str) -> Path:
     """Return a path such as `catalog.version-1.duckdb`, with a number appended where that exists."""
     for number in range(1, 1_000_000):
         more = "" if number == 1 else f"-{number}"
-        place = path.with_name(f"{path.stem}.{word}{more}{path.suffix}")
-        if not place.exists():
-            return place
+        target = path.with_name(f"{path.stem}.{word}{more}{path.suffix}")
+        if not target.exists():
+            return target
     raise AssertionError("a million files of the same name")
 
 

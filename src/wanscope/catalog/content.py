@@ -157,8 +157,8 @@ def _planes(tokens: Tokens) -> np.ndarray:
     width = WIDTHS[tokens.dtype]
     values = np.frombuffer(tokens.data, f"<u{width}")
     planes = np.empty((width, len(values)), np.uint8)
-    for place in range(width):
-        np.right_shift(values, 8 * place, out=planes[place], casting="unsafe")
+    for byte in range(width):
+        np.right_shift(values, 8 * byte, out=planes[byte], casting="unsafe")
     return planes
 
 

@@ -206,7 +206,9 @@ def save(embedding: Embedding, path: Path) -> Path:
     if path.suffix != ".safetensors":
         raise RecipeError(f"{path} is not a .safetensors file", "an embedding is written as one", f"{path}.safetensors")
     if path.exists():
-        raise RecipeError(f"{path} already exists", "an embedding is written to a new file", "another name")
+        raise RecipeError(
+            f"{path} already exists", "an embedding is written to a new file", f"{path.with_stem(path.stem + '-2')}"
+        )
     about = {name: str(embedding.row.get(name) or "") for name in ("model", "encoder", "space", "prompt", "label")}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     with guarded(path.parent):
@@ -234,7 +236,7 @@ def stored(
             "WHERE p.prompt IN (SELECT unnest(?)) AND p.encoder = ? AND p.environment IN (SELECT unnest(?))",
             [list(prompts), encoder, list(environments)],
         ).to_pylist()
-    order = {name: place for place, name in enumerate(environments)}
+    order = {name: rank for rank, name in enumerate(environments)}
     out: dict[str, dict[str, Any]] = {}
     for row in sorted(found, key=lambda row: -order[row.pop("environment")]):
         out[row.pop("asked")] = row

@@ -113,9 +113,7 @@ def _as_half(tokens: Tokens) -> np.ndarray:
     with np.errstate(over="ignore"):
         half = tokens.array().astype(np.float16).ravel()
     if not np.isfinite(half).all():
-        raise RecipeError(
-            "an embedding does not fit into fp16", "its values are over 65504", "an export without --fp16"
-        )
+        raise RecipeError("an embedding does not fit into fp16", "its values are over 65504", "export without --fp16")
     return half
 
 

@@ -28,13 +28,14 @@ class EmbeddingFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def place(self, key: str) -> Path:
+    def path(self, key: str) -> Path:
+        """Return the path of an embedding's file."""
         return self.folder / key[:2] / f"{key}{SUFFIX}"
 
     def size(self, key: str) -> int | None:
         """Return the size of the file in bytes, or None where it does not exist."""
         try:
-            return self.place(key).stat().st_size
+            return self.path(key).stat().st_size
         except FileNotFoundError:
             return None
 
@@ -61,46 +62,50 @@ class EmbeddingFiles:
         with guarded(self.folder):
             try:
                 for key, data in contents.items():
-                    place = self.place(key)
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    part = place.with_name(f".{key}.{os.getpid()}.new")
-                    temporary[part] = place
+                    path = self.path(key)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    part = path.with_name(f".{key}.{os.getpid()}.new")
+                    temporary[part] = path
                     part.write_bytes(data)
                 _sync_concurrently(sync_file, temporary)
-                for part, place in temporary.items():
-                    os.replace(part, place)
+                for part, path in temporary.items():
+                    os.replace(part, path)
             except BaseException:
                 for part in temporary:
                     part.unlink(missing_ok=True)
                 raise
-            _sync_concurrently(sync_folder, {place.parent for place in temporary.values()})
+            _sync_concurrently(sync_folder, {path.parent for path in temporary.values()})
 
     def read(self, key: str) -> tuple[Tokens, Header]:
         """Return values and header, verified against the key. Raises CatalogDamaged where the file does not match."""
-        place = self.place(key)
+        path = self.path(key)
         try:
-            data = place.read_bytes()
+            data = path.read_bytes()
         except FileNotFoundError:
             raise CatalogDamaged(
-                f"the file of embedding {key[:12]} is missing", f"there is no {place}", "wanscope db check"
+                f"the file of embedding {key[:12]} is missing", f"there is no {path}", "wanscope db check"
             ) from None
-        tokens, header, _ = unpack(data, str(place), key)
+        tokens, header, _ = unpack(data, str(path), key)
         return tokens, header
 
     def pooled(self, key: str) -> tuple[np.ndarray, float]:
         """Return the mean token's direction, fp16 [D], and its length; only the beginning of the file is read."""
-        place = self.place(key)
+        path = self.path(key)
         try:
-            with place.open("rb", buffering=0) as file:
+            with path.open("rb", buffering=0) as file:
                 data = file.read(HEAD_BYTES + 2 * 4096)
-                facts, end = read_head(data, str(place)) if len(data) >= 12 and _whole(data) else _head(file, place)
+                facts, end = (
+                    read_head(data, str(path))
+                    if len(data) >= 12 and _has_header(data)
+                    else _read_long_header(file, path)
+                )
                 need = end + 2 * facts["dim"]
                 if len(data) < need:
                     file.seek(0)
                     data = file.read(need)
         except FileNotFoundError:
             raise CatalogDamaged(
-                f"the file of embedding {key[:12]} is missing", f"there is no {place}", "wanscope db check"
+                f"the file of embedding {key[:12]} is missing", f"there is no {path}", "wanscope db check"
             ) from None
         return np.frombuffer(data, "<f2", facts["dim"], end), float(facts["norm"])
 
@@ -110,9 +115,10 @@ class EmbeddingFiles:
         return np.stack([unit for unit, _ in found]), np.array([norm for _, norm in found])
 
     def remove(self, keys: Sequence[str]) -> None:
+        """Remove the files of embeddings; missing ones are ignored."""
         with guarded(self.folder):
             for key in keys:
-                self.place(key).unlink(missing_ok=True)
+                self.path(key).unlink(missing_ok=True)
 
     def keys(self) -> Iterator[str]:
         """Yield the keys of all files."""
@@ -136,15 +142,16 @@ def _sync_concurrently(sync: Callable[[Path], None], paths: Collection[Path]) ->
         list(pool.map(sync, paths))
 
 
-def _whole(data: bytes) -> bool:
+def _has_header(data: bytes) -> bool:
+    """Return whether the beginning of a file contains the whole header."""
     return len(data) >= 12 + int.from_bytes(data[8:12], "little")
 
 
-def _head(file: Any, place: Path) -> tuple[dict[str, Any], int]:
+def _read_long_header(file: Any, path: Path) -> tuple[dict[str, Any], int]:
     """Return the header and where it ends, for a header longer than usual."""
     file.seek(0)
     first = file.read(12)
     length = int.from_bytes(first[8:12], "little") if len(first) == 12 else 0
     if length > 1 << 24:
-        raise CatalogDamaged(f"{place} is damaged", "its header would be impossibly long", "wanscope db check --deep")
-    return read_head(first + file.read(length), str(place))
+        raise CatalogDamaged(f"{path} is damaged", "its header would be impossibly long", "wanscope db check --deep")
+    return read_head(first + file.read(length), str(path))

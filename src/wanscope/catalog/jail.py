@@ -49,7 +49,7 @@ def run_sql(db: Database, sql: str) -> pa.Table:
             raise SqlRefused(
                 f"the SQL was not answered in {SECONDS:g} seconds",
                 "other programs have to wait during a query",
-                "a smaller query",
+                "add LIMIT 1000",
             ) from None
         except duckdb.OutOfMemoryException as error:
             raise _refused("the SQL needs too much memory", error) from None

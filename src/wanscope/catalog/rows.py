@@ -73,6 +73,7 @@ def insert(
 
 
 def count(con: DuckDBPyConnection, table: str, where: str = "true", parameters: Sequence[Any] = ()) -> int:
+    """Return the number of rows of a table that meet an SQL condition."""
     row = one(con, f"SELECT count(*) FROM {table} WHERE {where}", list(parameters))
     return int(row[0]) if row else 0
 

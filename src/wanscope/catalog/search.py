@@ -39,20 +39,21 @@ ROUNDING = 5e-3  # of squared distances between fp16 directions
 class _Group:
     """All embeddings of one dimension.
 
-    square_N: squared lengths of the compact vectors. loose: embeddings without a compact vector, with their directions
-    fp16 [N, D]; norm_N has the embeddings with one first, then these.
+    square_N: squared lengths of the compact vectors. unindexed: embeddings without a compact vector, with their
+    directions fp16 [N, D]. norm_N: lengths of mean tokens, first of embeddings with a compact vector, then of these.
+    encodings: the number of each embedding's (encoder, space) in `Index.encodings`.
     """
 
     keys: np.ndarray
-    places: np.ndarray
+    encodings: np.ndarray
     compact_NK: np.ndarray
     square_N: np.ndarray
     rest_N: np.ndarray
     norm_N: np.ndarray
     basis: Basis | None
-    loose_keys: np.ndarray
-    loose_places: np.ndarray
-    loose_ND: np.ndarray | None = None
+    unindexed_keys: np.ndarray
+    unindexed_encodings: np.ndarray
+    unindexed_ND: np.ndarray | None = None
 
 
 @dataclass(eq=False)
@@ -63,7 +64,7 @@ class Index:
     files: EmbeddingFiles
     stamp: Any = None
     generation: int = -1
-    places: list[tuple[str, str]] = field(default_factory=list)
+    encodings: list[tuple[str, str]] = field(default_factory=list)
     groups: dict[int, _Group] = field(default_factory=dict)
     about: Any = None  # Arrow table with the columns that are shown of each embedding
     rows: dict[str, int] = field(default_factory=dict)  # its row number in that table, by key
@@ -96,8 +97,8 @@ class Index:
         )
         names = list(zip(found["encoder"].to_pylist(), found["space"].to_pylist(), strict=True))
         numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
-        self.places = list(numbers)
-        place_N = np.array([numbers[name] for name in names], np.int32)
+        self.encodings = list(numbers)
+        encoding_N = np.array([numbers[name] for name in names], np.int32)
         keys = np.array(found["key"].to_pylist(), dtype=object)
         self.about = found.select(["prompt", "label", "tokens", "dim", "model"])
         self.rows = {key: i for i, key in enumerate(keys.tolist())}
@@ -120,14 +121,14 @@ class Index:
             compact_NK = np.ascontiguousarray(compact_NK, np.float32)
             self.groups[dim] = _Group(
                 keys[rows[:count]],
-                place_N[rows[:count]],
+                encoding_N[rows[:count]],
                 compact_NK,
                 np.einsum("nk,nk->n", compact_NK, compact_NK),
                 part["rest"].slice(0, count).to_numpy().astype(np.float32),
                 norm_N[rows[:count]],
                 padding_basis(dim) if dim <= COMPONENTS else known.get(dim),
                 keys[rows[count:]],
-                place_N[rows[count:]],
+                encoding_N[rows[count:]],
             )
 
     def shown(self, key: str) -> dict[str, Any]:
@@ -135,27 +136,27 @@ class Index:
         return self.about.slice(self.rows[key], 1).to_pylist()[0]
 
     def nearest(
-        self, unit_D: np.ndarray, norm: float, metric: Metric, count: int, place: tuple[str, str] | None
+        self, unit_D: np.ndarray, norm: float, metric: Metric, count: int, encoding: tuple[str, str] | None
     ) -> list[tuple[str, float, float]]:
         """Return (key, cosine, L2 distance of mean tokens) of the nearest embeddings, best first.
 
-        unit_D, norm: the query's mean token as a unit vector and its length. place: only this (encoder, space).
+        unit_D, norm: the query's mean token as a unit vector and its length. encoding: only this (encoder, space).
         """
         group = self.groups.get(len(unit_D))
-        if group is None or (place is not None and place not in self.places):
+        if group is None or (encoding is not None and encoding not in self.encodings):
             return []
-        number = None if place is None else self.places.index(place)
+        number = None if encoding is None else self.encodings.index(encoding)
         keys = [*self._candidates(group, unit_D, norm, metric, max(CANDIDATES, 4 * count), number)]
         units_ND = np.zeros((0, len(unit_D)), np.float32)
         norms_N = np.zeros(0)
         if keys:
             units_ND, norms_N = self.files.pooled_many(keys)
-        if len(group.loose_keys):
-            if group.loose_ND is None or len(group.loose_ND) != len(group.loose_keys):
-                group.loose_ND, group.norm_N = _loose(self.files, group)
-            take = slice(None) if number is None else group.loose_places == number
-            keys += group.loose_keys[take].tolist()
-            units_ND = np.concatenate([units_ND, group.loose_ND[take]])
+        if len(group.unindexed_keys):
+            if group.unindexed_ND is None or len(group.unindexed_ND) != len(group.unindexed_keys):
+                group.unindexed_ND, group.norm_N = _read_unindexed(self.files, group)
+            take = slice(None) if number is None else group.unindexed_encodings == number
+            keys += group.unindexed_keys[take].tolist()
+            units_ND = np.concatenate([units_ND, group.unindexed_ND[take]])
             norms_N = np.concatenate([norms_N, group.norm_N[len(group.keys) :][take]])
         if not keys:
             return []
@@ -180,14 +181,14 @@ class Index:
                 norm_N = group.norm_N[: len(group.keys)]
                 gap_N = (norm_N - norm) ** 2 + norm_N * norm * gap_N
             if number is not None:
-                gap_N = np.where(group.places == number, gap_N, np.inf)
+                gap_N = np.where(group.encodings == number, gap_N, np.inf)
             best = np.argpartition(gap_N, count // 2)[: count // 2] if count < len(gap_N) else np.arange(len(gap_N))
             chosen.append(best[np.isfinite(gap_N[best])])
         yield from group.keys[np.unique(np.concatenate(chosen))].tolist()
 
 
-def _loose(files: EmbeddingFiles, group: _Group) -> tuple[np.ndarray, np.ndarray]:
-    units_ND, norms_N = files.pooled_many(group.loose_keys.tolist())
+def _read_unindexed(files: EmbeddingFiles, group: _Group) -> tuple[np.ndarray, np.ndarray]:
+    units_ND, norms_N = files.pooled_many(group.unindexed_keys.tolist())
     return units_ND, np.concatenate([group.norm_N[: len(group.keys)], norms_N])
 
 
@@ -202,8 +203,8 @@ def compare(
     dots_N = (units_ND @ unit_D.astype(np.float32)).astype(np.float64)
     squares_N = np.einsum("nd,nd->n", units_ND, units_ND).astype(np.float64)  # fp16 directions are not exactly 1 long
     own = float((unit_D.astype(np.float64) ** 2).sum())
-    bottom_N = np.sqrt(squares_N * own)
-    cosine_N = np.clip(np.divide(dots_N, bottom_N, out=np.zeros_like(dots_N), where=bottom_N > 0), -1, 1)
+    denominator_N = np.sqrt(squares_N * own)
+    cosine_N = np.clip(np.divide(dots_N, denominator_N, out=np.zeros_like(dots_N), where=denominator_N > 0), -1, 1)
     l2_N = np.sqrt(np.maximum((norms_N - norm) ** 2 + 2 * norms_N * norm * (1 - cosine_N), 0))
     return cosine_N, l2_N
 
@@ -213,12 +214,13 @@ def token_distance(a: Tokens, b: Tokens) -> tuple[float, float]:
     length = max(a.tokens, b.tokens)
     a_LD, b_LD = (np.zeros((length, x.dim)) for x in (a, b))
     a_LD[: a.tokens], b_LD[: b.tokens] = a.array(), b.array()
-    bottom = float(np.linalg.norm(a_LD) * np.linalg.norm(b_LD))
-    cosine = float((a_LD * b_LD).sum()) / bottom if bottom else 0.0
+    denominator = float(np.linalg.norm(a_LD) * np.linalg.norm(b_LD))
+    cosine = float((a_LD * b_LD).sum()) / denominator if denominator else 0.0
     return min(1.0, max(-1.0, cosine)), float(np.linalg.norm(a_LD - b_LD))
 
 
 def check_metric(metric: str) -> Metric:
+    """Return the metric. Raises RecipeError for an unknown one."""
     if metric not in METRICS:
         raise RecipeError(f"{metric!r} is not a metric", nearest(metric, METRICS), "cosine")
     return metric  # type: ignore[return-value]
@@ -231,25 +233,25 @@ def similar(
     metric: str = "cosine",
     count: int = 20,
     tokens: bool = False,
-    place: tuple[str, str] | None = None,
+    encoding: tuple[str, str] | None = None,
     without: str | None = None,
 ) -> list[dict[str, Any]]:
     """Return the nearest stored embeddings, best first, with key, cosine and l2 of mean tokens.
 
-    tokens: also compare whole token matrices, and order by that. place: only this (encoder, space). without: a key to
-    leave out. Raises RecipeError for an unknown metric.
+    tokens: also compare whole token matrices, and order by that. encoding: only this (encoder, space). without: a key
+    to leave out. Raises RecipeError for an unknown metric.
     """
     chosen = check_metric(metric)
     index.refresh()
     unit_D, norm = query.pooled
     wide = max(TOKEN_CANDIDATES, 2 * count) if tokens else count
     try:
-        found = index.nearest(unit_D, norm, chosen, wide + 1, place)
+        found = index.nearest(unit_D, norm, chosen, wide + 1, encoding)
     except CatalogDamaged:
         if index.db.stamp() == index.stamp:
             raise
         index.refresh()  # another process has cleaned up since we loaded
-        found = index.nearest(unit_D, norm, chosen, wide + 1, place)
+        found = index.nearest(unit_D, norm, chosen, wide + 1, encoding)
     rows: list[dict[str, Any]] = [
         {"key": key, "cosine": cosine, "l2": l2} for key, cosine, l2 in found if key != without
     ][:wide]
@@ -285,23 +287,25 @@ def near_duplicates(index: Index, threshold: float, limit: int) -> list[dict[str
     index.refresh()
     pairs: list[tuple[str, str]] = []
     for group in index.groups.values():
-        pairs += _close_pairs(group.keys, group.places, group.compact_NK, threshold)
-        if len(group.loose_keys):
-            units_ND, _ = index.files.pooled_many(group.loose_keys.tolist())
-            pairs += _close_pairs(group.loose_keys, group.loose_places, units_ND.astype(np.float32), threshold)
+        pairs += _close_pairs(group.keys, group.encodings, group.compact_NK, threshold)
+        if len(group.unindexed_keys):
+            units_ND, _ = index.files.pooled_many(group.unindexed_keys.tolist())
+            pairs += _close_pairs(
+                group.unindexed_keys, group.unindexed_encodings, units_ND.astype(np.float32), threshold
+            )
     out = [row for row in _exact_pairs(index.files, pairs) if row["cosine"] >= threshold]
     return sorted(out, key=lambda row: (-row["cosine"], row["key_a"], row["key_b"]))[:limit]
 
 
 def _close_pairs(
-    keys: np.ndarray, places: np.ndarray, vectors_NK: np.ndarray, threshold: float
+    keys: np.ndarray, encodings: np.ndarray, vectors_NK: np.ndarray, threshold: float
 ) -> Iterator[tuple[Any, Any]]:
     """Yield pairs that may reach the threshold: compact vectors are never farther apart than the full ones."""
     square_N = np.einsum("nk,nk->n", vectors_NK, vectors_NK)
     for start in range(0, len(keys), BLOCK):
         block = slice(start, start + BLOCK)
         gap = square_N[block, None] + square_N[None, start:] - 2 * vectors_NK[block] @ vectors_NK[start:].T
-        close = (gap <= 2 - 2 * threshold + ROUNDING) & (places[block, None] == places[None, start:])
+        close = (gap <= 2 - 2 * threshold + ROUNDING) & (encodings[block, None] == encodings[None, start:])
         for i, j in np.argwhere(np.triu(close, 1)):
             yield keys[start + i], keys[start + j]
 

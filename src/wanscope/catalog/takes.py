@@ -137,23 +137,23 @@ def study_rows(space: Workspace) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Return the rows of every study's table, and what is wrong with tables that cannot be read."""
     rows: list[dict[str, Any]] = []
     unreadable: dict[str, str] = {}
-    places = sorted(space.studies.glob(f"*/{INDEX}")) if space.studies.is_dir() else []
-    for place in places:
-        if place.parent.name.startswith("."):
+    tables = sorted(space.studies.glob(f"*/{INDEX}")) if space.studies.is_dir() else []
+    for path in tables:
+        if path.parent.name.startswith("."):
             continue
         try:
-            rows += _variations(place)
+            rows += _variations(path)
         except (OSError, ValueError, KeyError, csv.Error) as error:
-            unreadable[place.parent.name] = f"{place} cannot be read: {error}"
+            unreadable[path.parent.name] = f"{path} cannot be read: {error}"
     return rows, unreadable
 
 
-def _variations(place: Path) -> list[dict[str, Any]]:
-    with place.open(encoding="utf-8", newline="") as file:
+def _variations(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     return [
         {
-            "study": place.parent.name,
+            "study": path.parent.name,
             "name": line["name"],
             "take": line["take"],
             "variation": int(line["variation"]),

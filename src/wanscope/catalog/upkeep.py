@@ -315,5 +315,5 @@ def _remove_files(db: Database, files: EmbeddingFiles, keys: Sequence[str]) -> N
 
 def _stale(files: EmbeddingFiles, known: set[str]) -> list:
     old = time.time() - ORPHAN_SECONDS
-    paths = [files.place(key) for key in files.keys() if key not in known] + files.unfinished()  # noqa: SIM118
+    paths = [files.path(key) for key in files.keys() if key not in known] + files.unfinished()  # noqa: SIM118
     return [path for path in paths if path.exists() and path.stat().st_mtime < old]

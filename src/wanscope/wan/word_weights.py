@@ -53,8 +53,8 @@ def apply_weights(embedding: Tensor, words: Iterable[Columns], real_tokens: int,
     real_tokens: R, the number of tokens of the prompt including the end token; rows from R on are padding.
 
     multiply: e' = w e.
-    interpolate: e' = m + w (e - m), rescaled to the norm of e, where m is the mean of the prompt's own R rows, including
-    the end token, before any weight. A weight w > 1 turns a token away from the mean of the prompt's tokens and w < 1
+    interpolate: e' = m + w (e - m), rescaled to the norm of e, where m is the mean of the prompt's own R rows (with
+    the end token, before any weight). A weight w > 1 turns a token away from the mean of the prompt's tokens and w < 1
     toward it, without changing the token's norm.
     none: nothing changes.
 

@@ -169,7 +169,7 @@ def run_show(name: str, file: Path | None, output_dir: Path | None, json: bool) 
     tags = catalog.tags(found.key)
     made = [op for op, _ in catalog.lineage(found.key).operations]
     if json:
-        data = {**plain(found.row), "tags": tags, "prompts": prompts, "file": str(catalog.files.place(found.key))}
+        data = {**plain(found.row), "tags": tags, "prompts": prompts, "file": str(catalog.files.path(found.key))}
         written = {} if file is None else {"out": str(file)}
         output.document({**data, "operations": [op.as_data() for op in made], **written})
         return 0
@@ -186,7 +186,7 @@ def run_show(name: str, file: Path | None, output_dir: Path | None, json: bool) 
         *((("from", row["origin"]),) if row["origin"] else ()),
         ("stored", str(row["created"])[:19]),
         ("used", f"{row['uses']} times" + (f", last {str(row['last_used'])[:19]}" if row["last_used"] else "")),
-        ("file", f"{output.shown_path(catalog.files.place(found.key))}, {size_text(row['file_bytes'])}"),
+        ("file", f"{output.shown_path(catalog.files.path(found.key))}, {size_text(row['file_bytes'])}"),
     ]
     output.facts(pairs)
     for op in made:

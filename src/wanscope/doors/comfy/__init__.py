@@ -1,7 +1,8 @@
-"""ComfyUI's door: the nodes, under the ids that workflows use.
+"""The ComfyUI node pack: the nodes, registered under the ids that saved workflows use.
 
-The older ids keep their names and inputs (docs/comfyui.md says what each does now); the nodes for ComfyUI's own Wan
-models begin with `Wanscope`. `NODE_CLASS_MAPPINGS` leaves out ids that another pack has registered already.
+The ids of the earlier activation editor keep their names and inputs (docs/comfyui.md lists what each does now); the ids
+of the nodes for ComfyUI's own Wan models begin with `Wanscope`. `NODE_CLASS_MAPPINGS` leaves out ids that another pack
+has already registered.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from wanscope.doors.comfy import (
     embeds_nodes,
     native_nodes,
     node_log,
+    noise_nodes,
     prompt_nodes,
     report_nodes,
     wrapper_nodes,
@@ -22,7 +24,7 @@ from wanscope.doors.comfy import (
 )
 from wanscope.doors.comfy.base import Node
 
-OLDER: dict[str, type[Node]] = {
+LEGACY_NODES: dict[str, type[Node]] = {
     f"WanVideo{name}": getattr(module, name)
     for module, names in (
         (blocks_nodes, ("BlockActivationBuilder", "BlockStrengthBuilder", "StrengthVisualizer")),
@@ -36,9 +38,9 @@ OLDER: dict[str, type[Node]] = {
                 "EmbeddingDatabase",
                 "EmbeddingAmplifier",
                 "SequentialMixer",
-                "NoiseController",
             ),
         ),
+        (noise_nodes, ("NoiseController",)),
         (
             wrapper_nodes,
             (
@@ -61,7 +63,7 @@ OLDER: dict[str, type[Node]] = {
     )
     for name in names
 }
-NEWER: dict[str, type[Node]] = {
+NEW_NODES: dict[str, type[Node]] = {
     "WanVideoApplyGuidance": wrapper_sources.ApplyGuidance,
     **{
         f"Wanscope{name}": getattr(module, name)
@@ -96,16 +98,16 @@ NEWER: dict[str, type[Node]] = {
         for name in names
     },
 }
-NODES = {**OLDER, **NEWER}
+NODES = {**LEGACY_NODES, **NEW_NODES}
 
-# What older workflows call inputs of these ids, and what they are called here.
+# By id: the input names of older workflows, and the current name of each.
 ALIASES: dict[str, dict[str, str]] = {
     name: {
         "activation_pattern": "block_activations",
         "text_embeds_injection": "injection_embeds",
         "embeddings_injection": "injection_embeds",
     }
-    for name in OLDER
+    for name in LEGACY_NODES
     if "block_activations" in {**NODES[name].REQUIRED, **NODES[name].OPTIONAL}
     or "injection_embeds" in {**NODES[name].REQUIRED, **NODES[name].OPTIONAL}
 }
@@ -119,12 +121,15 @@ ALIASES |= {
     "WanVideoVectorInterpolation": {"embeddings_a": "start_embeds", "embeddings_b": "end_embeds"},
     "WanVideoSequentialMixer": {f"embeddings_{i}": f"embedding_{i}" for i in (1, 2, 3)},
 }
-WAN_ACTIVATION = "WAN_ACTIVATION"  # what older workflows call the type of a pattern; it is a STRING here
+WAN_ACTIVATION = "WAN_ACTIVATION"  # the type of a block pattern in older workflows; here it is a STRING
 
 
 def with_aliases(prompt: dict) -> dict:
-    """An API prompt with the older names of inputs replaced; what is given is not changed, nor other packs' nodes."""
-    out, aliases = {}, our_aliases()
+    """Return an API prompt with older input names replaced by the current ones.
+
+    The prompt passed in is not modified, and the nodes of other packs keep their input names.
+    """
+    out, aliases = {}, active_aliases()
     for node, data in prompt.items():
         names = aliases.get(data.get("class_type", "")) if isinstance(data, dict) else None
         if names:
@@ -139,7 +144,7 @@ def with_aliases(prompt: dict) -> dict:
 
 
 def owners() -> dict[str, str]:
-    """Which module holds each of our ids in the running ComfyUI, for those that are not ours."""
+    """Return those of our ids that another pack holds in the running ComfyUI, with the name of its module."""
     registered = getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {})
     return {
         name: getattr(registered[name], "RELATIVE_PYTHON_MODULE", registered[name].__module__)
@@ -148,48 +153,53 @@ def owners() -> dict[str, str]:
     }
 
 
-def our_aliases() -> dict[str, dict[str, str]]:
-    """`ALIASES` of the ids that are ours in the running ComfyUI: another pack's nodes keep their inputs' names."""
+def active_aliases() -> dict[str, dict[str, str]]:
+    """Return `ALIASES` without the ids that another pack holds: its nodes keep their input names."""
     taken = owners()
     return {name: names for name, names in ALIASES.items() if name not in taken}
 
 
-def say_owners(what: str) -> None:
-    """Logs which ids another pack holds, if any. what: how that came to be."""
+def warn_of_taken_ids(reason: str) -> None:
+    """Log which ids another pack holds, if any. reason: why it holds them, as in "which was loaded first"."""
     taken = owners()
     if taken:
         packs, ids = ", ".join(sorted(set(taken.values()))), ", ".join(sorted(taken))
-        fix = "Remove that pack to use wanscope's"
-        node_log.log.warning("wanscope: %d node ids belong to %s, which %s. %s: %s", len(taken), packs, what, fix, ids)
+        message = "wanscope: %d node ids belong to %s, which %s. Remove that pack to use wanscope's: %s"
+        node_log.log.warning(message, len(taken), packs, reason, ids)
 
 
 def register(nodes: dict[str, type[Node]] = NODES) -> dict[str, type[Node]]:
-    """The ids to register: ours, without those that another pack owns, which is said in the log."""
+    """Return the nodes to register: ours, without the ids that another pack holds. Those are logged."""
     taken = owners()
-    say_owners("was loaded first; they stay there")
+    warn_of_taken_ids("was loaded first and keeps them")
     return {name: node for name, node in nodes.items() if name not in taken}
 
 
 def attach_to_server(module: ModuleType | None = None) -> None:
-    """Old input names in prompts, and the facts the page asks for, where ComfyUI's server is running."""
+    """Connect to ComfyUI's server, if one is running.
+
+    Older input names are replaced in queued prompts, and the route `/wanscope/facts` gives the page the ids, aliases
+    and owners.
+    """
     server = node_log.server()
     if server is None or getattr(server, "wanscope_attached", False):
         return
     server.wanscope_attached = True  # type: ignore[attr-defined]
     from aiohttp import web  # type: ignore[import-not-found]
 
-    told: list[int] = [len(owners())]
+    reported = len(owners())
 
-    def renamed(data: dict) -> dict:
-        if len(owners()) > told[0]:  # ComfyUI lets a pack that is loaded later take ids without a word
-            told[0] = len(owners())
-            say_owners("was loaded later and took them")
+    def replace_names(data: dict) -> dict:
+        nonlocal reported
+        if len(owners()) > reported:  # ComfyUI does not report it when a pack that is loaded later overwrites ids
+            reported = len(owners())
+            warn_of_taken_ids("was loaded later and took them")
         return {**data, "prompt": with_aliases(data["prompt"])} if isinstance(data.get("prompt"), dict) else data
 
     async def facts(request: object) -> object:
-        return web.json_response({"ids": sorted(NODES), "aliases": our_aliases(), "owners": owners()})
+        return web.json_response({"ids": sorted(NODES), "aliases": active_aliases(), "owners": owners()})
 
-    server.add_on_prompt_handler(renamed)  # type: ignore[attr-defined]
+    server.add_on_prompt_handler(replace_names)  # type: ignore[attr-defined]
     server.routes.get("/wanscope/facts")(facts)  # type: ignore[attr-defined]
 
 

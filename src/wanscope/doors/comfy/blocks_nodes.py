@@ -1,4 +1,4 @@
-"""Nodes that make and show block patterns and strengths. They need no model."""
+"""Nodes that create and show block patterns and block strengths. They do not need a model."""
 
 from __future__ import annotations
 
@@ -13,57 +13,59 @@ from wanscope.doors.comfy.base import (
     B,
     Inputs,
     Node,
+    boolean,
     choice,
+    fraction,
+    integer,
+    node_output,
     number,
-    shown,
     socket,
-    switch,
     text,
-    unit,
-    whole,
 )
 from wanscope.edit.blocks import parse_blocks
 from wanscope.edit.strengths import Strengths
 
-COUNT = patterns.DRAWN_FOR
+COUNT = patterns.UI_BLOCKS
 
 
 class BlockActivationBuilder(Node):
     TITLE = "Block Pattern"
     CATEGORY = "wanscope/blocks"
     DESCRIPTION = (
-        "Chooses blocks by a preset or one by one. Presets are shares of the depth and fit any model; with `custom` "
-        "the toggles count. The output is a text of zeros and ones for 40 blocks that knows what was meant, so that "
-        "a model of 30 blocks gets the preset of its own depth."
+        "Chooses blocks with a preset or one by one. Presets are fractions of the depth and fit any model; `custom` "
+        "uses the toggles. The output is a string of zeros and ones for 40 blocks that also carries the preset, so "
+        "that a model with 30 blocks gets the preset for its own depth."
     )
     REQUIRED: ClassVar[Inputs] = {
-        "preset": choice(patterns.PRESETS, "custom", "Which blocks; custom reads the toggles.")
+        "preset": choice(patterns.PRESETS, "custom", "Which blocks are chosen; custom uses the toggles.")
     }
-    OPTIONAL: ClassVar[Inputs] = {f"block_{i}": switch(False, f"Block {i}, with preset custom.") for i in range(COUNT)}
+    OPTIONAL: ClassVar[Inputs] = {
+        f"block_{i}": boolean(False, f"Block {i}; used with preset custom.") for i in range(COUNT)
+    }
     RETURN_TYPES = (B,)
     RETURN_NAMES = ("block_activations",)
 
     def run(self, preset: str, **toggles: Any) -> dict[str, Any]:
-        pattern = patterns.toggled(preset, toggles)
-        return shown(parse_blocks(pattern.meant, COUNT).describe(), pattern)
+        pattern = patterns.pattern_from_toggles(preset, toggles)
+        return node_output(parse_blocks(pattern.source, COUNT).describe(), pattern)
 
 
 class BlockStrengthBuilder(Node):
     TITLE = "Block Strength Builder"
     CATEGORY = "wanscope/blocks"
     DESCRIPTION = (
-        "A strength for each block: a shape over the depth, or with `custom` the sliders. Places and widths are given "
-        "for 40 blocks and scaled to a model's own depth."
+        "Sets a strength for each block: a shape over the depth, or with `custom` the sliders. Positions and widths "
+        "are given for 40 blocks and scaled to a model's own depth."
     )
     REQUIRED: ClassVar[Inputs] = {
-        "pattern": choice(patterns.SHAPES, "custom", "The shape over the depth; custom reads the sliders."),
-        "base_strength": unit(0.5, "What the shape is multiplied with."),
+        "pattern": choice(patterns.SHAPES, "custom", "The shape over the depth; custom uses the sliders."),
+        "base_strength": fraction(0.5, "The factor that the shape is multiplied by."),
     }
     OPTIONAL: ClassVar[Inputs] = {
-        "peak_block": whole(20, 0, 39, "Where the gaussian shapes have their peak."),
-        "spread": number(5.0, 0.5, 20.0, 0.5, "How wide the gaussian shapes are, in blocks."),
-        "step_size": whole(5, 1, 20, "How many blocks a step of `stepped` has."),
-        **{f"block_{i}_strength": unit(0.0, f"Block {i}, with pattern custom.") for i in range(COUNT)},
+        "peak_block": integer(20, 0, 39, "The block at the peak of the Gaussian shapes."),
+        "spread": number(5.0, 0.5, 20.0, 0.5, "The width of the Gaussian shapes, in blocks."),
+        "step_size": integer(5, 1, 20, "The number of blocks per step of `stepped`."),
+        **{f"block_{i}_strength": fraction(0.0, f"Block {i}; used with pattern custom.") for i in range(COUNT)},
     }
     RETURN_TYPES = (STRENGTHS, "STRING")
     RETURN_NAMES = ("block_strengths", "strength_visualization")
@@ -77,24 +79,24 @@ class BlockStrengthBuilder(Node):
         step_size: int = 5,
         **sliders: Any,
     ) -> dict[str, Any]:
-        built = patterns.built_strengths(pattern, base_strength, peak_block, spread, step_size, sliders)
+        built = patterns.build_strengths(pattern, base_strength, peak_block, spread, step_size, sliders)
         picture = Strengths(tuple(built["strengths"])).bars()
-        return shown(picture, built, picture)
+        return node_output(picture, built, picture)
 
 
 class BlockStrengths(Node):
     TITLE = "Block Strengths"
     CATEGORY = "wanscope/blocks"
     DESCRIPTION = (
-        "A strength for each block, drawn by mouse: drag over the bars, or choose a shape. `values` is what is sent, "
-        "one number a block with commas between; `blocks` is how many there are, and follows a model that is "
-        "connected downstream."
+        "Sets a strength for each block with the mouse: drag over the bars, or choose a shape. `values` holds the "
+        "numbers that are used, one per block, separated by commas; `blocks` is the number of blocks, which follows a "
+        "model that is connected downstream."
     )
     REQUIRED: ClassVar[Inputs] = {
-        "shape": choice(patterns.SHAPES, "uniform", "A shape fits any model; dragging a bar makes it custom."),
-        "base": unit(0.5, "What the shape is multiplied with."),
-        "blocks": whole(40, 1, 200, "How many blocks the bars are drawn for: 30 for 1.3B and 5B, 40 for 14B."),
-        "values": text("", "With shape custom: a number for each block, with commas between."),
+        "shape": choice(patterns.SHAPES, "uniform", "The shape over the depth; dragging a bar sets it to custom."),
+        "base": fraction(0.5, "The factor that the shape is multiplied by."),
+        "blocks": integer(40, 1, 200, "The number of blocks: 30 for 1.3B and 5B, 40 for 14B."),
+        "values": text("", "With shape custom: one number per block, separated by commas."),
     }
     RETURN_TYPES = (STRENGTHS, "STRING")
     RETURN_NAMES = ("block_strengths", "picture")
@@ -108,11 +110,11 @@ class BlockStrengths(Node):
             metadata: dict[str, Any] = {"blocks": blocks, "base_strength": base}
             built = {"strengths": list(found.values), "pattern": shape, "metadata": metadata}
         else:
-            built = patterns.built_strengths(shape, base, 20, 5.0, 5, {})
-            found = patterns.strengths_of(built, blocks)
+            built = patterns.build_strengths(shape, base, 20, 5.0, 5, {})
+            found = patterns.parse_strength_input(built, blocks)
             built = {**built, "strengths": list(found.values)}
         picture = found.bars()
-        return shown(picture, built, picture)
+        return node_output(picture, built, picture)
 
 
 def _is_number(value: str) -> bool:
@@ -128,9 +130,9 @@ class StrengthVisualizer(Node):
     CATEGORY = "wanscope/blocks"
     DESCRIPTION = "Shows block strengths as bars, as text and as an image."
     REQUIRED: ClassVar[Inputs] = {
-        "block_strengths": socket(STRENGTHS, "What a strength builder makes."),
-        "show_numbers": switch(True, "Write each strength behind its bar."),
-        "graph_height": whole(10, 5, 20, "Height of the image, in tens of pixels."),
+        "block_strengths": socket(STRENGTHS, "The output of a strength builder."),
+        "show_numbers": boolean(True, "Write each strength after its bar."),
+        "graph_height": integer(10, 5, 20, "Height of the image, in tens of pixels."),
     }
     RETURN_TYPES = ("STRING", "IMAGE")
     RETURN_NAMES = ("text_visualization", "graph_image")
@@ -142,11 +144,14 @@ class StrengthVisualizer(Node):
         if not show_numbers:
             picture = "\n".join(line.rpartition(" ")[0] for line in picture.splitlines())
         name = block_strengths.get("pattern", "custom")
-        return shown(f"{name}\n{picture}", picture, graph(values, graph_height))
+        return node_output(f"{name}\n{picture}", picture, draw_graph(values, graph_height))
 
 
-def graph(values: Strengths, height: int) -> Tensor:
-    """IMAGE [1, 10 height, 10 blocks, 3]: a bar a block, the largest of 1 and the strongest block being full height."""
+def draw_graph(values: Strengths, height: int) -> Tensor:
+    """Return an IMAGE [1, 10 x height, 10 x blocks, 3] with one bar per block, values 0 to 1.
+
+    The full height is a strength of 1, or the largest absolute strength if that is more than 1.
+    """
     full = max(1.0, *(abs(v) for v in values.values))
     image = torch.full((1, 10 * height, 10 * values.count, 3), 0.1)
     for i, value in enumerate(values.values):

@@ -1,4 +1,4 @@
-"""The catalogue as the nodes use it: in ComfyUI's user folder, and never in the way of a result."""
+"""The catalog that the nodes use: it is in ComfyUI's user folder, and a fault in it never prevents a result."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ ENCODER = "comfyui"
 
 
 def folder() -> Path | None:
-    """ComfyUI's user folder for the catalogue; None outside ComfyUI, where it is the workspace's."""
+    """Return the catalog's folder in ComfyUI's user folder; None outside ComfyUI, where the workspace's is used."""
     paths = sys.modules.get("folder_paths")
     return None if paths is None else Path(paths.get_user_directory()) / "wanscope"
 
 
 def catalog() -> Catalog:
-    """The catalogue. Raises RequestError where its database is not installed."""
+    """Return the catalog. Raises RequestError if duckdb is not installed."""
     try:
         import duckdb  # noqa: F401
     except ImportError:
         raise RequestError(
-            "the catalogue needs duckdb", "it is not installed in ComfyUI's Python", "pip install -r requirements.txt"
+            "the catalog needs duckdb", "it is not installed in ComfyUI's Python", "pip install -r requirements.txt"
         ) from None
     from wanscope.catalog.catalog import Catalog
 
@@ -39,14 +39,15 @@ def catalog() -> Catalog:
     return Catalog(place)
 
 
-def recorded(operation: str, inputs: Sequence[Tensor], made: Tensor, parameters: Mapping[str, Any]) -> str:
-    """Records an operation whose result is at hand, in the catalogue; a sentence on what became of it.
+def record_operation(operation: str, inputs: Sequence[Tensor], made: Tensor, parameters: Mapping[str, Any]) -> str:
+    """Record an operation on token matrices [L, D] in the catalog and return a sentence for the node's report.
 
-    The catalogue computes the result itself from what it stores, so that it can be computed again from there.
+    made: the result [L, D] that the node returns. The catalog computes its own from the inputs it stores, so that the
+    operation can be repeated from the catalog alone.
     """
     try:
         stored = catalog().compute(operation, [t.detach().cpu() for t in inputs], **parameters)
     except (CatalogBusy, CatalogDamaged, RequestError) as error:
-        return f"Not recorded in the catalogue: {error.what}."
+        return f"Not recorded in the catalog: {error.what}."
     same = stored.tensor().shape == made.shape and bool((stored.tensor() == made.cpu()).all())
-    return f"Recorded in the catalogue as {stored.key[:12]}{'' if same else ' (trimmed of zero rows)'}."
+    return f"Recorded in the catalog as {stored.key[:12]}{'' if same else ' (without its rows of zeros)'}."

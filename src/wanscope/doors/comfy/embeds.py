@@ -1,11 +1,11 @@
-"""Prompts as ComfyUI carries them, and as the token matrices [L, D] that `edit/` works on.
+"""Conversion between prompts as ComfyUI passes them and the token matrices [L, D] that `edit/` works on.
 
-WanVideoWrapper: `{"prompt_embeds": [tensor [L, 4096], ...], "negative_prompt_embeds": [...], ...}`, one tensor a prompt
-(several where the text had `|`), unpadded or padded. A bare tensor in place of the list is accepted.
+WanVideoWrapper: `{"prompt_embeds": [tensor [L, 4096], ...], "negative_prompt_embeds": [...], ...}`, one tensor per
+prompt (several if the text contained `|`), padded or not. A bare tensor in place of the list is accepted.
 Native: CONDITIONING `[[tensor [1, 512, 4096], {...}], ...]`, padded with rows of zeros.
 
-Nothing here changes what it is given: every result is a new container. What wanscope adds to text embeds stands under
-one key of its own, so that other nodes pass it on unread.
+These functions never modify their arguments: every result is a new container. What wanscope adds to text embeds is
+stored under a key of its own, which other nodes pass on unread.
 
 Shape suffixes: L tokens, D text dimension.
 """
@@ -27,9 +27,9 @@ TEXT_LENGTH = 512
 
 
 def prompts_of(embeds: Any, name: str = "text_embeds") -> list[Tensor]:
-    """The real tokens of every prompt in text embeds or CONDITIONING, [L, D] each, on the CPU's or their own device.
+    """Return the real tokens [L, D] of every prompt in text embeds or CONDITIONING, on the device they are on.
 
-    Raises RecipeError for anything that is neither.
+    name: the input's name, for messages. Raises RecipeError for anything that is neither, or holds no prompt.
     """
     if isinstance(embeds, Mapping):
         found = embeds.get("prompt_embeds")
@@ -37,7 +37,7 @@ def prompts_of(embeds: Any, name: str = "text_embeds") -> list[Tensor]:
         if not isinstance(tensors, Sequence) or not tensors or not all(isinstance(t, Tensor) for t in tensors):
             raise RecipeError(
                 f"{name} holds no prompt_embeds",
-                "text embeds are what a WanVideo text encoder makes",
+                "text embeds are the output of a WanVideo text encoder",
                 "connect the output of WanVideo TextEncode",
             )
         rows = [row for tensor in tensors for row in _rows(tensor, name)]
@@ -47,7 +47,9 @@ def prompts_of(embeds: Any, name: str = "text_embeds") -> list[Tensor]:
         rows = []
         for item in embeds:
             if not (isinstance(item, Sequence) and item and isinstance(item[0], Tensor)):
-                raise RecipeError(f"{name} is no conditioning", "a part of it holds no tensor", "CLIP Text Encode")
+                raise RecipeError(
+                    f"{name} is not conditioning", "one of its entries holds no tensor", "CLIP Text Encode"
+                )
             rows += _rows(item[0], name)
     else:
         rows = []
@@ -61,18 +63,18 @@ def prompts_of(embeds: Any, name: str = "text_embeds") -> list[Tensor]:
 
 
 def first_prompt(embeds: Any, name: str = "text_embeds") -> Tensor:
-    """The real tokens [L, D] of the first prompt. See `prompts_of`."""
+    """Return the real tokens [L, D] of the first prompt. See `prompts_of`."""
     return prompts_of(embeds, name)[0]
 
 
-def only_first(*embeds: Any) -> str:
-    """A sentence where one of these holds several prompts, of which an operation takes the first."""
+def first_only_note(*embeds: Any) -> str:
+    """Return a note if one of these inputs holds several prompts, of which the operation uses the first, else ""."""
     several = any(len(prompts_of(one)) > 1 for one in embeds if one is not None)
-    return "Of several prompts in one input the first is taken." if several else ""
+    return "Of several prompts in one input, the first is used." if several else ""
 
 
 def negatives_of(embeds: Any) -> list[Tensor]:
-    """The tensors of the negative prompt as they are, [] where there are none."""
+    """Return the negative prompt's tensors [L, D], padded as they are; [] if there are none."""
     found = embeds.get("negative_prompt_embeds") if isinstance(embeds, Mapping) else None
     if isinstance(found, Tensor):
         found = [found]
@@ -80,26 +82,29 @@ def negatives_of(embeds: Any) -> list[Tensor]:
 
 
 def with_prompts(embeds: Any, tokens: Sequence[Tensor]) -> dict[str, Any]:
-    """New text embeds with these prompts and everything else as in `embeds` (a bare tensor or mapping)."""
+    """Return new text embeds with copies of these prompts [L, D]; everything else is as in `embeds`."""
     out = dict(embeds) if isinstance(embeds, Mapping) else {"negative_prompt_embeds": []}
     out["prompt_embeds"] = [token_LD.clone() for token_LD in tokens]
     return out
 
 
-def with_setting(embeds: Any, **settings: Any) -> dict[str, Any]:
-    """Text embeds that carry wanscope's settings beside what they had."""
+def with_settings(embeds: Any, **settings: Any) -> dict[str, Any]:
+    """Return a copy of text embeds with these settings of wanscope added."""
     out = dict(embeds) if isinstance(embeds, Mapping) else with_prompts({}, prompts_of(embeds))
     out[KEY] = {**out.get(KEY, {}), **settings}
     return out
 
 
-def setting(embeds: Any, name: str) -> Any:
-    """A setting that rides in text embeds, None where it is not there."""
+def read_setting(embeds: Any, name: str) -> Any:
+    """Return a setting of wanscope that text embeds carry, or None."""
     return embeds.get(KEY, {}).get(name) if isinstance(embeds, Mapping) else None
 
 
 def conditioning(tokens_LD: Tensor, like: Any = None) -> list[list[Any]]:
-    """CONDITIONING [[tensor [1, 512 or more, D], {...}]] with these tokens, other entries as in the first of `like`."""
+    """Return CONDITIONING [[tensor [1, 512 or more, D], {...}]] with these tokens [L, D], padded with zeros.
+
+    like: conditioning whose first entry gives the other settings.
+    """
     rest = dict(like[0][1]) if like else {}
     length = max(TEXT_LENGTH, len(tokens_LD))
     padded = tokens_LD.new_zeros(1, length, tokens_LD.shape[1])
@@ -107,23 +112,27 @@ def conditioning(tokens_LD: Tensor, like: Any = None) -> list[list[Any]]:
     return [[padded, rest]]
 
 
-def at_most(tokens_LD: Tensor, limit: int = TEXT_LENGTH) -> tuple[Tensor, str]:
-    """The tokens the encoder's limit leaves, and a sentence where it cut some."""
+def truncate_tokens(tokens_LD: Tensor, limit: int = TEXT_LENGTH) -> tuple[Tensor, str]:
+    """Return at most `limit` of the tokens [L, D], and a sentence if some were cut."""
     if len(tokens_LD) <= limit:
         return tokens_LD, ""
     return tokens_LD[:limit], f"{len(tokens_LD)} tokens were cut to the encoder's limit of {limit}."
 
 
 def _rows(tensor: Tensor, name: str) -> list[Tensor]:
-    """Token matrices in a tensor [L, D] or [B, L, D]."""
+    """Split a tensor [L, D] or [B, L, D] into token matrices [L, D]."""
     if tensor.ndim == 2:
         return [tensor]
     if tensor.ndim == 3:
         return list(tensor.unbind(0))
-    raise RecipeError(f"{name} holds a tensor of shape {list(tensor.shape)}", "a prompt is [tokens, dimensions]", "")
+    raise RecipeError(
+        f"{name} holds a tensor of shape {list(tensor.shape)}",
+        "a prompt is [tokens, dimensions]",
+        "connect the output of a text encoder",
+    )
 
 
-def same_prompt(a: Tensor, b: Tensor) -> bool:
-    """Whether two token matrices, padded or not, are one prompt."""
+def is_same_prompt(a: Tensor, b: Tensor) -> bool:
+    """Return whether two token matrices [L, D] hold the same prompt, ignoring padding."""
     a, b = trim(a), trim(b)
     return a.shape == b.shape and torch.equal(a, b.to(a.device, a.dtype))

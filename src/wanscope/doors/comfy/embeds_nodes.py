@@ -1,4 +1,7 @@
-"""The older ids that work on text embeds alone: analysis, algebra, interpolation, amplifier, sequence, noise."""
+"""The legacy nodes for text embeds that need no model: analysis, algebra, sequences, the catalog.
+
+Shape suffixes: L tokens, D text dim.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +13,27 @@ import torch
 from torch import Tensor
 
 from wanscope.doors.comfy import catalog
-from wanscope.doors.comfy.base import E, Inputs, Node, choice, number, shown, socket, switch, unit, whole
-from wanscope.doors.comfy.embeds import at_most, first_prompt, only_first, prompts_of, with_prompts
+from wanscope.doors.comfy.base import E, Inputs, Node, boolean, choice, fraction, integer, node_output, number, socket
+from wanscope.doors.comfy.embeds import first_only_note, first_prompt, prompts_of, truncate_tokens, with_prompts
 from wanscope.edit import embedding_algebra as algebra
 from wanscope.edit.amplify import MODES, amplify
 from wanscope.edit.difference import relative_l2
 from wanscope.errors import RecipeError
 
-TRAVEL = 8  # prompts in a mixed sequence; the wrapper spreads them evenly over the frames
+SEQUENCE_LENGTH = 8  # prompts in a mixed sequence; the wrapper spreads them evenly over the frames
 
 
 class EmbeddingAnalyzer(Node):
     TITLE = "Analyze Text Embeds"
     CATEGORY = "wanscope/embeddings"
     DESCRIPTION = (
-        "Figures of a prompt's embedding over its real tokens: shape, norms, and the share of variance that its "
-        "principal axes hold. With `store_in_db` it is kept in the catalogue."
+        "Reports figures of a prompt's embedding over its real tokens: shape, norms, and the fraction of variance "
+        "along its principal axes. With `store_in_db` the embedding is stored in the catalog."
     )
     REQUIRED: ClassVar[Inputs] = {
-        "text_embeds": socket(E, "What is analyzed; handed on unchanged."),
-        "analysis_type": choice(("statistics", "shape", "pca_preview", "all"), "all", "Which figures."),
-        "store_in_db": switch(True, "Keep the embedding in the catalogue."),
+        "text_embeds": socket(E, "The embeds to analyze; passed through unchanged."),
+        "analysis_type": choice(("statistics", "shape", "pca_preview", "all"), "all", "Which figures to report."),
+        "store_in_db": boolean(True, "Store the embedding in the catalog."),
     }
     RETURN_TYPES = ("STRING", E)
     RETURN_NAMES = ("analysis_report", "text_embeds")
@@ -53,12 +56,13 @@ class EmbeddingAnalyzer(Node):
             store = catalog.catalog()
             for tokens_LD in prompts:
                 key = store.put(tokens_LD.detach().cpu(), encoder=catalog.ENCODER, source="comfyui")
-                lines.append(f"kept in the catalogue as {key[:12]}")
+                lines.append(f"stored in the catalog as {key[:12]}")
         report = "\n".join(lines)
-        return shown(report, report, text_embeds)
+        return node_output(report, report, text_embeds)
 
 
 def _statistics(tokens_LD: Tensor) -> list[str]:
+    """Return lines with the mean, spread, range and norms of the values, in float64."""
     x = tokens_LD.double()
     norms = torch.linalg.vector_norm(x, dim=1)
     return [
@@ -70,11 +74,11 @@ def _statistics(tokens_LD: Tensor) -> list[str]:
 
 
 def _axes(tokens_LD: Tensor) -> str:
-    """The shares of variance of the principal axes of the tokens, from their Gram matrix."""
+    """Return a line with the fractions of variance along the tokens' principal axes, from their Gram matrix."""
     x = tokens_LD.double() - tokens_LD.double().mean(0)
     values = torch.linalg.eigvalsh(x @ x.T).flip(0).clamp_min(0)
     if len(x) < 2 or not float(values.sum()):
-        return "principal axes: one token has none"
+        return "principal axes: none, the tokens do not differ"
     shares = values / values.sum()
     ratio = 1 / float(shares.square().sum())
     first = ", ".join(f"{float(s):.1%}" for s in shares[:5])
@@ -84,12 +88,14 @@ def _axes(tokens_LD: Tensor) -> str:
 class VectorDifference(Node):
     TITLE = "Difference of Embeds"
     CATEGORY = "wanscope/embeddings"
-    DESCRIPTION = "A minus B, token by token. The shorter prompt is filled up with zeros, which is what padding is."
+    DESCRIPTION = (
+        "Computes A minus B, token by token. The shorter prompt is padded with zeros, like the model's own padding."
+    )
     REQUIRED: ClassVar[Inputs] = {
         "text_embeds_a": socket(E, "A."),
-        "text_embeds_b": socket(E, "B, which is subtracted."),
-        "normalize": switch(False, "Scale every token of the difference to length 1."),
-        "scale": number(1.0, -10.0, 10.0, 0.1, "What the difference is multiplied with."),
+        "text_embeds_b": socket(E, "B, which is subtracted from A."),
+        "normalize": boolean(False, "Scale every token of the difference to length 1."),
+        "scale": number(1.0, -10.0, 10.0, 0.1, "The factor that the difference is multiplied by."),
     }
     RETURN_TYPES = (E,)
     RETURN_NAMES = ("difference_vector",)
@@ -97,22 +103,23 @@ class VectorDifference(Node):
     def run(self, text_embeds_a: Any, text_embeds_b: Any, normalize: bool, scale: float) -> dict[str, Any]:
         a, b = first_prompt(text_embeds_a, "text_embeds_a"), first_prompt(text_embeds_b, "text_embeds_b")
         made = algebra.difference(a, b.to(a.device), normalize=normalize, scale=scale)
-        said = catalog.recorded("difference", [a, b], made.embedding, {"normalize": normalize, "scale": scale})
-        said = _notes(made.note, only_first(text_embeds_a, text_embeds_b), said)
-        return shown(said, with_prompts(text_embeds_a, [made.embedding]))
+        parameters = {"normalize": normalize, "scale": scale}
+        recorded = catalog.record_operation("difference", [a, b], made.embedding, parameters)
+        report = _join(made.note, first_only_note(text_embeds_a, text_embeds_b), recorded)
+        return node_output(report, with_prompts(text_embeds_a, [made.embedding]))
 
 
 class VectorArithmetic(Node):
     TITLE = "Embeds Arithmetic"
     CATEGORY = "wanscope/embeddings"
     DESCRIPTION = (
-        "`add`: base plus each operand times its weight. `weighted_sum`: the same over the sum of all weights, the "
-        "base's being 1. `multiply`: element by element, operands times their weights. `normalize`: the sum of "
-        "`add`, every token scaled to length 1."
+        "`add`: the base plus each operand times its weight. `weighted_sum`: the same divided by the sum of all "
+        "weights; the base has weight 1. `multiply`: the elementwise product of the base and the weighted operands. "
+        "`normalize`: the result of `add` with every token scaled to length 1."
     )
     REQUIRED: ClassVar[Inputs] = {
-        "base_embeds": socket(E, "What the operation begins with; its negative prompt is kept."),
-        "operation": choice(("add", "weighted_sum", "multiply", "normalize"), "add", "What is done."),
+        "base_embeds": socket(E, "The first operand; its negative prompt is kept."),
+        "operation": choice(("add", "weighted_sum", "multiply", "normalize"), "add", "The operation."),
     }
     OPTIONAL: ClassVar[Inputs] = {
         name: value
@@ -138,32 +145,34 @@ class VectorArithmetic(Node):
             total = sum(weights)
             if operation == "weighted_sum":
                 if not total:
-                    raise RecipeError("the weights sum to 0", "a weighted sum divides by their sum", "operation: add")
+                    raise RecipeError(
+                        "the weights sum to 0", "a weighted sum is divided by their sum", "operation: add"
+                    )
                 weights = [w / total for w in weights]
             made, record = algebra.weighted_sum(rows, weights), ("weighted_sum", rows, {"weights": weights})
             if operation == "normalize":
                 before = made
                 made = algebra.Result(algebra.normalize(before.embedding).embedding, before.note)
                 record = ("normalize", [before.embedding], {})
-        several = only_first(base_embeds, *(operands.get(f"operand_{i}") for i in (1, 2, 3)))
-        said = _notes(made.note, several, catalog.recorded(record[0], record[1], made.embedding, record[2]))
-        return shown(said, with_prompts(base_embeds, [made.embedding]))
+        several = first_only_note(base_embeds, *(operands.get(f"operand_{i}") for i in (1, 2, 3)))
+        report = _join(made.note, several, catalog.record_operation(record[0], record[1], made.embedding, record[2]))
+        return node_output(report, with_prompts(base_embeds, [made.embedding]))
 
 
 class VectorInterpolation(Node):
     TITLE = "Interpolate Embeds"
     CATEGORY = "wanscope/embeddings"
     DESCRIPTION = (
-        "A path of prompts from the first to the second, as several prompts in one output: the wrapper spreads them "
-        "evenly over the video. `spherical` turns each token at constant speed; `cubic` is the Catmull-Rom spline, "
-        "which through two prompts is the straight line."
+        "Returns prompts along a path from the first to the second, as several prompts in one output; the wrapper "
+        "spreads them evenly over the video. `spherical` turns each token at constant speed. `cubic` is the "
+        "Catmull-Rom spline, which is a straight line through two prompts."
     )
     REQUIRED: ClassVar[Inputs] = {
-        "start_embeds": socket(E, "Where the path begins; its negative prompt is kept."),
-        "end_embeds": socket(E, "Where it ends."),
-        "steps": whole(5, 2, 20, "How many prompts; at most the video's latent frames."),
-        "method": choice(("linear", "spherical", "cubic"), "linear", "How the path runs."),
-        "include_endpoints": switch(True, "Whether the first and the last prompt are the two themselves."),
+        "start_embeds": socket(E, "The start of the path; its negative prompt is kept."),
+        "end_embeds": socket(E, "The end of the path."),
+        "steps": integer(5, 2, 20, "The number of prompts; at most the video's number of latent frames."),
+        "method": choice(("linear", "spherical", "cubic"), "linear", "The kind of path."),
+        "include_endpoints": boolean(True, "Whether the path includes the two prompts themselves."),
     }
     RETURN_TYPES = (E,)
     RETURN_NAMES = ("interpolated_sequence",)
@@ -176,22 +185,23 @@ class VectorInterpolation(Node):
             method,  # type: ignore[arg-type]
             include_endpoints=include_endpoints,
         )
-        said = f"{steps} prompts at {', '.join(f'{p:.2f}' for p in path.positions)} of the way."
-        said = _notes(said, path.note, only_first(start_embeds, end_embeds))
-        return shown(said, with_prompts(start_embeds, path.embeddings))
+        report = f"{steps} prompts at positions {', '.join(f'{p:.2f}' for p in path.positions)}."
+        report = _join(report, path.note, first_only_note(start_embeds, end_embeds))
+        return node_output(report, with_prompts(start_embeds, path.embeddings))
 
 
 class EmbeddingDatabase(Node):
-    TITLE = "Embedding Catalogue"
+    TITLE = "Embedding Catalog"
     CATEGORY = "wanscope/embeddings"
     DESCRIPTION = (
-        "Figures of the catalogue, its newest entries, or a cleanup: what has not been used for `cleanup_days` and "
-        "was used fewer than `cleanup_min_access` times goes; what has a label or is an input of something kept stays."
+        "Shows statistics of the catalog or its newest entries, or cleans it up. A cleanup removes embeddings that "
+        "were not used for `cleanup_days` and were used fewer than `cleanup_min_access` times, unless they have a "
+        "label or are an input of an embedding that is kept."
     )
     REQUIRED: ClassVar[Inputs] = {
-        "action": choice(("stats", "cleanup", "list_recent"), "stats", "What to do."),
-        "cleanup_days": whole(30, 1, 365, "Remove what was not used for so many days."),
-        "cleanup_min_access": whole(5, 1, 100, "Keep what was used at least so often."),
+        "action": choice(("stats", "cleanup", "list_recent"), "stats", "The action."),
+        "cleanup_days": integer(30, 1, 365, "Remove embeddings that were not used for this many days."),
+        "cleanup_min_access": integer(5, 1, 100, "Keep embeddings that were used at least this often."),
     }
     RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("report",)
@@ -199,18 +209,18 @@ class EmbeddingDatabase(Node):
 
     @classmethod
     def IS_CHANGED(cls, **given: Any) -> float:
-        return math.nan  # the catalogue changes beside the graph
+        return math.nan  # the catalog changes outside the graph
 
     def run(self, action: str, cleanup_days: int, cleanup_min_access: int) -> dict[str, Any]:
         store = catalog.catalog()
         if not store.exists:
-            report = "The catalogue is empty; nothing has been stored yet."
+            report = "The catalog is empty; nothing has been stored yet."
         elif action == "stats":
             found = store.stats()
             size = found["bytes"]
             report = "\n".join(
                 [
-                    f"catalogue: {found['catalogue']}",
+                    f"catalog: {found['catalogue']}",
                     f"{found['embeddings']['count']} embeddings, used {found['embeddings']['uses']} times, "
                     f"{size['files']:,} bytes in files, {size['database']:,} in the database",
                     f"{found['rows']['vector_operations']} recorded operations",
@@ -220,29 +230,29 @@ class EmbeddingDatabase(Node):
         elif action == "cleanup":
             done = store.cleanup(unused_days=cleanup_days, max_uses=cleanup_min_access - 1, dry_run=False)
             report = (
-                f"Removed {len(done.keys)} embeddings ({done.bytes:,} bytes); {done.kept} that fit stay, because they "
-                "have a label or something kept was made of them."
+                f"Removed {len(done.keys)} embeddings ({done.bytes:,} bytes); {done.kept} others matched and were "
+                "kept, because they have a label or are an input of an embedding that is kept."
             )
         else:
             rows = store.list(limit=10).to_pylist()
             lines = [f"{r['key'][:12]}  {r['tokens']} tokens  {r.get('label') or r.get('prompt') or ''}" for r in rows]
             operations = [f"{op.operation} -> {op.result[:12]}" for op in store.operations(10)]
             report = "\n".join(["newest embeddings", *lines, "newest operations", *operations])
-        return shown(report, report)
+        return node_output(report, report)
 
 
 class EmbeddingAmplifier(Node):
     TITLE = "Amplify Difference"
     CATEGORY = "wanscope/embeddings"
     DESCRIPTION = (
-        "Moves the injected prompt until its difference from the main one is exact: relative L2 over the real "
-        "tokens, in percent. Where that cannot be reached, the reachable range is said."
+        "Moves the injected prompt until its difference from the main prompt is exactly the target: relative L2 over "
+        "the real tokens, in percent. If the target cannot be reached, the error states the reachable range."
     )
     REQUIRED: ClassVar[Inputs] = {
-        "main_embeds": socket(E, "The prompt that the video is made from."),
-        "injection_embeds": socket(E, "The prompt that is injected; this one is moved."),
+        "main_embeds": socket(E, "The main prompt of the video."),
+        "injection_embeds": socket(E, "The prompt that is injected; it is the one that is moved."),
         "target_difference": number(60.0, 30.0, 90.0, 5.0, "The difference to reach, in percent."),
-        "amplification_mode": choice(MODES, "push_apart", "Along which line it is moved."),
+        "amplification_mode": choice(MODES, "push_apart", "The line along which it is moved."),
     }
     RETURN_TYPES = (E, "STRING")
     RETURN_NAMES = ("amplified_injection", "info")
@@ -251,9 +261,9 @@ class EmbeddingAmplifier(Node):
         main = first_prompt(main_embeds, "main_embeds")
         donor = first_prompt(injection_embeds, "injection_embeds").to(main.device)
         made = amplify(main, donor, target_difference / 100, amplification_mode)
-        tokens, cut = at_most(made.embedding)
-        info = _notes(made.describe() + ".", cut, only_first(main_embeds, injection_embeds))
-        return shown(info, with_prompts(injection_embeds, [tokens]), info)
+        tokens, cut = truncate_tokens(made.embedding)
+        info = _join(made.describe() + ".", cut, first_only_note(main_embeds, injection_embeds))
+        return node_output(info, with_prompts(injection_embeds, [tokens]), info)
 
 
 EASES: dict[str, Callable[[float], float]] = {
@@ -269,20 +279,20 @@ class SequentialMixer(Node):
     TITLE = "Mix Embeds over the Video"
     CATEGORY = "wanscope/embeddings"
     DESCRIPTION = (
-        f"From the first prompt to the second (and third) along the video: {TRAVEL} prompts in one output, which the "
-        "wrapper spreads evenly over the frames. A transition is centered at its point and as wide as the sharpness "
-        "says, in shares of the video; `step` changes at once."
+        f"Goes from the first prompt to the second (and third) over the video: {SEQUENCE_LENGTH} prompts in one "
+        "output, which the wrapper spreads evenly over the frames. A transition is centered at its point, and the "
+        "sharpness is its width as a fraction of the video; `step` changes at once."
     )
     REQUIRED: ClassVar[Inputs] = {
-        "embedding_1": socket(E, "At the beginning; its negative prompt is kept."),
-        "embedding_2": socket(E, "After the first transition."),
-        "mix_schedule": choice(EASES, "linear", "How a transition runs."),
-        "transition_point": unit(0.5, "Where the first transition has its middle."),
-        "transition_sharpness": number(0.1, 0.01, 1.0, 0.01, "How wide a transition is, in shares of the video."),
+        "embedding_1": socket(E, "The prompt at the beginning; its negative prompt is kept."),
+        "embedding_2": socket(E, "The prompt after the first transition."),
+        "mix_schedule": choice(EASES, "linear", "The curve of a transition."),
+        "transition_point": fraction(0.5, "The middle of the first transition, as a fraction of the video."),
+        "transition_sharpness": number(0.1, 0.01, 1.0, 0.01, "The width of a transition, as a fraction of the video."),
     }
     OPTIONAL: ClassVar[Inputs] = {
-        "embedding_3": socket(E, "After the second transition."),
-        "transition_point_2": unit(0.75, "Where the second transition has its middle."),
+        "embedding_3": socket(E, "The prompt after the second transition."),
+        "transition_point_2": fraction(0.75, "The middle of the second transition, as a fraction of the video."),
     }
     RETURN_TYPES = (E,)
     RETURN_NAMES = ("mixed_sequence",)
@@ -305,93 +315,34 @@ class SequentialMixer(Node):
             if transition_point_2 < transition_point:
                 raise RecipeError(
                     f"the second transition is at {transition_point_2:g}, before the first at {transition_point:g}",
-                    "the prompts follow one another",
-                    "transition_point_2: 0.75",
+                    "the second transition must not come before the first",
+                    f"transition_point_2: {transition_point:g}",
                 )
         rows = [row.to(rows[0].device) for row in rows]
         made, note = [], ""
-        for i in range(TRAVEL):
-            place = i / (TRAVEL - 1)
-            shares = [_share(place, point, transition_sharpness, EASES[mix_schedule]) for point in points]
-            weights = [1 - shares[0], shares[0]]
-            if len(shares) > 1:
-                weights = [(1 - shares[1]) * w for w in weights] + [shares[1]]
+        for i in range(SEQUENCE_LENGTH):
+            at = i / (SEQUENCE_LENGTH - 1)
+            progress = [_progress(at, point, transition_sharpness, EASES[mix_schedule]) for point in points]
+            weights = [1 - progress[0], progress[0]]
+            if len(progress) > 1:
+                weights = [(1 - progress[1]) * w for w in weights] + [progress[1]]
             mixed = algebra.weighted_sum(rows, weights)
             note = mixed.note
             made.append(mixed.embedding)
-        several = only_first(embedding_1, embedding_2, embedding_3)
-        return shown(_notes(f"{TRAVEL} prompts.", note, several), with_prompts(embedding_1, made))
+        several = first_only_note(embedding_1, embedding_2, embedding_3)
+        return node_output(_join(f"{SEQUENCE_LENGTH} prompts.", note, several), with_prompts(embedding_1, made))
 
 
-def _share(place: float, middle: float, width: float, ease: Callable[[float], float]) -> float:
-    return ease(min(1.0, max(0.0, (place - middle) / width + 0.5)))
+def _progress(at: float, middle: float, width: float, ease: Callable[[float], float]) -> float:
+    """Return how far a transition is, from 0 to 1, at a fraction of the video."""
+    return ease(min(1.0, max(0.0, (at - middle) / width + 0.5)))
 
 
-class NoiseController(Node):
-    TITLE = "Structured Noise"
-    CATEGORY = "wanscope/sampling"
-    DESCRIPTION = (
-        "Noise from two seeds, mixed by a pattern: inside the pattern the second seed counts with "
-        "`pattern_strength`, and the mix keeps unit variance everywhere. WanVideo Sampler: connect it to `samples`, "
-        "with `add_noise_to_samples` off and `denoise_strength` 1. KSampler (Advanced): `add_noise` disable, and the "
-        "first sigma 1. For models with 16 latent channels and 8 pixels a latent (all but Wan 2.2 5B)."
-    )
-    REQUIRED: ClassVar[Inputs] = {
-        "width": whole(832, 64, 2048, "Of the video, in pixels.", 8),
-        "height": whole(480, 64, 2048, "Of the video, in pixels.", 8),
-        "frames": whole(81, 1, 200, "Of the video; latents hold (frames - 1) / 4 + 1."),
-        "main_seed": whole(0, 0, 2**63 - 1, "Seed of the noise outside the pattern."),
-        "injection_seed": whole(42, 0, 2**63 - 1, "Seed of the noise inside the pattern."),
-        "noise_pattern": choice(
-            ("uniform", "spatial_blocks", "temporal_blocks", "checkerboard", "radial"), "spatial_blocks", "The pattern."
-        ),
-        "pattern_strength": unit(0.3, "How much of the second noise there is inside the pattern."),
-    }
-    RETURN_TYPES = ("LATENT",)
-    RETURN_NAMES = ("structured_noise",)
-
-    def run(
-        self,
-        width: int,
-        height: int,
-        frames: int,
-        main_seed: int,
-        injection_seed: int,
-        noise_pattern: str,
-        pattern_strength: float,
-    ) -> dict[str, Any]:
-        shape = (1, 16, (frames - 1) // 4 + 1, height // 8, width // 8)
-        main, other = (
-            torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in (main_seed, injection_seed)
-        )
-        weight_Thw = pattern_strength * noise_mask(noise_pattern, shape[2:])
-        mixed = torch.sqrt(1 - weight_Thw**2) * main + weight_Thw * other
-        said = (
-            "WanVideo Sampler: connect to samples, add_noise_to_samples off, denoise_strength 1. "
-            "KSampler (Advanced): add_noise disable."
-        )
-        return shown(said, {"samples": mixed})
-
-
-def noise_mask(pattern: str, shape_Thw: tuple[int, ...]) -> Tensor:
-    """[T, h, w] from 0 to 1: where the second noise stands."""
-    T, h, w = shape_Thw
-    t, y, x = torch.meshgrid(torch.arange(T), torch.arange(h), torch.arange(w), indexing="ij")
-    if pattern == "uniform":
-        return torch.ones(T, h, w)
-    if pattern == "spatial_blocks":
-        return ((y * 4 // h + x * 4 // w) % 2).float()
-    if pattern == "temporal_blocks":
-        return (t * 4 // T % 2).float()
-    if pattern == "checkerboard":
-        return ((y + x) % 2).float()
-    radius = torch.sqrt(((y + 0.5) / h - 0.5) ** 2 + ((x + 0.5) / w - 0.5) ** 2)
-    return (1 - 2 * radius).clamp(0, 1)
-
-
-def difference_text(main: Tensor, donor: Tensor) -> str:
+def describe_difference(main: Tensor, donor: Tensor) -> str:
+    """Return a phrase with the relative L2 difference of two prompts [L, D]."""
     return f"difference of the prompts: {relative_l2(main, donor.to(main.device)):.1%} (raw, real tokens)"
 
 
-def _notes(*parts: str) -> str:
+def _join(*parts: str) -> str:
+    """Join the sentences that are not empty."""
     return " ".join(part for part in parts if part)

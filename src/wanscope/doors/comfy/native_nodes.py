@@ -1,4 +1,7 @@
-"""Nodes for ComfyUI's own Wan models: MODEL in, a copy with the edit out."""
+"""Nodes that edit ComfyUI's own Wan models: the input is a MODEL, the output a copy with the edit.
+
+Shape suffixes: L tokens, D text dim or model dim.
+"""
 
 from __future__ import annotations
 
@@ -18,38 +21,42 @@ from wanscope.doors.comfy.base import (
     Inputs,
     Node,
     choice,
+    fraction,
+    node_output,
     number,
-    shown,
     socket,
     text,
-    unit,
 )
-from wanscope.doors.comfy.embeds import first_prompt, only_first
-from wanscope.doors.comfy.patterns import blocks_of, strengths_of
+from wanscope.doors.comfy.embeds import first_only_note, first_prompt
+from wanscope.doors.comfy.patterns import parse_block_input, parse_strength_input
 from wanscope.edit.difference import measure_difference, render_difference
 from wanscope.edit.edits import Bend, Inject, Prompts, Skip
 from wanscope.errors import RecipeError
 from wanscope.runtime.comfy import native
 from wanscope.runtime.comfy.live import CONNECTED, LiveEdit
 
-START = unit(0.0, "From which share of the whole sampling on; the same in every stage of it.")
-END = unit(1.0, "Until which share of the whole sampling.")
-BLOCKS = text("all", "Which blocks: all, early, mid, late, 0-9,20, zeros and ones, or a pattern node's output.")
-BRANCH = choice(("cond", "uncond", "both"), "cond", "Which pass; on both, guidance cancels much of an edit.")
+START = fraction(0.0, "The start, as a fraction of the whole sampling run; it means the same in every stage.")
+END = fraction(1.0, "The end, as a fraction of the whole sampling run.")
+BLOCKS = text("all", "The blocks: all, early, mid, late, 0-9,20, zeros and ones, or the output of Block Pattern.")
+BRANCH = choice(
+    ("cond", "uncond", "both"), "cond", "The pass to edit; if both are edited, guidance cancels much of the effect."
+)
 
 
-def edited(model: Any, edit: LiveEdit, unique_id: str | None, said: str, level: str = "off") -> dict[str, Any]:
-    """A copy of the model with one more edit, and the node's text, which follows the runs."""
+def edited_model_output(
+    model: Any, edit: LiveEdit, unique_id: str | None, summary: str, level: str = "off"
+) -> dict[str, Any]:
+    """Return a node's output: a copy of the model with one more edit, and a text that is updated after every run."""
     now = native.live_of(model)
-    live = node_log.with_edit(now, edit, level)
-    live.log("verbose", f"{edit.name}: {said}")
+    live = node_log.add_edit(now, edit, level)
+    live.log("verbose", f"{edit.name}: {summary}")
     out = native.attach(model, live)
-    node_log.follow(live, unique_id, said)
-    return shown(said, out, blocks=native.depth(model))
+    node_log.show_runs_in_node(live, unique_id, summary)
+    return node_output(summary, out, blocks=native.depth(model))
 
 
 class ModelEdit(Node):
-    """A node whose output is a copy of its model with one more edit."""
+    """Base class of nodes whose output is a copy of the model with one more edit."""
 
     CATEGORY = "wanscope/native"
     HIDDEN: ClassVar[Inputs] = {"unique_id": "UNIQUE_ID"}
@@ -58,7 +65,10 @@ class ModelEdit(Node):
 
 
 def projection_of(inner: Any) -> Callable[[Tensor], Tensor]:
-    """Raw rows [L, text dim] as the transformer's blocks read them, [L, D], with its weights where they lie now."""
+    """Return a function from raw tokens [L, text dim] to the context [L, model dim] that the blocks read.
+
+    It uses the transformer's text projection on the device that its weights are on now.
+    """
     weight = next(inner.text_embedding.parameters())
     dtype = weight.dtype if weight.dtype.itemsize > 1 else torch.float32
     return lambda rows_LD: inner.text_embedding(rows_LD.to(weight.device, dtype))
@@ -67,30 +77,31 @@ def projection_of(inner: Any) -> Callable[[Tensor], Tensor]:
 class InjectPrompt(ModelEdit):
     TITLE = "Inject Prompt into Blocks"
     DESCRIPTION = (
-        "The chosen blocks read another prompt beside the main one. `context` changes what cross-attention reads, "
-        "`hidden` blends in the hidden states of the other prompt's own pass on the same latents. Three ways on the "
-        "context: `mix` the outputs of both cross-attentions, `append` the other prompt's tokens with a weight, or "
-        "blend `tokens` place by place. Strength 1 in all blocks with mix or tokens is the other prompt alone. Only "
-        "the positive pass is edited unless another branch is chosen. An edit that is due and does not act fails the "
-        "run."
+        "Injects another prompt (the donor) into the chosen blocks. `context` changes what cross-attention reads; "
+        "`hidden` blends in the hidden states of the donor's own pass on the same latents. There are three modes for "
+        "the context: `mix` the outputs of the two cross-attentions, `append` the donor's tokens with a weight, or "
+        "blend `tokens` position by position. Strength 1 in all blocks with mix or tokens equals the donor alone. Only "
+        "the positive pass is edited unless another branch is chosen. An edit that is due and does not act is an error."
     )
     REQUIRED: ClassVar[Inputs] = {
         "model": socket(MODEL, "A Wan model; the output is a copy with the edit."),
-        "donor": socket(CONDITIONING, "The prompt that is injected."),
-        "strength": unit(0.5, "From 0 (off) to 1 (the donor alone); block_strengths, if connected, multiply it."),
+        "donor": socket(CONDITIONING, "The prompt to inject."),
+        "strength": fraction(0.5, "From 0 (off) to 1 (the donor alone); multiplied by block_strengths if connected."),
         "blocks": BLOCKS,
-        "where": choice(("context", "hidden", "both"), "context", "What is injected into."),
-        "mode": choice(("mix", "append", "tokens"), "mix", "How, on the context."),
+        "where": choice(("context", "hidden", "both"), "context", "What the donor is injected into."),
+        "mode": choice(("mix", "append", "tokens"), "mix", "How the donor is injected into the context."),
         "start_percent": START,
         "end_percent": END,
         "branch": BRANCH,
-        "log_level": choice(node_log.LEVELS, "off", "What is written to the log."),
+        "log_level": choice(node_log.LEVELS, "off", "How much is written to the log."),
     }
     OPTIONAL: ClassVar[Inputs] = {
         "block_strengths": socket(STRENGTHS, "A strength for each block."),
-        "donor_negative": socket(CONDITIONING, "With branch both: what the negative pass gets."),
-        "operation": choice(("blend", "replace", "add"), "blend", "Of tokens and hidden states."),
-        "boost": number(0.0, 0.0, 50.0, 0.5, "Multiply the difference after projection; 0 is off."),
+        "donor_negative": socket(CONDITIONING, "With branch both: the donor of the negative pass."),
+        "operation": choice(("blend", "replace", "add"), "blend", "How tokens and hidden states are combined."),
+        "boost": number(
+            0.0, 0.0, 50.0, 0.5, "Multiply the difference from the prompt after the text projection by this; 0 is off."
+        ),
     }
 
     def run(
@@ -112,13 +123,15 @@ class InjectPrompt(ModelEdit):
         unique_id: str | None = None,
     ) -> dict[str, Any]:
         depth = native.depth(model)
-        chosen = blocks_of(blocks, depth)
+        chosen = parse_block_input(blocks, depth)
         values = [strength] * depth
         if block_strengths is not None:
-            values = [strength * v for v in strengths_of(block_strengths, depth).values]
+            values = [strength * v for v in parse_strength_input(block_strengths, depth).values]
         if where != "hidden" and mode != "tokens" and operation != "blend":
             raise RecipeError(
-                f"operation {operation} with mode {mode}", "it works on tokens and hidden states", "mode: tokens"
+                f"operation {operation} with mode {mode}",
+                "operations other than blend are for tokens and hidden states",
+                "mode: tokens",
             )
         edit = Inject(
             donor=CONNECTED,
@@ -134,17 +147,19 @@ class InjectPrompt(ModelEdit):
         negative = None if donor_negative is None else first_prompt(donor_negative, "donor_negative")
         live_edit = LiveEdit(edit, donor_LD, negative, start=start_percent, end=end_percent)
         acts = edit.strengths(depth)
-        said = f"{acts.blocks.picture}\n{acts.describe()}\n{only_first(donor, donor_negative)}".strip()
-        return edited(model, live_edit, unique_id, said, log_level)
+        summary = f"{acts.blocks.picture}\n{acts.describe()}\n{first_only_note(donor, donor_negative)}".strip()
+        return edited_model_output(model, live_edit, unique_id, summary, log_level)
 
 
 class SkipBlocks(ModelEdit):
     TITLE = "Skip Blocks"
-    DESCRIPTION = "Leaves blocks out, or only their cross-attention, in one branch and for a part of the sampling."
+    DESCRIPTION = "Skips blocks, or only their cross-attention, in the chosen passes and part of the sampling run."
     REQUIRED: ClassVar[Inputs] = {
         "model": socket(MODEL, "A Wan model; the output is a copy with the edit."),
-        "blocks": text("9", "Which blocks are left out."),
-        "part": choice(("block", "cross_attention"), "block", "The whole block, or what it reads of the prompt."),
+        "blocks": text("9", "The blocks to skip."),
+        "part": choice(
+            ("block", "cross_attention"), "block", "Skip the whole block, or only its cross-attention to the prompt."
+        ),
         "start_percent": START,
         "end_percent": END,
         "branch": BRANCH,
@@ -160,32 +175,37 @@ class SkipBlocks(ModelEdit):
         branch: str,
         unique_id: str | None = None,
     ) -> dict[str, Any]:
-        chosen = blocks_of(blocks, native.depth(model))
+        chosen = parse_block_input(blocks, native.depth(model))
         edit = LiveEdit(Skip(blocks=chosen.ranges, part=part, branch=branch), start=start_percent, end=end_percent)
-        return edited(model, edit, unique_id, f"{chosen.picture}\nskipped: {chosen.describe()}")
+        return edited_model_output(model, edit, unique_id, f"{chosen.picture}\nskipped: {chosen.describe()}")
 
 
 class PromptSchedule(ModelEdit):
     TITLE = "Prompts over Time"
     DESCRIPTION = (
-        "Other prompts at other times of the sampling, for every block. Until the first one begins the sampler's own "
-        "prompt holds. With `step` each holds until the next begins; with `linear` and `spherical` the prompt moves "
-        "from each to the next, token by token, and the last holds to the end. To move away from the sampler's own "
-        "prompt, connect it as prompt_1 with begin_1 at 0."
+        "Uses different prompts at different times of the sampling run, in all blocks. Until the first one begins, the "
+        "sampler's own prompt is used. With `step` each is used until the next begins; with `linear` and `spherical` "
+        "the prompt is interpolated from each to the next, token by token, and the last is used to the end. To "
+        "interpolate from the sampler's own prompt, connect it as prompt_1 with begin_1 at 0."
     )
     REQUIRED: ClassVar[Inputs] = {
         "model": socket(MODEL, "A Wan model; the output is a copy with the edit."),
         "prompt_1": socket(CONDITIONING, "The first of the other prompts."),
-        "begin_1": unit(0.3, "From which share of the whole sampling on prompt 1 holds."),
-        "interpolate": choice(("step", "linear", "spherical"), "step", "How one becomes the next."),
+        "begin_1": fraction(0.3, "When prompt 1 begins, as a fraction of the whole sampling run."),
+        "interpolate": choice(("step", "linear", "spherical"), "step", "How one prompt changes into the next."),
         "branch": BRANCH,
     }
     OPTIONAL: ClassVar[Inputs] = {
         key: value
         for i in (2, 3, 4)
         for key, value in (
-            (f"prompt_{i}", socket(CONDITIONING, f"Prompt {i}; not connected, its time does not count.")),
-            (f"begin_{i}", unit(0.3 * i if i < 4 else 1.0, f"From which share on prompt {i} holds.")),
+            (f"prompt_{i}", socket(CONDITIONING, f"Prompt {i}; if it is not connected, begin_{i} is ignored.")),
+            (
+                f"begin_{i}",
+                fraction(
+                    0.3 * i if i < 4 else 1.0, f"When prompt {i} begins, as a fraction of the whole sampling run."
+                ),
+            ),
         )
     }
 
@@ -199,7 +219,7 @@ class PromptSchedule(ModelEdit):
             if after <= before:
                 raise RecipeError(
                     f"prompt_{j} begins at {after:g}, and prompt_{i} at {before:g}",
-                    "each begins later than the one before it",
+                    "each prompt must begin later than the one before it",
                     f"begin_{j}: {min(1.0, before + 0.1):g}",
                 )
         edit = Prompts({i: f"{CONNECTED} {i}" for i in used}, interpolate=interpolate, branch=branch)
@@ -207,34 +227,45 @@ class PromptSchedule(ModelEdit):
         mine = {"cond", "uncond"} if branch == "both" else {branch}
         others = [other for other in (now.edits if now else ()) if other.edit.sets_prompt]
         if any(mine & set(other.branches()) for other in others):
-            raise RecipeError("the model has prompts over time already", "these would replace them", "one such node")
+            raise RecipeError(
+                "the model already has prompts over time",
+                "a second Prompts over Time node would replace them",
+                "use one node for all prompts of a branch",
+            )
         times = ", ".join(f"prompt {i} from {share:.0%}" for i, (share, _) in zip(used, keyed, strict=True))
-        said = f"{times}; {interpolate}; all {depth} blocks"
-        return edited(model, LiveEdit(edit, keyed=keyed, start=keyed[0][0]), unique_id, said)
+        summary = f"{times}; {interpolate}; all {depth} blocks"
+        return edited_model_output(model, LiveEdit(edit, keyed=keyed, start=keyed[0][0]), unique_id, summary)
 
 
 class BendAttention(ModelEdit):
     TITLE = "Bend Attention"
     DESCRIPTION = (
-        "Changes the attention maps of chosen words while sampling: amplify or suppress by a factor, scale, rotate, "
-        "translate, flip, blur, or keep only a box of the frame. The rest of the attention is renormalized."
+        "Changes the attention maps of chosen words while sampling: amplify or suppress them by a factor, scale, "
+        "rotate, translate, flip or blur them, or keep only a box of the frame. The rest of the attention is "
+        "renormalized."
     )
     REQUIRED: ClassVar[Inputs] = {
         "model": socket(MODEL, "A Wan model; the output is a copy with the edit."),
-        "words": socket(WORDS, "What Words of a Prompt makes."),
+        "words": socket(WORDS, "The output of Words of a Prompt."),
         "operation": choice(
-            ("amplify", "suppress", "scale", "rotate", "translate", "flip", "blur", "region"), "amplify", "The change."
+            ("amplify", "suppress", "scale", "rotate", "translate", "flip", "blur", "region"),
+            "amplify",
+            "The operation on the maps.",
         ),
-        "strength": unit(1.0, "From the map as it is (0) to the changed one (1)."),
+        "strength": fraction(1.0, "From 0 (the original map) to 1 (the changed map)."),
         "blocks": BLOCKS,
-        "factor": number(2.0, 0.01, 100.0, 0.05, "Of amplify, suppress and scale."),
-        "angle": number(0.0, -360.0, 360.0, 1.0, "Of rotate, in degrees, counterclockwise."),
-        "x": number(0.0, -1.0, 1.0, 0.01, "Of translate, to the right, in widths; left edge of region."),
-        "y": number(0.0, -1.0, 1.0, 0.01, "Of translate, down, in heights; top edge of region."),
-        "right": unit(1.0, "Right edge of region."),
-        "bottom": unit(1.0, "Bottom edge of region."),
-        "axis": choice(("x", "y"), "x", "Of flip: x swaps left and right."),
-        "sigma": number(1.0, 0.0, 64.0, 0.1, "Of blur, in tokens (16 pixels; 32 on the 5B)."),
+        "factor": number(2.0, 0.01, 100.0, 0.05, "For amplify, suppress and scale: the factor."),
+        "angle": number(0.0, -360.0, 360.0, 1.0, "For rotate: degrees counterclockwise."),
+        "x": number(
+            0.0, -1.0, 1.0, 0.01, "For translate: to the right, as a fraction of the width. For region: the left edge."
+        ),
+        "y": number(
+            0.0, -1.0, 1.0, 0.01, "For translate: down, as a fraction of the height. For region: the top edge."
+        ),
+        "right": fraction(1.0, "For region: the right edge."),
+        "bottom": fraction(1.0, "For region: the bottom edge."),
+        "axis": choice(("x", "y"), "x", "For flip: x swaps left and right."),
+        "sigma": number(1.0, 0.0, 64.0, 0.1, "For blur: in tokens (16 pixels; 32 pixels for the 5B)."),
         "start_percent": START,
         "end_percent": END,
         "branch": BRANCH,
@@ -253,7 +284,7 @@ class BendAttention(ModelEdit):
         unique_id: str | None = None,
         **given: Any,
     ) -> dict[str, Any]:
-        chosen = blocks_of(blocks, native.depth(model))
+        chosen = parse_block_input(blocks, native.depth(model))
         own: dict[str, Any] = {
             "amplify": {"factor": given["factor"]},
             "suppress": {"factor": given["factor"]},
@@ -266,22 +297,22 @@ class BendAttention(ModelEdit):
         }[operation]
         edit = Bend(words.words, operation, strength=strength, blocks=chosen.ranges, branch=branch, **own)
         live_edit = LiveEdit(edit, columns=words.columns, words=words.words, start=start_percent, end=end_percent)
-        said = f"{operation} {', '.join(words.words)}: {chosen.describe()}"
-        return edited(model, live_edit, unique_id, f"{chosen.picture}\n{said}")
+        summary = f"{operation} {', '.join(words.words)}: {chosen.describe()}"
+        return edited_model_output(model, live_edit, unique_id, f"{chosen.picture}\n{summary}")
 
 
 class PromptDifference(Node):
     TITLE = "Difference of Prompts"
     CATEGORY = "wanscope/native"
     DESCRIPTION = (
-        "How far prompt B is from prompt A for the model: relative L2 and cosine distance over real tokens, raw and as "
-        "the blocks read them, which tokens and dimensions differ most, and a sentence of advice."
+        "Measures how far prompt B is from prompt A: relative L2 and cosine distance over real tokens, before and "
+        "after the model's text projection, which tokens and dimensions differ most, and a sentence of advice."
     )
     REQUIRED: ClassVar[Inputs] = {
-        "a": socket(CONDITIONING, "The prompt that is measured from."),
+        "a": socket(CONDITIONING, "The reference prompt."),
         "b": socket(CONDITIONING, "The other prompt."),
     }
-    OPTIONAL: ClassVar[Inputs] = {"model": socket(MODEL, "A Wan model, for the figures after its projection.")}
+    OPTIONAL: ClassVar[Inputs] = {"model": socket(MODEL, "A Wan model, for the figures after its text projection.")}
     RETURN_TYPES = ("STRING", "FLOAT")
     RETURN_NAMES = ("report", "relative_l2")
     OUTPUT_NODE = True
@@ -291,4 +322,4 @@ class PromptDifference(Node):
         with torch.no_grad():
             found = measure_difference(first_prompt(a, "a").float(), first_prompt(b, "b").float(), projection)
         report = render_difference(found)
-        return shown(report, report, float(found.raw.matrix.relative_l2 or 0.0))
+        return node_output(report, report, float(found.raw.matrix.relative_l2 or 0.0))

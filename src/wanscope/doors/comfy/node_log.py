@@ -1,8 +1,9 @@
-"""What the nodes say: log lines by level, reports of what was applied, reports pushed to nodes on the page.
+"""The nodes' log lines by level, reports of what was applied, and reports sent to nodes on the page.
 
-Levels: off, basic (a line a run), verbose (also what is set up, and what was applied in which blocks, passes and
-steps), trace (also every model call). Nothing is logged unless a node or the environment asks:
-`WAN_ACTIVATION_DEBUG=1` is basic, `WAN_ACTIVATION_VERBOSE=1` verbose. The loudest node of a chain speaks for all edits.
+Levels: off, basic (one line per run), verbose (also what a node sets up, and what was applied in which blocks, passes
+and steps), trace (also every model call). Nothing is logged unless a node or the environment asks for it:
+`WAN_ACTIVATION_DEBUG=1` is basic, `WAN_ACTIVATION_VERBOSE=1` verbose. The most verbose node of a chain sets the level
+for all edits in the chain.
 """
 
 from __future__ import annotations
@@ -18,17 +19,18 @@ LEVELS = ("off", "basic", "verbose", "trace")
 log = logging.getLogger("wanscope")
 
 
-def level_from_environment() -> str:
+def environment_level() -> str:
+    """Return the log level that the environment variables ask for."""
     if os.environ.get("WAN_ACTIVATION_VERBOSE") == "1":
         return "verbose"
     return "basic" if os.environ.get("WAN_ACTIVATION_DEBUG") == "1" else "off"
 
 
 class Logger:
-    """What `Live` logs with: lines up to the level of the node or of the environment, whichever is higher."""
+    """The log function of `Live`: logs lines up to the level of the node or the environment, whichever is higher."""
 
     def __init__(self, level: str) -> None:
-        self.level = max(LEVELS.index(level), LEVELS.index(level_from_environment()))
+        self.level = max(LEVELS.index(level), LEVELS.index(environment_level()))
         self.traces = self.level == LEVELS.index("trace")
 
     def __call__(self, at: str, text: str) -> None:
@@ -37,50 +39,53 @@ class Logger:
                 log.warning("wanscope: %s", line)  # ComfyUI shows warnings whatever its own level
 
 
-def continued(now: Live | None, level: str = "off") -> Live:
-    """The edits that a model has, to add to. level: of this node; a louder one before it goes on to hold."""
+def continue_edits(now: Live | None, level: str = "off") -> Live:
+    """Return a new `Live` with the edits that a model has, to which a node adds its own.
+
+    level: this node's log level; a more verbose one of an earlier node is kept.
+    """
     before = now.log.level if now is not None and isinstance(now.log, Logger) else 0
     return Live(now.edits if now else (), Logger(LEVELS[max(before, LEVELS.index(level))]), now)
 
 
-def with_edit(now: Live | None, edit: LiveEdit, level: str = "off") -> Live:
-    """The edits that a model has, and one more."""
-    return continued(now, level).with_edit(edit)
+def add_edit(now: Live | None, edit: LiveEdit, level: str = "off") -> Live:
+    """Return a new `Live` with the edits that a model has and one more."""
+    return continue_edits(now, level).with_edit(edit)
 
 
 def live_report(live: Live | None) -> str:
-    """The edits on a model and its last run."""
+    """Return a text that lists the edits on a model and reports its last run."""
     if live is None or not live.edits:
-        return "No edit is on this model."
-    lines = [f"{e + 1}. {edit.name}{_when(edit.start, edit.end)}" for e, edit in enumerate(live.edits)]
+        return "This model has no edits."
+    lines = [f"{e + 1}. {edit.name}{_time_range(edit.start, edit.end)}" for e, edit in enumerate(live.edits)]
     if live.runs:
         lines.append(run_report(live, live.runs[-1]))
-    elif live.heard is not None:
-        edits, run = live.heard
+    elif live.last_downstream is not None:
+        edits, run = live.last_downstream
         lines.append(run_report(Live(edits), run))
     else:
-        lines.append("Not sampled yet; what was applied is shown here after the run.")
+        lines.append("Not sampled yet; what was applied will be shown here after the run.")
     return "\n".join(lines)
 
 
-def _when(start: float, end: float) -> str:
+def _time_range(start: float, end: float) -> str:
     return "" if (start, end) == (0, 1) else f", from {start:.0%} to {end:.0%} of the sampling"
 
 
 def server() -> object | None:
-    """ComfyUI's server, None where the nodes are used without one."""
+    """Return ComfyUI's server, or None if none is running."""
     module = sys.modules.get("server")
     return getattr(getattr(module, "PromptServer", None), "instance", None)
 
 
-def push(node: str | None, text: str) -> None:
-    """Shows a text in a node that is on the page, also after it has run."""
+def send_text(node: str | None, text: str) -> None:
+    """Show a text in a node on the page; this also works after the node has run."""
     instance = server()
     if instance is not None and node is not None:
         instance.send_sync("wanscope.text", {"node": node, "text": text})  # type: ignore[attr-defined]
 
 
-def follow(live: Live | None, node: str | None, head: str = "") -> None:
-    """Keeps a node's text up to date with the runs of these edits."""
+def show_runs_in_node(live: Live | None, node: str | None, head: str = "") -> None:
+    """Update a node's text on the page after every run of these edits. head: the part before the run's report."""
     if live is not None and node is not None:
-        live.listeners[node] = lambda live, run: push(node, "\n".join(filter(None, [head, run_report(live, run)])))
+        live.listeners[node] = lambda live, run: send_text(node, "\n".join(filter(None, [head, run_report(live, run)])))

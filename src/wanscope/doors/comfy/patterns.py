@@ -1,9 +1,10 @@
-"""Block patterns and strengths as the nodes pass them on: text and numbers for 40 blocks that fit any other depth.
+"""Block patterns and strengths as they are passed between nodes, drawn for 40 blocks and converted to any depth.
 
-A toggled pattern is a STRING of 40 zeros and ones, because that is what old workflows read. Made by our builder it also
-knows what was meant (a preset, or which blocks), so that a model of 30 blocks gets the pattern of its own depth; typed
-by hand it has to have the model's length, but for forty zeros (the inputs' default) and forty ones, which stand in old
-workflows for any model and mean none and all. BLOCK_STRENGTHS likewise keep their shape and its parameters.
+A pattern is a STRING of 40 zeros and ones, because saved workflows use that. If our builder made it, it also carries
+the preset or the list of blocks it was made from, so that a model with 30 blocks gets the pattern for its own depth. A
+string typed by hand must have the model's length, except forty zeros (the inputs' default) and forty ones, which saved
+workflows use for models of any depth and which mean none and all. BLOCK_STRENGTHS likewise carry their shape and its
+parameters.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from wanscope.edit.blocks import Blocks, parse_blocks
 from wanscope.edit.strengths import Strengths, parse_strengths
 from wanscope.errors import RecipeError
 
-DRAWN_FOR = 40  # blocks that the nodes have toggles and sliders for
-NONE, ALL = "0" * DRAWN_FOR, "1" * DRAWN_FOR
+UI_BLOCKS = 40  # blocks that the nodes have toggles and sliders for
+NONE, ALL = "0" * UI_BLOCKS, "1" * UI_BLOCKS
 PRESETS = (
     "custom",
     "all",
@@ -46,39 +47,47 @@ SHAPES = (
 
 
 class BlockPattern(str):
-    """The bits of a pattern on 40 blocks, which remember their preset or the blocks that were toggled."""
+    """The bits of a pattern on 40 blocks. source: the preset or the list of blocks it was made from."""
 
-    meant: str | list[int]
+    source: str | list[int]
 
-    def __new__(cls, meant: str | list[int]) -> BlockPattern:
-        pattern = super().__new__(cls, parse_blocks(meant, DRAWN_FOR).bits)
-        pattern.meant = meant
+    def __new__(cls, source: str | list[int]) -> BlockPattern:
+        pattern = super().__new__(cls, parse_blocks(source, UI_BLOCKS).bits)
+        pattern.source = source
         return pattern
 
 
-def blocks_of(value: Any, count: int) -> Blocks:
-    """The blocks that a node's `block_activations` name on a model of `count` blocks. Raises RecipeError."""
+def parse_block_input(value: Any, count: int) -> Blocks:
+    """Return the blocks that a node's `block_activations` or `blocks` input selects in a model with `count` blocks.
+
+    Raises RecipeError for a pattern that does not fit the model.
+    """
     if isinstance(value, BlockPattern):
-        return parse_blocks(value.meant, count)
+        return parse_blocks(value.source, count)
     plain = value.strip() if isinstance(value, str) else value
     return parse_blocks({NONE: "none", ALL: "all"}.get(plain, plain) if isinstance(plain, str) else plain, count)
 
 
-def toggled(preset: str, toggles: Mapping[str, Any]) -> BlockPattern:
-    """The pattern of a preset, or with `custom` of the inputs `block_0`, `block_1`, ... that are on."""
+def pattern_from_toggles(preset: str, toggles: Mapping[str, Any]) -> BlockPattern:
+    """Return the pattern of a preset; for `custom`, of the inputs `block_0`, `block_1`, ... that are on."""
     if preset != "custom":
         return BlockPattern(preset)
-    return BlockPattern([i for i in range(DRAWN_FOR) if toggles.get(f"block_{i}")])
+    return BlockPattern([i for i in range(UI_BLOCKS) if toggles.get(f"block_{i}")])
 
 
-def strengths_of(value: Any, count: int) -> Strengths:
-    """The strength of each of `count` blocks that BLOCK_STRENGTHS name. Raises RecipeError."""
+def parse_strength_input(value: Any, count: int) -> Strengths:
+    """Return the strengths that BLOCK_STRENGTHS give to each of `count` blocks.
+
+    A shape is evaluated at this depth. Raises RecipeError for numbers that do not fit the model.
+    """
     if not isinstance(value, Mapping) or not isinstance(value.get("strengths"), Sequence):
-        raise RecipeError("block_strengths holds no strengths", "it is what a strength builder makes", "")
+        raise RecipeError(
+            "block_strengths holds no strengths", "it is the output of a strength builder", "connect Block Strengths"
+        )
     given = [float(v) for v in value["strengths"]]
     shape = (value.get("metadata") or {}).get("shape")
     if shape is not None:
-        return parse_strengths(shape_for(shape, count), count)
+        return parse_strengths(scale_shape(shape, count), count)
     if len(given) == count:
         return parse_strengths(given, count)
     if len(given) > count and not any(given[count:]):
@@ -91,26 +100,26 @@ def strengths_of(value: Any, count: int) -> Strengths:
     )
 
 
-def shape_for(shape: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """A shape whose places are given for 40 blocks, for `count` blocks."""
+def scale_shape(shape: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Return a shape whose positions and widths are given for 40 blocks, scaled to `count` blocks."""
     out = dict(shape)
-    if count != DRAWN_FOR:
+    if count != UI_BLOCKS:
         if "peak" in out:
-            out["peak"] = round(out["peak"] * (count - 1) / (DRAWN_FOR - 1))
+            out["peak"] = round(out["peak"] * (count - 1) / (UI_BLOCKS - 1))
         if "spread" in out:
-            out["spread"] = out["spread"] * count / DRAWN_FOR
+            out["spread"] = out["spread"] * count / UI_BLOCKS
         if "size" in out:
-            out["size"] = max(1, round(out["size"] * count / DRAWN_FOR))
+            out["size"] = max(1, round(out["size"] * count / UI_BLOCKS))
     return out
 
 
-def built_strengths(
+def build_strengths(
     pattern: str, base: float, peak: int, spread: float, size: int, sliders: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """BLOCK_STRENGTHS of a shape, or with `custom` of the inputs `block_0_strength`, ...; those not given are 0."""
-    metadata: dict[str, Any] = {"blocks": DRAWN_FOR, "base_strength": base}
+    """Return BLOCK_STRENGTHS of a shape; for `custom`, of the inputs `block_0_strength`, ..., missing ones being 0."""
+    metadata: dict[str, Any] = {"blocks": UI_BLOCKS, "base_strength": base}
     if pattern == "custom":
-        values = [float(sliders.get(f"block_{i}_strength") or 0.0) for i in range(DRAWN_FOR)]
+        values = [float(sliders.get(f"block_{i}_strength") or 0.0) for i in range(UI_BLOCKS)]
     else:
         shape: dict[str, Any] = {"shape": pattern, "base": base}
         if pattern in ("gaussian_peak", "inverse_gaussian"):
@@ -118,5 +127,5 @@ def built_strengths(
         elif pattern == "stepped":
             shape |= {"size": size}
         metadata["shape"] = shape
-        values = list(parse_strengths(shape, DRAWN_FOR).values)
+        values = list(parse_strengths(shape, UI_BLOCKS).values)
     return {"strengths": values, "pattern": pattern, "metadata": metadata}

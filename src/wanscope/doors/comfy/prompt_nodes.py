@@ -1,4 +1,7 @@
-"""Nodes on CONDITIONING: algebra, the amplifier, the catalogue, words and their attention maps."""
+"""Nodes for CONDITIONING: algebra, the amplifier, the catalog, words and their attention maps.
+
+Shape suffixes: K words, T Y X the grid of video tokens (frames, rows, columns), N video tokens.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,18 @@ from wanscope.doors.comfy.base import (
     WORDS,
     Inputs,
     Node,
+    boolean,
     choice,
+    fraction,
+    integer,
+    node_output,
     number,
-    shown,
     socket,
-    switch,
     text,
-    unit,
-    whole,
 )
-from wanscope.doors.comfy.embeds import at_most, conditioning, first_prompt, only_first
+from wanscope.doors.comfy.embeds import conditioning, first_only_note, first_prompt, truncate_tokens
 from wanscope.doors.comfy.native_nodes import BLOCKS, END, START
-from wanscope.doors.comfy.patterns import blocks_of
+from wanscope.doors.comfy.patterns import parse_block_input
 from wanscope.edit import parse_expression
 from wanscope.edit.amplify import MODES, amplify
 from wanscope.edit.embedding_algebra import between
@@ -42,12 +45,13 @@ class EmbeddingExpression(Node):
     TITLE = "Embedding Expression"
     CATEGORY = "wanscope/native"
     DESCRIPTION = (
-        "A prompt computed from others: `a + 0.5*(b - c)`. The names are the inputs; `norm(x)` scales every token to "
-        "length 1, `mean(x)` is the mean token. Prompts of unequal length are filled up with zeros, and it is said."
+        "Computes a prompt from others, such as `a + 0.5*(b - c)`. The names are the inputs; `norm(x)` scales every "
+        "token to length 1, `mean(x)` is the mean token. Prompts of unequal length are padded with zeros, which the "
+        "note reports."
     )
     REQUIRED: ClassVar[Inputs] = {
-        "expression": text("a + 0.5*(b - c)", "What is computed, over the names a, b, c and d."),
-        "a": socket(CONDITIONING, "Prompt a; the result's other settings come from it."),
+        "expression": text("a + 0.5*(b - c)", "The expression, with the names a, b, c and d."),
+        "a": socket(CONDITIONING, "Prompt a; the result takes its other settings from it."),
     }
     OPTIONAL: ClassVar[Inputs] = {name: socket(CONDITIONING, f"Prompt {name}.") for name in "bcd"}
     RETURN_TYPES = (CONDITIONING, "STRING")
@@ -58,44 +62,45 @@ class EmbeddingExpression(Node):
         parsed = parse_expression(expression)
         parsed.check_names(given)
         made = parsed.evaluate({name: first_prompt(given[name], name) for name in parsed.names})
-        tokens, cut = at_most(made.embedding)
-        several = only_first(*(given[name] for name in parsed.names))
+        tokens, cut = truncate_tokens(made.embedding)
+        several = first_only_note(*(given[name] for name in parsed.names))
         note = " ".join(filter(None, [f"{len(tokens)} tokens.", made.note, cut, several]))
-        return shown(note, conditioning(tokens, a), note)
+        return node_output(note, conditioning(tokens, a), note)
 
 
 class InterpolatePrompts(Node):
     TITLE = "Interpolate Prompts"
     CATEGORY = "wanscope/native"
-    DESCRIPTION = "A prompt at a place between two, straight or along the great circle of every token."
+    DESCRIPTION = "Interpolates between two prompts, linearly or along the great circle of every token."
     REQUIRED: ClassVar[Inputs] = {
-        "a": socket(CONDITIONING, "At position 0."),
-        "b": socket(CONDITIONING, "At position 1."),
-        "position": unit(0.5, "The place between them."),
-        "method": choice(("linear", "spherical"), "linear", "How the path runs."),
+        "a": socket(CONDITIONING, "The prompt at position 0."),
+        "b": socket(CONDITIONING, "The prompt at position 1."),
+        "position": fraction(0.5, "The position between them."),
+        "method": choice(("linear", "spherical"), "linear", "The kind of interpolation."),
     }
     RETURN_TYPES = (CONDITIONING,)
     RETURN_NAMES = ("conditioning",)
 
     def run(self, a: Any, b: Any, position: float, method: Any) -> dict[str, Any]:
         made = between(first_prompt(a, "a"), first_prompt(b, "b"), position, method)
-        tokens, cut = at_most(made.embedding)
-        note = " ".join(filter(None, [made.note, cut, only_first(a, b)]))
-        return shown(note, conditioning(tokens, a))
+        tokens, cut = truncate_tokens(made.embedding)
+        note = " ".join(filter(None, [made.note, cut, first_only_note(a, b)]))
+        return node_output(note, conditioning(tokens, a))
 
 
 class AmplifyPrompt(Node):
     TITLE = "Amplify Prompt Difference"
     CATEGORY = "wanscope/native"
     DESCRIPTION = (
-        "Moves the donor until its difference from the main prompt is exact: relative L2 over real tokens, in percent."
+        "Moves the donor until its difference from the main prompt is exactly the target: relative L2 over real "
+        "tokens, in percent."
     )
     REQUIRED: ClassVar[Inputs] = {
-        "main": socket(CONDITIONING, "The prompt that the video is made from."),
-        "donor": socket(CONDITIONING, "The prompt that is moved."),
-        "target_percent": number(60.0, 1.0, 300.0, 1.0, "The difference to reach."),
-        "mode": choice(MODES, "push_apart", "Along which line it is moved."),
-        "keep_norm": switch(False, "Keep every token's length; some differences can then not be reached."),
+        "main": socket(CONDITIONING, "The main prompt of the video."),
+        "donor": socket(CONDITIONING, "The prompt to move."),
+        "target_percent": number(60.0, 1.0, 300.0, 1.0, "The difference to reach, in percent."),
+        "mode": choice(MODES, "push_apart", "The line along which it is moved."),
+        "keep_norm": boolean(False, "Keep every token's length; some differences cannot be reached then."),
     }
     RETURN_TYPES = (CONDITIONING, "STRING")
     RETURN_NAMES = ("donor", "info")
@@ -103,19 +108,19 @@ class AmplifyPrompt(Node):
     def run(self, main: Any, donor: Any, target_percent: float, mode: Any, keep_norm: bool) -> dict[str, Any]:
         a, b = first_prompt(main, "main"), first_prompt(donor, "donor")
         made = amplify(a, b.to(a.device), target_percent / 100, mode, keep_norm=keep_norm)
-        tokens, cut = at_most(made.embedding)
-        info = " ".join(filter(None, [made.describe() + ".", cut, only_first(main, donor)]))
-        return shown(info, conditioning(tokens, donor), info)
+        tokens, cut = truncate_tokens(made.embedding)
+        info = " ".join(filter(None, [made.describe() + ".", cut, first_only_note(main, donor)]))
+        return node_output(info, conditioning(tokens, donor), info)
 
 
 class SaveEmbedding(Node):
-    TITLE = "Save to Catalogue"
+    TITLE = "Save to Catalog"
     CATEGORY = "wanscope/native"
-    DESCRIPTION = "Keeps a prompt's embedding in the catalogue, exactly, under a label and its text."
+    DESCRIPTION = "Stores a prompt's embedding exactly in the catalog, under a label and its text."
     REQUIRED: ClassVar[Inputs] = {
-        "conditioning": socket(CONDITIONING, "What is kept; handed on unchanged."),
-        "label": text("", "A name to load it by; it may be empty."),
-        "prompt": text("", "The text it was made from, to find it by.", multiline=True),
+        "conditioning": socket(CONDITIONING, "The prompt to store; passed through unchanged."),
+        "label": text("", "A name to load it by; may be empty."),
+        "prompt": text("", "The prompt's text, to find the embedding by.", multiline=True),
     }
     RETURN_TYPES = (CONDITIONING, "STRING")
     RETURN_NAMES = ("conditioning", "key")
@@ -129,13 +134,13 @@ class SaveEmbedding(Node):
             encoder=catalog.ENCODER,
             source="comfyui",
         )
-        return shown(f"kept as {key[:12]}", conditioning, key)
+        return node_output(f"stored as {key[:12]}", conditioning, key)
 
 
 class LoadEmbedding(Node):
-    TITLE = "Load from Catalogue"
+    TITLE = "Load from Catalog"
     CATEGORY = "wanscope/native"
-    DESCRIPTION = "A stored embedding as conditioning, found by its label, its text, or its key."
+    DESCRIPTION = "Loads a stored embedding as conditioning, by its label, its text or its key."
     REQUIRED: ClassVar[Inputs] = {"name": text("", "A label, a prompt, or the beginning of a key.")}
     RETURN_TYPES = (CONDITIONING, "STRING")
     RETURN_NAMES = ("conditioning", "key")
@@ -147,12 +152,12 @@ class LoadEmbedding(Node):
 
     def run(self, name: str) -> dict[str, Any]:
         found = catalog.catalog().get(name.strip())
-        return shown(f"{found.key[:12]}: {found.prompt or ''}", conditioning(found.tensor()), found.key)
+        return node_output(f"{found.key[:12]}: {found.prompt or ''}", conditioning(found.tensor()), found.key)
 
 
 @dataclass(frozen=True)
 class Words:
-    """WANSCOPE_WORDS: words of a prompt and the columns of their tokens."""
+    """WANSCOPE_WORDS: words of a prompt and, for each word, the indices of its tokens."""
 
     words: tuple[str, ...]
     columns: tuple[tuple[int, ...], ...]
@@ -162,13 +167,15 @@ class WordsOfPrompt(Node):
     TITLE = "Words of a Prompt"
     CATEGORY = "wanscope/native"
     DESCRIPTION = (
-        "Encodes a prompt and finds words in it, for Watch Attention and Bend Attention. Each word takes all tokens "
-        "that hold a part of it, at every place where it occurs."
+        "Encodes a prompt and finds words in it, for Watch Attention and Bend Attention. A word includes all tokens "
+        "that hold a part of it, wherever it occurs."
     )
     REQUIRED: ClassVar[Inputs] = {
         "clip": socket("CLIP", "The Wan text encoder."),
-        "prompt": text("", "The prompt; use the conditioning of this node as the positive one.", multiline=True),
-        "words": text("", "Words or phrases of the prompt, with commas between."),
+        "prompt": text(
+            "", "The prompt; connect this node's conditioning to the sampler's positive input.", multiline=True
+        ),
+        "words": text("", "Words or phrases of the prompt, separated by commas."),
     }
     RETURN_TYPES = (CONDITIONING, WORDS)
     RETURN_NAMES = ("conditioning", "words")
@@ -177,16 +184,16 @@ class WordsOfPrompt(Node):
         tokens = clip.tokenize(prompt)
         wanted = tuple(word.strip() for word in words.split(",") if word.strip())
         if not wanted:
-            raise RecipeError("no word is named", "maps are of words of the prompt", "words: ball, red")
-        pieces = _pieces(clip, tokens)
+            raise RecipeError("no word is named", "attention maps belong to words of the prompt", "words: ball, red")
+        pieces = _token_texts(clip, tokens)
         found = Words(wanted, tuple(columns_of(word, pieces) for word in wanted))
         encoded = clip.encode_from_tokens_scheduled(tokens)
-        said = "; ".join(f"{w}: tokens {', '.join(map(str, c))}" for w, c in zip(wanted, found.columns, strict=True))
-        return shown(said, encoded, found)
+        report = "; ".join(f"{w}: tokens {', '.join(map(str, c))}" for w, c in zip(wanted, found.columns, strict=True))
+        return node_output(report, encoded, found)
 
 
-def _pieces(clip: Any, tokens: dict[str, Any]) -> list[str]:
-    """The text of every token, padding and the closing one as empty texts."""
+def _token_texts(clip: Any, tokens: dict[str, Any]) -> list[str]:
+    """Return the text of every token; "" for padding and the closing token."""
     batches = next(iter(tokens.values()))
     inner = clip.tokenizer
     name = next(iter(tokens))
@@ -199,9 +206,9 @@ def _pieces(clip: Any, tokens: dict[str, Any]) -> list[str]:
 
 
 def columns_of(word: str, pieces: list[str]) -> tuple[int, ...]:
-    """The tokens that hold a part of the word, wherever it stands in the text as a whole word.
+    """Return the indices of the tokens that hold a part of the word, wherever it occurs as a whole word.
 
-    pieces: the text of every token, `▁` where a word begins. Raises RecipeError for a word that is not there.
+    pieces: the text of every token, with `▁` where a word begins. Raises RecipeError for a word that does not occur.
     """
     joined, owner = "", []
     for i, piece in enumerate(pieces):
@@ -217,34 +224,35 @@ def columns_of(word: str, pieces: list[str]) -> tuple[int, ...]:
             out |= set(owner[at : at + len(wanted)])
         at = low.find(wanted, at + 1)
     if not out:
-        raise RecipeError(f"the prompt has no word {word!r}", f"it reads {joined.strip()[:200]!r}", "words: ball")
+        raise RecipeError(f"the prompt has no word {word!r}", f"it is {joined.strip()[:200]!r}", "words: ball")
     return tuple(sorted(out))
 
 
 @dataclass(frozen=True, eq=False)
 class Maps:
-    """WANSCOPE_MAPS: where the attention maps will be after sampling."""
+    """WANSCOPE_MAPS: the edits whose runs hold the attention maps after sampling, and the words watched."""
 
     live: Live
     words: tuple[str, ...]
 
     def last(self) -> Tensor:
-        """[K, T, Y, X], the mean over blocks, steps and heads in the last run. RecipeError before one.
+        """Return the maps of the last run [K, T, Y, X], averaged over blocks, steps and heads, in float32.
 
-        Runs of this copy of the model come before those of copies that were edited further, in one prompt.
+        Within one ComfyUI prompt, runs of this copy of the model take precedence over those of copies that were edited
+        further. Raises RecipeError if there was no run.
         """
         found = [(self.live.edits, run) for run in self.live.runs]
-        heard = self.live.heard
-        if heard is not None and (not found or heard[1].prompt != found[-1][1].prompt):
-            found.append(heard)
-        mine = self.live.edits[-1]
+        downstream = self.live.last_downstream
+        if downstream is not None and (not found or downstream[1].prompt != found[-1][1].prompt):
+            found.append(downstream)
+        watch = self.live.edits[-1]
         for edits, run in reversed(found):
-            kept = run.maps.get(edits.index(mine))
+            kept = run.maps.get(edits.index(watch))
             if kept:
                 count, sum_KN, grid = kept
                 return (sum_KN / count).unflatten(1, grid)
         raise RecipeError(
-            "no attention was kept",
+            "no attention map was recorded",
             "the watched model was not sampled before this node ran",
             "connect the model output of Watch Attention to the sampler, and the decoded images to this node",
         )
@@ -254,12 +262,12 @@ class WatchAttention(Node):
     TITLE = "Watch Attention"
     CATEGORY = "wanscope/native"
     DESCRIPTION = (
-        "Keeps where the video looks at chosen words of the prompt: exact attention probabilities, averaged over the "
-        "heads, the chosen blocks and the steps. The result of sampling stays the same to the bit."
+        "Records which parts of the video attend to chosen words of the prompt: exact attention probabilities, "
+        "averaged over the heads, the chosen blocks and the steps. The sampled result is bit for bit the same."
     )
     REQUIRED: ClassVar[Inputs] = {
-        "model": socket(MODEL, "A Wan model; the output is a copy that keeps the maps."),
-        "words": socket(WORDS, "What Words of a Prompt makes."),
+        "model": socket(MODEL, "A Wan model; the output is a copy that records the maps."),
+        "words": socket(WORDS, "The output of Words of a Prompt."),
         "blocks": BLOCKS,
         "start_percent": START,
         "end_percent": END,
@@ -277,63 +285,69 @@ class WatchAttention(Node):
         end_percent: float,
         unique_id: str | None = None,
     ) -> dict[str, Any]:
-        chosen = blocks_of(blocks, native.depth(model))
+        chosen = parse_block_input(blocks, native.depth(model))
         if not chosen.chosen:
-            raise RecipeError("no block is watched", "maps are means over blocks", "blocks: all")
+            raise RecipeError(
+                "no block is watched", "attention maps are averaged over the chosen blocks", "blocks: all"
+            )
         now = native.live_of(model)
         edit = LiveEdit(
             Watch(chosen.ranges), columns=words.columns, words=words.words, start=start_percent, end=end_percent
         )
-        live = node_log.with_edit(now, edit)
-        said = f"watching {', '.join(words.words)}: {chosen.describe()}"
-        node_log.follow(live, unique_id, said)
-        return shown(said, native.attach(model, live), Maps(live, words.words))
+        live = node_log.add_edit(now, edit)
+        summary = f"watching {', '.join(words.words)}: {chosen.describe()}"
+        node_log.show_runs_in_node(live, unique_id, summary)
+        return node_output(summary, native.attach(model, live), Maps(live, words.words))
 
 
 class AttentionOverlay(Node):
     TITLE = "Attention Overlay"
     CATEGORY = "wanscope/native"
     DESCRIPTION = (
-        "The attention map of one word over the decoded video, and as a mask. The mask is the map scaled to its "
-        "largest value, or with a threshold above 0 the places above that share of it. The images make this node wait "
-        "for the sampling."
+        "Draws the attention map of one word over the decoded video, and returns it as a mask. The mask is the map "
+        "divided by its largest value; with a threshold above 0 it is 1 where that is above the threshold. The images "
+        "input makes this node wait for the sampling."
     )
     REQUIRED: ClassVar[Inputs] = {
-        "maps": socket(MAPS, "What Watch Attention makes."),
+        "maps": socket(MAPS, "The output of Watch Attention."),
         "images": socket("IMAGE", "The decoded video of the same run."),
-        "word": whole(1, 1, 20, "Which of the words, counted from 1."),
-        "opacity": unit(0.6, "How strongly the map is drawn."),
-        "threshold": unit(0.0, "Above 0: the mask is 1 where the map is above this share of its largest value."),
+        "word": integer(1, 1, 20, "The number of the word, counted from 1."),
+        "opacity": fraction(0.6, "The opacity of the map."),
+        "threshold": fraction(
+            0.0, "If above 0, the mask is 1 where the map is above this fraction of its largest value."
+        ),
     }
     RETURN_TYPES = ("IMAGE", "MASK", "STRING")
     RETURN_NAMES = ("overlay", "mask", "report")
 
     @classmethod
     def IS_CHANGED(cls, **given: Any) -> float:
-        return float("nan")  # the maps change beside the graph
+        return float("nan")  # the maps change outside the graph
 
     def run(self, maps: Maps, images: Tensor, word: int, opacity: float, threshold: float) -> dict[str, Any]:
         if word > len(maps.words):
-            raise RecipeError(f"there is no word {word}", f"{len(maps.words)} are watched", "word: 1")
+            raise RecipeError(
+                f"there is no word {word}", f"the number of watched words is {len(maps.words)}", "word: 1"
+            )
         map_TYX = maps.last()[word - 1]
         frames, height, width = images.shape[:3]
         grown = F.interpolate(map_TYX[None, None], size=(frames, height, width), mode="trilinear", align_corners=False)
         scaled = (grown[0, 0] / grown.amax().clamp_min(1e-12)).to(images.device)
         mask = (scaled > threshold).float() if threshold else scaled
-        color = heat(scaled)
+        color = heat_colors(scaled)
         weight = opacity * scaled[..., None]
         report = (
             f"{maps.words[word - 1]}: mean attention {float(map_TYX.mean()):.4f}, largest {float(map_TYX.max()):.4f}"
         )
-        return shown(report, (1 - weight) * images[..., :3] + weight * color, mask, report)
+        return node_output(report, (1 - weight) * images[..., :3] + weight * color, mask, report)
 
 
-def heat(share: Tensor) -> Tensor:
-    """Colors [..., 3] from dark blue over red to yellow for shares from 0 to 1."""
+def heat_colors(values: Tensor) -> Tensor:
+    """Return colors [..., 3], from dark blue through red to yellow, for values [...] from 0 to 1."""
     stops = torch.tensor(
-        [[0.0, 0.0, 0.3], [0.5, 0.0, 0.6], [0.9, 0.2, 0.2], [1.0, 0.7, 0.1], [1.0, 1.0, 0.7]], device=share.device
+        [[0.0, 0.0, 0.3], [0.5, 0.0, 0.6], [0.9, 0.2, 0.2], [1.0, 0.7, 0.1], [1.0, 1.0, 0.7]], device=values.device
     )
-    place = share.clamp(0, 1) * (len(stops) - 1)
-    low = place.floor().long().clamp_max(len(stops) - 2)
-    part = (place - low)[..., None]
+    position = values.clamp(0, 1) * (len(stops) - 1)
+    low = position.floor().long().clamp_max(len(stops) - 2)
+    part = (position - low)[..., None]
     return (1 - part) * stops[low] + part * stops[low + 1]

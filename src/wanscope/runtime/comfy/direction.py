@@ -1,4 +1,4 @@
-"""A direction learned from pairs of raw texts, by the text projection of the model at hand.
+"""Concept directions learned from pairs of raw texts with the text projection of the model that is sampled.
 
 Shape suffixes: L raw tokens, D text dim before and model dim after the projection.
 """
@@ -17,27 +17,30 @@ Project = Callable[[Tensor], Tensor]  # raw [L, D] -> context [1, at least L, D]
 
 
 @dataclass(frozen=True)
-class Learned:
-    """A direction [D] made for one call; stands where a plan has a stored one."""
+class CallDirection:
+    """A direction [D] learned for one model call. A plan uses it in place of a stored `Direction`."""
 
     direction_D: Tensor
 
     def at(self, expert: int, block: int) -> Tensor:
+        """Return the direction [D], which is the same for all experts and blocks."""
         return self.direction_D
 
 
 def learned_direction(pairs: Sequence[tuple[Tensor, Tensor]], project: Project) -> Tensor:
-    """[D], float64: the mean over pairs of raw texts of the difference of mean tokens, in the space that blocks read.
+    """Return a direction [D] in float64: the difference of the mean context tokens, averaged over pairs of texts.
 
-    Raises RecipeError for no pair, or for prompts that are the same to the model.
+    pairs: raw embeddings [L, D] (with, without). Raises RecipeError for no pairs, or for prompts with the same context.
     """
     parts = [
         project(a_LD)[0, : len(a_LD)].double().mean(0) - project(b_LD)[0, : len(b_LD)].double().mean(0)
         for a_LD, b_LD in pairs
     ]
     if not parts:
-        raise RecipeError("a direction has no pair of prompts", "it is learned from at least one", "")
+        raise RecipeError(
+            "the direction has no pairs of prompts", "it is learned from at least one", "connect with_1 and without_1"
+        )
     direction_D = torch.stack(parts).mean(0)
     if not float(direction_D.norm()):
-        raise RecipeError("the direction is zero", "its prompts are the same to the model", "other prompts")
+        raise RecipeError("the direction is zero", "its prompts are the same for the model", "use other prompts")
     return direction_D

@@ -1,12 +1,12 @@
-"""Edits on a model that another program samples (ComfyUI's samplers, WanVideoWrapper's): what is asked, and what fired.
+"""Edits on a model that ComfyUI's or WanVideoWrapper's sampler runs: where they are due, and where they were applied.
 
-Such a sampler cannot be asked beforehand which passes it will make: guidance may be off, batched or split, a solver may
-evaluate a step twice, a cache may leave calls out, a step range may be one of two stages. So an edit is *due* where a
-pass of its branch is made at a noise level at which it has strength, and every due site is compared with what was
-applied, call by call. Noise levels are those of the whole schedule, never of a stage's own slice.
+Which passes such a sampler will make is not known beforehand: guidance may be off, batched or split, a solver may
+evaluate a step twice, a cache may skip calls, a step range may be one of two stages. Therefore an edit is *due*
+wherever a pass of its branch is made at a noise level at which it has a nonzero strength, and in every call the due
+sites are compared with those where it was applied. Noise levels are those of the whole schedule, not of a stage's part.
 
-`Live` is what a node puts on its own copy of the model's options. It is never copied with them (ComfyUI copies options
-deeply, tensors and all) and never changed: a node that adds an edit makes a new one.
+A node stores a `Live` in its own copy of the model's options. ComfyUI copies these options deeply, tensors included; a
+`Live` returns itself when it is copied. Its edits never change: a node that adds an edit makes a new `Live`.
 
 Shape suffixes: L tokens, D text dim.
 """
@@ -32,9 +32,9 @@ from wanscope.runtime.comfy.live_kinds import Guide, Watch
 if TYPE_CHECKING:
     from wanscope.edit.direction import Direction
 
-CONNECTED = "(connected)"  # stands in an edit for the donor that came through a socket
-KEEP_RUNS = 8
-ROUNDING = 1e-6  # of noise levels, which samplers hold in float32
+CONNECTED = "(connected)"  # the donor's name in an edit whose donor came through a socket
+KEEP_RUNS = 8  # the runs that a `Live` keeps
+ROUNDING = 1e-6  # tolerance for noise levels, which samplers hold in float32
 _numbers = itertools.count(1)
 
 
@@ -42,12 +42,15 @@ _numbers = itertools.count(1)
 class LiveEdit:
     """An edit with the tensors that it needs.
 
-    donor_LD, donor_negative_LD: raw embeddings of the real tokens, for cond and for uncond. columns: token columns of
-    the words in the prompt (bend, watch); groups of them for several words. pairs: raw embeddings (with, without) from
-    which a direction is learned (steer). direction: one that was learned before, of one expert, instead. keyed: the
-    text from each share of the sampling on, in rising order (prompts). start, end: when, in shares of the whole
-    sampling, 0 to 1. after_block: the donor's state after so many blocks, instead of its state at each block.
-    provisional: replaced by a later injection. keep_context: project the donor's text once a run, not once a call.
+    donor_LD, donor_negative_LD: raw embeddings of the real tokens, for cond and for uncond.
+    columns: for bend and watch, the token columns of each word in the prompt. words: these words.
+    pairs: for steer, raw embeddings [L, D] (with, without) from which a direction is learned. direction: a direction
+    of one expert that was learned earlier, used instead.
+    keyed: for prompts, (start, text [L, D]) in order; a text is used from its start, a fraction of the sampling, on.
+    start, end: when the edit acts, as fractions of the whole sampling, 0 to 1.
+    after_block: inject the donor's state after this many blocks, instead of its state at each block.
+    provisional: the edit is replaced by a later injection.
+    keep_context: project the donor's text once per run, not once per call.
     """
 
     edit: Inject | Bend | Steer | Skip | Prompts | Watch | Guide
@@ -67,32 +70,32 @@ class LiveEdit:
     def __post_init__(self) -> None:
         if self.edit.schedule is not None and parse_schedule(self.edit.schedule).over != "sigma":
             raise RecipeError(
-                "the schedule counts steps", "this sampler's steps are not known beforehand", "over: sigma, or percent"
+                "the schedule is over steps", "this sampler's steps are not known beforehand", "over: sigma"
             )
         if not 0 <= self.start <= self.end <= 1:
             raise RecipeError(
                 f"the edit acts from {self.start:g} to {self.end:g} of the sampling",
-                "both are shares from 0 to 1, the start first",
+                "both must be from 0 to 1, and the start must not be after the end",
                 "start_percent: 0, end_percent: 1",
             )
-        shares = [share for share, _ in self.keyed]
-        in_order = shares and shares == sorted(set(shares)) and shares[0] == self.start
+        starts = [start for start, _ in self.keyed]
+        in_order = starts and starts == sorted(set(starts)) and starts[0] == self.start
         if self.edit.sets_prompt and not in_order:
             raise RecipeError(
-                f"prompts begin at {', '.join(f'{share:g}' for share in shares) or 'no time'}",
-                "each begins later than the one before it",
-                "0, 0.3, 0.6",
+                f"the prompts begin at {', '.join(f'{start:g}' for start in starts) or 'no time'}",
+                "there must be at least one, and each must begin later than the one before it",
+                "begin_1: 0, begin_2: 0.3, begin_3: 0.6",
             )
 
     def strengths(self, count: int) -> tuple[float, ...]:
-        """Of each of `count` blocks, before the schedule. Raises RecipeError."""
+        """Return the strength in each of `count` blocks, before the schedule. Raises RecipeError."""
         values = self.edit.acting_strengths(count)
         if self.after_block is not None:
             values = tuple(0.0 if i < self.after_block else v for i, v in enumerate(values))
         return values
 
     def factor(self, sigma: float, sigma_at: Callable[[float], float]) -> float:
-        """What multiplies the strengths at a noise level. sigma_at: the level at a share of the sampling."""
+        """Return the factor of the strengths at a noise level. sigma_at: the level at a fraction of the sampling."""
         if not sigma_at(self.end) - ROUNDING <= sigma <= sigma_at(self.start) + ROUNDING:
             return 0.0
         if self.edit.schedule is None:
@@ -100,31 +103,39 @@ class LiveEdit:
         return parse_schedule(self.edit.schedule).at(0, 1, min(max(sigma, 0.0), 1.0))
 
     def branches(self) -> tuple[Branch, ...]:
+        """Return the branches that it acts in."""
         return self.edit.branches
 
     def donor(self, branch: Branch) -> Tensor | None:
+        """Return the donor's raw embedding [L, D] for a branch, or None."""
         other = self.donor_negative_LD
         return other if branch == "uncond" and other is not None else self.donor_LD
 
-    def text_at(self, share: float) -> Tensor:
-        """[L, D]: of `prompts`, the text at a share of the sampling, from the first key on."""
-        at = max(i for i, (start, _) in enumerate(self.keyed) if start <= share or i == 0)
+    def text_at(self, fraction: float) -> Tensor:
+        """Return the text [L, D] of `prompts` at a fraction of the sampling; before the first key, the first text."""
+        at = max(i for i, (start, _) in enumerate(self.keyed) if start <= fraction or i == 0)
         start, text_LD = self.keyed[at]
         method = self.edit.interpolate if isinstance(self.edit, Prompts) else "step"
-        if method == "step" or at + 1 == len(self.keyed) or share <= start:
+        if method == "step" or at + 1 == len(self.keyed) or fraction <= start:
             return text_LD
         end, next_LD = self.keyed[at + 1]
-        return between(text_LD, next_LD, (share - start) / (end - start), method).embedding
+        return between(text_LD, next_LD, (fraction - start) / (end - start), method).embedding
 
     @property
     def name(self) -> str:
-        """What reports call it."""
+        """Its name in reports."""
         return self.edit.title
 
 
 @dataclass
 class Run:
-    """What one sampling did. Counts are by (edit, block, branch, step); steps are numbered as they are first seen."""
+    """One sampling run and its counts, by (edit, block, branch, step). Steps are numbered in order of appearance.
+
+    sigmas: the noise levels of the sampler's steps, where known. steps: the number of each noise level. passes: calls
+    per branch. skipped: reasons why blocks or calls did not run. in_range: whether each edit is due in the run's range.
+    silenced: for each edit, those that override it. maps: for each edit, [number of maps, their sum [K, Q], grid].
+    contexts: projected texts that are kept for the run. sigma_at: the noise level at a fraction of the whole sampling.
+    """
 
     number: int = field(default_factory=lambda: next(_numbers))
     prompt: str | None = None
@@ -138,35 +149,40 @@ class Run:
     in_range: dict[int, bool] = field(default_factory=dict)
     silenced: dict[int, set[int]] = field(default_factory=dict)
     maps: dict[int, list[Any]] = field(default_factory=dict)
-    contexts: dict[Any, Tensor] = field(default_factory=dict)  # projected texts that are kept for the run
-    sigma_at: Callable[[float], float] = field(default=lambda share: 1 - share)
+    contexts: dict[Any, Tensor] = field(default_factory=dict)
+    sigma_at: Callable[[float], float] = field(default=lambda fraction: 1 - fraction)
     finished: bool = False
 
     def step(self, sigma: float) -> int:
+        """Return the number of the step at a noise level, a new one if it was not seen before."""
         return self.steps.setdefault(round(sigma, 6), len(self.steps))
 
     def note(self, text: str) -> None:
+        """Add a note to the run's report, once."""
         if text not in self.notes:
             self.notes.append(text)
 
     def applied_in(self, edit: int) -> int:
+        """Return how often an edit was applied."""
         return sum(n for (e, *_), n in self.applied.items() if e == edit)
 
-    def silence(self, told: Silence, names: Sequence[str]) -> None:
-        """Notes that an edit does not act where another leaves nothing of it."""
-        self.silenced.setdefault(told.silent, set()).add(told.by)
-        silent, by = (f"edit {e + 1} ({names[e]})" for e in (told.silent, told.by))
-        self.note(told.sentence(silent, by))
+    def silence(self, silence: Silence, names: Sequence[str]) -> None:
+        """Note that an edit does not act where another overrides it. names: the edits' names."""
+        self.silenced.setdefault(silence.silent, set()).add(silence.by)
+        silent, by = (f"edit {e + 1} ({names[e]})" for e in (silence.silent, silence.by))
+        self.note(silence.sentence(silent, by))
 
     def due_in(self, edit: int) -> int:
+        """Return how often an edit was due."""
         return sum(n for (e, *_), n in self.due.items() if e == edit)
 
 
 class Live:
     """The edits on one copy of a model, and the last runs made with it.
 
-    after: the one that these edits were added to. It hears of the runs too: a node before the last edit of a chain
-    shows what that run applied. heard: the last such run, with the edits that its counts are of.
+    after: the `Live` that these edits were added to. It is notified of the runs too, so that a node before the last
+    edit of a chain can show what was applied. last_downstream: the last run it was notified of, with that run's edits.
+    log: a function of (level, text). listeners: functions called after each run, by node id.
     """
 
     def __init__(
@@ -177,7 +193,7 @@ class Live:
     ) -> None:
         self.edits = tuple(edits)
         self.after = after
-        self.heard: tuple[tuple[LiveEdit, ...], Run] | None = None
+        self.last_downstream: tuple[tuple[LiveEdit, ...], Run] | None = None
         self.runs: deque[Run] = deque(maxlen=KEEP_RUNS)
         self.log = log or (lambda level, text: None)
         self.current: Run | None = None
@@ -190,7 +206,7 @@ class Live:
         return self
 
     def with_edit(self, edit: LiveEdit) -> Live:
-        """A new one with one more edit. An injection takes the place of a provisional one."""
+        """Return a new `Live` with one more edit. An injection replaces a provisional one and takes over its boost."""
         kept = self.edits
         if edit.edit.takes_donor and not edit.provisional:
             waiting = [e for e in kept if e.provisional]
@@ -203,33 +219,35 @@ class Live:
                     edit = replace(edit, edit=given.model_copy(update=boost), donor_LD=donor)
         return Live((*kept, edit), self.log, self)
 
-    def tell(self, run: Run) -> None:
-        """Hands a run's counts to those who show them, here and on what these edits were added to."""
+    def notify(self, run: Run) -> None:
+        """Call the listeners with a run, here and on each `Live` that these edits were added to."""
         one: Live | None = self
         while one is not None:
-            one.heard = (self.edits, run)
+            one.last_downstream = (self.edits, run)
             for listener in list(one.listeners.values()):
                 listener(self, run)
             one = one.after
 
     def check(self, blocks: int, heads: int, text_dim: int | None = None) -> None:
-        """RecipeError for what a model of so many blocks and heads, which reads so wide a text, cannot do."""
+        """Raise RecipeError if an edit does not fit a model with these numbers of blocks, heads and text dimensions."""
         for e, edit in enumerate(self.edits, 1):
             edit.strengths(blocks)
             texts = (edit.donor_LD, edit.donor_negative_LD, *(t for _, t in edit.keyed), *itertools.chain(*edit.pairs))
             width = next((t.shape[1] for t in texts if t is not None and t.shape[1] != text_dim), None)
             if text_dim is not None and width is not None:
                 raise RecipeError(
-                    f"edit {e} ({edit.name}) has a prompt of {width} dimensions a token",
+                    f"edit {e} ({edit.name}) has a prompt with {width} dimensions per token",
                     f"this model reads {text_dim}",
-                    "a prompt of the model's own text encoder",
+                    "use a prompt from the model's own text encoder",
                 )
-            edit.edit.check(blocks, 10**9, heads)  # how many steps a sampler makes is not known
+            edit.edit.check(blocks, 10**9, heads)  # the number of steps is not known
 
     def begin(self, sigmas: Sequence[float] = (), prompt: str | None = None) -> Run:
-        """A new run. sigmas: the noise levels of this sampler's own steps, without the closing one, where known.
+        """Start and return a new run.
 
-        Of earlier runs those of the same prompt are kept (its other stages), so that memory does not grow.
+        sigmas: the noise levels of this sampler's steps, without the final one, where known. prompt: ComfyUI's id of
+        the prompt that is executed. Earlier runs are kept only if they belong to the same prompt (its other stages), so
+        that memory does not grow.
         """
         for run in self.runs:
             run.contexts.clear()
@@ -242,7 +260,10 @@ class Live:
         return self.current
 
     def finish(self, run: Run, sigma_at: Callable[[float], float], blocks: int) -> None:
-        """The end of a run that was not interrupted. Raises EditNotApplied for an edit that was due and did not act."""
+        """End a run that was not interrupted. Raises EditNotApplied for an edit that was due and did not act.
+
+        blocks: the model's number of blocks.
+        """
         run.finished = True
         run.contexts.clear()
         self.current = None
@@ -253,14 +274,14 @@ class Live:
             if run.in_range[i] and not run.due_in(i) and run.passes and i not in run.silenced:
                 missing = [branch for branch in edit.branches() if not run.passes[branch]]
                 why = f"no {missing[0]} pass was made" if missing else "its blocks never ran"
-                fix = "a cfg above 1, or branch cond" if missing == ["uncond"] else ""
+                fix = "branch: cond" if missing == ["uncond"] else ""
                 raise EditNotApplied(f"edit {i + 1} ({edit.name}) was due and did not act", why, fix)
         if len(run.steps) < len(run.sigmas):
             missed = len(run.sigmas) - len(run.steps)
-            run.note(f"{missed} of {len(run.sigmas)} steps made no model call: another node's cache left them out.")
+            run.note(f"{missed} of {len(run.sigmas)} steps made no model call: another node's cache skipped them.")
 
     def check_call(self, run: Run, due: Counter[Site], applied: Counter[Site]) -> None:
-        """After one model call: adds its counts. Raises EditNotApplied where they differ."""
+        """Add the counts of a model call to the run. Raises EditNotApplied if due and applied differ at a site."""
         run.due.update(due)
         run.applied.update(applied)
         for site, count in due.items():
@@ -273,8 +294,11 @@ class Live:
                 )
 
 
-def share_at(sigma: float, sigma_at: Callable[[float], float]) -> float:
-    """The share of the sampling at which a noise level is reached; sigma_at falls from share 0 to 1. By bisection."""
+def fraction_at_sigma(sigma: float, sigma_at: Callable[[float], float]) -> float:
+    """Return the fraction of the sampling at which a noise level is reached, by bisection.
+
+    sigma_at: the noise level at a fraction of the sampling; it decreases from 0 to 1.
+    """
     low, high = 0.0, 1.0
     sigma -= ROUNDING
     for _ in range(50):

@@ -1,4 +1,7 @@
-"""Kinds of edits that only ComfyUI's runtimes know: attention maps to keep, and guidance toward a second prompt."""
+"""The edit kinds that exist only in ComfyUI: recording attention maps, and guidance toward a second prompt.
+
+They have the attributes and methods of a recipe's edits (`edit.base.EditBase`) that the ComfyUI runtimes use.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from wanscope.edit.sites import BRANCHES, Branch, Part
 
 @dataclass(frozen=True)
 class LiveKind:
-    """What ComfyUI's own kinds share with the edits of a recipe (`edit.base.EditBase`)."""
+    """Base class of these kinds."""
 
     schedule: ClassVar[None] = None
     skips: ClassVar[bool] = False
@@ -21,20 +24,20 @@ class LiveKind:
 
     @property
     def branches(self) -> tuple[Branch, ...]:
-        """The passes that it acts on."""
+        """The passes that it acts in."""
         return tuple(branch for branch in BRANCHES if branch == self.branch)
 
     def check(self, blocks: int, steps: int, heads: int) -> None:
-        """Nothing that a model could lack."""
+        """Check nothing: these kinds work on every model."""
 
     def replaces(self, table: Any) -> Any:
-        """Nowhere: it changes no text that is read."""
+        """Return an array of False, of the table's shape: it replaces no text."""
         return table < float("-inf")
 
 
 @dataclass(frozen=True)
 class Watch(LiveKind):
-    """Attention maps to keep: the mean over the chosen blocks, and over the steps while it is due."""
+    """Records attention maps, averaged over the chosen blocks and the steps in which it is due."""
 
     blocks: str = "all"
     title: ClassVar[str] = "attention maps"
@@ -42,17 +45,17 @@ class Watch(LiveKind):
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """What of a block it looks at."""
+        """The part of a block that it observes."""
         return ("attention",)
 
     def acting_strengths(self, count: int) -> tuple[float, ...]:
-        """1 in the chosen ones of `count` blocks, 0 in the others."""
+        """Return 1 for the chosen ones of `count` blocks and 0 for the others."""
         return tuple(float(chosen) for chosen in parse_blocks(self.blocks, count).mask)
 
 
 @dataclass(frozen=True)
 class Guide(LiveKind):
-    """Guidance toward a second prompt: the pass's prediction plus `weight` times (the donor's minus its own)."""
+    """Guidance toward a second prompt: `weight` times (the donor's prediction minus the pass's own) is added."""
 
     weight: float
     title: ClassVar[str] = "second guidance"
@@ -60,9 +63,9 @@ class Guide(LiveKind):
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """None: it acts on the whole call, not inside blocks."""
+        """No part: it acts on the whole call, not inside blocks."""
         return ()
 
     def acting_strengths(self, count: int) -> tuple[float, ...]:
-        """Its weight at block 0, which counts for the whole call."""
+        """Return its weight at block 0, which represents the whole call, and 0 elsewhere."""
         return (self.weight,) + (0.0,) * (count - 1)

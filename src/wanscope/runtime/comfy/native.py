@@ -1,17 +1,18 @@
-"""Live edits on ComfyUI's own Wan models, by its official patch points alone.
+"""Live edits on ComfyUI's own Wan models, through its official patch points only.
 
-    OUTER_SAMPLE     a run begins and ends: its noise levels, and the verdict on what fired
-    DIFFUSION_MODEL  one model call: which rows are which branch, and for this call alone
-    double_block     patches of the blocks concerned, each chained to the patch that another node put there
-    optimized_attention_override   the text attention's queries, keys and values, for mixes, bends and maps
+    OUTER_SAMPLE     the start and end of a run: its noise levels, and the check that every due edit acted
+    DIFFUSION_MODEL  one model call: the branch of each batch row, and the patches below, for this call only
+    double_block     patches of the blocks with edits, each chained to a patch that another node has set
+    optimized_attention_override   the queries, keys and values of the cross-attention, for mixes, bends and maps
 
-Nothing is left on the model: the block patches live in the options of the one call. A donor's keys and values are made
-by the block's own layers, by reading prompt and donor side by side and taking them apart again before the attention;
-so LoRAs, offloading and fp8 weights apply to them as to the prompt.
+Nothing is left on the model: the block patches are in the options of the one call. A donor's keys and values are
+computed by the block's own layers: prompt and donor are concatenated in the context, and separated again before the
+attention. LoRAs, offloading and fp8 weights therefore apply to the donor as they do to the prompt.
 
-ComfyUI is not imported: the patch points are named by their strings.
+ComfyUI is not imported: the patch points are given by their names.
 
-Shape suffixes: B batch rows, N video tokens, L context rows, C model width, E heads x head dim.
+Shape suffixes: B batch rows, N video tokens, L context rows, C model width, E heads x head dim, D text dim, T latent
+frames, h latent rows, w latent columns.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ BRANCHES: dict[int, Branch] = {0: "cond", 1: "uncond"}
 
 
 def diffusion_model(model: Any) -> Any:
-    """The Wan transformer inside a ComfyUI MODEL. Raises ModelError for any other model."""
+    """Return the Wan transformer of a ComfyUI MODEL. Raises ModelError for any other model."""
     inner = getattr(getattr(model, "model", None), "diffusion_model", None)
     needed = ("blocks", "text_embedding", "patch_embedding", "head")
     if inner is None or any(not hasattr(inner, name) for name in needed):
@@ -50,22 +51,22 @@ def diffusion_model(model: Any) -> Any:
 
 
 def depth(model: Any) -> int:
-    """How many blocks the model has."""
+    """Return the model's number of blocks."""
     return len(diffusion_model(model).blocks)
 
 
 def text_dim(inner: Any) -> int | None:
-    """The width of the text that a transformer reads; None where no layer says it."""
+    """Return the dimensions of the text embeddings that a transformer reads, or None if no layer states them."""
     return next((int(m.in_features) for m in inner.text_embedding.modules() if hasattr(m, "in_features")), None)
 
 
 def live_of(model: Any) -> Live | None:
-    """The edits on this copy of a model, None where there are none."""
+    """Return the edits on this copy of a model, or None."""
     return (getattr(model, "model_options", None) or {}).get("transformer_options", {}).get(KEY)
 
 
 def attach(model: Any, live: Live) -> Any:
-    """A copy of the model with these edits in place of those that it had; the model given is not changed."""
+    """Return a copy of the model with these edits, which replace those it had; the model passed in is not modified."""
     inner = diffusion_model(model)
     live.check(len(inner.blocks), int(inner.num_heads), text_dim(inner))
     out = model.clone()
@@ -78,7 +79,7 @@ def attach(model: Any, live: Live) -> Any:
 
 
 class _Bound:
-    """A wrapper bound to its edits, which no deep copy of a model's options takes apart."""
+    """A wrapper function together with its edits; a deep copy of a model's options does not copy it."""
 
     def __init__(self, function: Callable[..., Any], live: Live) -> None:
         self.function, self.live = function, live
@@ -91,6 +92,7 @@ class _Bound:
 
 
 def _around_sampling(live: Live, executor: Any, noise: Tensor, latent: Any, sampler: Any, sigmas: Any, *rest, **kwargs):
+    """Wrap one sampling run (OUTER_SAMPLE)."""
     guider = executor.class_obj
     sampling = guider.model_patcher.get_model_object("model_sampling")
     run = live.begin([float(s) for s in sigmas[:-1]], prompt_id())
@@ -102,17 +104,17 @@ def _around_sampling(live: Live, executor: Any, noise: Tensor, latent: Any, samp
     try:
         live.finish(run, run.sigma_at, len(guider.model_patcher.model.diffusion_model.blocks))
     finally:
-        live.tell(run)
+        live.notify(run)
     log_run(live, run)
     return out
 
 
-def _sigma_at(sampling: Any, share: float) -> float:
-    return float(sampling.percent_to_sigma(share))
+def _sigma_at(sampling: Any, fraction: float) -> float:
+    return float(sampling.percent_to_sigma(fraction))
 
 
 def prompt_id() -> str | None:
-    """Of the ComfyUI prompt that is being executed, where ComfyUI says it."""
+    """Return the id of the ComfyUI prompt that is being executed, or None if ComfyUI does not provide it."""
     try:
         from comfy_execution.utils import get_executing_context  # type: ignore[import-not-found]
     except ImportError:
@@ -132,13 +134,14 @@ def _around_call(
     transformer_options: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> Any:
+    """Wrap one call of the transformer (DIFFUSION_MODEL)."""
     options = transformer_options or {}
     inner = executor.class_obj
     run = live.current
-    if run is None:  # a sampler that goes around ComfyUI's own
+    if run is None:  # the sampler bypasses ComfyUI's own
         run = live.begin((), prompt_id())
-        run.note("Sampled without ComfyUI's sampler: percentages count the noise level.")
-        run.sigma_at = lambda share: 1 - share
+        run.note("Sampled without ComfyUI's sampler: percentages are fractions of noise removed, 1 - sigma.")
+        run.sigma_at = lambda fraction: 1 - fraction
     rest = (x, timestep, context, clip_fea, time_dim_concat)
     sigma = float(options["sigmas"].flatten()[0]) if "sigmas" in options else float(timestep.flatten()[0]) / 1000
     image_rows = 0 if clip_fea is None or inner.img_emb is None else clip_fea.shape[-2]
@@ -170,7 +173,7 @@ def _around_call(
 
 
 class _BlockPatch:
-    """What ComfyUI calls in place of block i, for one model call."""
+    """The patch that ComfyUI calls in place of one block, for one model call. other: another node's patch of it."""
 
     def __init__(self, call: Call, block: int, inner: Any, image_rows: int, other: Callable | None) -> None:
         self.call, self.block, self.inner, self.image_rows, self.other = call, block, inner, image_rows, other
@@ -204,7 +207,7 @@ class _BlockPatch:
             parts += [donor.expand(x_BNC.shape[0], -1, -1) for donor in change.donors]
             total = sum(part.shape[1] for part in parts)
             while total in (x_BNC.shape[1], x_BNC.shape[1] + self.image_rows, 2 * self.image_rows):
-                # one more row, so that the number of keys tells this attention from the others of the block
+                # one more row: `_Override` recognizes this attention by its number of keys, which must be unique
                 parts.append(text_BLC[:, -1:])
                 total += 1
             lengths = (text_BLC.shape[1], total - self.image_rows)
@@ -221,7 +224,7 @@ class _BlockPatch:
         if change is not None and change.silent_rows:
             silent = change.silent_rows
             attention = self.inner.blocks[self.block].cross_attn
-            handle = attention.register_forward_hook(lambda module, given, out: _silenced(out, silent))
+            handle = attention.register_forward_hook(lambda module, given, out: _zero_rows(out, silent))
         try:
             out = self.other(new, {**extra, "original_block": original}) if self.other else original(new)
         finally:
@@ -233,7 +236,10 @@ class _BlockPatch:
 
 
 class _Override:
-    """Stands in for ComfyUI's attention during one block: the text attention is ours, the others pass through."""
+    """Replaces ComfyUI's attention function during one block; only the attention to the text is changed.
+
+    lengths: the number of keys of the prompt, and of prompt and donors together.
+    """
 
     def __init__(self, change: AttentionChange, lengths: tuple[int, int], other: Callable | None) -> None:
         self.change, (self.text, self.total), self.other = change, lengths, other
@@ -251,20 +257,25 @@ class _Override:
         return self.change.output(q, *own, donors, lambda q, k, v: attend(q, k, v, *args, **kwargs))
 
 
-def _silenced(out: Tensor, rows: list[int]) -> Tensor:
+def _zero_rows(out: Tensor, rows: list[int]) -> Tensor:
+    """Return a copy of an output [B, ...] with zeros in these batch rows."""
     out = out.clone()
     out[rows] = 0
     return out
 
 
 def _branches(chunks: Any, batch: int) -> tuple[Branch | None, ...]:
-    """Of every batch row. `cond_or_uncond` has one number a chunk of rows; without it all rows are cond."""
+    """Return the branch of every batch row.
+
+    chunks: ComfyUI's `cond_or_uncond`, one number per chunk of rows; without it, all rows are cond.
+    """
     chunks = list(chunks) if chunks else [0]
     per = batch // len(chunks)
     return tuple(BRANCHES.get(int(c)) for c in chunks for _ in range(per))
 
 
 def _grid(x_BCThw: Tensor, time_dim_concat: Tensor | None, patch: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return the grid of video tokens (frames, rows, columns)."""
     frames = x_BCThw.shape[2] + (0 if time_dim_concat is None else time_dim_concat.shape[2])
     sizes = (frames, *x_BCThw.shape[3:])
     t, y, x = (math.ceil(size / p) for size, p in zip(sizes, patch, strict=True))
@@ -272,7 +283,7 @@ def _grid(x_BCThw: Tensor, time_dim_concat: Tensor | None, patch: tuple[int, int
 
 
 def _project(inner: Any, raw_LD: Tensor, context_BLD: Tensor) -> Tensor:
-    """[1, L, C]: the donor as the model itself would read it, in a batch of the prompts' own shape."""
+    """Return the context [1, L, C] of a raw text [L, D], projected by the model in a batch of the prompts' shape."""
     length = max(context_BLD.shape[1], len(raw_LD))
     raw_BLD = context_BLD.new_zeros(context_BLD.shape[0], length, context_BLD.shape[2])
     raw_BLD[:, : len(raw_LD)] = raw_LD.to(raw_BLD)

@@ -1,4 +1,4 @@
-"""What a run of live edits is told as: one line, or the edits one by one with the blocks, branches and steps."""
+"""Reports of a run of live edits: one line, or each edit with its blocks, branches and steps."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from wanscope.runtime.comfy.live import Live, Run
 
 
 def summary(run: Run, live: Live) -> str:
-    """One line."""
+    """Return one line: the number of steps, and how often each edit was applied."""
     parts = [f"{edit.name}: {run.applied_in(i)} applied" for i, edit in enumerate(live.edits)]
     return f"run {run.number}, {len(run.steps)} steps; " + "; ".join(parts)
 
 
 def run_report(live: Live, run: Run) -> str:
-    """Per edit its blocks, branches, steps and count, then what was left out and noted."""
+    """Return a text with the blocks, branches, steps and count of each edit, then what was skipped, and notes."""
     lines = [f"run {run.number}: {len(run.steps)} noise levels{_range(run)}"]
     for e, edit in enumerate(live.edits):
         sites = [site for site, count in run.applied.items() if site[0] == e and count]
@@ -27,7 +27,7 @@ def run_report(live: Live, run: Run) -> str:
             due_here = run.in_range.get(e)
             why = "not due in this range" if due_here is False else "strength 0" if due_here is None else "did not act"
             if due_here and e in run.silenced:
-                why = "another edit leaves nothing of it"
+                why = "another edit overrides it"
             lines.append(f"{head} ({why})")
             continue
         branches = ", ".join(sorted({site[2] for site in sites}))
@@ -39,16 +39,17 @@ def run_report(live: Live, run: Run) -> str:
     return "\n".join([*lines, *run.notes])
 
 
-def verdict(live: Live, runs: Sequence[Run], depth: int, before: int = 0) -> tuple[list[str], list[str]]:
-    """A sentence on every edit over the stages of one sampling, and those that are faults: due in a stage, and idle.
+def check_stages(live: Live, runs: Sequence[Run], depth: int, before: int = 0) -> tuple[list[str], list[str]]:
+    """Check that each edit acted in every stage of a sampling in which it was due.
 
-    depth: blocks of the model. before: stages that came before these runs.
+    runs: the stages. depth: the model's number of blocks. before: the number of stages before these runs. Returns one
+    sentence per edit, and one per fault.
     """
-    said, faults = [], []
+    sentences, faults = [], []
     for e, edit in enumerate(live.edits):
         name = f"edit {e + 1} ({edit.name})"
         if not any(edit.strengths(depth)):
-            said.append(f"{name}: strength 0, nothing to do")
+            sentences.append(f"{name}: strength 0, nothing to do")
             continue
         parts, acted = [], False
         for stage, run in enumerate(runs, before + 1):
@@ -58,15 +59,15 @@ def verdict(live: Live, runs: Sequence[Run], depth: int, before: int = 0) -> tup
                 parts.append(f"acted in stage {stage}")
             elif due and e in run.silenced:
                 by = " and ".join(f"edit {other + 1}" for other in sorted(run.silenced[e]))
-                parts.append(f"did not act in stage {stage}, where {by} leaves nothing of it")
+                parts.append(f"did not act in stage {stage}, where it is overridden by {by}")
             elif due:
                 parts.append(f"was due in stage {stage} and did not act")
                 faults.append(f"{name} was due in stage {stage} and did not act")
             else:
                 parts.append(f"was not due in stage {stage}")
         whole = "" if acted or any(run.in_range.get(e) for run in runs) else "never acted: it "
-        said.append(f"{name}: {whole}{', '.join(parts)}")
-    return said, faults
+        sentences.append(f"{name}: {whole}{', '.join(parts)}")
+    return sentences, faults
 
 
 def call_line(
@@ -77,7 +78,7 @@ def call_line(
     due: Counter[Site],
     applied: Counter[Site],
 ) -> str:
-    """One line on one model call: the passes of its batch rows, and of every edit what was due and applied where."""
+    """Return one line on a model call: the passes of its batch rows, and what was due and applied for each edit."""
     passes = ", ".join(branch or "other" for branch in branches)
     parts = [f"run {run.number}, step {run.step(sigma)}, sigma {sigma:.4f}, rows {passes}"]
     for e, edit in enumerate(live.edits):
@@ -89,7 +90,7 @@ def call_line(
 
 
 def log_run(live: Live, run: Run) -> None:
-    """The end of a run: its line for `basic`, the whole for `verbose`."""
+    """Log the end of a run: one line at level basic, the full report at level verbose."""
     live.log("basic", summary(run, live))
     live.log("verbose", run_report(live, run))
 

@@ -1,18 +1,19 @@
 """Live edits on WanVideoWrapper's transformer.
 
-Its sampler calls no wrappers and hands every call a deep copy of the model's options. So one pair of hooks stays on the
-transformer, inert unless that copy holds our edits; for one call they hook the blocks that are there at that moment
-(`compile_model` wraps them anew every run) and their cross-attention, and afterwards, also after an exception, take
-every hook off again. Nothing else stays on the shared model.
+Its sampler does not call ComfyUI's wrappers, and passes a deep copy of the model's options to every call. Therefore one
+pair of hooks stays on the transformer and does nothing unless that copy holds our edits. If it does, the hooks replace
+the forward of the blocks, for this call only (`compile_model` wraps the blocks again in every run), and hook their
+cross-attention. All of this is removed after the call, also after an exception. Nothing else stays on the shared model.
 
-    block, before       hidden states and context replaced, donors' own streams advanced
-    cross_attn, after   mixes, appended tokens, bends and maps: the change of the attention's output, sent through the
-                        attention's last projection
-    compiled block      run uncompiled for the calls in which an edit acts in it: inside, hooks would not fire
+    block, before       hidden states and context are replaced, donors' own passes advance
+    cross_attn, after   mixes, appended tokens, bends and maps: the change of the attention's output is passed through
+                        the attention's output projection and added
+    compiled block      runs uncompiled in the calls in which an edit acts in it: hooks inside would not be called
 
-The contract used, and no more: the transformer is called with `context` (a list of [L, D]), `is_uncond`, `t`, `x` and
-`transformer_options` as keywords; it runs `blocks[i](x, ..., context=[B, 512, C], grid_sizes=, ...)` and takes a tuple
-or a tensor back; `cross_attn(x, context, ...)` has q, k, v, norm_q, norm_k, o, num_heads.
+Only this much of the wrapper's interface is used: the transformer is called with `context` (a list of [L, D]),
+`is_uncond`, `t`, `x` and `transformer_options` as keywords; it runs `blocks[i](x, ..., context=[B, 512, C],
+grid_sizes=, ...)`, which returns a tuple or a tensor; `cross_attn(x, context, ...)` has q, k, v, norm_q, norm_k, o,
+num_heads.
 
 Shape suffixes: B batch rows, N video tokens, L context rows, C model width, E heads x head dim, D text dim.
 """
@@ -46,33 +47,33 @@ _hooked: weakref.WeakKeyDictionary[torch.nn.Module, _Hook] = weakref.WeakKeyDict
 
 
 def transformer_of(model: Any) -> Any:
-    """The transformer inside a WANVIDEOMODEL. Raises ModelError for any other model."""
+    """Return the transformer of a WANVIDEOMODEL. Raises ModelError for any other model."""
     inner = getattr(getattr(model, "model", None), "diffusion_model", None)
     inner = getattr(inner, "_orig_mod", inner)
     if inner is None or not hasattr(inner, "blocks") or not hasattr(inner, "text_embedding"):
         raise ModelError(
             f"the model is {type(inner).__name__}, not a WanVideoWrapper transformer",
             "these nodes edit the blocks of Wan video models",
-            "WanVideo Model Loader",
+            "load the model with WanVideo Model Loader",
         )
     return inner
 
 
 def depth(model: Any) -> int:
-    """How many blocks the model has."""
+    """Return the model's number of blocks."""
     return len(transformer_of(model).blocks)
 
 
 def live_of(model: Any) -> Live | None:
-    """The edits on this copy of a model, None where there are none."""
+    """Return the edits on this copy of a model, or None."""
     return (getattr(model, "model_options", None) or {}).get("transformer_options", {}).get(KEY)
 
 
 def attach(model: Any, live: Live, negative: list[Tensor] | None = None) -> Any:
-    """A copy of the model with these edits in place of those that it had; the model given is not changed.
+    """Return a copy of the model with these edits, which replace those it had; the model passed in is not modified.
 
-    negative: the negative prompt's tensors. Some extra passes of the sampler run it without saying so, and are known
-    by it.
+    negative: the negative prompt's tensors [L, D]. Some extra passes of the sampler use the negative prompt without
+    setting `is_uncond`; they are recognized by these tensors.
     """
     inner = transformer_of(model)
     live.check(len(inner.blocks), int(inner.num_heads), text_dim(inner))
@@ -88,7 +89,7 @@ def attach(model: Any, live: Live, negative: list[Tensor] | None = None) -> Any:
 
 
 class _Kept:
-    """Tensors that a deep copy of the options shares."""
+    """Tensors that deep copies of the options share."""
 
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
         self.tensors = tensors
@@ -98,7 +99,7 @@ class _Kept:
 
 
 class _Sampling:
-    """One sampling, which ends when the sampler lets go of its deep copy of the options: nothing else says so."""
+    """One sampling run. Its only sign of the end is that the sampler releases its deep copy of the options."""
 
     def __init__(self, live: Live) -> None:
         self.live = live
@@ -114,18 +115,19 @@ class _Sampling:
 
 
 class _Hook:
-    """The hooks that stay on a transformer: inert without our key in `transformer_options`."""
+    """The hooks that stay on a transformer; they do nothing without our key in `transformer_options`."""
 
     def __init__(self, transformer: torch.nn.Module) -> None:
         self.transformer = weakref.ref(transformer)
         self.calls: list[_Hooked] = []
-        # a transformer that is compiled whole runs them outside its graph
+        # if the whole transformer is compiled, the hooks run outside its graph
         disable: Any = torch.compiler.disable
         transformer.register_forward_pre_hook(disable(self.before), with_kwargs=True)
         transformer.register_forward_hook(disable(self.after), with_kwargs=True, always_call=True)
 
     def before(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-        while self.calls:  # left by an interruption that ran no hooks; calls are never inside one another
+        """Place the hooks of a call if its options hold edits."""
+        while self.calls:  # left by an interruption that ran no hooks; calls are never nested
             self._pop()
         live = (kwargs.get("transformer_options") or {}).get(KEY)
         if live is not None and live.edits and kwargs.get("context"):
@@ -140,16 +142,17 @@ class _Hook:
         return call
 
     def after(self, module: Any, args: tuple, kwargs: dict[str, Any], out: Any) -> Any:
+        """Remove the hooks of a call, add its second guidance and check its counts."""
         call = self._pop()
         if call is None or out is None:  # not ours, or the call raised
             return None
-        out = call.guided(out, args, kwargs)
+        out = call.add_guidance(out, args, kwargs)
         call.finish()
         return out
 
 
 class _Hooked:
-    """One call of the transformer with edits: the hooks placed for it."""
+    """One call of the transformer with edits, and the hooks placed for it."""
 
     def __init__(self, module: Any, live: Live, kwargs: dict[str, Any]) -> None:
         self.module, self.live, self.kwargs = module, live, kwargs
@@ -158,7 +161,7 @@ class _Hooked:
         run = live.current
         last = next(reversed(run.steps), None) if run is not None else None
         sampling: _Sampling | None = kwargs["transformer_options"].get(SAMPLING)
-        # a new run has options of its own; sigma falls along a run
+        # every run has its own copy of the options; sigma decreases within a run
         another = sampling is not None and sampling.run is not run
         if run is None or another or prompt_id() != run.prompt or (last is not None and sigma > last + 1e-6):
             run = live.begin((), prompt_id())
@@ -175,7 +178,9 @@ class _Hooked:
             len(module.blocks),
             int(module.num_heads),
             (0, 0, 0),
-            partial(_project, module, len(context)),  # not a method: a cycle would hold the latents until collected
+            partial(
+                _project, module, len(context)
+            ),  # not a method: a cycle would keep the latents until garbage collection
             run.sigma_at,
         )
         run.sigmas = (*run.sigmas, sigma) if sigma not in run.sigmas else run.sigmas
@@ -192,6 +197,7 @@ class _Hooked:
         return "cond"
 
     def place(self) -> None:
+        """Replace the forward of the blocks with edits."""
         for i in sorted(self.call.blocks):
             block = self.module.blocks[i]
             inner = getattr(block, "_orig_mod", block)
@@ -207,13 +213,15 @@ class _Hooked:
         own = block.__dict__.get("forward")
         block.forward = torch.compiler.disable(lambda *a, **k: inner(*a, **k))
         self.undo.append(partial(_restore, block, own))
-        self.run.note("Blocks with an edit run uncompiled in the calls in which it acts.")
+        self.run.note("Compiled blocks run uncompiled in the calls in which an edit acts in them.")
 
     def remove(self) -> None:
+        """Restore everything that was replaced, in reverse order."""
         while self.undo:
             self.undo.pop()()
 
     def finish(self) -> None:
+        """Check the call's counts, add them to the run and notify listeners. Raises EditNotApplied."""
         slg = getattr(self.module, "slg_blocks", None) if self.kwargs.get("is_uncond") else None
         self.call.finish(slg or ())
         live, run = self.live, self.run
@@ -221,10 +229,10 @@ class _Hooked:
             if any(edit.strengths(self.call.depth)):
                 run.in_range[i] = run.in_range.get(i, False) or bool(edit.factor(self.call.sigma, run.sigma_at))
         run.finished = True
-        live.tell(run)
+        live.notify(run)
 
-    def guided(self, out: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """The call's prediction moved toward a second prompt's, where an edit asks for it."""
+    def add_guidance(self, out: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Return the call's output with its predictions moved toward those of a second prompt, if an edit does so."""
         for e, edit in enumerate(self.live.edits):
             rows = self.call.acting_rows(e, 0) if isinstance(edit.edit, Guide) else []
             if not rows:
@@ -244,7 +252,10 @@ class _Hooked:
 
 
 def _project(module: Any, rows: int, raw_LD: Tensor) -> Tensor:
-    """[1, 512, C], as the transformer projects its own context of so many rows."""
+    """Return the context [1, 512, C] of a raw text [L, D], as the transformer projects a context with this many rows.
+
+    rows: the batch size, which affects the rounding.
+    """
     dtype = module.text_embedding[0].weight.dtype
     if dtype not in (torch.float16, torch.bfloat16, torch.float32):
         dtype = module.base_dtype
@@ -262,6 +273,7 @@ def _project(module: Any, rows: int, raw_LD: Tensor) -> Tensor:
 
 
 def _restore(module: Any, own: Any) -> None:
+    """Restore a module's forward. own: the one set on the instance, or None."""
     if own is None:
         del module.forward
     else:
@@ -269,7 +281,7 @@ def _restore(module: Any, own: Any) -> None:
 
 
 class _BlockHook:
-    """Stands in for one block's forward during one call."""
+    """Replaces one block's forward during one call."""
 
     def __init__(self, hooked: _Hooked, index: int, block: Any) -> None:
         self.hooked, self.index, self.block = hooked, index, block
@@ -283,7 +295,7 @@ class _BlockHook:
         rest: list[Any] = []
 
         def run(x_BNC: Tensor, context_BLC: Tensor, change: AttentionChange | None, rows: list[int] | None) -> Tensor:
-            # the block writes into x in place; a donor's stream must not write into the batch's own
+            # the block modifies x in place; a donor's pass must not modify the batch's hidden states
             with _cross_attention(self.block.cross_attn, change, call.shared):
                 out = plain(x_BNC.clone(), *args, **{**kwargs, "context": context_BLC})
             if rows is None and isinstance(out, tuple):
@@ -293,14 +305,14 @@ class _BlockHook:
         context = kwargs["context"]
         call.shared = x.shape[0] == 1 and len(call.branches) > 1
         out = call.block(self.index, x, context, run, lambda: True)
-        if not rest and "x_ip" in kwargs:  # skipped: what the block would have handed on beside x
+        if not rest and "x_ip" in kwargs:  # the block was skipped: the other values that it would have returned
             rest = [kwargs.get(name) for name in ("x_ip", "lynx_ref_feature", "x_ovi")]
         return (out, *rest) if rest else out
 
 
 @contextmanager
 def _cross_attention(attention: Any, change: AttentionChange | None, shared: bool) -> Iterator[None]:
-    """Hooks a block's cross-attention for one run of the block."""
+    """Hook a block's cross-attention for one run of the block. shared: see `Call`."""
     if change is None:
         yield
         return
@@ -311,10 +323,10 @@ def _cross_attention(attention: Any, change: AttentionChange | None, shared: boo
         nonlocal segments
         x_BNC, context_BLC = args[0], args[1] if len(args) > 1 else kwargs["context"]
         part = change
-        if shared:  # one segment of the video after the other, each with its own prompt
+        if shared:  # the attention is called once per segment of the video, each with its own prompt
             part = change.segment(segments % len(change.rows))
             segments += 1
-        return _changed(module, part, x_BNC, context_BLC, out)
+        return _change_output(module, part, x_BNC, context_BLC, out)
 
     handle = attention.register_forward_hook(after, with_kwargs=True)
     try:
@@ -323,7 +335,12 @@ def _cross_attention(attention: Any, change: AttentionChange | None, shared: boo
         handle.remove()
 
 
-def _changed(module: Any, change: AttentionChange, x_BNC: Tensor, context_BLC: Tensor, out_BNC: Tensor) -> Tensor:
+def _change_output(module: Any, change: AttentionChange, x_BNC: Tensor, context_BLC: Tensor, out_BNC: Tensor) -> Tensor:
+    """Return a cross-attention's output [B, N, C] with the change applied.
+
+    The difference between the changed and the original attention is added, so that what the wrapper itself computes
+    in the attention (image tokens, adapters) stays as it is.
+    """
     heads = int(module.num_heads)
 
     def normed(layer: Any, norm: Any, rows: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-// Graphs saved with the older names of inputs.
+// Saved graphs that use older input names.
 
-/** A saved graph with the older names of inputs and types replaced, in place. */
-export function renamed(graph, aliases) {
+/** Replace older input names and types in a saved graph, in place, and return it. */
+export function replaceNames(graph, aliases) {
   for (const node of graph?.nodes ?? []) {
     const names = aliases[node.type];
     for (const input of node.inputs ?? []) {

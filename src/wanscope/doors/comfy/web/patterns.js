@@ -1,10 +1,13 @@
-// Presets and shapes over the depth, as edit/blocks.py and edit/strengths.py have them. Pure functions; the tests
-// compare them with Python's.
+// Block presets and strength shapes, the same as in edit/blocks.py and edit/strengths.py. Pure functions; tests compare
+// them with the Python ones.
 
-/** The longer names that the older nodes use. */
+/** The longer preset names of the legacy nodes. */
 const ALIASES = { early_blocks: "early", mid_blocks: "mid", late_blocks: "late" };
 
-/** @param {string} name @param {number} count @returns {boolean[] | null} null for a name that is no preset */
+/**
+ * Return the blocks of a preset for a depth of `count`, or null if the name is not a preset.
+ * @param {string} name @param {number} count @returns {boolean[] | null}
+ */
 export function preset(name, count) {
   const quarter = Math.floor(count / 4);
   const half = Math.floor(count / 2);
@@ -23,23 +26,26 @@ export function preset(name, count) {
   return rule ? Array.from({ length: count }, (_, i) => rule(i)) : null;
 }
 
-/** The preset that a pattern is, or "custom". @param {boolean[]} mask @param {string[]} names */
+/**
+ * Return the first of `names` whose preset equals the pattern, or "custom".
+ * @param {boolean[]} mask @param {string[]} names
+ */
 export function presetName(mask, names) {
   const found = names.find((name) => preset(name, mask.length)?.every((on, i) => on === mask[i]));
   return found ?? "custom";
 }
 
 /**
- * The strengths of a shape. `random` is drawn in Python and null here, as is a name that is no shape.
+ * Return the strengths of a shape, or null for `random`, which is drawn in Python, and for an unknown name.
  * @param {string} name @param {number} count @param {number} base
- * @param {{peak?: number, spread?: number, size?: number}} places given for 40 blocks, scaled to `count`
+ * @param {{peak?: number, spread?: number, size?: number}} parameters given for 40 blocks, scaled to `count`
  * @returns {number[] | null}
  */
-export function shape(name, count, base, places = {}) {
+export function shape(name, count, base, parameters = {}) {
   const scaled = (value, toLast) => (count === 40 ? value : toLast ? Math.round((value * (count - 1)) / 39) : (value * count) / 40);
-  const peak = scaled(places.peak ?? 20, true);
-  const spread = scaled(places.spread ?? 5, false);
-  const size = Math.max(1, Math.round(scaled(places.size ?? 5, false)));
+  const peak = scaled(parameters.peak ?? 20, true);
+  const spread = scaled(parameters.spread ?? 5, false);
+  const size = Math.max(1, Math.round(scaled(parameters.size ?? 5, false)));
   const rise = (i) => i / Math.max(1, count - 1);
   const bell = (i) => Math.exp(-(((i - peak) / spread) ** 2) / 2);
   const focus = (part) => (i) => (preset(part, count)[i] ? 1 : 0.1);
@@ -59,12 +65,12 @@ export function shape(name, count, base, places = {}) {
   return rule ? Array.from({ length: count }, (_, i) => base * rule(i)) : null;
 }
 
-/** How many blocks act. @param {(number | boolean)[]} values */
+/** Return the number of blocks with a nonzero strength. @param {(number | boolean)[]} values */
 export function active(values) {
   return values.filter((value) => Number(value) !== 0).length;
 }
 
-/** Rounded as it is written into a widget. @param {number} value */
-export function written(value) {
+/** Return a value clamped to 0..1 and rounded to the two decimals of a widget. @param {number} value */
+export function widgetValue(value) {
   return Math.round(Math.min(1, Math.max(0, value)) * 100) / 100;
 }

@@ -1,18 +1,18 @@
-// What wanscope's nodes are on the page: block toggles and strength bars drawn by mouse, presets that stay in step with
-// them, the active count in the title, text reports in the node, and the older names of inputs.
+// The page's part of wanscope's nodes: block toggles and strength bars that are set with the mouse, presets that stay
+// in sync with them, the number of active blocks in the title, text reports in the node, and older input names.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { renamed } from "./aliases.js";
-import { active, preset, presetName, shape, written } from "./patterns.js";
+import { replaceNames } from "./aliases.js";
+import { active, preset, presetName, shape, widgetValue } from "./patterns.js";
 
 const OURS = (name) => name.startsWith("Wanscope") || FACTS.ids.has(name);
 const FACTS = { ids: new Set(), aliases: {}, owners: {} };
 const BAR_HEIGHT = 90;
 const TOGGLE_HEIGHT = 26;
 const COUNT = / \(\d+ of \d+ active\)$/;
-const INSET = 24; // nearer to a node's edge a click is its sockets'
+const INSET = 24; // clicks nearer to the node's edge go to its sockets
 
-async function facts() {
+async function loadFacts() {
   const answer = await api.fetchApi("/wanscope/facts");
   if (!answer.ok) return;
   const found = await answer.json();
@@ -26,7 +26,7 @@ async function facts() {
   }
 }
 
-/** Shows a text in the node, under its widgets; an empty one takes it away. */
+/** Show a text in the node, below its widgets. */
 function showText(node, text) {
   let widget = node.widgets?.find((w) => w.name === "wanscope_text");
   if (!widget) {
@@ -47,17 +47,18 @@ function showText(node, text) {
   node.setDirtyCanvas?.(true, true);
 }
 
-function title(node, count, total) {
-  if (node.title !== node.wanscopeShown) node.wanscopeTitle = node.title.replace(COUNT, ""); // given by a person
+/** Show the number of active blocks in the node's title. */
+function setTitle(node, count, total) {
+  if (node.title !== node.wanscopeShown) node.wanscopeTitle = node.title.replace(COUNT, ""); // the user changed it
   node.wanscopeShown = `${node.wanscopeTitle} (${count} of ${total} active)`;
   if (node.title !== node.wanscopeShown) node.title = node.wanscopeShown;
 }
 
-function find(node, name) {
+function findWidget(node, name) {
   return node.widgets?.find((widget) => widget.name === name);
 }
 
-/** Calls `then` after a widget was changed by a person. */
+/** Call `then` whenever the user changes a widget. */
 function onChange(widget, then) {
   const before = widget.callback;
   widget.callback = function (...given) {
@@ -74,7 +75,7 @@ function hide(widget) {
   widget.draw = () => {};
 }
 
-/** The depth of the model that this node's output reaches, where a node on the way says it; else `otherwise`. */
+/** Return the number of blocks of the model that this node is connected to downstream, if known, else `otherwise`. */
 function depthFor(node, otherwise) {
   const seen = new Set([node.id]);
   const queue = [node];
@@ -95,8 +96,8 @@ function depthFor(node, otherwise) {
 }
 
 /**
- * A row of bars or toggles as one widget: `read()` gives the values, `write(values)` keeps them. Dragging sets bars to
- * the mouse's height and toggles to what the first one was set to.
+ * Add a row of bars or toggles as one widget: `read()` returns the values, `write(values)` stores them. Dragging sets
+ * bars to the height of the mouse, and toggles to the value that the first one was set to.
  */
 function bars(node, name, { toggles, read, write }) {
   const height = toggles ? TOGGLE_HEIGHT : BAR_HEIGHT;
@@ -135,7 +136,7 @@ function bars(node, name, { toggles, read, write }) {
       const left = INSET;
       const i = Math.floor(((x - left) / (drawn.size[0] - 2 * left)) * values.length);
       if (i < 0 || i >= values.length) return false;
-      const level = written(1 - (y - this.last_y) / height);
+      const level = widgetValue(1 - (y - this.last_y) / height);
       if (down) painting = toggles ? !values[i] : level;
       values[i] = toggles ? painting : level;
       write(values);
@@ -147,92 +148,93 @@ function bars(node, name, { toggles, read, write }) {
   return widget;
 }
 
-/** The older pattern node: a preset and 40 toggles. */
+/** Set up the legacy pattern node: a preset and 40 toggles. */
 function patternNode(node) {
-  const chooser = find(node, "preset");
+  const chooser = findWidget(node, "preset");
   const blocks = node.widgets.filter((widget) => /^block_\d+$/.test(widget.name));
   const names = chooser.options.values.filter((name) => name !== "custom");
   const count = () => Math.min(blocks.length, depthFor(node, blocks.length));
   const read = () => blocks.slice(0, count()).map((widget) => Boolean(widget.value));
-  const shown = () => title(node, active(read()), count());
+  const showCount = () => setTitle(node, active(read()), count());
   blocks.forEach(hide);
   onChange(chooser, (name) => {
     const mask = preset(name, count());
     if (mask) blocks.forEach((widget, i) => (widget.value = Boolean(mask[i])));
-    shown();
+    showCount();
   });
   bars(node, "wanscope_toggles", {
     toggles: true,
     read,
     write(values) {
-      blocks.forEach((widget, i) => (widget.value = Boolean(values[i]))); // none beyond the model's depth
+      blocks.forEach((widget, i) => (widget.value = Boolean(values[i]))); // 0 beyond the model's depth
       chooser.value = presetName(values, names);
-      shown();
+      showCount();
     },
   });
   node.wanscopeRefresh = () => {
     const mask = preset(chooser.value, count());
     if (mask) blocks.forEach((widget, i) => (widget.value = Boolean(mask[i])));
-    shown();
+    showCount();
   };
 }
 
-/** The older strength node: a shape and 40 sliders. */
+/** Set up the legacy strength node: a shape and 40 sliders. */
 function strengthNode(node) {
-  const chooser = find(node, "pattern");
-  const base = find(node, "base_strength");
+  const chooser = findWidget(node, "pattern");
+  const base = findWidget(node, "base_strength");
   const sliders = node.widgets.filter((widget) => /^block_\d+_strength$/.test(widget.name));
   const count = () => Math.min(sliders.length, depthFor(node, sliders.length));
   const read = () => sliders.slice(0, count()).map((widget) => Number(widget.value));
-  const shown = () => title(node, active(read()), count());
+  const showCount = () => setTitle(node, active(read()), count());
   sliders.forEach(hide);
   const reshape = () => {
-    const places = {
-      peak: find(node, "peak_block")?.value,
-      spread: find(node, "spread")?.value,
-      size: find(node, "step_size")?.value,
+    const parameters = {
+      peak: findWidget(node, "peak_block")?.value,
+      spread: findWidget(node, "spread")?.value,
+      size: findWidget(node, "step_size")?.value,
     };
-    const values = shape(chooser.value, count(), base.value, places);
-    if (values) values.forEach((value, i) => (sliders[i].value = written(value)));
-    shown();
+    const values = shape(chooser.value, count(), base.value, parameters);
+    if (values) values.forEach((value, i) => (sliders[i].value = widgetValue(value)));
+    showCount();
   };
-  for (const widget of [chooser, base, find(node, "peak_block"), find(node, "spread"), find(node, "step_size")]) {
+  const others = ["peak_block", "spread", "step_size"].map((name) => findWidget(node, name));
+  for (const widget of [chooser, base, ...others]) {
     if (widget) onChange(widget, reshape);
   }
   bars(node, "wanscope_bars", {
     toggles: false,
     read,
     write(values) {
-      sliders.forEach((widget, i) => (widget.value = values[i] ?? 0)); // none beyond the model's depth
+      sliders.forEach((widget, i) => (widget.value = values[i] ?? 0)); // 0 beyond the model's depth
       chooser.value = "custom";
-      shown();
+      showCount();
     },
   });
   node.wanscopeRefresh = reshape;
 }
 
-/** The newer strength node: a shape, how many blocks, and one text of values. */
+/** Set up Block Strengths: a shape, the number of blocks, and one text of values. */
 function valuesNode(node) {
-  const chooser = find(node, "shape");
-  const base = find(node, "base");
-  const blocks = find(node, "blocks");
-  const text = find(node, "values");
+  const chooser = findWidget(node, "shape");
+  const base = findWidget(node, "base");
+  const blocks = findWidget(node, "blocks");
+  const text = findWidget(node, "values");
   const read = () => {
     const given = String(text.value ?? "").split(",").map((part) => Number(part.trim() || 0));
     return Array.from({ length: blocks.value }, (_, i) => (Number.isFinite(given[i]) ? given[i] : 0));
   };
-  const shown = () => title(node, active(read()), blocks.value);
+  const showCount = () => setTitle(node, active(read()), blocks.value);
   const reshape = () => {
     const values = shape(chooser.value, blocks.value, base.value) ?? read();
-    text.value = values.map(written).join(",");
-    shown();
+    text.value = values.map(widgetValue).join(",");
+    showCount();
   };
   for (const widget of [chooser, base, blocks]) onChange(widget, reshape);
   onChange(text, (given) => {
-    const drawn = shape(chooser.value, blocks.value, base.value)?.map(written).join(",");
+    const drawn = shape(chooser.value, blocks.value, base.value)?.map(widgetValue).join(",");
     if (!String(given).trim()) reshape();
     else if (given !== drawn) chooser.value = "custom";
-    shown();
+    showCount();
   });
   bars(node, "wanscope_bars", {
     toggles: false,
@@ -240,7 +242,7 @@ function valuesNode(node) {
     write(values) {
       text.value = values.join(",");
       chooser.value = "custom";
-      shown();
+      showCount();
     },
   });
   node.wanscopeRefresh = () => {
@@ -265,10 +267,10 @@ app.registerExtension({
     });
   },
   async init() {
-    await facts();
+    await loadFacts();
   },
   async beforeConfigureGraph(graph) {
-    renamed(graph, FACTS.aliases);
+    replaceNames(graph, FACTS.aliases);
   },
   async beforeRegisterNodeDef(type, data) {
     if (!OURS(data.name)) return;
