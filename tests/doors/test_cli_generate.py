@@ -274,9 +274,7 @@ def test_dry_run_of_a_model_that_needs_a_gpu_where_there_is_none(cli, tmp_path: 
     ran = cli("generate", *options)
     assert ran.status == 0 and "time       no estimate: Wan 2.1 text-to-video 14B needs a GPU" in ran.out
 
-    driver = doctor_module.Check(
-        "GPU", "warn", "the CUDA build of torch sees no GPU", "nvidia-smi, and check the driver"
-    )
+    driver = doctor_module.Check("GPU", "warn", "the CUDA build of torch finds no GPU; check the driver", "nvidia-smi")
     monkeypatch.setattr(doctor_module, "gpu", lambda: driver)
     assert "sees no GPU (do: nvidia-smi, and check the driver)" in cli("generate", *options).out
 

@@ -138,7 +138,6 @@ def _unreachable(hub_id: str, place: Path, error: BaseException) -> ModelError:
     reason = str(chain[-1]).strip().split("\n")[0] or type(chain[-1]).__name__
     return ModelError(
         f"{hub_id} is not in the local cache {place} and cannot be downloaded",
-        f"the hub cannot be reached or stopped responding ({reason[:200]}). Without a network, pass the folder of a "
-        "copy of the model",
-        "--model /folder/of/the/model",
+        f"the hub cannot be reached or stopped responding ({reason[:200]}). Connect to the network, or pass the folder "
+        "of a copy of the model",
     )
