@@ -92,7 +92,7 @@ def run(
     try:
         prepared = prepare(source, Workspace.find(workspace), model, device, memory, on_event)
     except KeyboardInterrupt:
-        raise Interrupted("stopped before any work", "run the same command again to start") from None
+        raise Interrupted("stopped before any work", "run it again to start") from None
     session = _Session(prepared, model, memory, device, on_event, interrupt)
     try:
         session.run()
@@ -262,7 +262,7 @@ class _Session:
     def stopped(self) -> Interrupted:
         return Interrupted(
             f"stopped with {len(self.done)} of {len(self.takes)} takes complete",
-            "they are kept, and the one in progress is not. Run the same command again to continue",
+            "they are kept, and the one in progress is not. Run it again to continue",
         )
 
 
