@@ -31,7 +31,7 @@ from pathlib import Path
 if sys.version_info < (3, 11):  # noqa: UP036  (this file must run in any Python 3 up to here)
     newer = next((n for n in ("python3.13", "python3.12", "python3.11", "python3.14") if shutil.which(n)), "uv run")
     print(f"setup: this is Python {platform.python_version()}; wanscope needs 3.11 or newer.", file=sys.stderr)
-    sys.exit(f"Try: {newer} scripts/setup.py ...{'  (uv brings a Python)' if newer == 'uv run' else ''}")
+    sys.exit(f"Try: {newer} scripts/setup.py ...{'  (uv installs a Python)' if newer == 'uv run' else ''}")
 
 import tomllib  # after the check: older Pythons have none
 

@@ -16,6 +16,7 @@ class Event:
     """Base of all events."""
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the event as plain data, with its class name under `event`."""
         return {"event": type(self).__name__, **dataclasses.asdict(self)}
 
 
@@ -28,11 +29,15 @@ class Note(Event):
 
 @dataclass(frozen=True)
 class ModelLoading(Event):
+    """A model is about to be loaded. model: as the user wrote it."""
+
     model: str
 
 
 @dataclass(frozen=True)
 class ModelReady(Event):
+    """A model is loaded. model: the variant's name. seconds: of loading."""
+
     model: str
     device: str
     dtype: str
@@ -53,6 +58,8 @@ class PromptsEncoded(Event):
 
 @dataclass(frozen=True)
 class StudyStarted(Event):
+    """A run begins. folder: the study's, or that of the takes. takes: how many in all; complete: those already made."""
+
     name: str
     folder: str
     takes: int
@@ -95,6 +102,8 @@ class StepDone(Event):
 
 @dataclass(frozen=True)
 class TakeDone(Event):
+    """A take is finished and in its folder. index: its position among `takes`, from 0."""
+
     take: str
     index: int
     takes: int
@@ -115,6 +124,8 @@ class TakeSkipped(Event):
 
 @dataclass(frozen=True)
 class TakeFailed(Event):
+    """A take could not be made; the run continues with the next one."""
+
     take: str
     index: int
     takes: int
@@ -123,6 +134,8 @@ class TakeFailed(Event):
 
 @dataclass(frozen=True)
 class StudyDone(Event):
+    """A run has ended. made, skipped, failed: numbers of takes."""
+
     name: str
     folder: str
     made: int

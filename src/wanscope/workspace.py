@@ -35,10 +35,12 @@ class Workspace:
 
     @property
     def takes(self) -> Path:
+        """The folder of all takes."""
         return self.folder / "takes"
 
     @property
     def studies(self) -> Path:
+        """The folder of all studies."""
         return self.folder / "studies"
 
     @property

@@ -23,8 +23,7 @@ def check_design(template: Template, study: Study) -> None:
         if EDIT in slots:
             raise RecipeError(
                 f"the prompt has a slot {EDIT!r}",
-                "in a study with edits, that name is the label of a take's edits",
-                "@what",
+                "in a study with edits, that name is the label of a take's edits. Give the slot another name",
             )
         slots |= dict.fromkeys((EDIT, *study.sweep))
     design = study.design

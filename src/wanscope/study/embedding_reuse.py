@@ -162,5 +162,5 @@ def environment(device: str, encoder_device: str) -> str:
 
     where = encoder_device.partition(":")[0]
     name = torch.cuda.get_device_name(encoder_device) if where == "cuda" else f"{torch.get_num_threads()} threads"
-    beside = "" if where == device.partition(":")[0] else f" beside {device.partition(':')[0]}"
-    return f"{where}{beside}, {name}, torch {torch.__version__}, transformers {version('transformers')}"
+    other = "" if where == device.partition(":")[0] else f" beside {device.partition(':')[0]}"
+    return f"{where}{other}, {name}, torch {torch.__version__}, transformers {version('transformers')}"

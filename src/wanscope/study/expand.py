@@ -97,6 +97,7 @@ class Expansion:
 
     @property
     def variations(self) -> int:
+        """How many variations the prompt template has."""
         return self.template.count
 
     @property

@@ -47,6 +47,7 @@ class Keyed:
 
     @property
     def expansion(self) -> Expansion | None:
+        """The expanded study, or None for recipes without a study."""
         return self.located.expanded.expansion
 
     @property

@@ -285,6 +285,7 @@ class _Meter:
         return used
 
     def peaks(self) -> dict[str, int]:
+        """Return the peaks in bytes: `process`, and on a GPU also `device`."""
         self.lap()
         peaks = {"process": process_peak_bytes()}
         return {**peaks, "device": self._peak} if self._cuda else peaks

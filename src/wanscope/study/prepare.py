@@ -78,6 +78,7 @@ class StudyPlan:
 
     @cached_property
     def missing(self) -> int:
+        """How many takes have to be made."""
         return self.takes - (self.complete or 0)
 
     def model_of(self, recipe: Recipe) -> LocatedModel | None:

@@ -43,10 +43,12 @@ class ModelKey:
 
     @classmethod
     def of(cls, recipe: Recipe) -> ModelKey:
+        """Return the key of the model that makes a recipe's take."""
         return cls(recipe.model.name, recipe.dtype, recipe.model.components, recipe.loras)
 
     @classmethod
     def of_study(cls, expansion: Expansion) -> ModelKey:
+        """Return the key of the model that makes all takes of a study."""
         return cls(expansion.study.model, expansion.dtype, expansion.study.components, expansion.loras)
 
 

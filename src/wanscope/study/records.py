@@ -51,6 +51,7 @@ class Records:
 
     @property
     def observers(self) -> tuple[Observer, ...]:
+        """The observers of the sampling loop, for latents and for predicted clean latents."""
         return tuple(observer for observer in (self.latents, self.clean) if observer is not None)
 
     @contextlib.contextmanager

@@ -219,6 +219,7 @@ class _Session:
     def make(
         self, take: PlannedTake, existing: Take | None, model: WanModel, texts: Texts, init: Tensor | None
     ) -> None:
+        """Make one take; `init` is what it starts from, [1, C, T, h, w]. Its failure is recorded and emitted."""
         from wanscope.study.make_take import TakeJob, make_take
 
         recipe = take.recipe

@@ -30,6 +30,7 @@ class TakeSize:
 
     @property
     def kept(self) -> int:
+        """The bytes of the finished take."""
         return self.video + self.final + self.latents + self.x0 + self.attention + SMALL_FILES
 
 

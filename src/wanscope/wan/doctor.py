@@ -35,6 +35,7 @@ class Check:
     fix: str = ""
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the result as plain data."""
         return asdict(self)
 
 
@@ -55,6 +56,7 @@ def diagnose(workspace: Path | None = None) -> list[Check]:
 
 
 def python() -> Check:
+    """Check that Python is not newer than the versions that wanscope is tested with."""
     version = platform.python_version()
     if sys.version_info >= NEWEST_TESTED:
         return Check(
@@ -64,6 +66,7 @@ def python() -> Check:
 
 
 def packages() -> Check:
+    """Check that the required packages are installed."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         return Check("packages", "fail", f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}")
@@ -72,6 +75,7 @@ def packages() -> Check:
 
 
 def torch_build() -> Check:
+    """Check that torch is installed, and that its build fits the machine."""
     if importlib.util.find_spec("torch") is None:
         return Check("torch", "fail", "not installed", "pip install 'torch>=2.10,<2.14'")
     import torch
@@ -81,13 +85,15 @@ def torch_build() -> Check:
         return Check(
             "torch",
             "warn",
-            f"{torch.__version__}, {kind}, but this machine has an NVIDIA GPU",
-            "install the CUDA build of torch; see 'Choosing a torch build' in the README",
+            f"{torch.__version__}, {kind}, but this machine has an NVIDIA GPU (see 'Choosing a torch build' in "
+            "docs/install.md)",
+            "python3 scripts/setup.py demo --torch cuda",
         )
     return Check("torch", "ok", f"{torch.__version__}, {kind}, {torch.get_num_threads()} threads")
 
 
 def gpu() -> Check:
+    """Check whether torch can use a GPU, and whether the GPU supports bfloat16."""
     if importlib.util.find_spec("torch") is None:
         return Check("GPU", "fail", "cannot be checked without torch", "pip install 'torch>=2.10,<2.14'")
     import torch
@@ -107,6 +113,7 @@ def gpu() -> Check:
 
 
 def memory() -> Check:
+    """Check that there is enough free host memory for marbles."""
     import psutil
 
     state = psutil.virtual_memory()
@@ -177,6 +184,7 @@ def video_writing() -> Check:
 
 
 def marbles() -> Check:
+    """Check that the packaged weights of marbles are installed."""
     if (MARBLES_WEIGHTS / "model_index.json").is_file():
         return Check("marbles", "ok", f"weights in {MARBLES_WEIGHTS}")
     fix = "pip install --force-reinstall wanscope"

@@ -36,6 +36,7 @@ class ModelRow:
     note: str
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the row as plain data."""
         return asdict(self)
 
 

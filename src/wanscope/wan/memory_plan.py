@@ -32,6 +32,7 @@ class Phase:
 
     @property
     def bytes(self) -> int:
+        """The sum of all parts."""
         return sum(count for _, count in self.items)
 
     def __str__(self) -> str:
@@ -69,6 +70,7 @@ class MemoryPlan:
 
     @property
     def fits(self) -> bool:
+        """Whether all phases fit on the device, and the rest fits into host memory."""
         return self.peak_bytes <= self.limit_bytes and self.host.bytes <= self.host_bytes * (1 - HOST_RESERVE)
 
     def explain(self) -> str:

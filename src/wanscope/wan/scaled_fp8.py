@@ -44,6 +44,7 @@ class Scales:
 
     @property
     def scaled(self) -> bool:
+        """Whether any weight has a scale."""
         return bool(self.scale_of)
 
 
@@ -113,7 +114,10 @@ def _refused(file: WeightFile, why: str) -> ModelError:
 
 
 def reader(file: WeightFile, scales: Scales) -> Callable[[str, torch.dtype], torch.Tensor]:
-    """Return a function read(name, dtype) that returns a weight, scaled in float32 and then cast to `dtype`."""
+    """Return a function read(name, dtype) that returns a weight, scaled in float32 and then cast to `dtype`.
+
+    A scale is a single number or has one value per row; the weight keeps its shape.
+    """
 
     def read(name: str, dtype: torch.dtype) -> torch.Tensor:
         weight = file.read(name)

@@ -127,6 +127,7 @@ class Variant:
 
     @property
     def head_dim(self) -> int:
+        """The width of one attention head."""
         return self.dim // self.heads
 
     @property
