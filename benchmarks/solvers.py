@@ -6,8 +6,8 @@ Claim: on smooth data, or with enough steps to resolve it, the second-order solv
 Euler at the same number of model evaluations; with few steps on sharply separated data they are not. res_2s halves the
 number of steps, so it needs the most evaluations before it pays off.
 
-The worlds are those of wanscope.sample.convergence: one-dimensional data distributions (every latent value on its own)
-whose denoiser and whose exact result are both in closed form. Printed: root mean square error over 4,096 values.
+The worlds are `MixtureWorld`s of wanscope.sample.convergence: one-dimensional data distributions (every latent value is
+independent) whose denoiser and exact result are known. Printed: root mean square error over 4,096 values.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ VALUES = 4096
 
 WORLDS = (
     MixtureWorld("one broad Gaussian", (0.7,), 0.5),
-    MixtureWorld("three kinds, blurred", (-1.5, 0.2, 1.0), 0.15),
-    MixtureWorld("two kinds, sharp", (-1.0, 1.0), 0.05),
+    MixtureWorld("three overlapping Gaussians", (-1.5, 0.2, 1.0), 0.15),
+    MixtureWorld("two narrow Gaussians", (-1.0, 1.0), 0.05),
 )
 
 
@@ -46,13 +46,14 @@ def sampled(sampler: SamplerSpec, noise: Tensor, velocity: Callable[..., Tensor]
 
 
 def sampler(name: str, evaluations: int, shift: float, same_sigmas: bool) -> SamplerSpec:
-    """As many steps as fit into `evaluations`; Heun uses one less."""
+    """Return a sampler with as many steps as `evaluations` allow; Heun uses one evaluation less."""
     steps = evaluations // facts(name).calls_per_step
     sigmas = (*shifted_sigmas(steps, shift), 0.0) if same_sigmas else None
     return SamplerSpec(solver=name, steps=steps, shift=shift, guidance=1.0, sigmas=sigmas)
 
 
 def table(world: MixtureWorld, shift: float, same_sigmas: bool, noise: Tensor) -> None:
+    """Print the errors of all solvers in one world. noise: any shape."""
     exact = world.state(noise)
     schedule = "the same sigmas for all" if same_sigmas else "each solver's own sigmas"
     print(f"\n{world.name}, shift {shift:g}, {schedule}: RMS error (times Euler's) at n model evaluations")

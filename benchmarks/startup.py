@@ -2,14 +2,13 @@
 
     python benchmarks/startup.py [--before /another/checkout/src] [--rounds 7] [--out benchmarks/results/startup.md]
 
-Every command runs in a process of its own, and the commands take turns: each round runs `import torch` and then every
-command once, of the checkout in --before and of this one. `wall` is the median over rounds of the command's time over
-that of `import torch` in the same round; `CPU` is the least CPU time (user and system) of the command over the least
-of `import torch`. Other programs on the machine lengthen wall times, and CPU times hardly, so the second is the one to
-compare where the machine is shared.
+Every command runs in its own process. Each round runs `import torch` and then every command once, from the checkout in
+--before and from this one. `wall` is the median over rounds of the command's time divided by that of `import torch` in
+the same round. `CPU` is the command's lowest CPU time (user and system) divided by the lowest of `import torch`. Other
+programs on the machine increase wall times but hardly CPU times, so compare the latter if the machine is shared.
 
-`generate` is timed from its start to the end of the first denoising step, in an empty workspace, and stopped there.
-The user's cache is a folder of the benchmark's own: "first of a machine" empties it before every run.
+`generate` is timed from its start to the end of the first denoising step, in an empty workspace, and then stopped.
+The user's cache is a folder of the benchmark: the case "first of a machine" empties it before each run.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ OURS = Path(__file__).parents[1] / "src"
 
 @dataclass(frozen=True)
 class Case:
-    """A command line of wanscope. first_step: it is stopped after one. clear: folders to remove before each run."""
+    """A command line of wanscope. first_step: stop after the first step. clear: folders to remove before each run."""
 
     name: str
     arguments: tuple[str, ...]
@@ -49,14 +48,14 @@ class Case:
 
 @dataclass
 class Timings:
-    """Seconds of each round."""
+    """The seconds of each round."""
 
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
 
 def cases(take: str) -> list[Case]:
-    """The commands, in a folder that has a workspace `made` with one take."""
+    """Return the commands, for a folder that has a workspace `made` with one take."""
     made, dry = ("-o", "made"), ("generate", *PROMPT, "--dry-run", "-o", "empty")
     return [
         Case("--help", ("--help",)),
@@ -76,7 +75,7 @@ def cases(take: str) -> list[Case]:
 
 
 def timed(command: list[str], folder: Path, source: Path | None, until: Callable[[bytes], bool] | None = None):
-    """(wall, CPU) seconds of a process; with `until`, to the first line of its output for which that is true."""
+    """Return the (wall, CPU) seconds of a process; with `until`, up to the first line for which it is true."""
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "HF_HUB_CACHE": str(folder / "hub")}
     environment |= {} if source is None else {"PYTHONPATH": str(source)}
     output = subprocess.DEVNULL if until is None else subprocess.PIPE
@@ -87,25 +86,29 @@ def timed(command: list[str], folder: Path, source: Path | None, until: Callable
     if until is not None:
         assert process.stdout is not None
         if not any(until(line) for line in process.stdout):
-            raise RuntimeError(f"{' '.join(command)} ended before what was waited for")
+            raise RuntimeError(f"{' '.join(command)} ended without the expected output")
         wall = time.perf_counter() - began
         process.kill()
         _, _, usage = os.wait4(process.pid, 0)
     else:
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - began
-        if os.waitstatus_to_exitcode(status) not in (0, 2):  # 2: refused, as 14B is on a machine it does not fit
+        if os.waitstatus_to_exitcode(status) not in (0, 2):  # 2: refused, like 14B on a machine without the memory
             raise RuntimeError(f"{' '.join(command)} failed with status {os.waitstatus_to_exitcode(status)}")
     process.returncode = 0  # it has been waited for
     return wall, usage.ru_utime + usage.ru_stime
 
 
 def is_step(line: bytes) -> bool:
+    """Return whether a line of `--json` output reports a finished step."""
     return json.loads(line)["event"] == "StepDone"
 
 
 def measured(sources: dict[str, Path], rounds: int, folder: Path) -> tuple[Timings, dict[tuple[str, str], Timings]]:
-    """(of `import torch`, of each case and source). One round before those that count writes bytecode and caches."""
+    """Return the timings of `import torch` and of each case and source.
+
+    A first round, which is not counted, writes bytecode and caches.
+    """
     run_once = [sys.executable, "-m", "wanscope", "generate", *PROMPT, *SMALL, "-o", str(folder / "made")]
     subprocess.run(run_once, check=True, env={**os.environ, "PYTHONPATH": str(OURS)}, stdout=subprocess.DEVNULL)
     take = next((folder / "made" / "takes").iterdir()).name

@@ -1,10 +1,10 @@
-"""Write the tables of the docs that list solvers, metrics, edits and models, from the registries that hold them.
+"""Writes the tables of the docs that list solvers, metrics, edits and models, from their registries.
 
-    python scripts/doc_tables.py            # rewrite what is out of date, and name the pages
-    python scripts/doc_tables.py --check    # change nothing; exit status 1 where something is out of date
+    python scripts/doc_tables.py            # rewrite the pages that are out of date, and print their names
+    python scripts/doc_tables.py --check    # change nothing; exit status 1 where a page is out of date
 
-A table is what stands between `<!-- table: NAME ... -->` and `<!-- end of table -->`. Parts of other installed packages
-are left out.
+A table is the text between `<!-- table: NAME ... -->` and `<!-- end of table -->`. What other installed packages
+register is left out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ HINT = "(written by scripts/doc_tables.py)"
 
 
 def grid(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [head, ("---",) * len(head), *rows]
     return (
         "\n".join("| " + " | ".join(cells) + " |" for cells in lines).replace("| ---", "|---").replace("--- |", "---|")
@@ -33,7 +33,7 @@ def code(name: str) -> str:
 
 
 def cell(text: str) -> str:
-    """Text in a cell, which a bar would end."""
+    """Return text for a cell, with `|` escaped."""
     return text.replace("|", r"\|")
 
 
@@ -91,7 +91,7 @@ def tested_metrics() -> str:
 
 
 def wrapped(text: str) -> str:
-    """In lines of at most 120 characters; the text of a link stays on one."""
+    """Return text in lines of at most 120 characters; the text of a link is not broken."""
     joined = re.sub(r"\[[^]]*\]", lambda link: link[0].replace(" ", "\0"), text)
     return textwrap.fill(joined, 120, break_long_words=False, break_on_hyphens=False).replace("\0", " ")
 
@@ -135,7 +135,7 @@ def _models(head: tuple[str, ...], from_text_alone: bool) -> str:
 
 
 def parameters(count: int) -> str:
-    """`14.3 B`, `2.6 M`."""
+    """Return a number of parameters as text, such as `14.3 B` or `2.6 M`."""
     return f"{count / 1e9:.1f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
 
 
@@ -149,7 +149,7 @@ def models_from_text() -> str:
     return _models(("name", "transformer", "weights in bf16", "default video"), from_text_alone=True)
 
 
-# table: page, what it says
+# {table: (page, function that writes it)}
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "solvers": ("docs/sampling.md", solvers),
     "path metrics": ("docs/trajectories.md", path_metrics),
@@ -162,19 +162,22 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
 
 
 def region(name: str) -> re.Pattern[str]:
-    """What stands in a page for a table: its first line, the table, its last line."""
+    """Return the pattern of a table's place in a page: its first line, the table, its last line."""
     return re.compile(rf"(<!-- table: {name} [^\n]*-->\n)(.*?)(\n<!-- end of table -->)", re.DOTALL)
 
 
 def current(page: str, name: str, table: str) -> str:
-    """The text of a page with that table in its place. ValueError where the page does not have its place once."""
+    """Return the text of a page with that table in its place.
+
+    Raises ValueError unless the page has exactly one place for it.
+    """
     if len(region(name).findall(page)) != 1:
         raise ValueError(f"it should have one '<!-- table: {name} {HINT} -->' with a '<!-- end of table -->' after it")
     return region(name).sub(lambda found: f"{found[1]}\n{table}\n{found[3]}", page)
 
 
 def outdated(root: Path = ROOT) -> dict[str, str]:
-    """Pages below `root` that are out of date, each with the text that it should have."""
+    """Return {page: the text that it should have} for the pages below `root` that are out of date."""
     found: dict[str, str] = {}
     for name, (page, table) in TABLES.items():
         before = found.get(page) or (root / page).read_text(encoding="utf-8")

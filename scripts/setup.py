@@ -2,14 +2,15 @@
 # requires-python = ">=3.11"
 # dependencies = []
 # ///
-"""Set wanscope up in a local environment (.venv), and run it or its tests. Needs nothing but Python.
+"""Sets up wanscope in a local environment (.venv), and runs it or its tests. Needs only Python.
 
     python3 scripts/setup.py demo     install, then run `wanscope demo`
     python3 scripts/setup.py test     install what tests need, then run them
 
-Uses uv where it is installed, else venv and pip. Torch comes first: with an NVIDIA GPU the CUDA build, without one a
-CPU build (a wheel in a folder that pip is told to look in, else the CPU index of the torch project), never several
-gigabytes of CUDA by accident. Run again, it skips what is done. See docs/install.md.
+Uses uv if it is installed, otherwise venv and pip. Torch is installed first: the CUDA build on a machine with an NVIDIA
+GPU, otherwise a CPU build (from a wheel in one of pip's find-links folders, or from the torch project's CPU index), so
+that several gigabytes of CUDA are never downloaded by accident. Running it again skips what is already done. See
+docs/install.md.
 """
 
 import argparse
@@ -27,10 +28,10 @@ import tempfile
 import urllib.request
 from pathlib import Path
 
-if sys.version_info < (3, 11):  # noqa: UP036  (any `python3` runs this file, so it must say this in all of them)
+if sys.version_info < (3, 11):  # noqa: UP036  (this file must run in any Python 3 up to here)
     newer = next((n for n in ("python3.13", "python3.12", "python3.11", "python3.14") if shutil.which(n)), "uv run")
     print(f"setup: this is Python {platform.python_version()}; wanscope needs 3.11 or newer.", file=sys.stderr)
-    sys.exit(f"Try: {newer} scripts/setup.py ...{'  (uv brings a Python)' if newer == 'uv run' else ''}")
+    sys.exit(f"Try: {newer} scripts/setup.py ...{'  (uv installs a Python)' if newer == 'uv run' else ''}")
 
 import tomllib  # after the check: older Pythons have none
 
@@ -46,7 +47,7 @@ TORCH = next(r for r in PROJECT["dependencies"] if re.match(r"torch\b(?!-)", r))
 
 
 class Failed(Exception):
-    """What went wrong, why, and what to type."""
+    """The setup failed. The message says what went wrong and why; `fix` is what to try."""
 
     def __init__(self, what: str, fix: str = "") -> None:
         super().__init__(f"{what}\nTry: {fix}" if fix else what)
@@ -84,7 +85,7 @@ class Environment:
         self._stamp = folder / "wanscope-setup.json"
 
     def ask(self, code: str) -> str | None:
-        """What the environment's Python prints for a line of code; None where that fails."""
+        """Return what the environment's Python prints for a line of code, or None where that fails."""
         try:
             done = subprocess.run([str(self.python), "-c", code], cwd=ROOT, capture_output=True, text=True)
         except OSError:
@@ -134,7 +135,8 @@ class Environment:
             raise Failed("pip could not be added to the environment.", "install uv and run this again")
 
     def install(self, arguments: list[str], env: dict[str, str] | None = None, quiet: bool = False) -> bool:
-        pip = [str(self.python), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
+        # pip would compile every file of every package, which takes most of the time; Python compiles what it imports.
+        pip = [str(self.python), "-m", "pip", "install", "--no-compile", "--no-input", "--disable-pip-version-check"]
         head = [self.uv, "pip", "install", "--python", str(self.python)] if self.uv else pip
         return run(head + arguments, env, quiet) == 0
 
@@ -143,7 +145,7 @@ class Environment:
         run([self.uv, "pip", "uninstall", "--python", str(self.python), package] if self.uv else pip, quiet=True)
 
     def torch(self) -> tuple[str, str] | None:
-        """Version and kind (`cpu`, `CUDA 13.0`, `ROCm 7.1`) of the installed torch, read without importing it."""
+        """Return version and kind (`cpu`, `CUDA 13.0`, `ROCm 7.1`) of the installed torch, without importing it."""
         text = self.ask(
             "import importlib.metadata as m, importlib.util as u, os, runpy;"
             "v = runpy.run_path(os.path.join(os.path.dirname(u.find_spec('torch').origin), 'version.py'));"
@@ -154,7 +156,7 @@ class Environment:
         return (version, kind) if version else None
 
     def done(self) -> dict:
-        """What an earlier run installed; empty if unknown."""
+        """Return what an earlier run installed; empty if unknown."""
         try:
             return json.loads(self._stamp.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -168,14 +170,14 @@ class Environment:
 
 
 def supported(version: str) -> bool:
-    """Whether wanscope works with this version of torch: at least the first bound of TORCH, below the second."""
+    """Return whether wanscope works with this version of torch, that is, whether it is within the bounds of TORCH."""
     texts = (version.partition("+")[0], *TORCH.split(","))
     numbers, low, high = (tuple(map(int, re.findall(r"\d+", text))) for text in texts)
     return low <= numbers < high
 
 
 def gpu() -> tuple[bool, int | None]:
-    """Whether an NVIDIA GPU is seen, and the newest CUDA (major version) that its driver can run."""
+    """Return whether there is an NVIDIA GPU, and the newest CUDA (major version) that its driver supports."""
     program = shutil.which("nvidia-smi") or shutil.which("nvidia-smi", path="/usr/lib/wsl/lib")
     if program:
         try:
@@ -191,7 +193,7 @@ def gpu() -> tuple[bool, int | None]:
 
 
 def pip_config_files() -> list[Path]:
-    """Where pip keeps its settings on this system, by its documentation."""
+    """Return the files in which pip keeps its settings on this system, according to its documentation."""
     home, settings = Path.home(), os.environ.get
     if WINDOWS:
         bases = (settings("PROGRAMDATA"), settings("APPDATA"), home)
@@ -205,7 +207,10 @@ def pip_config_files() -> list[Path]:
 
 
 def offered_folders(given: list[str]) -> list[Path]:
-    """Folders of wheels on this machine: those given, and those in the settings of pip and uv. (uv ignores pip's.)"""
+    """Return the folders of wheels on this machine: the given ones, and those in the settings of pip and uv.
+
+    uv itself ignores pip's settings.
+    """
     links = list(given)
     for variable in ("PIP_FIND_LINKS", "UV_FIND_LINKS"):
         links += re.split(r"[\s,]+", os.environ.get(variable, ""))
@@ -214,15 +219,15 @@ def offered_folders(given: list[str]) -> list[Path]:
         try:
             parser.read(file, encoding="utf-8")
         except (configparser.Error, OSError, UnicodeDecodeError):
-            continue  # pip itself reports what is wrong with it
+            continue  # pip itself reports a broken file
         for section in ("global", "install"):
             links += parser.get(section, "find-links", fallback="").split()
     folders = (Path(urllib.request.url2pathname(re.sub("^file:(//)?", "", link))) for link in links if link)
     return list(dict.fromkeys(f.expanduser().resolve() for f in folders if f.expanduser().is_dir()))
 
 
-def silence(url: str) -> str | None:
-    """Why an index does not answer; None where it does."""
+def unreachable_reason(url: str) -> str | None:
+    """Return why an index does not respond, or None where it does."""
     try:
         with urllib.request.urlopen(url, timeout=INDEX_TIMEOUT_SECONDS):
             return None
@@ -231,7 +236,7 @@ def silence(url: str) -> str | None:
 
 
 def install_torch(env: Environment, want: str, requirement: str, find_links: list[str], index: str | None) -> None:
-    """Install the torch build that is asked for; `want` is default, cpu, cuda, or a name such as cu126."""
+    """Install the requested torch build; `want` is default, cpu, cuda, or a name such as cu126."""
     if index or want == "default":
         place = index or "the package index"
         say(f"torch from {place}")
@@ -255,10 +260,10 @@ def install_cpu_torch(env: Environment, requirement: str, find_links: list[str])
             say("that wheel is not a CPU build")
     url = TORCH_INDEX + "cpu"
     say(f"asking {url}")
-    reason = silence(f"{url}/torch/")
+    reason = unreachable_reason(f"{url}/torch/")
     if reason:
-        say(f"it does not answer: {reason}")
-    # Only torch itself comes from there; its dependencies come with wanscope's.
+        say(f"it does not respond: {reason}")
+    # Only torch itself is installed from there; its dependencies are installed with wanscope's.
     elif env.install(["--index-url", url, "--no-deps", requirement]) and is_cpu(env):
         return
     # On Windows the wheels on PyPI are CPU builds.
@@ -267,9 +272,9 @@ def install_cpu_torch(env: Environment, requirement: str, find_links: list[str])
     if env.torch():
         env.remove("torch")
     raise Failed(
-        f"no CPU build of {requirement} for Python {platform.python_version()} was found: not in the folders that pip "
-        f"is told to look in (find-links), and not at {url}.\nA plain `pip install torch` could bring several "
-        "gigabytes of CUDA packages, so this script does not run it.",
+        f"no CPU build of {requirement} for Python {platform.python_version()} was found in pip's find-links folders "
+        f"or at {url}.\nA plain `pip install torch` could download several gigabytes of CUDA packages, so this script "
+        "does not run it.",
         "--find-links FOLDER with a CPU wheel in it, --torch-index URL for another index, or --torch cuda",
     )
 
@@ -283,7 +288,9 @@ def install_cuda_torch(env: Environment, want: str, requirement: str) -> None:
     if want == "cuda":
         _, major = gpu()
         if major is not None and major < 12:
-            raise Failed(f"the NVIDIA driver runs CUDA {major}; torch needs a driver for 12 or newer.", "--torch cpu")
+            raise Failed(
+                f"the NVIDIA driver supports CUDA {major}; torch needs a driver for 12 or newer.", "--torch cpu"
+            )
         channel = OLDER_DRIVERS if major == 12 else NEWER_DRIVERS if WINDOWS else ""
     source = ["--index-url", TORCH_INDEX + channel] if channel else []
     say(f"torch with CUDA, from {source[1] if source else 'the package index'} (several gigabytes)")
@@ -292,13 +299,13 @@ def install_cuda_torch(env: Environment, want: str, requirement: str) -> None:
         installed = env.install([*source, requirement], {"PIP_FIND_LINKS": empty, "UV_FIND_LINKS": empty})
     build = env.torch()
     if not installed or build is None or not build[1].startswith("CUDA"):
-        why = f"a {build[1]} build came" if installed and build else "the output above says why"
+        why = f"a {build[1]} build was installed" if installed and build else "the output above says why"
         fix = "--torch cu126, --torch-index URL or --torch cpu"
         raise Failed(f"torch with CUDA could not be installed: {why}.", fix)
 
 
-def serves(present: tuple[str, str], options: argparse.Namespace) -> bool:
-    """Whether the installed torch is what the options ask for; `auto` accepts any build."""
+def satisfies(present: tuple[str, str], options: argparse.Namespace) -> bool:
+    """Return whether the installed torch is what the options ask for; `auto` accepts any build."""
     version, kind = present
     kinds = {"auto": kind, "cpu": "cpu", "cuda": kind if kind.startswith("CUDA") else "CUDA"}
     digits = options.torch.removeprefix("cu")
@@ -319,7 +326,7 @@ def choose_torch(env: Environment, options: argparse.Namespace) -> None:
         want, why = ("default", "this is a Mac") if MACOS else by_gpu[gpu()[0]]
         say(f"{why}: choosing the {want} build of torch")
     present = env.torch()
-    if present and serves(present, options):
+    if present and satisfies(present, options):
         say(f"torch {present[0]} ({present[1]}) is installed already")
         if want == "cuda" and present[1] == "cpu":
             say("it cannot use the GPU; `--torch cuda` replaces it")
@@ -331,7 +338,7 @@ def choose_torch(env: Environment, options: argparse.Namespace) -> None:
     version, kind = env.torch() or ("?", "?")
     say(f"torch {version} ({kind}) is installed")
     if not supported(version):
-        raise Failed(f"torch {version} is not one that wanscope works with: {TORCH}.")
+        raise Failed(f"wanscope does not work with torch {version}; it needs {TORCH}.")
 
 
 # ---- the package
@@ -348,7 +355,7 @@ def install_package(env: Environment, extras: tuple[str, ...]) -> None:
     if not env.install(["-e", f".[{','.join(extras)}]" if extras else "."]):
         raise Failed(
             "the packages could not be installed; the output above says why.",
-            "check network, proxy and disk space (2 GB are needed); `--installer pip` if only pip knows your index",
+            "check network, proxy and disk space (2 GB are needed); --installer pip if only pip knows your index",
         )
     if env.torch() != build:
         raise Failed(f"another package replaced torch {build} with {env.torch()}.", "report it; this should not happen")
@@ -356,7 +363,7 @@ def install_package(env: Environment, extras: tuple[str, ...]) -> None:
         seen = env.ask("import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')")
         if not seen:
             raise Failed(f"torch {build[0]} cannot use this GPU; its driver may be too old.", "--torch cu126")
-        say(f"torch sees {seen}")
+        say(f"torch finds {seen}")
     env.mark({**state, "extras": list(extras)})
 
 
@@ -385,7 +392,7 @@ def main(arguments: list[str] | None = None) -> int:
     say("running the demo" if demo else "running the tests")
     if demo:
         return run([str(env.bin / "wanscope"), "demo", *rest])
-    # One worker for each core, which takes seconds to start: not worth it for the few tests that somebody names.
+    # Workers, one per core, take seconds to start, which is not worth it for a few selected tests.
     shared = [] if rest else ["-n", "auto", "--dist", "worksteal"]
     return run([str(env.python), "-m", "pytest", *shared, *rest])
 
@@ -397,6 +404,6 @@ if __name__ == "__main__":
         print(f"\nsetup: {problem}", file=sys.stderr)
         status = 1
     except KeyboardInterrupt:
-        print("\nsetup: interrupted; run it again to go on.", file=sys.stderr)
+        print("\nsetup: interrupted; run it again to continue.", file=sys.stderr)
         status = 130
     sys.exit(status)

@@ -59,15 +59,15 @@ SAID = [
     ({"design": {"factr": "1"}}, r"'design\.factr' is not a known key: did you mean 'factor'\?"),
     ({"loras": [{"paht": "x"}]}, r"'loras\.0\.paht' is not a known key: did you mean 'path'\?"),
     ({"design": {}}, r"'design\.factor' is missing: every design needs it"),
-    ({"prompt": "  "}, "prompt is '  ': the prompt is empty"),
-    ({"prompt": "a \ud800"}, "half a character"),
-    ({"negative": "a \ud800"}, "half a character"),
-    ({"seeds": "x"}, r"seeds is 'x': seeds is a number \(4 means seeds 0 to 3\) or a list"),
-    ({"seeds": 1.5}, "seeds is a number"),
-    ({"seeds": True}, "seeds is a number"),
-    ({"seeds": 0}, "seeds is from 1 to 100000"),
+    ({"prompt": "  "}, "prompt is '  ': a study needs a prompt"),
+    ({"prompt": "a \ud800"}, "a lone surrogate"),
+    ({"negative": "a \ud800"}, "a lone surrogate"),
+    ({"seeds": "x"}, r"seeds is 'x': it should be a number \(4 means seeds 0 to 3\) or a list"),
+    ({"seeds": 1.5}, "seeds is 1.5: it should be a number"),
+    ({"seeds": True}, "seeds is True: it should be a number"),
+    ({"seeds": 0}, "seeds is 0: it should be from 1 to 100000"),
     ({"seeds": []}, "at least one seed"),
-    ({"seeds": [3, 5, 3]}, "seed 3 is named twice"),
+    ({"seeds": [3, 5, 3]}, "seed 3 is listed twice"),
     ({"seeds": [-1]}, r"seeds\.0 is -1: it should be at least 0"),
     ({"seeds": [1.5]}, r"seeds\.0 is 1\.5: it should be a whole number"),
     ({"video": {"frames": 18}}, r"video\.frames: 18 is not 4n \+ 1, .*; use 17 or 21"),
@@ -135,7 +135,7 @@ def test_every_problem_is_counted_and_the_misspelled_key_comes_first() -> None:
 
 @pytest.mark.parametrize("name", ["a/b", "a\\b", "..", ".hidden", "CON", "nul.txt", "a:b", "x ", "", "a\nb", "x" * 200])
 def test_names_that_are_not_valid_folders_everywhere_are_refused(name: str) -> None:
-    with pytest.raises(RecipeError, match="folder's name"):
+    with pytest.raises(RecipeError, match="valid folder name"):
         study(name=name)
 
 

@@ -1,6 +1,7 @@
 """wanscope opens up Wan text-to-video diffusion transformers.
 
-The public names. Importing this loads none of them, and no torch: each is imported when it is first used.
+This module lists the public names. Importing it loads neither torch nor any of these names: each one is imported when
+it is first used.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from wanscope.wan.load import load
     from wanscope.workspace import Workspace
 
-# Where each public name lives: module, and its name there.
+# Where each public name is defined: the module, and its name there.
 _NAMES = {
     "Bend": ("wanscope.edit.edits", "Bend"),
     "Analysis": ("wanscope.analysis.result", "Analysis"),

@@ -1,4 +1,4 @@
-"""`python -m wanscope` is `wanscope`."""
+"""Makes `python -m wanscope` the same as `wanscope`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The Python door's verbs that are not simply another module's: one take at a time, on a loaded model.
+"""The functions of `import wanscope as ws` that combine several modules: one take at a time, on a loaded model.
 
 import wanscope as ws
 
@@ -43,14 +43,14 @@ def generate(
     interrupt: Callable[[], bool] = lambda: False,
     **settings: Any,
 ) -> Take:
-    """One video of `prompt` on a loaded model, as a Take in the workspace.
+    """Make one video of `prompt` on a loaded model and return it as a Take in the workspace.
 
     settings: negative, weights, init; edits (one or several: Inject, Bend, Steer, Skip, Prompts, or their shorthand);
-    of the video width, height, frames, duration, fps; of the sampler solver, steps, shift, guidance and the others; or
-    `video=` and `sampler=` whole. What is left out is the model's own.
-    A take that is there already, with the captures asked for, is opened and not made again.
+    the settings of the video (width, height, frames, duration, fps) and of the sampler (solver, steps, shift, guidance
+    and so on), or `video=` and `sampler=` as a whole. The model's own values are used for what is left out. A take that
+    already exists with the requested captures is opened and not made again.
 
-    Raises what run raises, and where the take itself fails, what it failed with.
+    Raises what `run` raises, and the take's own error where making it fails.
     """
     from wanscope.study.read_request import Request
     from wanscope.study.run import run
@@ -63,7 +63,7 @@ def generate(
             "wanscope.run({'prompt': ..., 'seeds': 1}, model=model)",
         )
     data: dict[str, Any] = {"prompt": prompt, "seeds": [seed], "name": "generated", "baseline": False}
-    data |= _sorted(settings)
+    data |= _grouped(settings)
     study = validated(Study, data)
     if capture is not None:
         study = study.model_copy(update={"capture": capture})
@@ -74,8 +74,11 @@ def generate(
     return result.takes[0]
 
 
-def _sorted(settings: dict[str, Any], verb: str = "generate", whole: Sequence[str] = WHOLE) -> dict[str, Any]:
-    """Flat keywords put under the block they belong to; `whole` are those that belong to none."""
+def _grouped(settings: dict[str, Any], verb: str = "generate", whole: Sequence[str] = WHOLE) -> dict[str, Any]:
+    """Group flat keywords under `video` and `sampler`; keywords in `whole` belong to neither.
+
+    Raises RecipeError for a keyword that is not known. verb: the function's name, for that error.
+    """
     known = {field: block for block, kind in BLOCKS.items() for field in kind.model_fields}
     data: dict[str, Any] = {}
     for key, value in settings.items():
@@ -92,12 +95,12 @@ def _sorted(settings: dict[str, Any], verb: str = "generate", whole: Sequence[st
 
 
 def difference(model: WanModel, a: str | Tensor, b: str | Tensor, *, top: int = 10) -> Difference:
-    """How far prompt `b` is from prompt `a` for the model: relative L2, cosine and norm ratio over real tokens.
+    """Measure how far prompt `b` is from prompt `a`: relative L2, cosine and norm ratio over real tokens.
 
-    a, b: prompts, or raw embeddings [L, D]. The projection is the transformer's own (of Wan 2.2's two, the high-noise
-    expert's). print(wanscope.edit.difference.render_difference(found)) shows it as a text; found.advice is a sentence.
-    Raises RecipeError for a prompt that the model cannot read, ModelError where prompts are given and the text encoder
-    has been freed.
+    a, b: prompts, or raw embeddings [L, D] (L real tokens, D text dimension). The projection is the transformer's own
+    (for Wan 2.2, the high-noise expert's). `wanscope.edit.difference.render_difference(found)` returns the result as
+    text, and `found.advice` is a sentence. Raises RecipeError for a prompt that the model cannot read, and ModelError
+    where prompts are given and the text encoder has been freed.
     """
     from wanscope.edit.difference import measure_difference
     from wanscope.study.check_texts import check_length_and_words
@@ -121,19 +124,19 @@ def learn_direction(
     on_pair: Callable[[int, int], None] = lambda done, of: None,
     **settings: Any,
 ) -> Direction:
-    """The concept direction from the second prompts of `pairs` to the first ones, for `Steer`; `.save(path)` writes it.
+    """Learn the concept direction from the second prompts of `pairs` to the first ones, for `Steer`.
 
     pairs: two plain prompts each, (with the concept, without it), or a YAML file of them. on: `context`, where nothing
-    is sampled, or `hidden`, where every prompt is sampled, both of a pair from the same noise; seeds (a count or a
-    list), negative and the settings of sampler and video (as in `generate`; what is left out is the model's own) are
-    for that. blocks: where hidden states are learned. on_pair(done, of): called after each pair.
+    is sampled, or `hidden`, where every prompt is sampled, both prompts of a pair from the same noise. seeds (a count
+    or a list), negative and the settings of sampler and video (as in `generate`) are for `hidden` only. blocks: the
+    blocks whose hidden states are used. on_pair(done, of): called after each pair. `.save(path)` writes the direction.
 
-    Raises RecipeError before any work for pairs that are none, blocks the model lacks, prompts that it cannot read and
-    settings that would do nothing; and where the prompts do not differ for the model.
+    Raises RecipeError before any work for invalid pairs, blocks that the model does not have, prompts that it cannot
+    read and settings that would do nothing, and later where the prompts do not differ for the model.
     """
     from wanscope.study import direction_request
 
-    data = _sorted(settings, "learn_direction", ())
+    data = _grouped(settings, "learn_direction", ())
     found = direction_request.read_pairs(Path(pairs).expanduser()) if isinstance(pairs, str | Path) else pairs
     request = direction_request.request_direction(
         model.variant, found, on=on, blocks=blocks, seeds=seeds, negative=negative, **data
@@ -143,5 +146,8 @@ def learn_direction(
 
 
 def open_take(name: str | Path, workspace: Workspace | Path | str | None = None) -> Take:
-    """A take by its id, the start of it, its folder, or a file or link into it. TakeNotFound or DamagedTake."""
+    """Open a take by its id, the start of its id, its folder, or a file in or link to that folder.
+
+    Raises TakeNotFound or DamagedTake.
+    """
     return Take.open(Workspace.find(workspace).find_take(name))

@@ -1,7 +1,7 @@
 """The errors a user can meet. Each one states what happened, why, and a fix that can be pasted.
 
-A door (command line, pages, ComfyUI) prints `str(error)` and exits with `error.exit_status`; it never shows a
-traceback for these. Exit status 2: the request was wrong and nothing was done. 1: the work failed.
+A user interface (the command line, ComfyUI) prints `str(error)` without a traceback, and the command line exits with
+`error.exit_status`. Exit status 2: the request was wrong and nothing was done. 1: the work failed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Progress events. The core emits them and the doors subscribe to them; the core never prints.
+"""Progress events. The core emits them and the user interfaces listen to them; the core never prints.
 
 Times are seconds, sizes bytes. Every event is a frozen dataclass, and `as_dict` makes it a line of JSON.
 """
@@ -16,23 +16,28 @@ class Event:
     """Base of all events."""
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the event as plain data, with its class name under `event`."""
         return {"event": type(self).__name__, **dataclasses.asdict(self)}
 
 
 @dataclass(frozen=True)
 class Note(Event):
-    """Something a person should know that is not an error, for example a download's size and destination."""
+    """Something that the user should know and that is not an error, such as a download's size and destination."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class ModelLoading(Event):
+    """A model is about to be loaded. model: as the user wrote it."""
+
     model: str
 
 
 @dataclass(frozen=True)
 class ModelReady(Event):
+    """A model is loaded. model: the variant's name. seconds: of loading."""
+
     model: str
     device: str
     dtype: str
@@ -53,6 +58,8 @@ class PromptsEncoded(Event):
 
 @dataclass(frozen=True)
 class StudyStarted(Event):
+    """A run begins. folder: the study's, or that of the takes. takes: how many in all; complete: those already made."""
+
     name: str
     folder: str
     takes: int
@@ -76,7 +83,7 @@ class TakeStarted(Event):
 
     @property
     def shown(self) -> str:
-        """The take in one line, such as `a red circle, late, seed 0`."""
+        """A description of the take in one line, such as `a red circle, late, seed 0`."""
         return ", ".join(filter(None, (self.prompt, self.edit, f"seed {self.seed}")))
 
 
@@ -95,6 +102,8 @@ class StepDone(Event):
 
 @dataclass(frozen=True)
 class TakeDone(Event):
+    """A take is finished and in its folder. index: its position among `takes`, from 0."""
+
     take: str
     index: int
     takes: int
@@ -115,6 +124,8 @@ class TakeSkipped(Event):
 
 @dataclass(frozen=True)
 class TakeFailed(Event):
+    """A take could not be made; the run continues with the next one."""
+
     take: str
     index: int
     takes: int
@@ -123,6 +134,8 @@ class TakeFailed(Event):
 
 @dataclass(frozen=True)
 class StudyDone(Event):
+    """A run has ended. made, skipped, failed: numbers of takes."""
+
     name: str
     folder: str
     made: int
@@ -135,4 +148,4 @@ Listener = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """A listener that does nothing."""
+    """Do nothing with an event."""

@@ -1,8 +1,8 @@
-"""Recipes and studies: what determines a video, written down, checked and hashed.
+"""Recipes and studies: everything that determines a video, checked and hashed.
 
-A :class:`Study` is what a person writes (YAML): a template, seeds, and only the settings that differ from the
-variant's own. A :class:`Recipe` is one video, with nothing left open. Its canonical JSON is hashed; the hash is the
-take's id and covers what determines the video: weights, text, edits, sampler, size, seed; not captures or names.
+A :class:`Study` is what a user writes (YAML): a template, seeds, and only the settings that differ from the variant's
+defaults. A :class:`Recipe` determines one video completely. The hash of its canonical JSON is the take's id and covers
+what determines the video: weights, text, edits, sampler, size and seed, but not captures or names.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt
 
 
 def _can_be_folder(name: str) -> bool:
-    """On Linux, macOS and Windows."""
+    """Return whether a folder can have this name on Linux, macOS and Windows."""
     return (
         0 < len(name.encode(errors="replace")) <= 120
         and name.isprintable()
@@ -83,15 +83,15 @@ def _can_be_folder(name: str) -> bool:
     )
 
 
-def _listed(edits: Any) -> Any:
-    """One edit is a list of one; None is none."""
+def _as_list(edits: Any) -> Any:
+    """Return edits as a list: a single edit becomes a list of one, and None an empty tuple."""
     if edits is None:
         return ()
     return edits if isinstance(edits, list | tuple) else (edits,)
 
 
 def _without_paths(data: Any) -> Any:
-    """Where a file's hash stands, its path says nothing more."""
+    """Return plain data without the paths of files whose hash is recorded, because the hash identifies the file."""
     if isinstance(data, list):
         return [_without_paths(item) for item in data]
     if not isinstance(data, dict):
@@ -101,7 +101,7 @@ def _without_paths(data: Any) -> Any:
 
 
 class Study(Spec):
-    """What a person writes. Everything but the prompt has a default; None means the variant's own."""
+    """What a user writes. Everything except the prompt has a default; None means the variant's own default."""
 
     version: Literal[1] = 1
     name: str | None = None
@@ -126,24 +126,24 @@ class Study(Spec):
     @classmethod
     def _some_prompt(cls, prompt: str) -> str:
         if not prompt.strip():
-            raise ValueError("the prompt is empty")
+            raise ValueError("a study needs a prompt")
         return prompt
 
     @field_validator("prompt", "negative")
     @classmethod
     def _unicode(cls, text: str | None) -> str | None:
         if text is not None and any("\ud800" <= c <= "\udfff" for c in text):
-            raise ValueError("it holds half a character (a lone surrogate), which no encoder can read")
+            raise ValueError("it contains a lone surrogate, which is not valid Unicode")
         return text
 
     @field_validator("seeds", mode="before")
     @classmethod
     def _count(cls, seeds: Any) -> Any:
         if isinstance(seeds, bool) or not isinstance(seeds, int | list | tuple | range):
-            raise ValueError("seeds is a number (4 means seeds 0 to 3) or a list of numbers ([0, 7, 11])")
+            raise ValueError("it should be a number (4 means seeds 0 to 3) or a list of numbers ([0, 7, 11])")
         if isinstance(seeds, int):
             if not 1 <= seeds <= 100_000:
-                raise ValueError("seeds is from 1 to 100000; seeds: 4 means seeds 0 to 3")
+                raise ValueError("it should be from 1 to 100000; seeds: 4 means seeds 0 to 3")
             return tuple(range(seeds))
         return tuple(seeds)
 
@@ -154,13 +154,13 @@ class Study(Spec):
             raise ValueError("at least one seed is needed")
         twice = next((seed for i, seed in enumerate(seeds) if seed in seeds[:i]), None) if _repeats(seeds) else None
         if twice is not None:
-            raise ValueError(f"seed {twice} is named twice; it would be the same video")
+            raise ValueError(f"seed {twice} is listed twice and would make the same video twice")
         return seeds
 
     @field_validator("edits", mode="before")
     @classmethod
     def _one_line_each(cls, edits: Any) -> Any:
-        return [edit_from(edit) if isinstance(edit, str) else edit for edit in _listed(edits)]
+        return [edit_from(edit) if isinstance(edit, str) else edit for edit in _as_list(edits)]
 
     @field_validator("sweep", mode="before")
     @classmethod
@@ -170,7 +170,7 @@ class Study(Spec):
     @field_validator("sweep")
     @classmethod
     def _sweep_makes_edits(cls, sweep: Sweep, info: ValidationInfo) -> Sweep:
-        if sweep and "edits" in info.data:  # else they have an error of their own
+        if sweep and "edits" in info.data:  # otherwise `edits` itself has an error, which is reported
             swept_edits(info.data["edits"], sweep)
         return sweep
 
@@ -178,14 +178,15 @@ class Study(Spec):
     @classmethod
     def _file_name(cls, name: str | None) -> str | None:
         if name is not None and not _can_be_folder(name):
-            raise ValueError("it cannot be a folder's name on every system; use letters, digits, '-' and '_'")
+            raise ValueError("it is not a valid folder name on every system; use letters, digits, '-' and '_'")
         return name
 
 
 class ModelIdentity(Spec):
-    """What the weights are: where to find them (name, components), and a hash of each component's content.
+    """Which weights a recipe uses: where to find them (name, components), and a hash of each component's content.
 
-    `weights` also has `settings`: a hash of what a model folder says beside its weights (scheduler, expert boundary).
+    `weights` also has `settings`, a hash of what the model's folder determines besides its weights (scheduler, expert
+    boundary).
     """
 
     name: str
@@ -195,7 +196,7 @@ class ModelIdentity(Spec):
 
 
 class MarkSpec(Spec):
-    """A marked span of the prompt, in characters, with its weight where one was given."""
+    """A marked span of the prompt with its weight. start, end: in characters; weighted: whether a weight was given."""
 
     text: str
     start: int
@@ -205,7 +206,7 @@ class MarkSpec(Spec):
 
 
 class Recipe(Spec):
-    """One video, with nothing left open. Its id covers neither `capture` and `labels` nor where its files lie."""
+    """Everything that determines one video. Its id does not cover `capture`, `labels` or the paths of files."""
 
     version: Literal[1] = 1
     model: ModelIdentity
@@ -224,13 +225,15 @@ class Recipe(Spec):
     labels: dict[str, str] = Field(default_factory=dict)
 
     def canonical(self) -> str:
-        """The JSON that is hashed: sorted keys, no spaces, fields at their default left out (so that a field added
-        later does not change older ids)."""
+        """Return the JSON that is hashed: sorted keys, no spaces, and no fields that have their default value.
+
+        Leaving defaults out means that a field added later does not change existing ids.
+        """
         data = self.model_dump(mode="json", exclude_defaults=True, exclude={"capture", "labels"})
         data["version"] = self.version
-        data["model"] = self.model.weights or {"variant": self.model.variant}  # before weights are known: a dry run
+        data["model"] = self.model.weights or {"variant": self.model.variant}  # in a dry run the weights may be unknown
         if not any(mark.weighted for mark in self.marks) or self.weights == "none":
-            data.pop("marks", None)  # tracking a word changes no pixel
+            data.pop("marks", None)  # marks without weights only select what is recorded
             data.pop("weights", None)
         for lora in data.get("loras", ()):
             lora.pop("path", None)

@@ -30,20 +30,22 @@ class Workspace:
             return folder
         chosen = Path(folder or os.environ.get(HOME_VARIABLE) or DEFAULT_FOLDER).expanduser()
         if chosen.exists() and not chosen.is_dir():
-            raise RequestError(f"{chosen} is not a folder", "a workspace is a folder", "--output-dir wanscope-out")
+            raise RequestError(f"the workspace {chosen} is not a folder", "it is a file", "--output-dir wanscope-out")
         return cls(Path(os.path.abspath(chosen)))
 
     @property
     def takes(self) -> Path:
+        """The folder of all takes."""
         return self.folder / "takes"
 
     @property
     def studies(self) -> Path:
+        """The folder of all studies."""
         return self.folder / "studies"
 
     @property
     def option(self) -> str:
-        """The option that a pasted command needs to use this workspace; "" where it is the default one."""
+        """The option that selects this workspace in a suggested command; "" for the default workspace."""
         default = Path(os.environ.get(HOME_VARIABLE) or DEFAULT_FOLDER).expanduser()
         if self.folder == Path(os.path.abspath(default)):
             return ""
@@ -83,5 +85,5 @@ class Workspace:
                 shown + (", ..." if len(matches) > 4 else ""),
                 f"wanscope show {matches[0]}{self.option}",
             )
-        why = f"{self.takes} holds {len(known)} take{'s'[: len(known) != 1]}"
+        why = f"{self.takes} contains {len(known)} take{'s'[: len(known) != 1]}"
         raise TakeNotFound(f"there is no take {name}", why, f"wanscope takes{self.option}")

@@ -269,3 +269,17 @@ def test_a_read_only_folder_can_still_be_read(tmp_path: Path, monkeypatch: pytes
     catalog.put(VALUES)
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert Catalog(tmp_path).count("embeddings") == 1
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_file_that_this_process_has_open_is_still_read(tmp_path: Path, read_only: bool) -> None:
+    """For example in a notebook, with a connection of the user's own."""
+    catalog = Catalog(tmp_path)
+    catalog.put(VALUES)
+    with duckdb.connect(str(catalog.path), read_only=read_only) as own:
+        assert own.execute("SELECT count(*) FROM embeddings").fetchone() == (1,)
+        if read_only:
+            assert catalog.stats()["embeddings"]["count"] == 1
+        else:
+            catalog.put(VALUES + 1)
+            assert own.execute("SELECT count(*) FROM embeddings").fetchone() == (2,)

@@ -120,7 +120,7 @@ def test_a_damaged_catalog_is_reported_once_and_stops_no_run(tmp_path: Path) -> 
     events = Events()
     result = run({**STUDY, "seeds": 1}, workspace=tmp_path, model=model(), on_event=events)
     assert result.made == 2 and result.failed == ()
-    told = [note.text for note in events.of(Note) if "without the catalogue" in note.text]
+    told = [note.text for note in events.of(Note) if "without the catalog" in note.text]
     assert len(told) == 1 and "damaged" in told[0] and "wanscope index --rebuild" in told[0]
     assert (tmp_path / "catalog.duckdb").read_bytes() == b"broken" * 1000
     assert Catalog(tmp_path).index(rebuild=True).takes == 2

@@ -53,8 +53,8 @@ def test_json_is_one_document(place: Path, cli: Callable[..., Any], tmp_path: Pa
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ((), "no study is named"),
-        (("people", "--batch-dir", "x"), "say the same"),
+        ((), "no study is given"),
+        (("people", "--batch-dir", "x"), "both name the study"),
         (("peeple",), "did you mean 'people'"),
         (("people", "--by", "whom"), "did you mean 'who'"),
         (("people", "--contrast", "two men", "two womn"), "did you mean 'two women'"),

@@ -124,7 +124,7 @@ def test_a_check_that_finds_something_fails(cli, space: Path) -> None:
         (("compute", "beach +"), "the expression cannot be used"),
         (("compute", "beach", "--name", "x=castle"), "the expression has no name 'x'"),
         (("search",), "there is nothing to search for"),
-        (("label", "beach"), "nothing is to be changed"),
+        (("label", "beach"), "there is nothing to change"),
         (("import", "nowhere"), "is not an export"),
         (("merge", "nowhere"), "there is no catalog"),
         (("nonsense",), "no such command"),

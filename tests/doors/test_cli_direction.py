@@ -78,7 +78,7 @@ REFUSED = [
     (PAIRS, ["--on", "text"], "a direction of 'text' cannot be learned"),
     (PAIRS, ["--seeds", "2"], "seeds is given for a direction of the context: nothing is sampled"),
     (PAIRS, ["--set", "sampler.steps=2"], "sampler is given for a direction of the context"),
-    (PAIRS, ["--on", "hidden", "--set", "steps=2"], "--set steps is no setting of learning"),
+    (PAIRS, ["--on", "hidden", "--set", "steps=2"], "--set steps is not a setting of learning"),
     (PAIRS, ["--on", "hidden", "--set", "sampler.stepz=2"], "did you mean 'steps'"),
     ([("a red circle", "a red circle")], [], "both prompts of pair 1 are 'a red circle'"),
     ([("a red circle", "a blue circle"), ("a red square",)], [], "pair 2 is ['a red square']"),
@@ -104,9 +104,9 @@ def test_an_existing_file_is_not_replaced(learn, tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "red.safetensors").write_bytes(b"mine")
     ran = learn()
-    assert ran.status == 2 and "is there already" in ran.err
+    assert ran.status == 2 and "already exists" in ran.err
     assert (tmp_path / "made" / "red.safetensors").read_bytes() == b"mine"
-    assert "is no .safetensors file" in learn(out="red.pt").err
+    assert "is not a .safetensors file" in learn(out="red.pt").err
 
 
 def test_python_refuses_settings_that_it_does_not_have(loaded) -> None:

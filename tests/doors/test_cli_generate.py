@@ -167,7 +167,7 @@ def test_ctrl_c_keeps_what_is_finished(make, space: Workspace, monkeypatch, time
     monkeypatch.setattr(progress, "make", lambda json: listener)
     ran = make()
     assert ran.status == 130
-    assert "1 of 4 takes complete" in ran.err and "run the same again" in ran.err and "Traceback" not in ran.err
+    assert "1 of 4 takes complete" in ran.err and "Run it again to continue" in ran.err and "Traceback" not in ran.err
     assert listener.steps == 5
     assert len(said) == 1
     assert len(takes_in(space)) == 1 and not list(space.takes.glob(".*.partial"))
@@ -274,11 +274,9 @@ def test_dry_run_of_a_model_that_needs_a_gpu_where_there_is_none(cli, tmp_path: 
     ran = cli("generate", *options)
     assert ran.status == 0 and "time       no estimate: Wan 2.1 text-to-video 14B needs a GPU" in ran.out
 
-    driver = doctor_module.Check(
-        "GPU", "warn", "the CUDA build of torch sees no GPU", "nvidia-smi, and check the driver"
-    )
+    driver = doctor_module.Check("GPU", "warn", "the CUDA build of torch finds no GPU; check the driver", "nvidia-smi")
     monkeypatch.setattr(doctor_module, "gpu", lambda: driver)
-    assert "sees no GPU (do: nvidia-smi, and check the driver)" in cli("generate", *options).out
+    assert "finds no GPU; check the driver (do: nvidia-smi)" in cli("generate", *options).out
 
 
 def not_here(*args: Any, local_files_only: bool = False, **options: Any) -> str:

@@ -169,8 +169,8 @@ def test_apply_refuses_places_that_are_not_there(changes: dict[str, Any]) -> Non
     [
         (Options(), "nothing to generate"),
         (Options(source="default", config="marbles"), "two studies"),
-        (Options(seeds="2", videos_per_variation=2, values={"template": "a"}), "say the same"),
-        (Options(sets=["sampler.steps=3"], values={"template": "a", "steps": 3}), "say the same"),
+        (Options(seeds="2", videos_per_variation=2, values={"template": "a"}), "set the same thing"),
+        (Options(sets=["sampler.steps=3"], values={"template": "a", "steps": 3}), "set the same thing"),
         (Options(source="a [red|blue] circle"), "--template"),
         (Options(source="no-such-file.yaml"), "no-such-file.yaml"),
         (Options(source="0123abcd"), "0123abcd"),

@@ -76,7 +76,7 @@ def disconnect(session: Any) -> None:
     for i, block in enumerate(session._blocks[0]):
         block.attn2.register_forward_pre_hook(lambda attn, _: setattr(attn, "processor", WanAttnProcessor()))
         session._experts[0].blocks[i] = block
-    session.seal()
+    session.record_fingerprints()
 
 
 def compiled(place: str, backend: str) -> WanModel:

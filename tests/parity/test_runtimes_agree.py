@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -219,34 +220,58 @@ DIRECTIONS = {"context": ON_CONTEXT, "hidden": DIRECTION}
 BRANCHES_OF_PAIRS = (("cond", "cond"), ("both", "cond"), ("cond", "both"), ("both", "uncond"))
 
 
-def refused(run: Callable[[], Ran], words: str) -> bool:
-    """Return whether the run is refused; any refusal contains these words."""
+def unless_refused(run: Callable[[], Ran], words: str) -> Ran | None:
+    """Return what ran, or None where it is refused; any refusal contains these words."""
     try:
-        run()
+        return run()
     except RecipeError as error:
         if words not in str(error):
             raise
-        return True
-    return False
+        return None
 
 
-@pytest.mark.parametrize("branches_of", BRANCHES_OF_PAIRS, ids=lambda pair: " and ".join(pair))
-@pytest.mark.parametrize("first", WAYS)
-def test_every_pair_of_edits_is_planned_counted_and_computed_the_same(models, first: str, branches_of):
+def refused(run: Callable[[], Ran], words: str) -> bool:
+    """Return whether the run is refused; any refusal contains these words."""
+    return unless_refused(run, words) is None
+
+
+def turns() -> list[Any]:
+    """Return a way to edit and, for each way that follows it, the branches of both.
+
+    Every ordered pair of ways has one of the four pairs of branches, in turn, and the other three among the slow tests.
+    """
+    ways, number = list(WAYS), len(BRANCHES_OF_PAIRS)
+    return [
+        pytest.param(
+            first,
+            {second: BRANCHES_OF_PAIRS[(i + j + turn) % number] for j, second in enumerate(ways)},
+            id=f"{first}-{turn}",
+            marks=[pytest.mark.slow] if turn else [],
+        )
+        for turn in range(number)
+        for i, first in enumerate(ways)
+    ]
+
+
+@pytest.mark.parametrize(("first", "branches"), turns())
+def test_every_pair_of_edits_is_planned_counted_and_computed_the_same(
+    models, first: str, branches: dict[str, tuple[str, str]]
+):
     """Also where one edit overrides the other: all runtimes use the same rules."""
     model, native, wrapper = models
-    for second in WAYS:
-        edits = [WAYS[first](branch=branches_of[0]), WAYS[second](branch=branches_of[1])]
+    for second, (of_first, of_second) in branches.items():
+        edits = [WAYS[first](branch=of_first), WAYS[second](branch=of_second)]
         direction = next((DIRECTIONS[e.sha256] for e in edits if isinstance(e, Steer)), None)
         if {"steer context", "steer hidden"} == {first, second}:
             continue  # the ComfyUI runs here have only one direction
         passes: tuple[Branch, ...] = ("cond", "uncond")
-        if refused(partial(diffusers_run, model, edits, DIRECTIONS, passes), "would do nothing in block"):
+        in_diffusers = partial(diffusers_run, model, edits, DIRECTIONS, passes)
+        expected = unless_refused(in_diffusers, "would do nothing in block")
+        if expected is None:
             # an edit of words whose texts are all replaced by the other edit
             for run, patcher in ((native_run, native), (wrapper_run, wrapper)):
                 assert refused(partial(run, patcher, edits, direction, passes), "finds no text with its words")
             continue
-        expected = diffusers_run(model, edits, DIRECTIONS, passes)
         assert expected.planned == expected.applied, (first, second)
         for name, found in (
             ("native", native_run(native, edits, direction, passes)),

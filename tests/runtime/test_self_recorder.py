@@ -204,7 +204,7 @@ def test_the_rotation_is_an_isometry() -> None:
     ("spec", "said"),
     [
         ({"blocks": "4"}, "capture.self_attention.blocks: there is no block 4"),
-        ({"heads": [4]}, "capture.self_attention.heads names 4"),
+        ({"heads": [4]}, "capture.self_attention.heads names head 4"),
         ({"steps": "9"}, "capture.self_attention.steps: there is no step 9"),
     ],
 )

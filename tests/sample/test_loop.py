@@ -314,7 +314,7 @@ def test_a_second_pass_may_be_another_models():
     ("values", "init", "message"),
     [
         ({"start_step": 2}, None, "nothing to start from"),
-        ({}, (16, 3, 8, 8), "all noise"),
+        ({}, (16, 3, 8, 8), "pure noise"),
         ({"start_step": 2}, (16, 3, 8, 4), "initial latents have shape"),
     ],
 )

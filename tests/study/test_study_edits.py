@@ -236,7 +236,7 @@ def test_texts_are_checked_before_anything_is_written(edit: str, says: str, tmp_
 
 
 def test_marbles_names_the_words_of_donors_that_it_never_saw() -> None:
-    with pytest.raises(RecipeError, match=r"marbles does not know 'zebra': it is a tiny world"):
+    with pytest.raises(RecipeError, match=r"marbles does not know 'zebra': it is a tiny model"):
         run(study(edits=["inject 'a green zebra'"], seeds=1))
 
 
@@ -381,7 +381,7 @@ def test_a_donor_can_be_named_by_label_key_or_prompt_of_the_catalog(tmp_path: Pa
     shutil.rmtree(by_label.folder)
     remade = run(by_label.recipe, workspace=tmp_path, model=own)
     assert remade.made == 1 and remade.takes[0].manifest.latents_sha256 == by_label.manifest.latents_sha256
-    with pytest.raises(RecipeError, match="the workspace has no catalogue yet"):
+    with pytest.raises(RecipeError, match="the workspace has no catalog yet"):
         run(by_label.recipe, workspace=tmp_path / "elsewhere", model=own)
 
 
@@ -401,4 +401,4 @@ def test_an_embedding_that_is_not_in_the_catalog_is_refused_before_any_work(tmp_
     catalog.put(torch.ones(3, own.variant.text_dim), label="read", space="context")
     assert "there is no embedding 'warm'" in refused("warm")
     assert "its tensor is [3, 7], and an embedding here is" in refused("narrow")
-    assert "'read' is of the space 'context'" in refused("read")
+    assert "'read' is in the space 'context'" in refused("read")

@@ -78,7 +78,7 @@ REFUSED = [
     ({"video": {"width": 100}}, RecipeError, "width"),
     ({"video": {"frames": 18}}, RecipeError, "17 or 21"),
     ({"sampler": {"guidance": {0: 6, 20: 3}}}, RecipeError, "keyframe at step 20.*last step is 19"),
-    ({"sampler": {"start_step": 5}}, RecipeError, "init names none"),
+    ({"sampler": {"start_step": 5}}, RecipeError, "needs an init"),
     ({"init": {"take": "abc"}}, RecipeError, "init would do nothing"),
     ({"design": {"factor": "colour"}}, RecipeError, "its slots are color, 1"),
     ({"design": {"factor": "color", "blocks": ["scene"]}}, RecipeError, "blocks names 'scene'"),
@@ -102,7 +102,7 @@ REFUSED = [
     (
         {**hypotheses({"text": "x", "metric": "energy"}), "capture": {}},
         RecipeError,
-        "(?s)metric is 'energy', and the study keeps no latents.*--store-latents",
+        "(?s)metric is 'energy', and the study keeps no latents.*capture: {latents: true}",
     ),
     (hypotheses({"text": "x", "contrast": ["red", "red"]}), RecipeError, "compares 'red' with itself"),
     (
@@ -118,7 +118,7 @@ REFUSED = [
     (
         {"edits": ["skip 3"], "sweep": {"edits.0.blocks": ["early", "late"]}, "design": claim("edits.0.blocks", "mid")},
         RecipeError,
-        "contrast names 'mid': edits.0.blocks takes 'early', 'late'",
+        r"contrast names 'mid': the values of edits.0.blocks are 'early', 'late'\.$",
     ),
     ({"model": "wan2.1-t2v-14bb"}, ModelError, "did you mean 'wan2.1-t2v-14b'"),
     ({"model": "wan2.1-i2v-14b-480p"}, ModelError, "cannot make a video from text"),

@@ -126,9 +126,9 @@ def test_refusals(tmp_path):
     with pytest.raises(ModelError, match="architecture is 'flux'"):
         gguf.describe(tmp_path / "b.gguf")
     (tmp_path / "c.gguf").write_bytes(b"GGUFnot really")
-    with pytest.raises(ModelError, match="not a whole GGUF file"):
+    with pytest.raises(ModelError, match="not a complete GGUF file"):
         gguf.describe(tmp_path / "c.gguf")
     data = (tmp_path / "a.gguf").read_bytes()
     (tmp_path / "d.gguf").write_bytes(data[: len(data) // 2])
-    with pytest.raises(ModelError, match="not a whole GGUF file"):
+    with pytest.raises(ModelError, match="not a complete GGUF file"):
         gguf.load(tmp_path / "d.gguf", torch.float32)

@@ -59,7 +59,7 @@ def test_component_hashes_do_not_depend_on_names(tmp_path):
 
 
 def test_empty_folder(tmp_path):
-    with pytest.raises(ModelError, match="holds no weights"):
+    with pytest.raises(ModelError, match="contains no weights"):
         identity.folder_hash(tmp_path)
 
 

@@ -147,7 +147,7 @@ def test_experts(tmp_path, expert, changed):
 def test_one_expert_has_no_low_noise_expert(tmp_path):
     model = tiny_model()
     path = write(tmp_path / "l.safetensors", pairs(model), "comfy")
-    with pytest.raises(ModelError, match="one expert only"):
+    with pytest.raises(ModelError, match="only one expert"):
         lora.apply_all(model, [(path, 1.0, "low")])
 
 
@@ -198,9 +198,9 @@ def test_alpha_in_diffusers_metadata(tmp_path):
         ("diffusion_model.blocks.0.self_attn.q.lokr_w1", "LoKr"),
         ("diffusion_model.blocks.0.self_attn.q.hada_w1_a", "LoHa"),
         ("diffusion_model.blocks.0.self_attn.q.dora_scale", "DoRA"),
-        ("diffusion_model.blocks.9.self_attn.q.lora_up.weight", "belong to no layer"),
+        ("diffusion_model.blocks.9.self_attn.q.lora_up.weight", "do not belong to any layer"),
         ("diffusion_model.blocks.0.cross_attn.k_img.lora_up.weight", "made for an image-to-video model"),
-        ("diffusion_model.blocks.0.self_attn.q.set_weight", "belong to no layer"),
+        ("diffusion_model.blocks.0.self_attn.q.set_weight", "do not belong to any layer"),
         ("diffusion_model.blocks.0.self_attn.norm_q.lora_up.weight", "one of the two matrices is missing"),
     ],
 )

@@ -84,9 +84,9 @@ def test_a_model_that_cannot_fit_is_refused_with_the_sum():
     text = str(error.value)
     assert "wan2.1-t2v-14b at 1280x720, 81 frames does not fit" in text
     assert "activations" in text and "the device has 12.0 GB" in text and "VAE (bf16) 253.8 MB" in text
-    assert error.value.fix == "video.width=832 video.height=480"  # which fits
+    assert error.value.fix == "--width 832 --height 480"  # which fits
     assert plan_memory(BIG, "bf16", *P480, 12 * GB, 128 * GB).placement == "offload"
-    with pytest.raises(MemoryPlanError, match="memory: offload"):
+    with pytest.raises(MemoryPlanError, match="--memory offload"):
         plan_memory(BIG, "bf16", *P480, 24 * GB, 128 * GB, "none")
     with pytest.raises(MemoryPlanError, match="host memory is too small"):
         plan_memory(VARIANTS["wan2.2-t2v-a14b"], "bf16", *P480, 24 * GB, 32 * GB)
@@ -149,7 +149,7 @@ def test_placing_with_offload_is_reported_once(monkeypatch):
     for _ in range(2):
         placement.place(model, **video(), on_event=notes.append)
     assert model.placed == "offload" and torch.equal(forward(model.transformer), before)
-    assert [event.text for event in notes] == ["transformer blocks wait in host memory: 39.9 GB"]  # type: ignore
+    assert [event.text for event in notes] == ["transformer blocks are offloaded to host memory: 39.9 GB"]  # type: ignore
 
 
 @pytest.mark.parametrize(("device_bytes", "where"), [(None, "meta"), (12 * GB, "meta"), (GB, "cpu")])

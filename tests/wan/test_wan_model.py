@@ -52,7 +52,7 @@ def test_to_pipeline_and_back_shares_components(kind):
 def test_half_a_pair_of_experts():
     model = tiny_model("2.2")
     parts = {k: v for k, v in vars(model).items() if k != "boundary_ratio"}
-    with pytest.raises(ModelError, match="belong together"):
+    with pytest.raises(ModelError, match="needed together"):
         WanModel(**parts)
 
 

@@ -138,8 +138,8 @@ def scaled(tmp_path, **changes):
     ("changes", "said"),
     [
         ({"blocks__0__ffn__0__scale_weight": None}, "have no scale: blocks.0.ffn.0.weight"),
-        ({"blocks__0__nothing__scale_weight": torch.tensor(1.0)}, "belongs to no weight"),
-        ({"blocks__0__ffn__0__scale_weight": torch.ones(7)}, "neither one number nor one per row"),
+        ({"blocks__0__nothing__scale_weight": torch.tensor(1.0)}, "has no weight"),
+        ({"blocks__0__ffn__0__scale_weight": torch.ones(7)}, "not a single number or one per row"),
         ({"blocks__0__ffn__0__weight_scale": torch.tensor(2.0)}, "two scales"),
         ({"blocks__0__ffn__0__weight": torch.zeros(512, 256, dtype=torch.int8)}, "stored as I8"),
         (
@@ -153,7 +153,7 @@ def test_ambiguous_scales_are_refused(tmp_path, changes, said):
     changes = {
         k: v.to(torch.uint8) if k.endswith("comfy_quant") and hasattr(v, "to") else v for k, v in changes.items()
     }
-    with pytest.raises(ModelError, match="quantised in a way that would load wrong") as error:
+    with pytest.raises(ModelError, match="quantized in a way that is not supported") as error:
         single_file.load(scaled(tmp_path, **changes), torch.float32)
     assert said in str(error.value)
 
@@ -204,7 +204,7 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(ModelError, match="more than a transformer"):
         single_file.describe(layouts.save(tmp_path / "b.safetensors", state))
     (tmp_path / "c.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0 not one")
-    with pytest.raises(ModelError, match="not a whole safetensors file"):
+    with pytest.raises(ModelError, match="not a complete safetensors file"):
         single_file.describe(tmp_path / "c.safetensors")
     with pytest.raises(ModelError, match="there is no file"):
         single_file.describe(tmp_path / "d.safetensors")
@@ -213,5 +213,5 @@ def test_other_files_are_refused(tmp_path):
 def test_truncated_file_is_refused(tmp_path):
     path = layouts.save_transformer(tmp_path / "x.safetensors", make(blocks=1))
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(ModelError, match="not a whole safetensors file"):
+    with pytest.raises(ModelError, match="not a complete safetensors file"):
         single_file.load(path, torch.float32)

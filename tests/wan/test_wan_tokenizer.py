@@ -214,7 +214,7 @@ def test_encoder_files_without_a_tokenizer_or_with_a_damaged_one(tmp_path: Path)
     part = Part("file", tmp_path / "encoder.safetensors")
     weights = {"shared.weight": torch.zeros(2, 2)}
     for extra, said in (
-        ({}, "holds no tokenizer"),
+        ({}, "contains no tokenizer"),
         ({"spiece_model": torch.tensor(list(b"no model"), dtype=torch.uint8)}, "cannot be read"),
     ):
         save_file(weights | extra, part.path)
@@ -236,5 +236,5 @@ def test_read_and_load_agree_on_what_cannot_be_read(tmp_path: Path, spiece: byte
             tokenizer(part, 16)
     with pytest.raises(ValueError, match="not a SentencePiece model"):
         tokenizer_files.from_sentencepiece(b"no such thing", 16)
-    with pytest.raises(ValueError, match="does not cut"):
+    with pytest.raises(ValueError, match="does not truncate"):
         tokenizer_files.from_sentencepiece(spiece, 16)("a", truncation=True)

@@ -15,7 +15,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from wanscope import __version__
 from wanscope.catalog import migrations
+from wanscope.catalog.instances import attached
 from wanscope.errors import CatalogBusy, CatalogDamaged, CatalogNewer, RequestError, StorageError, WanscopeError
 from wanscope.take.disk import full_disk, guarded, sync_folder
 
@@ -43,7 +44,9 @@ _DAMAGED = re.compile(
 )
 _LIMIT = re.compile(r"disk quota|file too large|max_temp_directory", re.I)  # the disk itself may have space
 _FULL = re.compile(rf"no space left|disk is full|could not write all|{_LIMIT.pattern}", re.I)
-_LOCKED = re.compile(r"could not set lock|conflicting lock|being used by another process", re.IGNORECASE)
+_LOCKED = re.compile(
+    r"could not set lock|conflicting lock|being used by another process|already attached", re.IGNORECASE
+)
 _NEWER = re.compile(r"newer version|version number|storage version|unsupported (storage|serialization)", re.IGNORECASE)
 
 
@@ -72,11 +75,12 @@ class Database:
         """
         with self._turn(writing=False) as deadline:
             if not self.path.exists():
-                with self._translate_errors(), _closing(self._memory()) as con:
+                with self._translate_errors(), attached(None) as con:
+                    migrations.create(con)
                     yield con
                 return
             self._require_current(deadline)
-            with self._translate_errors(), _closing(self._open(deadline, read_only=True)) as con:
+            with self._translate_errors(), self._opened(deadline, read_only=True) as con:
                 yield con
 
     @contextlib.contextmanager
@@ -97,9 +101,7 @@ class Database:
                 self._require_current(deadline)
             with (
                 self._translate_errors(),
-                _closing(
-                    self._open(deadline, read_only=True, config=config) if exists else self._memory(config)
-                ) as con,
+                self._own_instance(deadline, config) if exists else _in_memory(config) as con,
             ):
                 for restriction in restrictions:
                     con.execute(restriction)
@@ -115,7 +117,7 @@ class Database:
             if not self.path.exists():
                 self._create()
             self._require_current(deadline)
-            with self._translate_errors(), _closing(self._open(deadline)) as con:
+            with self._translate_errors(), self._opened(deadline) as con:
                 con.execute("BEGIN")
                 try:
                     yield con
@@ -132,7 +134,7 @@ class Database:
         if self.path.exists():
             with self._turn(writing=True) as deadline:
                 self._require_current(deadline)
-                with self._translate_errors(), _closing(self._open(deadline)) as con:
+                with self._translate_errors(), self._opened(deadline) as con:
                     con.execute("CHECKPOINT")
 
     def set_aside(self) -> Path | None:
@@ -191,15 +193,38 @@ class Database:
             line.release()
         return lock
 
-    def _open(
-        self, deadline: float, *, read_only: bool = False, config: dict[str, Any] | None = None
-    ) -> DuckDBPyConnection:
+    @contextlib.contextmanager
+    def _opened(self, deadline: float, *, read_only: bool = False) -> Iterator[DuckDBPyConnection]:
+        """Yield a connection to the file, waiting until the deadline for another program that has it open."""
+        import duckdb
+
+        with contextlib.ExitStack() as stack:
+
+            def open_file() -> DuckDBPyConnection:
+                with contextlib.suppress(duckdb.ResourceInUseException):
+                    return stack.enter_context(attached(self.path, read_only=read_only))
+                # This process has the file open, for example in a notebook: use that instance.
+                con = stack.enter_context(duckdb.connect(str(self.path), read_only=read_only))
+                con.execute("PRAGMA disable_checkpoint_on_shutdown")
+                return con
+
+            yield self._waiting(deadline, open_file)
+
+    @contextlib.contextmanager
+    def _own_instance(self, deadline: float, config: dict[str, Any]) -> Iterator[DuckDBPyConnection]:
+        """Yield a read-only connection to an instance that has only this file and these settings."""
+        import duckdb
+
+        with self._waiting(deadline, lambda: duckdb.connect(str(self.path), read_only=True, config=config)) as con:
+            yield con
+
+    def _waiting(self, deadline: float, open_file: Callable[[], DuckDBPyConnection]) -> DuckDBPyConnection:
+        """Call `open_file` until no other program has the file open. Raises CatalogBusy at the deadline."""
         import duckdb
 
         while True:
             try:
-                con = duckdb.connect(str(self.path), read_only=read_only, config=config or {})
-                break
+                return open_file()
             except duckdb.Error as error:
                 if not _LOCKED.search(str(error)):
                     raise self._as_wanscope_error(error) from error
@@ -207,26 +232,14 @@ class Database:
                     pid = re.search(r"\(PID (\d+)\)", str(error))
                     raise self._busy(f"another program (PID {pid[1]})" if pid else "another program") from None
             time.sleep(POLL_SECONDS * random.uniform(2, 8))
-        if not read_only:
-            con.execute("PRAGMA disable_checkpoint_on_shutdown")
-        return con
-
-    def _memory(self, config: dict[str, Any] | None = None) -> DuckDBPyConnection:
-        import duckdb
-
-        con = duckdb.connect(":memory:", config=config or {})
-        migrations.create(con)
-        return con
 
     def _create(self) -> None:
         """Create the file under a temporary name, then rename it: an incomplete file could not be opened."""
-        import duckdb
-
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.new")
         with self._translate_errors(), guarded(self.path.parent):
             try:
                 temporary.unlink(missing_ok=True)
-                with _closing(duckdb.connect(str(temporary))) as con:
+                with attached(temporary) as con:
                     con.execute("BEGIN")
                     migrations.create(con)
                     con.execute("COMMIT")
@@ -246,7 +259,7 @@ class Database:
         identity = facts and facts[0]
         if self._checked == (identity,):
             return
-        with self._translate_errors(), _closing(self._open(deadline, read_only=True)) as con:
+        with self._translate_errors(), self._opened(deadline, read_only=True) as con:
             version = migrations.version_of(con)
         if version is None:
             raise RequestError(
@@ -263,7 +276,7 @@ class Database:
         self._checked = (identity,)
 
     def _migrate(self, deadline: float, version: int) -> None:
-        with self._translate_errors(), _closing(self._open(deadline)) as con:
+        with self._translate_errors(), self._opened(deadline) as con:
             con.execute("CHECKPOINT")  # so that a copy of the file alone is complete
         backup = _free_name(self.path, f"version-{version}")
         with guarded(self.path.parent):
@@ -272,7 +285,7 @@ class Database:
             except BaseException:
                 backup.unlink(missing_ok=True)
                 raise
-        with self._translate_errors(), _closing(self._open(deadline)) as con:
+        with self._translate_errors(), self._opened(deadline) as con:
             con.execute("BEGIN")
             migrations.migrate(con, version)
             con.execute("COMMIT")
@@ -361,8 +374,10 @@ def _facts(path: Path) -> tuple[int, int, int] | None:
 
 
 @contextlib.contextmanager
-def _closing(con: DuckDBPyConnection) -> Iterator[DuckDBPyConnection]:
-    try:
+def _in_memory(config: dict[str, Any]) -> Iterator[DuckDBPyConnection]:
+    """Yield a connection to an empty catalog with these settings."""
+    import duckdb
+
+    with duckdb.connect(":memory:", config=config) as con:
+        migrations.create(con)
         yield con
-    finally:
-        con.close()

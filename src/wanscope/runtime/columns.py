@@ -1,24 +1,24 @@
-"""Exact cross-attention probabilities of chosen text positions, without ever building the full map.
+"""Exact cross-attention probabilities of chosen text positions, without computing the full map.
 
-For a query q and the keys k_t of all text positions t, with log-weights b_t (0 unless an edit weighs a row),
+For a query q and the keys k_t of all text positions t, with log weights b_t (0 unless an edit weights a row),
 
     P_t = exp(q.k_t * scale + b_t - lse),     lse = log sum_u exp(q.k_u * scale + b_u),     scale = K ** -0.5
 
-Wan zeroes the padding of its text and masks nothing, so every pad position has the same key: 512 columns are the n
-real ones and one that stands for 512 - n equal ones, with log(512 - n) added to its logit. That one column reports
-the sum over the padding, which is where much of the attention goes. n comes from the plan: the largest number of real
-rows in the *edited* context (a donor may be longer than the prompt). `pad_spread` checks that the rows behind are
-equal indeed.
+Wan sets the padding of its text to zero and does not mask it, so every padding position has the same key. The 512
+columns are therefore n real ones and one that represents 512 - n equal ones, with log(512 - n) added to its logit. That
+column is the sum over the padding, which gets much of the attention. n comes from the plan: the largest number of real
+rows in the *edited* context (a donor may be longer than the prompt). `pad_spread` checks that the rows after them are
+in fact equal.
 
-The queries go through in slices, so extra memory is bounded by `SLICE_BYTES` and by the result. Logits, softmax and
-result are float32 (float64 for float64 inputs) whatever the model runs in: bf16 products are exact in float32, and
-rounding logits to bf16 would cost 6%.
+The queries are processed in slices, so extra memory is bounded by `SLICE_BYTES` and the result. Logits, softmax and
+result are float32 (float64 for float64 inputs) regardless of the model's dtype: products of bf16 values are exact in
+float32, and rounding logits to bf16 would cause errors of 6%.
 
-`columns` and `mean_columns` are torch operators of their own: a compiled block calls them without a graph break, and
-their loop over slices is not unrolled into its graph.
+`columns` and `mean_columns` are custom torch operators, so a compiled block calls them without a graph break, and their
+loop over slices is not unrolled into its graph.
 
-Shape suffixes: B batch, Q video positions, H heads, K head dim, L text positions, m rows that stand for all of them
-(n real ones and the pad), l columns asked for, D model dim.
+Shape suffixes: B batch, Q video positions, H heads, K head dim, L text positions, m rows that represent all of them
+(n real ones and the padding's), l requested columns, D model dim, q positions of a slice.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ SLICE_BYTES = 16 << 20
 
 
 class TextRows(NamedTuple):
-    """The rows that stand for all text positions, as tensors on the model's device.
+    """The rows that represent all text positions, as tensors on the model's device.
 
-    rows: int64 [m], text positions whose keys are used. bias: float [m], added to their logits: the log of how many
-    equal positions a row stands for, or of an edit's weight.
+    rows: int64 [m], the text positions whose keys are used. bias: float [m], added to their logits: the log of the
+    number of equal positions that a row represents, or of an edit's weight.
     """
 
     rows: Tensor
@@ -47,27 +47,28 @@ class TextRows(NamedTuple):
 def text_rows(
     real: int, length: int, device: torch.device | str = "cpu", log_weights: Sequence[float] | None = None
 ) -> TextRows:
-    """Rows of a context of `length` positions of which the first `real` differ and the rest are one pad row repeated.
+    """Return the rows of a context of `length` positions: the first `real` differ, the rest repeat one padding row.
 
-    log_weights: of the real rows, where an edit weighs them (a weight of 0 is -inf). The pad row is the last one,
-    number `real`; there is none where `real` is `length`. Raises ValueError where the numbers do not fit.
+    log_weights: of the real rows, if an edit weights them (a weight of 0 is -inf). The padding's row is the last one,
+    with index `real`; it is absent if `real` equals `length`. Raises ValueError if the numbers do not fit.
     """
     if not 0 <= real <= length or length < 1:
-        raise ValueError(f"{real} real rows do not fit a context of {length}")
+        raise ValueError(f"{real} real rows do not fit a context of {length} positions")
     weights = [0.0] * real if log_weights is None else [float(w) for w in log_weights]
     if len(weights) != real:
         raise ValueError(f"{len(weights)} log weights for {real} real rows")
     if real < length:
         weights.append(math.log(length - real))
-    wide = torch.float64 if torch.device(device).type == "cpu" else torch.float32  # some devices have no float64
-    bias_m = torch.tensor(weights, dtype=wide, device=device)
+    dtype = torch.float64 if torch.device(device).type == "cpu" else torch.float32  # some devices have no float64
+    bias_m = torch.tensor(weights, dtype=dtype, device=device)
     return TextRows(torch.arange(len(weights), device=device), bias_m)
 
 
 def pad_spread(context_BLD: Tensor, rows_m: Tensor) -> Tensor:
-    """How far the rows behind the real ones are from being equal, relative to the context's largest value: float32 [].
+    """Return the largest difference between the rows after the real ones, relative to the context's largest value.
 
-    0 where they are equal, or where there are fewer than two. `rows_m`: of `text_rows`; its last row is the pad.
+    The result is float32 []; it is 0 if they are equal or fewer than two. context_BLD: the projected text. rows_m: from
+    `text_rows`; the last one is the padding's.
     """
     tail_BlD = context_BLD[:, rows_m.shape[0] - 1 :]
     if tail_BlD.shape[1] < 2:
@@ -77,38 +78,45 @@ def pad_spread(context_BLD: Tensor, rows_m: Tensor) -> Tensor:
 
 
 def pad_tolerance(dtype: torch.dtype) -> float:
-    """The `pad_spread` up to which pad rows count as equal: equal inputs of a matmul may round apart by their place."""
+    """Return the `pad_spread` up to which padding rows count as equal.
+
+    Equal rows of a matmul's input may be rounded differently, depending on their position.
+    """
     return 8 * torch.finfo(dtype).eps
 
 
 def columns(q_BQHK: Tensor, k_BLHK: Tensor, text: TextRows, index_l: Tensor) -> Tensor:
-    """Probabilities [B, H, Q, l] of the rows `index_l` of `text`, float32 (float64 for float64 inputs).
+    """Return the probabilities [B, H, Q, l] of the rows `index_l` of `text`, float32 (float64 for float64 inputs).
 
-    q_BQHK, k_BLHK: queries and keys as the attention sees them (normed, split into heads), of any float dtype. k has
-    all L text positions. index_l: int64, positions in `text.rows`; the pad's is `text.rows.shape[0] - 1`.
+    q_BQHK, k_BLHK: queries and keys as the attention gets them (normalized, split into heads), of any float dtype; k
+    has all L text positions. index_l: int64, indices into `text.rows`; the padding's is `text.rows.shape[0] - 1`.
     """
     return torch.ops.wanscope.columns(q_BQHK, k_BLHK, text.rows, text.bias, index_l)
 
 
 def mean_columns(q_BQHK: Tensor, k_BLHK: Tensor, text: TextRows, index_l: Tensor) -> Tensor:
-    """`columns` averaged over the heads, [B, Q, l]; those of single heads are never held for all positions."""
+    """Return `columns` averaged over the heads, [B, Q, l], without storing those of single heads for all positions."""
     return torch.ops.wanscope.mean_columns(q_BQHK, k_BLHK, text.rows, text.bias, index_l)
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype that edits and maps are computed in: float32, or float64 for a float64 model."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def query_slices(q_BQHK: Tensor, k_BLHK: Tensor, rows_m: Tensor, bias_m: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-    """(start, stop, P [B, H, stop - start, m]) over slices of the queries. For operators: it loops."""
+    """Yield (start, stop, P [B, H, stop - start, m]) for slices of the queries [B, Q, H, K].
+
+    k_BLHK: the keys. rows_m, bias_m: those of `TextRows`. It is for custom operators, because it is a Python loop.
+    """
     B, Q, H, K = q_BQHK.shape
-    m, wide = rows_m.shape[0], _wide(q_BQHK.dtype)
-    k_BHKm = k_BLHK.index_select(1, rows_m).to(wide).permute(0, 2, 3, 1).reshape(B * H, K, m)
-    bias_m = bias_m.to(wide)
-    width = max(64, SLICE_BYTES // (wide.itemsize * B * H * (K + 2 * m)))
+    m, dtype = rows_m.shape[0], compute_dtype(q_BQHK.dtype)
+    k_BHKm = k_BLHK.index_select(1, rows_m).to(dtype).permute(0, 2, 3, 1).reshape(B * H, K, m)
+    bias_m = bias_m.to(dtype)
+    width = max(64, SLICE_BYTES // (dtype.itemsize * B * H * (K + 2 * m)))
     for start in range(0, Q, width):
         stop = min(start + width, Q)
-        q_BHqK = q_BQHK[:, start:stop].to(wide).permute(0, 2, 1, 3).reshape(B * H, stop - start, K)
+        q_BHqK = q_BQHK[:, start:stop].to(dtype).permute(0, 2, 1, 3).reshape(B * H, stop - start, K)
         logits = torch.baddbmm(bias_m, q_BHqK, k_BHKm, alpha=K**-0.5)
         yield start, stop, logits.softmax(-1).view(B, H, stop - start, m)
 
@@ -124,7 +132,7 @@ def _columns(q_BQHK: Tensor, k_BLHK: Tensor, rows_m: Tensor, bias_m: Tensor, ind
 @_columns.register_fake
 def _columns_like(q_BQHK: Tensor, k_BLHK: Tensor, rows_m: Tensor, bias_m: Tensor, index_l: Tensor) -> Tensor:
     B, Q, H, _ = q_BQHK.shape
-    return q_BQHK.new_empty((B, H, Q, index_l.shape[0]), dtype=_wide(q_BQHK.dtype))
+    return q_BQHK.new_empty((B, H, Q, index_l.shape[0]), dtype=compute_dtype(q_BQHK.dtype))
 
 
 @torch.library.custom_op("wanscope::mean_columns", mutates_args=())
@@ -138,4 +146,4 @@ def _mean_columns(q_BQHK: Tensor, k_BLHK: Tensor, rows_m: Tensor, bias_m: Tensor
 @_mean_columns.register_fake
 def _mean_columns_like(q_BQHK: Tensor, k_BLHK: Tensor, rows_m: Tensor, bias_m: Tensor, index_l: Tensor) -> Tensor:
     B, Q, _, _ = q_BQHK.shape
-    return q_BQHK.new_empty((B, Q, index_l.shape[0]), dtype=_wide(q_BQHK.dtype))
+    return q_BQHK.new_empty((B, Q, index_l.shape[0]), dtype=compute_dtype(q_BQHK.dtype))

@@ -1,14 +1,14 @@
-"""What a block's cross-attention reads once the edits on its context have acted, in tensors and nothing else.
+"""Computes the contexts that a block's cross-attention reads after the edits of its context.
 
-Every runtime hands in the context that its model would read and a way to project a text, and gets back the contexts to
-be read instead: one, or several whose attention outputs are summed by weight (a `mix`).
+Each runtime passes the context that its model would read and a function that projects a text, and gets the contexts to
+read instead: one, or several whose attention outputs are summed by weight (a `mix`).
 
     [A]                    --mix B at s-->      [(1 - s) A, s B]          (A alone at s = 0, B alone at s = 1)
     [w1 A, w2 B]           --tokens C at s-->   [w1 ((1 - s) A + s C), w2 ((1 - s) B + s C)]
-    [w1 A, w2 B]           --append C at s-->   [w1 (A | s C), w2 (B | s C)]      C's tokens in the pad's places, each
+    [w1 A, w2 B]           --append C at s-->   [w1 (A | s C), w2 (B | s C)]      C's tokens in place of padding, each
                                                 with log s added to its logits
 
-Shape suffixes: N text positions, D model dim, b branch of one (a batch of one).
+Shape suffixes: N text positions, D model dim, 1 a batch of one.
 """
 
 from __future__ import annotations
@@ -34,40 +34,43 @@ from wanscope.edit.plan import EditPlan
 from wanscope.edit.planned import PlannedEdit
 from wanscope.edit.planned_texts import PlannedText
 from wanscope.edit.rules import READS_TEXT
+from wanscope.runtime.columns import compute_dtype
 
-# A text's context [1, N, D], padding included, as the model itself projects it.
+# Returns a text's context [1, N, D] with padding, as the model itself projects it.
 Project = Callable[[PlannedText], Tensor]
-# (the prompts in a text, the place that it begins at)
-Standing = tuple[frozenset[str], int]
+# (the prompts whose tokens these are, the row of the context at which they start)
+PromptStart = tuple[frozenset[str], int]
 
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """One context that is read. weight: of its attention output. real: its rows that are no padding.
+    """One context that is read.
 
-    standing: which prompts stand where in it. log_weights: (first place, tokens, log weight) of appended tokens.
-    bends: (what is done, places of the words), in their order. text: the text whose projection this is, untouched;
-    None where it is anything else.
+    weight: of its attention output in the sum. real: the number of rows that are not padding. prompt_starts: which
+    prompts start at which row. log_weights: (first row, number of tokens, log weight) of appended tokens. bends: (the
+    operation, the rows of its words), in order. text: the text, if this is its unchanged projection, otherwise None.
     """
 
     context_1ND: Tensor
     weight: float
     real: int
-    standing: tuple[Standing, ...]
+    prompt_starts: tuple[PromptStart, ...]
     log_weights: tuple[tuple[int, int, float], ...] = ()
     bends: tuple[tuple[BendMaps, tuple[int, ...]], ...] = ()
     text: PlannedText | None = None
 
     def columns(self, edit: PlannedEdit) -> tuple[int, ...]:
-        """The places of an edit's words."""
-        found = {column + at for prompts, at in self.standing for column in edit.columns_in(prompts)}
+        """Return the rows of an edit's words, in ascending order."""
+        found = {column + start for prompts, start in self.prompt_starts for column in edit.columns_in(prompts)}
         return tuple(sorted(found))
 
 
 @dataclass(frozen=True, eq=False)
 class Composed:
-    """What one block's cross-attention does in one branch. reads: at least one. skip: it does not run at all. applied:
-    the edits that made this."""
+    """What one block's cross-attention does in one branch.
+
+    reads: the contexts, at least one. skip: whether it is skipped entirely. applied: the edits that have acted.
+    """
 
     reads: tuple[Read, ...]
     skip: bool = False
@@ -75,20 +78,18 @@ class Composed:
 
     @property
     def plain(self) -> bool:
-        """Whether the model's own attention does it, given the one context."""
+        """Whether the model's own attention suffices, reading the only context."""
         first = self.reads[0]
         return len(self.reads) == 1 and not self.skip and not first.bends and not first.log_weights
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What edits are computed in: float32, or float64 for a float64 model."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def compose(
     plan: EditPlan, branch: str, step: int, block: int, expert: int, own_1ND: Tensor, project: Project
 ) -> Composed:
-    """A block's cross-attention in one pass. own_1ND: the text's context that the model itself would read."""
+    """Return what a block's cross-attention does in one branch of a model call.
+
+    own_1ND: the text context that the model itself would read.
+    """
     main = plan.main[branch]  # type: ignore[index]
     reads = [Read(own_1ND, 1.0, main.real, ((main.prompts, 0),))]
     applied: list[PlannedEdit] = []
@@ -105,16 +106,16 @@ def compose(
             if isinstance(operation, SkipAttention):
                 skip = True
             else:
-                reads = _after(reads, operation, edit, expert, block, project)
+                reads = _apply(reads, operation, edit, expert, block, project)
     return Composed(tuple(reads), skip, tuple(applied))
 
 
-def _after(
+def _apply(
     reads: list[Read], operation: Operation, edit: PlannedEdit, expert: int, block: int, project: Project
 ) -> list[Read]:
-    """What is read after an operation on the context or the attention."""
+    """Return the contexts to read after an operation on the context or the attention."""
     match operation:
-        case ReadInstead(text=text):  # by the model's own attention, as if it were the prompt
+        case ReadInstead(text=text):  # as if the donor were the prompt
             return [_whole(text, project)]
         case MixIn(text=text, share=share):
             kept = [replace(read, weight=read.weight * (1 - share)) for read in reads]
@@ -142,12 +143,13 @@ def _bent(read: Read, operation: BendMaps, columns: tuple[int, ...]) -> Read:
 
 
 def _appended(read: Read, donor: PlannedText, donor_1ND: Tensor, s: float) -> Read:
-    at, tokens = read.real, donor.real
+    start, tokens = read.real, donor.real
     context_1ND = read.context_1ND.clone()
-    context_1ND[:, at : at + tokens] = donor_1ND[:, :tokens]
-    weights = read.log_weights if s == 1 else (*read.log_weights, (at, tokens, math.log(s)))
-    standing = (*read.standing, (donor.prompts, at))
-    return replace(read, context_1ND=context_1ND, real=at + tokens, standing=standing, log_weights=weights, text=None)
+    context_1ND[:, start : start + tokens] = donor_1ND[:, :tokens]
+    weights = read.log_weights if s == 1 else (*read.log_weights, (start, tokens, math.log(s)))
+    starts = (*read.prompt_starts, (donor.prompts, start))
+    real = start + tokens
+    return replace(read, context_1ND=context_1ND, real=real, prompt_starts=starts, log_weights=weights, text=None)
 
 
 def _blended(read: Read, operation: BlendTokens, edit: PlannedEdit, donor_1ND: Tensor) -> Read:
@@ -158,16 +160,19 @@ def _blended(read: Read, operation: BlendTokens, edit: PlannedEdit, donor_1ND: T
         context_1ND = read.context_1ND.clone()
         context_1ND[:, columns] = blended_1ND[:, columns]
         return replace(read, context_1ND=context_1ND, text=None)
-    standing = (*read.standing, (text.prompts, 0))
-    return replace(read, context_1ND=blended_1ND, real=max(read.real, text.real), standing=standing, text=None)
+    starts = (*read.prompt_starts, (text.prompts, 0))
+    return replace(read, context_1ND=blended_1ND, real=max(read.real, text.real), prompt_starts=starts, text=None)
 
 
 def combined(a: Tensor, b: Tensor, operation: str, s: float) -> Tensor:
-    """blend: (1 - s) a + s b, to the bit a at 0 and b at 1; replace: b; add: a + s b. In a's dtype."""
+    """Return a combined with b at strength s, in the shape and dtype of a (any shape; b has the same).
+
+    operation: `blend` is (1 - s) a + s b, bit for bit a at s = 0 and b at s = 1; `replace` is b; `add` is a + s b.
+    """
     if operation == "replace" or (operation == "blend" and s == 1):
         return b
-    a_wide, b_wide = a.to(compute_dtype(a.dtype)), b.to(compute_dtype(a.dtype))
-    out = torch.lerp(a_wide, b_wide, s) if operation == "blend" else a_wide + s * b_wide
+    a_computed, b_computed = a.to(compute_dtype(a.dtype)), b.to(compute_dtype(a.dtype))
+    out = torch.lerp(a_computed, b_computed, s) if operation == "blend" else a_computed + s * b_computed
     return out.to(a.dtype)
 
 
@@ -179,23 +184,23 @@ def _shifted(read: Read, operation: ShiftTokens, direction_D: Tensor) -> Read:
 
 
 def shifted(x: Tensor, direction_D: Tensor, operation: str, s: float) -> Tensor:
-    """x [..., D] along a direction d of unit length u = d / |d|, row by row, in x's dtype.
+    """Return x [..., D] moved along a direction d [D], row by row, in the shape and dtype of x.
 
-    add: x + s d. ablate: x - s (x.u) u. rotate: at the angle t from u, turned in the plane of both to (1 - s) t from
-    it, its length kept; a row that is parallel to u (or zero) stays.
+    With u = d / |d|: `add` is x + s d. `ablate` is x - s (x.u) u. `rotate` turns a row at the angle t from u, in the
+    plane of both, to the angle (1 - s) t and keeps its length; a row parallel to u (or zero) is not changed.
     """
-    x_wide = x.to(compute_dtype(x.dtype))
-    d = direction_D.to(x.device, x_wide.dtype)
+    x_computed = x.to(compute_dtype(x.dtype))
+    d = direction_D.to(x.device, x_computed.dtype)
     if operation == "add":
-        return (x_wide + s * d).to(x.dtype)
+        return (x_computed + s * d).to(x.dtype)
     u = d / d.norm()
-    along = (x_wide @ u)[..., None]
+    along = (x_computed @ u)[..., None]
     if operation == "ablate":
-        return (x_wide - s * along * u).to(x.dtype)
-    across = x_wide - along * u
-    length, across_length = x_wide.norm(dim=-1, keepdim=True), across.norm(dim=-1, keepdim=True)
+        return (x_computed - s * along * u).to(x.dtype)
+    across = x_computed - along * u
+    length, across_length = x_computed.norm(dim=-1, keepdim=True), across.norm(dim=-1, keepdim=True)
     angle = torch.atan2(across_length, along) * (1 - s)
-    w = across / across_length.clamp_min(torch.finfo(x_wide.dtype).tiny)
+    w = across / across_length.clamp_min(torch.finfo(x_computed.dtype).tiny)
     turned = length * (torch.cos(angle) * u + torch.sin(angle) * w)
-    parallel = across_length <= 8 * torch.finfo(x_wide.dtype).eps * length
-    return torch.where(parallel, x_wide, turned).to(x.dtype)
+    parallel = across_length <= 8 * torch.finfo(x_computed.dtype).eps * length
+    return torch.where(parallel, x_computed, turned).to(x.dtype)

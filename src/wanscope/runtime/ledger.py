@@ -1,13 +1,13 @@
-"""What every runtime gives, whichever program the model runs in, and how it proves that edits acted.
+"""The interface of every runtime, and the ledger that proves that the edits acted.
 
     with attach(model, plan) as session:
         denoise(..., around_call=session.around_call)
-    session.verify()      # EditNotApplied unless every planned site acted as often as planned
+    session.verify()      # raises EditNotApplied unless every planned site acted as often as planned
     session.counts()      # (edit, block, branch, step) -> how often
 
-A `Ledger` keeps both sides: what a call plans, from the plan and the call that is really made, and what was applied,
-from counters that stand in the very code that applies it. They are compared after each call, so an edit that does not
-fire ends the run at the first call that it misses, and once more at the end, where calls that never came are noticed.
+A `Ledger` records both sides: what is planned for a call, from the plan and the call that is actually made, and what
+was applied, from counters in the code that applies it. They are compared after each call, so an edit that does not act
+ends the run at the first call that it misses. They are compared again at the end, which detects missing calls.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from wanscope.edit.planned import PlannedEdit
 from wanscope.edit.sites import Part, Site
 from wanscope.errors import EditNotApplied
 
-# (edit's place, part of the block, block, branch)
+# (index of the edit, part of the block, block, branch)
 Fired = tuple[int, Part, int, str]
 
 
@@ -32,26 +32,26 @@ class Session(Protocol):
     """An attached plan."""
 
     def around_call(self, moment: Moment) -> AbstractContextManager[Any]:
-        """What every model call of the run has to be made in."""
+        """Return the context manager in which each model call of the run must be made."""
         ...
 
     def planned(self) -> dict[Site, int]:
-        """How often each site was to act in the calls that were made."""
+        """Return how often each site was planned to act in the calls that were made."""
         ...
 
     def counts(self) -> dict[Site, int]:
-        """How often each site acted."""
+        """Return how often each site acted."""
         ...
 
     def verify(self) -> None:
-        """Raises EditNotApplied unless the whole run was made and every planned site acted."""
+        """Raise EditNotApplied unless the whole run was made and every planned site acted."""
         ...
 
 
 class Ledger:
-    """Planned and applied, call by call.
+    """Counts the planned and the applied edits, call by call.
 
-    An injection `on: both` acts on two parts of a block; its site counts as often as the one that acted less.
+    An injection `on: both` acts on two parts of a block; its count is that of the part that acted less often.
     """
 
     def __init__(self, plan: EditPlan) -> None:
@@ -62,7 +62,7 @@ class Ledger:
         self._applied: dict[Site, Counter[Part]] = defaultdict(Counter)
 
     def close_call(self, moment: Moment, fired: Mapping[Fired, int]) -> None:
-        """Book one finished call; EditNotApplied where what fired is not what the plan has for it."""
+        """Record a finished call. Raises EditNotApplied if other edits acted than planned, or not as often."""
         expected: dict[Fired, int] = {}
         if "cond" in moment.branches and self.plan.passes.has("uncond", moment.step, moment.expert):
             self._due[moment.step, "uncond"] += 1
@@ -79,16 +79,18 @@ class Ledger:
             raise self._not_applied(moment.step, wrong, expected, fired)
 
     def planned(self) -> dict[Site, int]:
+        """Return how often each site was planned to act in the calls so far."""
         return dict(self._planned)
 
     def applied(self) -> dict[Site, int]:
+        """Return how often each site acted in the calls so far."""
         edits = {edit.index: edit for edit in self.plan.edits}
         return {
             site: min(parts[part] for part in edits[site[0]].parts) for site, parts in self._applied.items() if parts
         }
 
     def verify(self) -> None:
-        """EditNotApplied unless every step made its calls and every site acted as often as they planned."""
+        """Raise EditNotApplied unless every step made its calls and every site acted as often as planned."""
         passes = self.plan.passes
         for step in range(passes.first, passes.steps):
             due = {"cond": passes.evaluations[step], "uncond": self._due[step, "uncond"]}
@@ -97,7 +99,7 @@ class Ledger:
                 if made != expected and any(True for _ in self.plan.sites(branch, step)):
                     raise EditNotApplied(
                         f"the edits saw {made} of the {expected} {branch} calls of step {step}",
-                        "the run was not made inside the attached region, or not to its end",
+                        "the run was not made inside `with attach(...)`, or was not finished",
                         "denoise(..., around_call=session.around_call)",
                     )
         applied = self.applied()
@@ -106,7 +108,8 @@ class Ledger:
                 index, block, branch, step = site
                 raise EditNotApplied(
                     f"{self._name(index)} was applied {applied.get(site, 0)} of {planned} times "
-                    f"in block {block} at step {step} on {branch}"
+                    f"in block {block} at step {step} on {branch}",
+                    "something has replaced the block or its attention processor, or skips its calls",
                 )
 
     def _name(self, index: int) -> str:
@@ -126,6 +129,5 @@ class Ledger:
         return EditNotApplied(
             f"{self._name(index)} did not act as planned on {part} in blocks {where} at step {step} on {branch}",
             f"it was applied {fired.get(first, 0)} times instead of {expected.get(first, 0)}; something has replaced "
-            "the block or its attention processor, or skips its calls",
-            "the same without step caches or hooks of other libraries",
+            "the block or its attention processor, or skips its calls, as step caches and hooks of other libraries do",
         )

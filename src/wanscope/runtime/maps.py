@@ -1,5 +1,5 @@
-"""What recorders of maps have in common: buffers in the host's memory, one a measure, filled block by block inside the
-model and handed to a capture's sink after each of its calls.
+"""The base of recorders of attention maps: buffers in host memory, one per measure, that are filled block by block
+inside the model and passed to a capture's sink after each model call.
 
 Shape suffixes: H heads, R rows of maps, Q video positions.
 """
@@ -20,9 +20,9 @@ from wanscope.spec.capture import Recorded
 
 
 class MapRecorder:
-    """Records for one sink on one device. What is inside the model calls `keep`, all else is around its calls.
+    """Records maps for one sink on one device. Attention processors call `keep`; everything else runs around the call.
 
-    `active` and `sample` say whether this call is recorded and which of the batch's rows it is; processors read them.
+    active: whether this call is recorded. sample: the batch row that is recorded. Processors read both.
     """
 
     def __init__(self, sink: AttentionSink, device: torch.device) -> None:
@@ -47,14 +47,14 @@ class MapRecorder:
         self._places = {block: torch.tensor(place) for place, block in enumerate(plan.blocks)}
 
     def place(self, block: int) -> Tensor | None:
-        """Where a block's maps go, a tensor [] for `keep`; None for a block that is not recorded."""
+        """Return the index of a block's maps in the buffers, a tensor [], or None if the block is not recorded."""
         return self._places.get(block)
 
     @contextmanager
     def around_call(self, moment: Moment, skipped: frozenset[int] = frozenset()) -> Iterator[None]:
-        """One model call. skipped: blocks that an edit leaves out of it, which have no maps (NaN).
+        """Record one model call. skipped: blocks that an edit skips in this call, whose maps are NaN.
 
-        Raises WorkError where another block was not recorded, or not once.
+        Raises WorkError if another block was not recorded exactly once.
         """
         if not self.sink.wanted(moment):
             yield
@@ -78,7 +78,7 @@ class MapRecorder:
         self.sink.put(moment, {m: self._shaped(buffer) for m, buffer in self.buffers.items()}, exponents)
 
     def keep(self, measure: Recorded, place: Tensor, maps_HRQ: Tensor) -> None:
-        """One block's maps, inside the model."""
+        """Store the maps [H, R, Q] of one block; called inside the model. place: from `place`."""
         torch.ops.wanscope.put_maps(self.buffers[measure], self.exponents[measure], self.seen, place, maps_HRQ)
 
     def _check(self, moment: Moment, skipped: frozenset[int]) -> None:
@@ -89,8 +89,8 @@ class MapRecorder:
             if count != wanted:
                 raise WorkError(
                     f"{what} of block {block} was recorded {count} times at step {moment.step} instead of {wanted}",
-                    "something has replaced the block's attention processor, or the block did not run",
-                    "the same without step caches or hooks of other libraries",
+                    "something has replaced the block's attention processor, or the block did not run; step caches and "
+                    "hooks of other libraries do this",
                 )
 
     def _shaped(self, buffer: Tensor) -> Any:
@@ -99,9 +99,9 @@ class MapRecorder:
 
 @torch.library.custom_op("wanscope::put_maps", mutates_args=("buffer", "exponents", "seen"))
 def _put_maps(buffer: Tensor, exponents: Tensor, seen: Tensor, place: Tensor, maps_HRQ: Tensor) -> None:
-    """Copy one block's maps to its place in a buffer of the host, and count it. Queued, not waited for, on a GPU.
+    """Copy one block's maps to its place in a buffer in host memory, and count it. On a GPU, the copy is asynchronous.
 
-    A buffer in fp16 gets them scaled, with their exponents (`capture.attention.scaled`); one in fp32 as they are.
+    In an fp16 buffer they are scaled, with their exponents (`capture.attention.scaled`); in an fp32 one they are not.
     """
     at = int(place)
     target = buffer[at]

@@ -1,7 +1,7 @@
-"""Texts as a transformer's blocks read them: padded, projected once by each expert, kept for the run.
+"""Texts as a transformer's blocks read them: padded, projected once by each expert, and kept for the run.
 
-What blocks read is projected while the transformer itself runs, when group offload has its weights on the device; what
-is told of a boost before the run, wherever they lie then.
+The contexts that blocks read are projected while the transformer itself runs, when group offload has its weights on the
+device. The notes about a boost are computed before the run, on the device where the weights are then.
 
 Shape suffixes: N text positions, L real tokens, D text dim before and model dim after projection.
 """
@@ -21,9 +21,9 @@ from wanscope.runtime.compose import Project
 
 
 def context_of(text: PlannedText, project: Callable[[Tensor], Tensor]) -> Tensor:
-    """[1, N, D]: a text as blocks read it, its difference from its main prompt multiplied where it has a boost.
+    """Return the context [1, N, D] of a text as blocks read it, with its boost applied if it has one.
 
-    project: raw [L, D] -> [1, N, D], padded as the model pads; of no tokens at all it is the padding.
+    project: from raw [L, D] to [1, N, D], padded as in the model; with no tokens, all rows are padding.
     """
     own_1ND = project(text.embedding)
     if text.boost is None:
@@ -33,7 +33,10 @@ def context_of(text: PlannedText, project: Callable[[Tensor], Tensor]) -> Tensor
 
 
 def boosted_of(text: PlannedText, wanted: Boost, project: Callable[[Tensor], Tensor]) -> Boosted:
-    """What `wanted`, a text's boost, makes of its context, with the differences before and after."""
+    """Return the context of a text after the boost `wanted`, and the differences before and after it.
+
+    project: as in `context_of`.
+    """
     return _boosted(text, wanted, project(text.embedding), project, project(text.embedding[:0])[0, 0])
 
 
@@ -51,7 +54,7 @@ def _boosted(
 
 
 class Projection:
-    """Contexts [1, N, D] of planned texts, by expert."""
+    """The contexts [1, N, D] of planned texts, for each expert. length: N."""
 
     def __init__(self, experts: Sequence[Any], length: int) -> None:
         self._experts, self._length = tuple(experts), length
@@ -59,34 +62,35 @@ class Projection:
         self._passing: dict[int, tuple[PlannedText, Tensor]] = {}
 
     def of(self, expert: int) -> Project:
-        """The projection of one expert."""
+        """Return the function that projects a text with one expert, to [1, N, D]."""
         return lambda text: self._context(expert, text)
 
     def boosted(self, expert: int, text: PlannedText) -> Boosted:
-        """The differences before and after a text's boost, as one expert projects it. The boost has to be there."""
+        """Return the differences before and after a text's boost, for one expert. The text must have a boost."""
         assert text.boost is not None
         return boosted_of(text, text.boost, lambda embedding_LD: self._projected(expert, embedding_LD))
 
     def clear(self) -> None:
+        """Release all tensors and the experts."""
         self._kept.clear()
         self._passing.clear()
         self._experts = ()
 
     def _context(self, expert: int, text: PlannedText) -> Tensor:
-        if text.passing:  # one of many, read at one step
+        if text.passing:  # one of many texts that are each read at one step only
             if expert not in self._passing or self._passing[expert][0] is not text:
-                self._passing[expert] = (text, self._made(expert, text))
+                self._passing[expert] = (text, self._compute(expert, text))
             return self._passing[expert][1]
         key = (expert, text)
         if key not in self._kept:
-            self._kept[key] = self._made(expert, text)
+            self._kept[key] = self._compute(expert, text)
         return self._kept[key]
 
-    def _made(self, expert: int, text: PlannedText) -> Tensor:
+    def _compute(self, expert: int, text: PlannedText) -> Tensor:
         return context_of(text, lambda embedding_LD: self._projected(expert, embedding_LD))
 
     def _projected(self, expert: int, embedding_LD: Tensor) -> Tensor:
-        """Exactly what the transformer does with the text that it is given."""
+        """Return [1, N, D], computed exactly as the transformer projects its own text."""
         transformer = self._experts[expert]
         text_embedder = transformer.condition_embedder.text_embedder
         device = next(text_embedder.parameters()).device

@@ -1,4 +1,4 @@
-"""Sampling: one denoising loop, its solvers and its guidance."""
+"""Sampling: the denoising loop, its solvers and its guidance."""
 
 from wanscope.capture.moments import AroundCall, Moment, Observer, StepState
 from wanscope.sample.conditioning import Conditioning

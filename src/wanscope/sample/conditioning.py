@@ -1,6 +1,6 @@
-"""What a denoising loop reads of a take's texts.
+"""The text embeddings that a denoising run is conditioned on.
 
-Shape suffixes: L and N text tokens (real, and with padding), D text dim.
+Shape suffixes: L real text tokens, N text tokens with padding, D text dim.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Raw text embeddings: [L, D] of the real tokens, or [1, N, D] padded. uncond may be None where guidance is 1."""
+    """Raw text embeddings: [L, D] for the real tokens only, or [1, N, D] with padding.
+
+    `uncond` may be None if guidance is off (a scale of 1).
+    """
 
     cond: Tensor
     uncond: Tensor | None = None

@@ -1,9 +1,10 @@
-"""Learning a concept direction from pairs of prompts: the model is run on each, and what differs in its states is kept.
+"""Learns a concept direction from pairs of prompts: the mean difference between the model's states for the two prompts.
 
     direction = learn_direction(model, [("a red circle", "a blue circle"), ...], sampler, video, on="hidden")
     direction.save("red.safetensors")
 
-Both prompts of a pair are sampled from the same noise. See `edit/direction.py` for what is stored.
+Both prompts of a pair are sampled from the same noise. See `edit/direction.py` for the format of
+the file.
 
 Shape suffixes: E experts, L blocks, B batch, Q video positions, N text positions, D model dim.
 """
@@ -49,15 +50,19 @@ def learn_direction(
     raw: Mapping[str, Tensor] | None = None,
     on_pair: Callable[[int, int], None] = lambda done, of: None,
 ) -> Direction:
-    """The direction from the second prompts of `pairs` to the first ones.
+    """Return the direction from the second prompts of `pairs` to the first ones.
 
-    on: `context` takes the mean over a text's real tokens, and nothing is sampled; `hidden` the mean over the video's
-    tokens and all cond passes, in the chosen `blocks` (from 1 on: all states are equal before the first has read its
-    text), over all `seeds`. sampler: resolved. raw: embeddings [L, D] by text, where the texts are encoded already.
-    on_pair(done, of): called after each pair. RecipeError for pairs that do not differ.
+    on: `context` averages over the real tokens of the projected text, and nothing is sampled. `hidden` averages over
+    the video's tokens and all cond passes, in the chosen `blocks` except block 0 (whose input comes before the
+    first text attention), over all `seeds`. sampler: resolved. raw: text embeddings [tokens, text dim] by text, if the
+    texts are already encoded. on_pair(done, of): called after each pair.
+
+    Raises RecipeError if `pairs` (or, on `hidden`, `seeds`) are empty, if the pairs do not differ, or if an expert is
+    not used in any step.
     """
     if not pairs or (on == "hidden" and not seeds):
-        raise RecipeError("there is nothing to learn a direction from", "it takes pairs of prompts, and seeds", "")
+        missing = "seeds" if pairs else "pairs of prompts"
+        raise RecipeError("there is nothing to learn a direction from", f"no {missing} were given")
     chosen = parse_blocks(blocks, model.blocks).indices
     if on == "hidden":
         chosen = tuple(block for block in chosen if block)
@@ -88,12 +93,12 @@ def learn_direction(
 
 
 def texts_of_pairs(pairs: Sequence[tuple[str, str]], negative: str) -> list[str]:
-    """Every text that has to be encoded, each once."""
+    """Return all texts that have to be encoded, without duplicates."""
     return list(dict.fromkeys([negative, *(prompt for pair in pairs for prompt in pair)]))
 
 
 def _context(model: WanModel, embedding_LD: Tensor) -> Tensor:
-    """Mean over the real tokens of a projected text, the same for every block, [E, L, D]."""
+    """Return the mean over the real tokens of a projected text, float64 [E, L, D]; it is the same for every block."""
     projection = Projection(model.experts(), model.text_length)
     text = PlannedText(embedding_LD, frozenset())
     means = [
@@ -112,9 +117,9 @@ def _hidden(
     video: Size,
     seed: int,
 ) -> Tensor:
-    """Mean over positions and calls of what each block gets while `prompt` is sampled, [E, L, D]."""
+    """Return the mean input of each block over positions and cond passes while sampling `prompt`, float64 [E, L, D]."""
     experts = len(model.experts())
-    sums: list[Tensor] = []  # one, once the model's width is seen
+    sums: list[Tensor] = []  # holds one tensor once the model's width is known
     calls_EL1 = torch.zeros(experts, model.blocks, 1, dtype=torch.float64)
 
     def on_state(moment: Moment, block: int, x_BQD: Tensor) -> None:
@@ -135,6 +140,8 @@ def _hidden(
     if not bool((calls_EL1 > 0).all()):
         expert = int((calls_EL1[:, 0, 0] == 0).nonzero()[0])
         raise RecipeError(
-            f"expert {expert} made no call in {sampler.steps} steps", "nothing can be learned of it", "steps: 20"
+            f"expert {expert} was not used in any of {sampler.steps} steps",
+            "a direction has a vector for each expert, and there are no states to learn this one from",
+            "--set sampler.steps=20",
         )
     return sums[0] / calls_EL1

@@ -1,4 +1,4 @@
-"""The denoising loop: from noise to clean latents, in steps that can be watched, interrupted and edited.
+"""The denoising loop: from noise to clean latents, in steps that can be observed, interrupted and edited.
 
 Shape suffixes: C latent channels, T latent frames, h and w latent height and width.
 """
@@ -30,9 +30,11 @@ __all__ = ["Denoised", "Observer", "StepState", "denoise", "initial_noise"]
 
 @dataclass(frozen=True)
 class Denoised:
-    """What a run gives. latents: float32 [1, C, T, h, w]. sigmas: of all its states, from the first to the final one.
+    """The result of a run.
 
-    evaluations: of the model, a guided one counted once. seconds: wall time of all steps, observers included.
+    latents: float32 [1, C, T, h, w]. sigmas: the noise levels of all its states, from the first to the last.
+    evaluations: model evaluations, where a guided one counts once. seconds: wall time of all steps, including the
+    observers.
     """
 
     latents: Tensor
@@ -54,12 +56,15 @@ def denoise(
     on_step: Callable[[StepState], None] | None = None,
     around_call: AroundCall | None = None,
 ) -> Denoised:
-    """Denoises `noise` [1, C, T, h, w], or `init_latents` noised up to `sampler.start_step`, under `conditioning`.
+    """Denoise `noise` [1, C, T, h, w], conditioned on `conditioning`, and return the clean latents.
 
-    `sampler` is resolved. With the same components, seed and scheduler the latents equal diffusers' WanPipeline's bit
-    for bit wherever it makes the same passes. `around_call(moment)` returns a context manager that each model call
-    runs in. Raises Interrupted before a step at which `interrupt()` is true, NumericalError after a step that leaves
-    NaN or Inf, RecipeError before any work for what cannot run.
+    init_latents: [1, C, T, h, w]; if given, the run starts from them, noised to the level of `sampler.start_step`.
+    sampler: resolved. around_call(moment): returns a context manager that each model call runs in. on_step: called
+    after each step, after the observers. With the same components, seed and scheduler, the latents equal those of
+    diffusers' WanPipeline bit for bit if it makes the same passes.
+
+    Raises RecipeError or ModelError before any work if the run is impossible, Interrupted before a step at which
+    `interrupt()` is true, and NumericalError after a step that produces NaN or Inf.
     """
     model.require_text_only()
     for expert in model.experts():
@@ -75,7 +80,7 @@ def denoise(
         observer.start(x, solver.sigmas[first:])
     for step in range(first, steps):
         if interrupt():
-            raise Interrupted(f"stopped before step {step} of {steps}", "the steps before it are not kept")
+            raise Interrupted(f"stopped before step {step} of {steps}", "the finished steps are not kept")
         step_began = time.perf_counter()
         velocity.begin(step)
         x = solver.step(step, x, velocity)
@@ -103,6 +108,7 @@ def _require_finite(x: Tensor, step: int, steps: int, sigma: float) -> None:
         return
     raise NumericalError(
         f"the latents have NaN or Inf after step {step} of {steps}, at sigma {sigma:.4f}",
-        "the model's numbers overflowed, or its weights or the text embedding are damaged",
-        "dtype: bf16 or fp32 where it is fp16; a lower guidance; another solver",
+        "the model's values overflowed (fp16 has the smallest range), or its weights or the text embedding are damaged"
+        "; a lower guidance or another solver may help too",
+        "dtype: fp32",
     )

@@ -1,4 +1,4 @@
-"""From a run's settings to the plan of its edits: which steps, evaluations and passes it will make."""
+"""Makes the plan of a run's edits from its settings: which steps, evaluations and passes it will run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def passes_of(model: WanModel, sampler: SamplerSpec) -> Passes:
-    """The model calls that `denoise` makes with a resolved sampler."""
+    """Return the model calls that `denoise` makes with a resolved sampler."""
     solver = make_solver(sampler, model.scheduler_config, model.device)
     guidance = Guidance(sampler, solver.sigmas)
     steps = range(len(solver.evaluations))
@@ -32,16 +32,16 @@ def passes_of(model: WanModel, sampler: SamplerSpec) -> Passes:
 
 
 def grid_of(model: WanModel, video: Size) -> tuple[int, int, int]:
-    """Tokens of a video: frames, rows, columns."""
+    """Return the size of a video in tokens: frames, rows, columns."""
     _, *sizes = model.latent_shape(video)
     frames, rows, columns = (-(-size // patch) for size, patch in zip(sizes, model.variant.patch, strict=True))
     return frames, rows, columns
 
 
 def edit_plan(model: WanModel, edits: Sequence[Edit], texts: DonorTexts, sampler: SamplerSpec, video: Size) -> EditPlan:
-    """The plan of a run's edits on a loaded model, and what only a loaded model can say of them among its notes.
+    """Return the plan of a run's edits on a loaded model. Its notes include those that need the model's weights.
 
-    Raises RecipeError, naming the edit, for what cannot work.
+    Raises RecipeError, which names the edit, for an edit that cannot work.
     """
     plan = make_plan(
         edits,
@@ -52,12 +52,12 @@ def edit_plan(model: WanModel, edits: Sequence[Edit], texts: DonorTexts, sampler
         grid=grid_of(model, video),
         directions=_directions(model, edits),
     )
-    told = [f"edits.{edit.index}: {text}" for edit in plan.edits if edit.acts for text in _told(model, edit)]
-    return replace(plan, notes=tuple(dict.fromkeys((*plan.notes, *told))))
+    notes = [f"edits.{edit.index}: {text}" for edit in plan.edits if edit.acts for text in _model_notes(model, edit)]
+    return replace(plan, notes=tuple(dict.fromkeys((*plan.notes, *notes))))
 
 
-def _told(model: WanModel, edit: PlannedEdit) -> Iterator[str]:
-    """A direction of other weights; how far a boost moves the donor's context from the prompt's."""
+def _model_notes(model: WanModel, edit: PlannedEdit) -> Iterator[str]:
+    """Yield a note if a direction was learned from other weights, and how far a boost moves the donor's context."""
     from wanscope.edit.direction import Direction, weights_behind
 
     if isinstance(edit.direction, Direction):
@@ -71,7 +71,9 @@ def _told(model: WanModel, edit: PlannedEdit) -> Iterator[str]:
         text = edit.donor.get(branch)
         if text is None or text.boost is None or not table_SL.any():
             continue
-        projection = Projection(model.experts(), text.real)  # tokens are projected one by one: no need of a full text
+        projection = Projection(
+            model.experts(), text.real
+        )  # tokens are projected independently, so padding is not needed
         for expert in range(experts):
             names = [f"expert {expert}"] * (experts > 1) + ["uncond"] * (branch == "uncond")
             where = f" ({', '.join(names)})" if names else ""

@@ -1,4 +1,4 @@
-"""Where 0.1 had the exponential solvers' base class. Kept for solvers of other packages, which import it from here."""
+"""Kept because solvers of other packages import the exponential solvers' base class from here, its module in 0.1."""
 
 from wanscope.sample.solvers.exponential import ExponentialSolver, h_phi, shifted_sigmas
 

@@ -1,7 +1,7 @@
-"""The model as a solver sees it: one guided velocity for latents at a noise level.
+"""The model as a solver sees it: a function that returns the guided velocity for latents at a noise level.
 
-Shape suffixes: B batch (branches), C latent channels, T latent frames, h and w latent height and width, N text tokens,
-D text dim.
+Shape suffixes: B batch (branches), C latent channels, T latent frames, h and w latent height and width, L real text
+tokens, N text tokens with padding, D text dim.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
 
 class GuidedVelocity:
-    """Calls the right expert for each branch that guidance needs, at the step that the loop has told it.
+    """Calls the expert of the current timestep, once for each branch that guidance needs.
 
-    The calls are WanPipeline's: latents in the transformer's dtype, cond before uncond, each in its `cache_context`.
-    With `cfg_batched` both go in one batch, in the context "cond+uncond". The expert is chosen for every evaluation by
-    its own timestep, so the two evaluations of one step may be of different experts.
+    The calls are those of WanPipeline: latents in the transformer's dtype, cond before uncond, each in its own
+    `cache_context`. With `cfg_batched`, both branches are one batch, in the context "cond+uncond". The expert is chosen
+    for each evaluation by its own timestep, so the two evaluations of one step may use different experts.
+    `denoised` is the predicted clean latents [1, C, T, h, w], float32, of the step's first evaluation.
+    Raises RecipeError if guidance needs a negative prompt that is not there, and for embeddings of a wrong shape.
     """
 
     def __init__(
@@ -51,17 +53,18 @@ class GuidedVelocity:
                 raise RecipeError(
                     "guidance is on but there is no negative prompt",
                     "guidance compares the prompt with the negative prompt, which may be empty but must be encoded",
-                    "Conditioning(cond, uncond), or guidance: 1",
+                    "Conditioning(cond, uncond)",
                 )
             self._text["uncond"] = self._padded(conditioning.uncond)
         self.begin(0)
 
     def begin(self, step: int) -> None:
-        """The evaluations that follow are of this step."""
+        """Start a step: the calls that follow are its evaluations."""
         self.step, self.evaluation = step, 0
         self.denoised: Tensor | None = None
 
     def __call__(self, x: Tensor, t: Tensor, sigma: float) -> Tensor:
+        """Return the guided velocity at x [1, C, T, h, w], in its shape. t: the model's timestep, a 0-dim tensor."""
         expert = 0 if self._boundary is None or t >= self._boundary else 1
         scale = self._guidance.scale(self.step, expert)
         if scale is None:
@@ -79,7 +82,7 @@ class GuidedVelocity:
         return v
 
     def _branches(self, branches: tuple[Branch, ...], x: Tensor, t: Tensor, sigma: float, expert: int) -> Tensor:
-        """Velocities [B, C, T, h, w] of the branches, from one call of the expert."""
+        """Return the velocities [B, C, T, h, w] of the branches, from one call of the expert."""
         count = len(branches)
         transformer = self._model.experts()[expert]
         x_BCThw = x.to(self._dtype).expand(count, -1, -1, -1, -1)
@@ -101,7 +104,7 @@ class GuidedVelocity:
             )[0]
 
     def _timestep(self, t: Tensor, x_BCThw: Tensor) -> Tensor:
-        """The timestep for each sample, [B]; for each token, [B, tokens], on the 5B."""
+        """Return the timestep of each sample, [B]; for Wan 2.2 5B, of each token, [B, tokens]."""
         batch, _, frames, height, width = x_BCThw.shape
         if not self._model.expand_timesteps:
             return t.expand(batch)
@@ -110,7 +113,7 @@ class GuidedVelocity:
         return (torch.ones(tokens, device=x_BCThw.device) * t).expand(batch, -1)
 
     def _padded(self, text: Tensor) -> Tensor:
-        """[1, N, D] in the transformer's dtype: tokens [L, D] with zero rows up to the text length, as Wan has it."""
+        """Return tokens [L, D] padded with zeros to the text length, as in Wan: [1, N, D], the transformer's dtype."""
         from wanscope.wan.text import pad
 
         length, dim = self._model.text_length, self._model.variant.text_dim
@@ -119,7 +122,7 @@ class GuidedVelocity:
         if text.shape != (1, length, dim):
             raise RecipeError(
                 f"the text embedding has shape {list(text.shape)}",
-                f"this model takes [up to {length} tokens, {dim}], or [1, {length}, {dim}] with padding",
-                "a shorter prompt, or the model that encoded it",
+                f"this model takes [up to {length} tokens, {dim}], or [1, {length}, {dim}] with padding; "
+                "shorten the prompt, or use the model that encoded it",
             )
         return text.to(self._model.device, self._dtype)

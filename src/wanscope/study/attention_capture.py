@@ -1,4 +1,4 @@
-"""From a recipe's capture of attention to what is recorded: the plan, its size, and the checks before any work."""
+"""What a recipe's attention capture records: the plan, its size on disk, and the checks before any work."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from wanscope.recipe import CaptureSpec, Keyframes, Recipe, SamplerSpec, VideoSp
 from wanscope.spec.capture import AttentionCapture
 from wanscope.wan.variants import Variant, latent_shape
 
-CHARACTERS_A_TOKEN = 4  # of English in UMT5's vocabulary; only for estimates where no tokenizer is at hand
+CHARACTERS_PER_TOKEN = 4  # of English in UMT5's vocabulary; only for estimates where no tokenizer is at hand
 
 
 def facts_of(video: VideoSpec, sampler: SamplerSpec, variant: Variant, text_length: int | None = None) -> ModelFacts:
-    """What a capture needs to know of a model and a run, from configs alone."""
+    """Return what a capture needs to know about the model and the run, taken from configs alone."""
     assert video.width and video.height and video.frames
     _, *sizes = latent_shape(variant, video.width, video.height, video.frames)
     frames, rows, columns = (size // patch for size, patch in zip(sizes, variant.patch, strict=True))
@@ -45,7 +45,10 @@ def _guided(scale: float | Keyframes | None) -> bool:
 
 
 def attention_plan(recipe: Recipe, variant: Variant, tokenizer: Any, text_length: int) -> AttentionPlan | None:
-    """What is recorded of a recipe; None where nothing is asked for. RecipeError for what cannot be met."""
+    """Return the plan of a recipe's cross-attention capture, or None where it asks for none.
+
+    Raises RecipeError for a capture that the prompt or the model cannot provide.
+    """
     spec = recipe.capture.attention
     if spec is None:
         return None
@@ -54,13 +57,18 @@ def attention_plan(recipe: Recipe, variant: Variant, tokenizer: Any, text_length
 
 
 def self_attention_plan(recipe: Recipe, variant: Variant) -> AttentionPlan | None:
-    """What is recorded of a recipe's self-attention; None where nothing is asked for. RecipeError as above."""
+    """Return the plan of a recipe's self-attention capture, or None where it asks for none.
+
+    Raises RecipeError for a capture that the model cannot provide.
+    """
     spec = recipe.capture.self_attention
     return None if spec is None else plan_self_attention(spec, facts_of(recipe.video, recipe.sampler, variant))
 
 
 def check_attention(recipes: Iterable[Recipe], variant: Variant, tokenizer: Any, text_length: int) -> None:
-    """RecipeError for a recipe whose attention cannot be recorded as asked, each distinct text once."""
+    """Raise RecipeError for a recipe whose attention cannot be recorded as requested; each distinct text is checked
+    once.
+    """
     checked: set[Any] = set()
     for recipe in recipes:
         key = (recipe.capture, recipe.prompt, recipe.negative, recipe.marks, recipe.sampler)
@@ -70,10 +78,13 @@ def check_attention(recipes: Iterable[Recipe], variant: Variant, tokenizer: Any,
             self_attention_plan(recipe, variant)
 
 
-def check_places(
+def check_capture_indices(
     capture: CaptureSpec, prompt: str, marks: Iterable[MarkLike], sampler: SamplerSpec, variant: Variant
 ) -> None:
-    """What can be said of a capture without a tokenizer."""
+    """Check what needs no tokenizer: that marks exist, and that blocks, steps and heads are in range.
+
+    Raises RecipeError.
+    """
     for name, spec in (("capture.attention", capture.attention), ("capture.self_attention", capture.self_attention)):
         if spec is None:
             continue
@@ -85,7 +96,10 @@ def check_places(
 
 
 def attention_bytes(recipe: Recipe, variant: Variant, tokenizer: Any = None, text_length: int | None = None) -> int:
-    """Of the stored maps of a recipe; counted by its tokens with a tokenizer, else by the length of its words."""
+    """Return the bytes of a recipe's stored attention maps.
+
+    With a tokenizer, tokens are counted exactly; without one, they are estimated from the length of the words.
+    """
     itself = self_attention_plan(recipe, variant)
     own = 0 if itself is None else itself.bytes
     spec = recipe.capture.attention
@@ -95,11 +109,11 @@ def attention_bytes(recipe: Recipe, variant: Variant, tokenizer: Any = None, tex
         plan = attention_plan(recipe, variant, tokenizer, text_length or variant.text_length)
         return own if plan is None else own + plan.bytes
     facts = facts_of(recipe.video, recipe.sampler, variant, text_length)
-    tokens = [math.ceil(len(mark.text) / CHARACTERS_A_TOKEN) for mark in recipe.marks if spec.marked]
-    tokens += [math.ceil(len(word) / CHARACTERS_A_TOKEN) for word in spec.words]
+    tokens = [math.ceil(len(mark.text) / CHARACTERS_PER_TOKEN) for mark in recipe.marks if spec.marked]
+    tokens += [math.ceil(len(word) / CHARACTERS_PER_TOKEN) for word in spec.words]
     rows = 1 + len(tokens) + (sum(count for count in tokens if count > 1) if spec.keep == "maps" else 0)
     if spec.everything:
-        rows += math.ceil(len(recipe.prompt) / CHARACTERS_A_TOKEN) + 1
+        rows += math.ceil(len(recipe.prompt) / CHARACTERS_PER_TOKEN) + 1
     heads = {"mean": 1, "all": facts.heads}.get(str(spec.heads), len(spec.heads))
     steps = sum(step >= facts.start_step for step in chosen(spec.steps, facts.steps, "steps"))
     kept = {"maps": steps, "mean": 1, "nothing": 0}[spec.keep]

@@ -1,4 +1,4 @@
-"""A study's `design:` against what the study has: a claim that no test could answer is refused before any work."""
+"""Checks a study's `design:` against the study: a hypothesis that could not be tested is refused before any work."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from wanscope.recipe import Study
 from wanscope.spec.metric_names import why_untested
 from wanscope.spec.settings import DesignSpec, Hypothesis
 
-EDIT = "edit"  # the label that says which of a study's edits a take has
+EDIT = "edit"  # the label that names the set of edits of a take
 
 
 def check_design(template: Template, study: Study) -> None:
-    """The factor, the blocks and the hypotheses, but for values of edits (check_edits_compared). RecipeError."""
+    """Check the factor, the blocks and the hypotheses, except for values of edits (see check_edits_compared).
+
+    Raises RecipeError.
+    """
     slots: dict[str, Slot | None] = {slot.name: slot for slot in template.slots}
     if study.edits:
         if EDIT in slots:
             raise RecipeError(
                 f"the prompt has a slot {EDIT!r}",
-                "in a study with edits that name says which edits a take has",
-                "@what",
+                "in a study with edits, that name is the label of a take's edits. Give the slot another name",
             )
         slots |= dict.fromkeys((EDIT, *study.sweep))
     design = study.design
@@ -36,7 +38,7 @@ def check_design(template: Template, study: Study) -> None:
         )
     for block in design.blocks:
         if block != "seed" and block not in slots:
-            raise RecipeError(f"design.blocks names {block!r}", f"there is 'seed', and the slots {have}")
+            raise RecipeError(f"design.blocks names {block!r}", f"a block is 'seed' or one of the slots {have}")
         if block == design.factor:
             raise RecipeError(f"design.blocks names {block!r}", "it is the factor that is compared")
     for i, hypothesis in enumerate(design.hypotheses):
@@ -47,9 +49,9 @@ def check_design(template: Template, study: Study) -> None:
 
 
 def check_edits_compared(design: DesignSpec, labels: Sequence[Mapping[str, str]]) -> None:
-    """Contrasts of a factor that is no slot of the prompt: `edit`, or a setting that is swept.
+    """Check contrasts of a factor that is not a slot of the prompt: `edit`, or a swept setting.
 
-    labels: of each set of edits. RecipeError for a value that none of them has.
+    labels: those of each set of edits. Raises RecipeError for a value that none of them has.
     """
     values = dict.fromkeys(label[design.factor] for label in labels if design.factor in label)
     if values:
@@ -59,7 +61,7 @@ def check_edits_compared(design: DesignSpec, labels: Sequence[Mapping[str, str]]
 def _check_hypothesis(place: str, hypothesis: Hypothesis, study: Study) -> None:
     contrast, metric = hypothesis.contrast, hypothesis.metric
     if contrast is not None and contrast[0] == contrast[1]:
-        raise RecipeError(f"{place}.contrast compares {contrast[0]!r} with itself", "a contrast is of two values")
+        raise RecipeError(f"{place}.contrast compares {contrast[0]!r} with itself", "a contrast needs two values")
     if metric is None:
         return
     why = why_untested(metric)
@@ -68,8 +70,8 @@ def _check_hypothesis(place: str, hypothesis: Hypothesis, study: Study) -> None:
     if study.capture.latents is None:
         raise RecipeError(
             f"{place}.metric is {metric!r}, and the study keeps no latents",
-            "every metric is of a take's path, which is recorded with them",
-            "--store-latents, or capture: {latents: true} in the study file",
+            "every metric is computed from a take's path, which is stored with them",
+            "capture: {latents: true}",
         )
 
 
@@ -78,14 +80,16 @@ def _check_contrasts(design: DesignSpec, values: Iterable[str]) -> None:
     for i, hypothesis in enumerate(design.hypotheses):
         for value in hypothesis.contrast or ():
             if value not in known:
+                hint = nearest(value, known)  # without a close match, it would list the values a second time
                 raise RecipeError(
                     f"design.hypotheses.{i}.contrast names {value!r}",
-                    f"{design.factor} takes {', '.join(map(repr, known))}; {nearest(value, known)}",
+                    f"the values of {design.factor} are {', '.join(map(repr, known))}"
+                    + (f"; {hint}" if hint.startswith("did you mean") else ""),
                 )
 
 
 def _values(template: Template, slot: Slot) -> Iterable[str]:
-    """What the slot is bound to. Where that depends on slots inside it, the variations are asked."""
+    """Return the values that the slot takes. Where they depend on nested slots, they come from the variations."""
     if slot.count == len(slot.values):
         return slot.values
     bound = (variation.bindings.get(slot.name) for variation in template.expand())

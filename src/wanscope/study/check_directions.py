@@ -1,4 +1,4 @@
-"""The stored directions that `steer` edits name, looked at before any weight is loaded."""
+"""Checks the stored directions that `steer` edits name, before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -14,24 +14,29 @@ if TYPE_CHECKING:
 
 
 def check_directions(recipes: Iterable[Recipe], variant: Variant) -> None:
-    """RecipeError, naming the edit, for a file that is no direction, or one of another size, place or blocks."""
+    """Check every direction that the edits of `recipes` name.
+
+    Raises RecipeError, which names the edit, for a file that is not a direction, and for a direction of another size,
+    of another site, or without the edit's blocks.
+    """
     read: dict[str, Direction] = {}
     for recipe in recipes:
         for i, edit in enumerate(recipe.edits):
             if not isinstance(edit, Steer):
                 continue
-            from wanscope.edit.direction import read_direction  # most requests steer nothing, and need no torch
+            from wanscope.edit.direction import read_direction  # imported here: without `steer`, torch is not needed
 
             if edit.direction not in read:
                 read[edit.direction] = read_direction(edit.direction)
             direction, where = read[edit.direction], f"edits.{i}"
             direction.require_model(variant.experts, variant.blocks, variant.dim, where)
-            acts = edit.strengths(variant.blocks).values if edit.schedule is None else ()  # else the plan knows where
-            direction.require(edit.on, tuple(block for block, strength in enumerate(acts) if strength), where)
+            # With a schedule, the active blocks depend on the step; the edit plan checks those.
+            strengths = edit.strengths(variant.blocks).values if edit.schedule is None else ()
+            direction.require(edit.on, tuple(block for block, strength in enumerate(strengths) if strength), where)
 
 
 def weights_mismatch_note(edit: Steer, recipe: Recipe, weights: Mapping[str, str]) -> str:
-    """What is told of a direction that was learned on other weights than a recipe's model and LoRAs; else nothing."""
+    """Return a note where the direction was learned on weights other than the recipe's model and LoRAs, else ""."""
     from wanscope.edit.direction import read_direction, weights_behind
 
     return read_direction(edit.direction).weights_mismatch_note(weights_behind(weights, recipe.loras))

@@ -1,7 +1,7 @@
-"""The last step of preparation: what can be refused before a weight is loaded is refused.
+"""The last step of preparation: everything that can be refused before weights are loaded is refused.
 
-Texts with the model's own tokenizer, attention captures, directions, memory, the LoRAs of a model that was handed in,
-records that one take cannot hold, and free space. Tokenizers are loaded at most.
+Checked are texts with the model's own tokenizer, attention captures, directions, memory, the LoRAs of a model that was
+passed in, records that one take cannot hold, and free disk space. Nothing larger than a tokenizer is loaded.
 """
 
 from __future__ import annotations
@@ -33,8 +33,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlannedTake:
-    """One distinct recipe. index: its place among all. rows: those of the study that name it. existing: the take that
-    is there, whole or not; complete: with all that is asked for."""
+    """One distinct recipe.
+
+    index: its position among all takes. rows: the rows of the study's table that belong to it. existing: the take that
+    is already stored, complete or not. complete: whether that one has every requested record.
+    """
 
     id: str
     recipe: Recipe
@@ -47,8 +50,11 @@ class PlannedTake:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A checked request. groups: the takes that are to be made, missing or to be made again, by the model that makes
-    them. expansion: of a study that has a folder. replays: what takes gave before, by id."""
+    """A checked request.
+
+    groups: the takes to be made (missing ones and replays), grouped by the model that makes them. expansion: that of a
+    study with a folder, else None. replays: the earlier results that replays are compared with, by take id.
+    """
 
     name: str
     space: Workspace
@@ -59,8 +65,11 @@ class Prepared:
 
 
 def check_takes(keyed: Keyed, model: WanModel | None, device: str, memory: str) -> Prepared:
-    """Refuse what cannot work: RecipeError, ModelError, MemoryPlanError or StorageError. model: one that was handed
-    in, loaded; device, memory: where it is loaded otherwise."""
+    """Refuse what cannot work.
+
+    model: a loaded model that the caller passed in; without one, `device` and `memory` say how the models will be
+    loaded. Raises RecipeError, ModelError, MemoryPlanError or StorageError.
+    """
     takes = _distinct(keyed)
     request, models = keyed.located.expanded.request, keyed.located.models
     work = [take for take in takes if not take.complete or take.id in request.replays]
@@ -77,7 +86,7 @@ def check_takes(keyed: Keyed, model: WanModel | None, device: str, memory: str) 
             tokenizer, length = recipe_model.tokenizer_of(key)
         check_inputs(recipes, variant, tokenizer, length)
         check_directions(recipes, variant)
-        if model is None:  # last, as it imports torch: a text that is refused is refused at once
+        if model is None:  # last, because it imports torch: a text that is refused is refused without that delay
             recipe_model.check_memory(variant, recipes, device, memory)
     for take in work:
         if take.existing is not None:
@@ -97,13 +106,13 @@ def check_takes(keyed: Keyed, model: WanModel | None, device: str, memory: str) 
 
 
 def check_inputs(recipes: Sequence[Recipe], variant: Variant, tokenizer: Any, text_length: int) -> None:
-    """RecipeError for texts that the model cannot read and captures of attention that it cannot give."""
+    """Raise RecipeError for texts that the model cannot read and attention captures that it cannot provide."""
     check_prompts(tokenizer, recipes, text_length, variant.closed_vocabulary)
     check_attention(recipes, variant, tokenizer, text_length)
 
 
 def _distinct(keyed: Keyed) -> tuple[PlannedTake, ...]:
-    """The takes by id, in order: equal recipes are one take."""
+    """Return the distinct takes in order: equal recipes are one take."""
     takes: dict[str, PlannedTake] = {}
     for each in keyed.each():
         assert each.id is not None, "a run has found the weights"

@@ -1,4 +1,4 @@
-"""Prompts and the texts of edits, checked with the model's own tokenizer before any weight is loaded."""
+"""Checks prompts and the texts of edits with the model's own tokenizer, before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ SUGGESTED = "wan2.1-t2v-1.3b"
 
 
 def check_prompts(tokenizer: Any, recipes: Iterable[Recipe], text_length: int, closed_vocabulary: bool) -> None:
-    """RecipeError for a text that is longer than the model reads, a word to track or bend that has no token, and, on a
-    model with a closed vocabulary, words that it was never trained on."""
+    """Check every text of `recipes`, each distinct one once.
+
+    Raises RecipeError for a text longer than `text_length` tokens, for a word to track or bend that has no token, and,
+    on a model with a closed vocabulary, for words that it was not trained on.
+    """
     checked: set[str] = set()
     marked: set[tuple[str, Any]] = set()
     edited: set[tuple[str, str]] = set()
@@ -39,7 +42,10 @@ def check_prompts(tokenizer: Any, recipes: Iterable[Recipe], text_length: int, c
 
 
 def check_length_and_words(tokenizer: Any, texts: Mapping[str, str], text_length: int, closed_vocabulary: bool) -> None:
-    """As `check_prompts`, for texts by the name that errors call them."""
+    """Check length and vocabulary of `texts`, a mapping from the name used in errors to the text.
+
+    Raises RecipeError as `check_prompts` does.
+    """
     for name, text in texts.items():
         check_length(tokenizer, text, text_length, name)
     if closed_vocabulary:
@@ -47,11 +53,11 @@ def check_length_and_words(tokenizer: Any, texts: Mapping[str, str], text_length
 
 
 def reject_unknown_words(unknown: Iterable[str]) -> None:
-    """RecipeError, naming them all and a model that reads any words, where there are any."""
+    """Raise RecipeError where there are unknown words; it names all of them, and a model that reads any text."""
     words = ", ".join(repr(word) for word in sorted(unknown))
     if words:
         raise RecipeError(
             f"marbles does not know {words}",
-            "it is a tiny world of colored shapes that move, and was never shown such words",
+            "it is a tiny model of moving colored shapes, and these words are not in its training data",
             f"--model {SUGGESTED}",
         )

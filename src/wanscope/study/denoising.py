@@ -1,8 +1,8 @@
-"""How a video came to be: what each step took for the finished video, one step after another.
+"""A video of the denoising: the clean video that each step predicts, one step after another.
 
-Needs the clean latents that the steps predicted (`capture: {x0: true}`) and the model's VAE. The clip plays on while
-the steps pass, a fraction of a second each, under a line that names the step and its noise level; the last one plays
-through to its end.
+Needs the clean latents that the steps predicted (`capture: {x0: true}`) and the model's VAE. The clip keeps playing
+while the steps advance, a fraction of a second each, under a label with the step and its noise level; the last
+prediction plays through to the end.
 
 Shape suffixes: K stored steps, C channels, T latent frames, h and w latent height and width, F frames, H and W pixels.
 """
@@ -33,9 +33,10 @@ LABEL_PIXELS = 24
 
 
 def denoising_video(take: Take, out: Path, device: str = "auto", on_event: events.Listener = events.ignore) -> int:
-    """Write the video of `take`'s denoising to `out`; gives how many steps it shows.
+    """Write the video of `take`'s denoising to `out` and return the number of steps that it shows.
 
-    NotCaptured for a take without predicted clean latents, ModelError where its VAE is not the one it was made with.
+    Raises NotCaptured for a take without predicted clean latents, and ModelError where the VAE is not the one that the
+    take was made with.
     """
     from wanscope.wan.load import pick_device
 
@@ -47,7 +48,10 @@ def denoising_video(take: Take, out: Path, device: str = "auto", on_event: event
 
 
 def vae_of(take: Take, device: torch.device, on_event: events.Listener = events.ignore) -> AutoencoderKLWan:
-    """The VAE of the model that a take names, alone, in fp32; ModelError where its weights are others by now."""
+    """Return only the VAE of the model that a take names, in fp32.
+
+    Raises ModelError where its weights are no longer those that the take was made with.
+    """
     from wanscope.wan.load import load_vae
 
     key = ModelKey.of(take.recipe)

@@ -1,6 +1,6 @@
-"""Learning a concept direction: what a person asked for, checked before any weight is loaded, and then learned.
+"""Learning a concept direction: the request is checked before any weights are loaded, then the direction is learned.
 
-request = request_direction(variant, pairs, on="context")     # every limit that needs no tokenizer
+request = request_direction(variant, pairs, on="context")     # all checks that need no tokenizer
 check(request, tokenizer, text_length, closed_vocabulary)     # lengths and words
 learn(model, request).save("red.safetensors")
 """
@@ -33,7 +33,10 @@ EXAMPLE = "pairs: [[a red circle, a blue circle], [a red square, a blue square]]
 
 @dataclass(frozen=True)
 class DirectionRequest:
-    """Which direction is learned, with nothing left open. seeds, sampler and video count for hidden states alone."""
+    """Which direction is learned, with every setting decided.
+
+    seeds, sampler and video are used only for hidden states.
+    """
 
     pairs: tuple[tuple[str, str], ...]
     on: Place
@@ -45,7 +48,7 @@ class DirectionRequest:
 
     @property
     def samplings(self) -> int:
-        """Prompts that are sampled, each once a seed."""
+        """How many videos are sampled: every prompt once per seed; 0 for the context."""
         return 2 * len(self.pairs) * len(self.seeds) if self.on == "hidden" else 0
 
 
@@ -60,10 +63,11 @@ def request_direction(
     sampler: Any = None,
     video: Any = None,
 ) -> DirectionRequest:
-    """What is to be learned on a model of that variant. RecipeError for what cannot be meant.
+    """Return the checked request to learn a direction on a model of `variant`.
 
-    pairs: (with the concept, without it), two plain prompts each. seeds: a count or the seeds, 1 unless given. seeds,
-    negative, sampler and video are of the sampling that hidden states need: refused with the context.
+    pairs: two plain prompts each, (with the concept, without it). seeds: a count or a list, 1 seed by default. seeds,
+    negative, sampler and video control the sampling that hidden states need, and are refused with `on="context"`.
+    Raises RecipeError for a setting that is not possible or would do nothing.
     """
     if on not in PLACES:
         raise RecipeError(f"a direction of {on!r} cannot be learned", nearest(on, PLACES), "--on context")
@@ -73,13 +77,13 @@ def request_direction(
         if unused is not None:
             raise RecipeError(
                 f"{unused} is given for a direction of the context",
-                "nothing is sampled to learn one, so that it would do nothing",
-                f"--on hidden, or without {unused}",
+                "nothing is sampled to learn one, so the setting would do nothing",
+                "--on hidden",
             )
     chosen = parse_blocks(blocks, variant.blocks).indices
     if not [block for block in chosen if block or on == "context"]:
         raise RecipeError(
-            f"blocks is {blocks!r}: there is no block to learn in",
+            f"blocks {blocks!r} selects no block to learn in",
             "hidden states differ from block 1 on" if chosen else f"the model has blocks 0 to {variant.blocks - 1}",
             "--blocks all",
         )
@@ -89,11 +93,13 @@ def request_direction(
     steps = validated(SamplerSpec, sampler or {}, "sampler").resolved(defaults, variant.experts)
     if steps.start_step:
         raise RecipeError(
-            f"sampler.start_step is {steps.start_step}", "a direction is learned on whole paths", "sampler.start_step=0"
+            f"sampler.start_step is {steps.start_step}",
+            "a direction is learned on complete paths",
+            "sampler.start_step=0",
         )
     own = str(variant.defaults.negative_prompt) if negative is None else negative
     if on == "context":
-        own = ""  # not read
+        own = ""  # not used
     return DirectionRequest(_pairs(pairs), on, str(blocks), _seeds(seeds), own, steps, size)
 
 
@@ -120,29 +126,34 @@ def _pairs(pairs: Any) -> tuple[tuple[str, str], ...]:
 def _seeds(seeds: int | Sequence[int] | None) -> tuple[int, ...]:
     chosen = list(range(1 if seeds is None else seeds)) if seeds is None or isinstance(seeds, int) else list(seeds)
     if not chosen or any(isinstance(seed, bool) or not isinstance(seed, int) or seed < 0 for seed in chosen):
-        raise RecipeError(f"seeds is {seeds!r}", "it is how many, or a list of whole numbers from 0", "--seeds 4")
+        raise RecipeError(f"seeds is {seeds!r}", "it is a count or a list of whole numbers from 0 up", "--seeds 4")
     if len(set(chosen)) != len(chosen):
-        raise RecipeError(f"seeds is {seeds!r}", "a seed is named twice", "--seeds 4")
+        raise RecipeError(f"seeds is {seeds!r}", "a seed is listed twice", "--seeds 4")
     return tuple(chosen)
 
 
 def read_pairs(path: Path) -> tuple[tuple[str, str], ...]:
-    """The pairs of a YAML file: `pairs:`, a list of two prompts each. RecipeError for anything else."""
+    """Return the pairs in a YAML file whose only key is `pairs:`, a list of lists of two prompts.
+
+    Raises RecipeError for any other file.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = "there is no such file" if not path.exists() else str(error)
-        raise RecipeError(f"the pairs {str(path)!r} cannot be read", why, "a YAML file with " + EXAMPLE) from None
+        raise RecipeError(f"the file of pairs {str(path)!r} cannot be read", why) from None
     data = read_yaml(text, str(path), "a file of pairs", EXAMPLE)
     if list(data) != ["pairs"]:
         extra = next((key for key in data if key != "pairs"), None)
         why = f"{extra!r} is not a known key" if extra is not None else "its key 'pairs' is missing"
-        raise RecipeError(f"{path} is no file of pairs", why, EXAMPLE)
+        raise RecipeError(f"{path} is not a file of pairs", why, EXAMPLE)
     return _pairs(data["pairs"])
 
 
 def check(request: DirectionRequest, tokenizer: Any, text_length: int, closed_vocabulary: bool) -> None:
-    """RecipeError for a prompt that the model cannot read: too long, or with words outside a closed vocabulary."""
+    """Raise RecipeError for a prompt that is longer than `text_length` tokens, or that has words outside a closed
+    vocabulary.
+    """
     texts = {
         f"prompt {'AB'[place]} of pair {number}": text
         for number, pair in enumerate(request.pairs, 1)
@@ -160,7 +171,11 @@ def learn(
     on_pair: Callable[[int, int], None] = lambda done, of: None,
     on_event: events.Listener = events.ignore,
 ) -> Direction:
-    """The direction. The text encoder and then the transformer are brought to where they run."""
+    """Learn the direction and return it.
+
+    The text encoder and then the transformer are moved to the device where they run. on_pair(done, of): called after
+    each pair.
+    """
     from wanscope.sample.learn_direction import learn_direction, texts_of_pairs
     from wanscope.wan import placement
     from wanscope.wan.text import encode

@@ -1,10 +1,12 @@
-"""The workspace's catalogue as a run uses it: embeddings that are there are not encoded again, takes are indexed.
+"""How a run uses the workspace's catalog: stored embeddings are not encoded again, and finished takes are indexed.
 
-Reuse must not change a bit. So a stored embedding stands for a prompt only if it was made by the same encoder (weights,
-tokenizer, dtype) in the same environment (device, torch, transformers, on a CPU its threads).
+Reuse must not change a single bit. A stored embedding is therefore used only if it was made by the same encoder
+(weights, tokenizer, dtype) in the same environment (device, torch, transformers, and on a CPU the number of threads).
 
-The catalogue never stops a run: takes are the truth and it is their index. What is wrong with it is told once, and the
-run goes on without it.
+The catalog never stops a run: it is only an index of the takes. A problem with it is reported once, and the run
+continues without it.
+
+Shape suffixes: L real tokens, D text dimension.
 """
 
 from __future__ import annotations
@@ -29,11 +31,11 @@ if TYPE_CHECKING:
     from wanscope.wan.model import WanModel
 
 WAIT_SECONDS = 30.0
-CUSTOM = "custom"  # models that are no known variant: a folder's name would tell of a person in an export
+CUSTOM = "custom"  # for models that are not a known variant: an export should not contain the name of a user's folder
 
 
 class RunCatalog:
-    """What one run reads from the catalogue and writes to it."""
+    """One run's access to the catalog."""
 
     def __init__(self, space: Workspace, on_event: events.Listener) -> None:
         self.catalog = Catalog(space, wait_seconds=WAIT_SECONDS)
@@ -41,19 +43,22 @@ class RunCatalog:
         self.usable = True
 
     def recall(self, texts: Sequence[str], recipe: Recipe, model: WanModel | None, device: str) -> dict[str, Tensor]:
-        """The stored embeddings of `texts`, [L, D] in the encoder's dtype on the CPU, by text."""
+        """Return the stored embeddings of `texts` by text, each [L, D] in the encoder's dtype on the CPU."""
         if not self.catalog.exists:
             return {}
         encoder = encoder_of(recipe, model)
-        found = self._tried({}, lambda: self.catalog.stored(texts, encoder, environments(model, device)))
+        found = self._attempt({}, lambda: self.catalog.stored(texts, encoder, environments(model, device)))
         return {text: embedding.tensor() for text, embedding in found.items()}
 
     def embedding(self, key: str) -> Tensor:
-        """A stored embedding that an edit names, [L, D], counted as used. EmbeddingNotFound or CatalogDamaged."""
+        """Return the stored embedding [L, D] that an edit names, and count the use.
+
+        Raises EmbeddingNotFound or CatalogDamaged.
+        """
         return self.catalog.get(key).tensor()
 
     def keep(self, encoded: Mapping[str, Tensor], recipe: Recipe, model: WanModel, seconds: float) -> None:
-        """Store what was encoded just now; `seconds` for all of it."""
+        """Store newly encoded embeddings, {text: [L, D]}. seconds: the time that encoding all of them took."""
         if not encoded:
             return
         about = {
@@ -64,29 +69,29 @@ class RunCatalog:
             "seconds": seconds / len(encoded),
         }
         new = [New(value, prompt=text, **about) for text, value in encoded.items()]
-        self._tried([], lambda: self.catalog.put_many(new))
+        self._attempt([], lambda: self.catalog.put_many(new))
 
     def index(self, folders: Iterable[Path]) -> None:
-        """Index takes that are finished."""
+        """Index finished takes, given their folders."""
         from wanscope.catalog import takes
 
-        self._tried(None, lambda: takes.add_takes(self.catalog.db, self.catalog.workspace, folders))
+        self._attempt(None, lambda: takes.add_takes(self.catalog.db, self.catalog.workspace, folders))
 
     def close(self) -> None:
-        """Bring the index to what the folders are: takes made elsewhere or deleted, the studies' tables."""
-        self._tried(None, lambda: self.catalog.index())
+        """Bring the index up to date with the folders: takes made elsewhere or deleted, and the studies' tables."""
+        self._attempt(None, lambda: self.catalog.index())
 
-    def _tried(self, otherwise: Any, work: Callable[[], Any]) -> Any:
+    def _attempt(self, otherwise: Any, work: Callable[[], Any]) -> Any:
         if not self.usable:
             return otherwise
         try:
             return work()
         except WanscopeError as error:
             self.usable = False
-            said = f"{error.what}: {error.why}".rstrip(": ")
+            reason = f"{error.what}: {error.why}".rstrip(": ")
             self.emit(
                 events.Note(
-                    f"going on without the catalogue: {said}. Nothing is lost; `wanscope index --rebuild` reads the "
+                    f"continuing without the catalog: {reason}. No data is lost; `wanscope index --rebuild` reads the "
                     "takes' folders again"
                 )
             )
@@ -94,16 +99,19 @@ class RunCatalog:
 
 
 def finder(space: Workspace) -> Find:
-    """How edits find the embeddings of a workspace's catalogue that they name."""
+    """Return a function that looks up an embedding that an edit names in the workspace's catalog.
+
+    It raises EmbeddingNotFound for a name that is not there, or is not the output of a text encoder.
+    """
     catalog = Catalog(space, wait_seconds=WAIT_SECONDS)
 
     def find(name: str) -> Remembered:
         if not catalog.exists:
-            raise EmbeddingNotFound(f"there is no embedding {name!r}", "the workspace has no catalogue yet")
+            raise EmbeddingNotFound(f"there is no embedding {name!r}", "the workspace has no catalog yet")
         found = catalog.get(name, count=False)
         if found.row["space"] != "text":
             raise EmbeddingNotFound(
-                f"{name!r} is of the space {found.row['space']!r}", "a donor is what a text encoder gives", ""
+                f"{name!r} is in the space {found.row['space']!r}", "a donor is the output of a text encoder", ""
             )
         return Remembered(found.key, found.tokens.content, (found.tokens.tokens, found.tokens.dim))
 
@@ -111,7 +119,7 @@ def finder(space: Workspace) -> Find:
 
 
 def encoder_of(recipe: Recipe, model: WanModel | None) -> str:
-    """Which text encoder, as a hash: its weights, its tokenizer, its dtype."""
+    """Return a hash that identifies the text encoder: its weights, tokenizer and dtype."""
     weights = recipe.model.weights
     dtype = "float32" if recipe.dtype == "fp32" else "bfloat16"
     if model is not None and model.text_encoder is not None:
@@ -121,19 +129,22 @@ def encoder_of(recipe: Recipe, model: WanModel | None) -> str:
 
 
 def encoder_hash(weights: str, tokenizer: str, dtype: str) -> str:
-    """What stands for an encoder in the catalogue."""
+    """Return the catalog's key of a text encoder."""
     facts = {"weights": weights, "tokenizer": tokenizer, "dtype": dtype}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _tokenizer_hash(model: WanModel) -> str:
-    """Of a model that was put together in Python: what its tokenizer knows."""
+    """Return a hash of the tokenizer's vocabulary, for a model that was assembled in Python."""
     text = json.dumps([sorted(model.tokenizer.get_vocab().items()), model.text_length])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def environments(model: WanModel | None, device: str) -> list[str]:
-    """Those whose embeddings are this run's to the bit. An encoder that is too large for the GPU runs on the CPU."""
+    """Return the environments whose embeddings are bit-identical to this run's.
+
+    They are two on a GPU, because an encoder that is too large for it runs on the CPU.
+    """
     from wanscope.wan.load import pick_device
 
     chosen = str(model.device if model is not None else pick_device(device))
@@ -141,12 +152,15 @@ def environments(model: WanModel | None, device: str) -> list[str]:
 
 
 def environment(device: str, encoder_device: str) -> str:
-    """Where an embedding was made: what may change its last bit."""
+    """Return a description of everything in the environment that may change an embedding's last bits.
+
+    The text is stored in the catalog and compared, so its wording must not change.
+    """
     from importlib.metadata import version
 
     import torch
 
     where = encoder_device.partition(":")[0]
     name = torch.cuda.get_device_name(encoder_device) if where == "cuda" else f"{torch.get_num_threads()} threads"
-    beside = "" if where == device.partition(":")[0] else f" beside {device.partition(':')[0]}"
-    return f"{where}{beside}, {name}, torch {torch.__version__}, transformers {version('transformers')}"
+    other = "" if where == device.partition(":")[0] else f" beside {device.partition(':')[0]}"
+    return f"{where}{other}, {name}, torch {torch.__version__}, transformers {version('transformers')}"

@@ -1,6 +1,6 @@
-"""The prompts of a study and the texts of its edits, encoded once each before the transformer is placed.
+"""Encodes the prompts of a study and the texts of its edits, each once, before the transformer is placed.
 
-Shape suffixes: L real tokens, D text dim.
+Shape suffixes: L real tokens, D text dimension.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Texts:
     """Raw embeddings [L, D] by text, on the CPU in the encoder's dtype; `conditioning` applies a recipe's weights.
 
-    stored: embeddings from files or the catalogue that edits name, by their hash.
+    stored: embeddings [L, D] from files or the catalog that edits name, by their hash.
     """
 
     embeddings: dict[str, Tensor]
@@ -39,7 +39,7 @@ class Texts:
     stored: dict[str, Tensor] = field(default_factory=dict)
 
     def conditioning(self, recipe: Recipe) -> Conditioning:
-        """What the loop reads of a recipe's prompts, weights of marked words applied."""
+        """Return the embeddings [L, D] of a recipe's prompts for the sampling loop, with word weights applied."""
         from wanscope.sample.conditioning import Conditioning
         from wanscope.wan.word_weights import apply_weights
 
@@ -50,7 +50,7 @@ class Texts:
         return Conditioning(cond_LD, self.embeddings[recipe.negative])
 
     def donors(self, recipe: Recipe) -> DonorTexts:
-        """What the edits of a recipe read of its texts."""
+        """Return the encoded texts, stored embeddings and token positions that the edits of a recipe read."""
         conditioning = self.conditioning(recipe)
         assert conditioning.uncond is not None
         places: dict[int, Places] = {}
@@ -74,7 +74,7 @@ class Texts:
 
 
 def needed_texts(recipes: Iterable[Recipe]) -> list[str]:
-    """Every prompt, negative prompt and donor, each once."""
+    """Return every prompt, negative prompt and donor text of `recipes`, each once."""
     texts: dict[str, None] = {}
     for recipe in recipes:
         texts |= dict.fromkeys((recipe.prompt, recipe.negative, *texts_of(recipe.edits)))
@@ -85,17 +85,18 @@ def encode_prompts(
     model: WanModel,
     recipes: Sequence[Recipe],
     on_event: events.Listener,
-    remembered: Mapping[str, Tensor] | None = None,
+    reused: Mapping[str, Tensor] | None = None,
     catalog: RunCatalog | None = None,
 ) -> Texts:
-    """Encode every prompt, negative prompt and donor of `recipes`, each once.
+    """Encode every prompt, negative prompt and donor text of `recipes`, each once.
 
-    remembered: those that are stored already; where all are, the encoder is not touched. catalog: keeps the others.
-    Raises RecipeError for a donor that cannot be brought to the difference that its edit asks for.
+    reused: embeddings [L, D] that are already known, by text; where all are, the encoder is not used. catalog: stores
+    the newly encoded ones. Raises RecipeError for a donor that cannot be amplified to the difference that its edit
+    asks for.
     """
     began = time.monotonic()
     texts = needed_texts(recipes)
-    known = remembered or {}
+    known = reused or {}
     missing = [text for text in texts if text not in known]
     fresh: dict[str, Tensor] = {}
     if missing:
@@ -115,7 +116,7 @@ def encode_prompts(
 
 
 def _check_donors(texts: Texts, recipes: Sequence[Recipe]) -> None:
-    """Resolve every donor once, so that one that cannot be made is said before the first take."""
+    """Resolve every donor once, so that one that cannot be computed is reported before the first take."""
     checked: set[tuple[str, str]] = set()
     for recipe in recipes:
         key = (recipe.prompt, str(recipe.edits))

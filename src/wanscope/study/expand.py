@@ -1,11 +1,12 @@
-"""A study becomes recipes: checked whole first, made one at a time. No torch, no weights, no files written.
+"""Expands a study into recipes: all limits are checked first, then recipes are made one at a time.
 
-    expansion = expand(study)              # every limit has been checked
-    len(expansion)                         # variations x seeds
+    expansion = expand(study)              # all limits are checked
+    len(expansion)                         # variations x sets of edits x seeds
     for item in expansion.items(weights): ...   # item.recipe, item.variation, item.seed, item.name
 
-What only a tokenizer can say (a prompt that is too long, words a small model never saw) is checked when the study is
-run, before any weight of the transformer is loaded.
+This needs no torch and no weights, and writes no files. What only a tokenizer can tell (a prompt that is too long,
+words that a small model was not trained on) is checked when the study is run, before the transformer's weights are
+loaded.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from wanscope.recipe import (
     Study,
     VideoSpec,
 )
-from wanscope.study.attention_capture import check_places
+from wanscope.study.attention_capture import check_capture_indices
 from wanscope.study.check_design import EDIT, check_design, check_edits_compared
 from wanscope.wan.identity import file_hash
 from wanscope.wan.variants import Variant, check_video, latent_shape, resolve
@@ -49,7 +50,10 @@ NAME_LENGTH = 60
 
 @dataclass(frozen=True)
 class EditSet:
-    """The edits of some of a study's takes. label: "" where the study has none; values: of what is swept, as text."""
+    """The edits that some of a study's takes share.
+
+    label: "" where the study has no edits. values: the swept settings' values, as text.
+    """
 
     edits: tuple[Edit, ...] = ()
     label: str = ""
@@ -57,13 +61,13 @@ class EditSet:
 
     @property
     def labels(self) -> dict[str, str]:
-        """What a recipe's labels say of it."""
+        """The labels that recipes with these edits get."""
         return {EDIT: self.label, **self.values} if self.label else {}
 
 
 @dataclass(frozen=True)
 class Item:
-    """One take to be made. `name` is its readable file name without ending, unique in the study."""
+    """One take to be made. `name` is its readable file name without the extension, unique in the study."""
 
     index: int
     variation: Variation
@@ -75,7 +79,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Expansion:
-    """A study with nothing left open but the weights' identity. `negative` is the one in force."""
+    """A study with every setting decided except the identity of the weights. `negative` is the prompt actually used."""
 
     study: Study
     variant: Variant
@@ -93,11 +97,15 @@ class Expansion:
 
     @property
     def variations(self) -> int:
+        """How many variations the prompt template has."""
         return self.template.count
 
     @property
     def counted(self) -> str:
-        """`2 variations x 4 edits x 1 seed`, the baseline among the edits; they are left out where there are none."""
+        """The counts, such as `2 variations x 4 edits x 1 seed`.
+
+        Edits include the baseline, and are left out for a study that has none.
+        """
         counts = {"variation": self.variations, "edit": len(self.edit_sets), "seed": len(self.study.seeds)}
         if not self.study.edits:
             del counts["edit"]
@@ -105,18 +113,18 @@ class Expansion:
 
     @property
     def states(self) -> int:
-        """States of each path: the noise and one after every step that is run."""
+        """How many states each path has: the noise, and one after every step that is run."""
         return (self.sampler.steps or 0) - self.sampler.start_step + 1
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
-        """(channels, latent frames, latent height, latent width)."""
+        """The shape of the latents: (channels, latent frames, latent height, latent width)."""
         return latent_shape(self.variant, *size_of(self.video))
 
     def recipe(
         self, variation: Variation, seed: int, weights: Mapping[str, str], edit_set: EditSet | None = None
     ) -> Recipe:
-        """The recipe of one variation, seed and set of edits (the study's first unless it is given).
+        """Return the recipe of one variation, seed and set of edits (default: the study's first set).
 
         weights: each component's SHA-256 (study/recipe_model.py).
         """
@@ -148,7 +156,7 @@ class Expansion:
 
     @cached_property
     def first_recipe(self) -> Recipe:
-        """Of the first take, the weights not filled in: all takes have its model, video, sampler and captures."""
+        """The recipe of the first take, without weights; all takes share its model, video, sampler and captures."""
         return self.recipe(self.template.variation(0), self.study.seeds[0], {})
 
     def _weight_mode(self, variation: Variation) -> Any:
@@ -157,7 +165,7 @@ class Expansion:
         return "multiply" if any(mark.weighted for mark in variation.marks) else "none"
 
     def items(self, weights: Mapping[str, str]) -> Iterator[Item]:
-        """Every take in order: of the first variation all seeds of the first edits, then of the next, and so on."""
+        """Yield every take in order: variations in the outer loop, then sets of edits, then seeds."""
         index = 0
         for variation, name in zip(self.template.expand(), self.names, strict=True):
             for edit_set, ending in zip(self.edit_sets, self.edit_names, strict=True):
@@ -168,13 +176,15 @@ class Expansion:
 
     @cached_property
     def edit_names(self) -> tuple[str, ...]:
-        """What file names say of each set of edits: nothing where there are none, else `_baseline`, `_late-0.4`."""
+        """The part of the file names for each set of edits: `_baseline`, `_late-0.4`, or "" where there are none."""
         return tuple(f"_{name}" if name else "" for name in _unique(file_label(each.label) for each in self.edit_sets))
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """A readable name for every variation, unique and safe on every file system. A longer list of seeds changes
-        none of them."""
+        """A readable name for every variation, unique and safe on every file system.
+
+        The names do not depend on the seeds, so that adding seeds changes none of them.
+        """
         return _unique(
             slug("-".join(variation.bindings.values()) or variation.text) or f"variation-{variation.index}"
             for variation in self.template.expand()
@@ -182,19 +192,19 @@ class Expansion:
 
     @cached_property
     def settings_hash(self) -> str:
-        """Names all that a study sets but its seeds, captures and name: the same for a study with more seeds."""
+        """A short hash of all settings except seeds, captures, name and design: adding seeds does not change it."""
         later = {"sweep", "baseline"} if not self.study.edits else set()  # fields that studies without edits lack
         data = self.study.model_dump_json(exclude={"seeds", "capture", "name", "design", *later})
         return hashlib.sha256(data.encode()).hexdigest()[:8]
 
     @property
     def name(self) -> str:
-        """The study's own name, or one made of its prompt and settings."""
+        """The study's own name, or one derived from its prompt and settings."""
         return self.study.name or f"{slug(self.template.source)[:40].rstrip('-')}-{self.settings_hash}"
 
 
 def _unique(names: Iterable[str]) -> tuple[str, ...]:
-    """The names, with -2, -3, ... at the end of those that were there before."""
+    """Return the names with -2, -3, ... appended to repeated ones."""
     used: set[str] = set()
     counts: dict[str, int] = {}
     out = []
@@ -209,21 +219,24 @@ def _unique(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def file_label(label: str) -> str:
-    """`late, strength 0.4` as `late-strength-0.4`, safe in a file name; a minus is said as a word."""
+    """Return a label in a form that is safe in a file name: `late, strength 0.4` becomes `late-strength-0.4`.
+
+    A minus sign becomes the word `minus`, because `-` separates words.
+    """
     words = re.sub(r"(?<=\s)-(?=[0-9.])", "minus ", label)
     return slug(".".join(slug(part, 4 * NAME_LENGTH) for part in re.split(r"(?<=[0-9])\.(?=[0-9])", words)), kept=".")
 
 
 def size_of(video: VideoSpec) -> tuple[int, int, int]:
-    """width, height and frames of a resolved size."""
+    """Return (width, height, frames) of a resolved VideoSpec, in pixels and frames."""
     assert video.width and video.height and video.frames
     return video.width, video.height, video.frames
 
 
 def slug(text: str, length: int = NAME_LENGTH, kept: str = "") -> str:
-    """Letters and digits of any script, lower case, with '-' between; at most `length` bytes in UTF-8.
+    """Return the text's letters and digits (of any script, in lower case) with '-' in place of everything else.
 
-    kept: other characters that stay where they are between letters and digits.
+    length: the limit in bytes of UTF-8. kept: other characters that are kept between letters and digits.
     """
     plain = unicodedata.normalize("NFKC", text).lower()
     words = re.sub(rf"[^\w{re.escape(kept)}]+|_+", "-", plain).strip("-" + kept)
@@ -237,11 +250,11 @@ def slug(text: str, length: int = NAME_LENGTH, kept: str = "") -> str:
 def expand(
     study: Study, variant: Variant | None = None, dtype: str | None = None, find: Find | None = None
 ) -> Expansion:
-    """Check all limits of a study and resolve what it leaves open.
+    """Check all limits of a study and decide every setting that it leaves open.
 
-    variant: of a model that is loaded already, or that is no variant's name (a folder, a file); else it is looked up.
-    dtype: what `auto` means there, else the variant's own. find: looks up the stored embeddings that edits name.
-    Raises RecipeError, TemplateError or ModelError.
+    variant: for a model that is already loaded, or that is a folder or file; by default it is looked up by name.
+    dtype: what `auto` means for that model; by default the variant's own. find: looks up the stored embeddings that
+    edits name. Raises RecipeError, TemplateError or ModelError.
     """
     variant = variant or resolve(study.model)
     if variant.image_conditioned:
@@ -256,17 +269,17 @@ def expand(
     _check_keyframes(sampler)
     if study.capture.inside:
         first = template.variation(0)
-        check_places(study.capture, first.text, first.marks, sampler, variant)
+        check_capture_indices(study.capture, first.text, first.marks, sampler, variant)
     if study.init is None and sampler.start_step:
         raise RecipeError(
             f"sampler.start_step is {sampler.start_step}",
-            "a path that starts later starts from a finished video, and init names none",
-            "--from-take ID, or init: {take: ID} in the study file",
+            "a path that starts later needs an init, a finished video to start from",
+            "init: {take: ID}",
         )
     if study.init is not None and not sampler.start_step:
         raise RecipeError(
             "init is given and sampler.start_step is 0",
-            "a path from step 0 starts from pure noise, so that init would do nothing",
+            "a path from step 0 starts from pure noise, so init would do nothing",
             "sampler.denoise=0.5",
         )
     negative = defaults["negative"] if study.negative is None else study.negative
@@ -280,7 +293,7 @@ def expand(
 
 
 def _edit_sets(study: Study, variant: Variant, steps: int, find: Find | None) -> tuple[EditSet, ...]:
-    """The baseline and every combination of a sweep, checked against the model's depth and the run's steps."""
+    """Return the baseline and every combination of a sweep, checked against the model's blocks and the run's steps."""
     if not study.edits:
         return (EditSet(),)
     hashes: dict[Path, str] = {}
@@ -306,9 +319,8 @@ def _check_count(template: Template, study: Study) -> None:
         edits = f" times {sets} sets of edits" if sets > 1 else ""
         raise RecipeError(
             f"this study has {shown} takes",
-            f"{template.count if template.count < 10**15 else 'very many'} variations{edits} times "
-            f"{len(study.seeds)} seeds; the limit is {MAX_TAKES:,}",
-            "fewer alternatives in the prompt, or fewer seeds",
+            f"{template.count if template.count < 10**15 else 'very many'} variations{edits} times {len(study.seeds)} "
+            f"seeds; the limit is {MAX_TAKES:,}. Use fewer alternatives in the prompt or fewer seeds",
         )
 
 
@@ -323,8 +335,8 @@ def _check_keyframes(sampler: SamplerSpec) -> None:
 
 
 def _hashed(lora: LoraSpec) -> LoraSpec:
-    """With the file's hash: what the recipe's id covers instead of its path."""
+    """Return the LoRA with its file's hash, which the recipe's id covers instead of its path."""
     path = Path(lora.path).expanduser()
     if not path.is_file():
-        raise ModelError(f"there is no LoRA file {lora.path}", "a LoRA is a .safetensors file with a path")
+        raise ModelError(f"there is no LoRA file {lora.path}", "a LoRA is given as the path of a .safetensors file")
     return lora.model_copy(update={"sha256": file_hash(path)})

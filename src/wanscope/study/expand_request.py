@@ -1,7 +1,7 @@
-"""The second step of preparation: every setting that a study leaves open is decided, from its model's facts.
+"""The second step of preparation: every setting that a study leaves open is decided from what is known of its model.
 
-A model that is no variant's name (a folder, a file, a hub id) is looked at to know what it is. Recipes leave nothing
-open and pass as they are.
+For a model that is not the name of a variant (a folder, a file, a hub id), its configs are read. Recipes leave nothing
+open and are passed on unchanged.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from wanscope.wan.locate import Source
     from wanscope.wan.model import WanModel
 
-# Where a model's parts are; None where they would have to be downloaded and are not to be.
+# Finds a model's parts; None where they would have to be downloaded and downloading is not wanted.
 FindModel = Callable[[ModelKey], "Source | None"]
 
 
 @dataclass(frozen=True)
 class Expanded:
-    """A request with nothing left open but what the weights are. expansion, start: of a study, else None.
+    """A request with every setting decided except the identity of the weights.
 
-    source: the study's model, where it had to be looked at.
+    expansion, start: of a study, else None. source: the study's model, where its configs had to be read.
     """
 
     request: Request
@@ -42,14 +42,15 @@ class Expanded:
 
 
 def expand_request(request: Request, space: Workspace, find_model: FindModel, model: WanModel | None) -> Expanded:
-    """Decide what a study leaves open, and find what it starts from. model: one that was handed in, loaded.
+    """Decide what a study leaves open, and find what a partial denoising starts from.
 
-    Raises RecipeError, TemplateError, ModelError or TakeNotFound for what cannot be made.
+    model: a loaded model that the caller passed in. Raises RecipeError, TemplateError, ModelError or TakeNotFound for
+    what cannot be made.
     """
     study = request.study
     if study is None:
         return Expanded(request)
-    stored, source = stored_in(space), None
+    stored, source = embedding_finder(space), None
     if model is not None:
         expansion = _expanded_on(model, study, stored)
     elif study.model.strip().lower() in VARIANTS:
@@ -58,9 +59,8 @@ def expand_request(request: Request, space: Workspace, find_model: FindModel, mo
         source = find_model(ModelKey(study.model, study.dtype, study.components))
         if source is None:
             raise ModelError(
-                f"what {study.model} is cannot be said without downloading it",
-                "its configs are not on this machine",
-                "the same without --dry-run",
+                f"a dry run of {study.model} needs its configs",
+                "they are not on this machine, and a dry run downloads nothing. Run the same command without --dry-run",
             )
         from wanscope.wan.load import SHORT, pick_dtype
 
@@ -73,13 +73,15 @@ def expand_request(request: Request, space: Workspace, find_model: FindModel, mo
 
 
 def _expanded_on(model: WanModel, study: Study, find: Find) -> Expansion:
-    """The study's expansion on a model that is loaded already, with the LoRAs it has. RecipeError where its dtype is
-    another."""
+    """Expand the study on a model that is already loaded, with the LoRAs that it has.
+
+    Raises RecipeError where the study asks for a dtype other than the model's.
+    """
     dtype = DTYPE_NAMES[str(model.dtype).removeprefix("torch.")]
     if study.dtype not in ("auto", dtype):
         raise RecipeError(
-            f"the study asks for {study.dtype} and the model that was handed in is {dtype}",
-            "weights are not cast behind your back",
+            f"the study asks for {study.dtype} and the model that was passed in is {dtype}",
+            "the weights of a loaded model are never cast",
             f"load(..., dtype={study.dtype!r})",
         )
     if "model" not in study.model_fields_set:
@@ -91,11 +93,11 @@ def _expanded_on(model: WanModel, study: Study, find: Find) -> Expansion:
     return expansion
 
 
-def stored_in(space: Workspace) -> Find:
-    """How edits find the embeddings of the workspace's catalog that they name."""
+def embedding_finder(space: Workspace) -> Find:
+    """Return a function that looks up an embedding that an edit names in the workspace's catalog."""
 
     def find(name: str) -> Remembered:
-        from wanscope.study.embedding_reuse import finder  # most requests name none, and need no database
+        from wanscope.study.embedding_reuse import finder  # imported here: most requests need no database
 
         return finder(space)(name)
 

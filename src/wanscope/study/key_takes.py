@@ -1,6 +1,6 @@
-"""The fourth step of preparation: the id of every take that is asked for, and the takes that are there already.
+"""The fourth step of preparation: the id of every requested take, and which of them are already stored.
 
-An id covers the weights and the content of every file that a recipe names, so this comes after those are found.
+An id covers the weights and the content of every file that a recipe names, so this step comes after they are found.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from wanscope.edit.edits import with_hashes
 from wanscope.recipe import Recipe
 from wanscope.study.expand import Expansion, Item, size_of
-from wanscope.study.expand_request import stored_in
+from wanscope.study.expand_request import embedding_finder
 from wanscope.study.locate_weights import Located
 from wanscope.study.partial_start import Start, find_start
 from wanscope.study.recipe_model import ModelKey
@@ -23,8 +23,11 @@ from wanscope.workspace import Workspace
 
 @dataclass(frozen=True)
 class KeyedTake:
-    """One take that is asked for. id: None in a dry run without the weights. start: where a partial denoising begins.
-    item: its place in a study. existing: the take that is there, whole or not; complete: with all that is asked for."""
+    """One requested take.
+
+    id: None in a dry run without the weights. start: where a partial denoising begins. item: its place in a study.
+    existing: the take that is already stored, complete or not. complete: whether it has every requested record.
+    """
 
     id: str | None
     recipe: Recipe
@@ -36,7 +39,7 @@ class KeyedTake:
 
 @dataclass(frozen=True)
 class Keyed:
-    """A request whose takes have ids. recipes: those of a request without a study, with what each starts from."""
+    """A request whose takes have ids. recipes: those of a request without a study, each with what it starts from."""
 
     located: Located
     space: Workspace
@@ -44,15 +47,16 @@ class Keyed:
 
     @property
     def expansion(self) -> Expansion | None:
+        """The expanded study, or None for recipes without a study."""
         return self.located.expanded.expansion
 
     @property
     def known(self) -> bool:
-        """Whether ids are known: not those of a study whose weights are not here, in a dry run."""
+        """Whether ids are known; in a dry run they are not for a study whose weights are not on this machine."""
         return self.expansion is None or ModelKey.of_study(self.expansion) in self.located.models
 
     def each(self) -> Iterator[KeyedTake]:
-        """Every take in order. They are made as they are read: a study may have 100,000."""
+        """Yield every take in order, one at a time, because a study may have 100,000."""
         for recipe, start in self.recipes:
             yield self._keyed(recipe, start, recipe.id)
         if self.expansion is None:
@@ -68,14 +72,16 @@ class Keyed:
 
 
 def key_takes(located: Located, space: Workspace) -> Keyed:
-    """Give every take its id. RecipeError or TakeNotFound for a file that a recipe names and that is not there, or is
-    not the one recorded."""
+    """Give every take its id.
+
+    Raises RecipeError or TakeNotFound for a file that a recipe names and that does not exist or has changed.
+    """
     recipes = []
     for recipe in located.expanded.request.recipes:
         model = located.models.get(ModelKey.of(recipe))
         start = None
-        if model is not None:  # else a dry run, which takes the recipe's word
-            edits = with_hashes(recipe.edits, model.variant.text_dim, file_hash, stored_in(space))
+        if model is not None:  # otherwise a dry run, which trusts the hashes in the recipe
+            edits = with_hashes(recipe.edits, model.variant.text_dim, file_hash, embedding_finder(space))
             recipe = recipe.model_copy(update={"edits": edits})
             if recipe.init is not None:
                 shape = latent_shape(model.variant, *size_of(recipe.video))

@@ -1,4 +1,4 @@
-"""The third step of preparation: where each model's weights are, and their hashes, which a take's id covers."""
+"""The third step of preparation: where each model's weights are, and their hashes, which are part of a take's id."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LocatedModel:
-    """A model whose weights are here. weights: what a recipe records of it, {part: SHA-256}."""
+    """A model whose weights are on this machine. weights: what a recipe records of them, {part: SHA-256}."""
 
     variant: Variant
     weights: Mapping[str, str]
@@ -33,15 +33,16 @@ class Located:
 
 
 def locate_weights(expanded: Expanded, find_model: FindModel, model: WanModel | None) -> Located:
-    """Find every model, each once. model: one that was handed in, loaded, and is meant by all.
+    """Find every model, each once.
 
-    ModelError for one that is not there, or is not the one that a recipe was made with.
+    model: a loaded model that the caller passed in; it is then used for all takes. Raises ModelError for a model that
+    cannot be found, or is not the one that a recipe was made with.
     """
     models: dict[ModelKey, LocatedModel] = {}
-    asked: list[tuple[ModelKey, Recipe | None]] = [(ModelKey.of(r), r) for r in expanded.request.recipes]
+    requested: list[tuple[ModelKey, Recipe | None]] = [(ModelKey.of(r), r) for r in expanded.request.recipes]
     if expanded.expansion is not None:
-        asked.append((ModelKey.of_study(expanded.expansion), None))
-    for key, recipe in asked:
+        requested.append((ModelKey.of_study(expanded.expansion), None))
+    for key, recipe in requested:
         if key not in models:
             found = model or expanded.source or find_model(key)
             if found is None:

@@ -1,7 +1,8 @@
-"""Locks that die with their process, so that two runs of one study do not make a take twice.
+"""Locks between processes, so that two runs of one study do not make a take twice.
 
-An operating-system lock on a file in `.locks/`: a killed process gives it back, and no lock file is ever stale. The
-files stay; removing one while another process waits for it would let two in.
+A lock is an operating-system lock on a file in `.locks/`. The system releases it when its process ends, however that
+happens, so a lock file is never stale. The files are never removed: removing one while another process waits for it
+would let two processes in.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ STUDY_WAIT_SECONDS = 60.0
 
 @contextlib.contextmanager
 def held(folder: Path, name: str, wait_seconds: float = 0.0) -> Iterator[bool]:
-    """Whether the lock `name` of `folder` is ours inside the block; False when another process kept it all the time."""
+    """Hold the lock `name` of `folder` inside the `with` block.
+
+    Yields True, or False where another process held the lock for all of `wait_seconds`. Raises StorageError where the
+    folder cannot be written.
+    """
     with guarded(folder):
         (folder / LOCKS).mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCKS / f"{name}.lock")

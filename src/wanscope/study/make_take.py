@@ -1,4 +1,4 @@
-"""One take: denoise, compare with what it was before, decode, write, move into place.
+"""Makes one take: denoise, compare with the earlier result, decode, write, move into place.
 
 Shape suffixes: B batch, C channels, T latent frames, h, w latent height and width, F frames, H, W pixels.
 """
@@ -43,10 +43,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TakeJob:
-    """A recipe to be made now. index: its place among `takes`. reference: what an earlier making gave, to be compared
-    with.
+    """A recipe to be made now.
 
-    existing: the take that is there already, whole or not.
+    index: its position among all `takes`. reference: an earlier result to compare with. existing: the take that is
+    already stored, complete or not.
     """
 
     recipe: Recipe
@@ -58,7 +58,7 @@ class TakeJob:
 
 @dataclass
 class _Record:
-    """Events of this take, for events.jsonl and for whoever listens."""
+    """Collects the events of this take for events.jsonl, and passes them on to the listener."""
 
     listener: events.Listener
     began: float = field(default_factory=time.perf_counter)
@@ -81,12 +81,15 @@ def make_take(
     interrupt: Callable[[], bool] = lambda: False,
     donors: DonorTexts | None = None,
 ) -> Take:
-    """Make the take of `job` and put it in its place; the caller holds its lock.
+    """Make the take of `job` and move it into place; the caller holds its lock.
 
-    A take that was made before has to come out with the same bits on the same machine and versions, else ReplayDiffers
-    and the take that is there stays; elsewhere a difference is a Note and is recorded. A complete take that is made
-    again with the same bits stays as it is, unless a file of it does not have its checksum: then it is replaced.
-    donors: the encoded texts of the recipe's edits.
+    A take that was made before must have the same bits again on the same machine and versions; otherwise ReplayDiffers
+    is raised and the existing take stays. In another environment a difference is emitted as a Note and recorded. A
+    complete take that comes out with the same bits is left as it is, unless one of its files does not match its
+    checksum: then it is replaced.
+
+    init_latents: the start of a partial denoising, float32 [1, C, T, h, w]. donors: the encoded texts of the recipe's
+    edits. Raises Interrupted, ReplayDiffers, EditNotApplied, NumericalError or StorageError.
     """
     recipe, emit = job.recipe, _Record(on_event)
     meter = _Meter(model.device)
@@ -94,10 +97,10 @@ def make_take(
     with TakeWriter(workspace.takes, recipe.id) as writer, guarded(workspace.takes), contextlib.ExitStack() as stack:
         records = Records(recipe, model, writer.folder, stack)
         plan = _plan(recipe, model, donors, emit)
-        result = _denoised(job, model, conditioning, init_latents, records, plan, meter, emit, interrupt)
+        result = _denoise(job, model, conditioning, init_latents, records, plan, meter, emit, interrupt)
         final_CThw = result.latents[0].cpu().numpy()
         earlier = _compare(job, final_CThw, env, emit)
-        if job.existing is not None and _stays(job.existing, recipe, emit):
+        if job.existing is not None and _is_intact(job.existing, recipe, emit):
             return job.existing
         if interrupt():
             raise Interrupted("stopped after the last step", "the video was not decoded, and the take is not kept")
@@ -136,8 +139,10 @@ def make_take(
 
 
 def _plan(recipe: Recipe, model: WanModel, donors: DonorTexts | None, emit: events.Listener) -> EditPlan | None:
-    """The recipe's edits resolved for this model, none where only attention is recorded; None where nothing is done
-    inside the model. What a person should know of them is told."""
+    """Return the recipe's edits resolved for this model, or None where nothing is done inside the model.
+
+    The plan is empty where only attention is recorded. Its notes are emitted as events.
+    """
     if not recipe.edits and not recipe.capture.inside:
         return None
     if donors is None:
@@ -148,7 +153,7 @@ def _plan(recipe: Recipe, model: WanModel, donors: DonorTexts | None, emit: even
     return plan
 
 
-def _denoised(
+def _denoise(
     job: TakeJob,
     model: WanModel,
     conditioning: Conditioning,
@@ -204,13 +209,16 @@ def _write_files(
 
 
 def frames_of(video_BCFHW: Tensor) -> np.ndarray:
-    """uint8 [F, H, W, 3] of a decoded video [1, 3, F, H, W] in -1..1."""
+    """Return the frames, uint8 [F, H, W, 3], of a decoded video [1, 3, F, H, W] with values in -1..1."""
     video_FHWC = video_BCFHW[0].permute(1, 2, 3, 0).float()
     return ((video_FHWC + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
 
 
 def _compare(job: TakeJob, final_CThw: np.ndarray, env: Environment, emit: events.Listener) -> tuple[Earlier, ...]:
-    """Say whether the bits are those of the earlier making; give what the manifest records of it where they are not."""
+    """Compare with the earlier result, and return the earlier results that the manifest should list.
+
+    Raises ReplayDiffers where the bits differ although the environment is the same.
+    """
     kept = job.existing.manifest.earlier if job.existing is not None else ()
     reference = job.reference
     if reference is None:
@@ -218,24 +226,23 @@ def _compare(job: TakeJob, final_CThw: np.ndarray, env: Environment, emit: event
     if reference.latents_sha256 == latents_sha256(final_CThw):
         emit(events.Note(f"take {job.recipe.id}: the same bits as {reference.source}"))
         return kept
-    how_far = _distance(job, final_CThw)
+    distance = _distance(job, final_CThw)
     changed = reference.environment.differences(env)
     if not changed:
         raise ReplayDiffers(
-            f"take {job.recipe.id} did not come out as it was",
+            f"take {job.recipe.id} was not reproduced",
             f"the machine, versions, device and threads are the same as for {reference.source}, but the final latents "
-            f"differ{how_far}",
-            "report it with both take.json files; the take that is there stays",
+            f"differ{distance}. The existing take is kept. Please report this with the take.json of both",
         )
-    emit(events.Note(f"take {job.recipe.id} differs from {reference.source}{how_far}: {'; '.join(changed)}"))
+    emit(events.Note(f"take {job.recipe.id} differs from {reference.source}{distance}: {'; '.join(changed)}"))
     if job.existing is None:
         return kept
     before = job.existing.manifest
     return (*kept, Earlier(latents_sha256=before.latents_sha256, made=before.made, environment=before.environment))
 
 
-def _stays(existing: Take, recipe: Recipe, emit: events.Listener) -> bool:
-    """Whether the take that is there is kept: it has the records that are asked for, and every file its content."""
+def _is_intact(existing: Take, recipe: Recipe, emit: events.Listener) -> bool:
+    """Return whether the existing take is kept: it has every requested record, and its files match their checksums."""
     if not existing.complete(recipe.capture, recipe.marks):
         return False
     try:
@@ -247,7 +254,7 @@ def _stays(existing: Take, recipe: Recipe, emit: events.Listener) -> bool:
 
 
 def _distance(job: TakeJob, final_CThw: np.ndarray) -> str:
-    """How far apart the results are, where the earlier one is there to be read."""
+    """Return the relative L2 distance of the latents as a clause, or "" where the earlier ones cannot be read."""
     existing, reference = job.existing, job.reference
     if existing is None or reference is None or existing.manifest.latents_sha256 != reference.latents_sha256:
         return ""
@@ -255,12 +262,12 @@ def _distance(job: TakeJob, final_CThw: np.ndarray) -> str:
         before = existing.final
         if before.shape == final_CThw.shape:
             relative = np.linalg.norm(final_CThw - before) / max(float(np.linalg.norm(before)), 1e-30)
-            return f" by {relative:.1e} of their length"
+            return f" by {relative:.1e} of their norm"
     return ""
 
 
 class _Meter:
-    """Peak memory: of the device since this take began, and of the process since it began."""
+    """Measures peak memory: of the device since this take began, and of the process since its start."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self._peak = device, 0
@@ -269,7 +276,7 @@ class _Meter:
             torch.cuda.reset_peak_memory_stats(device)
 
     def lap(self) -> int | None:
-        """The device's peak since the last lap, bytes; None on the CPU."""
+        """Return the device's peak since the last lap in bytes, or None on the CPU."""
         if not self._cuda:
             return None
         used = torch.cuda.max_memory_allocated(self.device)
@@ -278,13 +285,14 @@ class _Meter:
         return used
 
     def peaks(self) -> dict[str, int]:
+        """Return the peaks in bytes: `process`, and on a GPU also `device`."""
         self.lap()
         peaks = {"process": process_peak_bytes()}
         return {**peaks, "device": self._peak} if self._cuda else peaks
 
 
 def process_peak_bytes() -> int:
-    """The most memory this process has held, bytes."""
+    """Return the peak resident memory of this process in bytes."""
     if sys.platform == "win32":
         import psutil
 

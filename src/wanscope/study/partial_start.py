@@ -1,7 +1,7 @@
 """Where a partial denoising starts: the final latents of a take, a file of latents, or a video.
 
-Everything that can be wrong is said before any work: the file is there, its size is the recipe's, and its content is
-what a recorded recipe names. The VAE is needed only to encode a video.
+Everything is checked before any work: the file exists, its size is the recipe's, and its content is what a recorded
+recipe names. The VAE is needed only to encode a video.
 
 Shape suffixes: B batch, C channels, F frames, H, W pixels, T latent frames, h, w latent height and width.
 """
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Start:
-    """A checked beginning; `spec` carries its hash. `path` is the take's folder or the file."""
+    """A checked start. spec: with its hash filled in. path: the take's folder or the file."""
 
     spec: InitSpec
     kind: Literal["take", "latents", "video"]
     path: Path
 
     def latents(self, model: WanModel) -> Tensor:
-        """Normalized latents, float32 [1, C, T, h, w]."""
+        """Return the normalized latents, float32 [1, C, T, h, w]."""
         import torch
 
         if self.kind == "take":
@@ -51,7 +51,10 @@ class Start:
 
 
 def find_start(init: InitSpec, video: VideoSpec, latent_shape: tuple[int, ...], workspace: Workspace) -> Start:
-    """Check `init` against the video that is to be made and fill in its hash. RecipeError or TakeNotFound."""
+    """Check `init` against the video to be made, and fill in its hash.
+
+    latent_shape: (C, T, h, w) of the video to be made. Raises RecipeError or TakeNotFound.
+    """
     if init.take is not None:
         take = Take.open(workspace.find_take(init.take))
         _require_shape(take.manifest.latent_shape, latent_shape, f"take {take.id}")
@@ -59,7 +62,7 @@ def find_start(init: InitSpec, video: VideoSpec, latent_shape: tuple[int, ...], 
         return _with_hash(start, take.manifest.latents_sha256)
     path = Path(init.latents or init.video or "").expanduser()
     if not path.is_file():
-        raise TakeNotFound(f"there is no file {path}", "init names it", "a path that counts from the study file")
+        raise TakeNotFound(f"there is no file {path}", "init names it; paths are relative to the study file")
     if init.latents is not None:
         values_CThw = _read_latents(path)
         _require_shape(values_CThw.shape, latent_shape, str(path))
@@ -69,8 +72,8 @@ def find_start(init: InitSpec, video: VideoSpec, latent_shape: tuple[int, ...], 
     if (facts["width"], facts["height"]) != (width, height) or facts["frames"] not in (0, frames):
         raise RecipeError(
             f"the video {path} does not fit",
-            f"it has {facts['width']:.0f} x {facts['height']:.0f} pixels and {facts['frames']:.0f} frames, and "
-            f"{width} x {height} and {frames} are to be made",
+            f"it has {facts['width']:.0f} x {facts['height']:.0f} pixels and {facts['frames']:.0f} frames, but the "
+            f"video to be made has {width} x {height} pixels and {frames} frames",
             f"video: {{width: {facts['width']:.0f}, height: {facts['height']:.0f}}}",
         )
     return _with_hash(Start(init, "video", path), file_sha256(path))
@@ -87,7 +90,10 @@ def _with_hash(start: Start, found: str) -> Start:
 
 
 def _read_latents(path: Path) -> np.ndarray:
-    """float32 [C, T, h, w] from a .npy file or a .safetensors file with one tensor."""
+    """Return latents, float32 [C, T, h, w], from a .npy file or a .safetensors file with one tensor.
+
+    Raises RecipeError for any other file, and for values that are not finite.
+    """
     try:
         if path.suffix == ".npy":
             values: Any = np.load(path, allow_pickle=False)
@@ -96,11 +102,12 @@ def _read_latents(path: Path) -> np.ndarray:
 
             tensors = load_file(path)
             if len(tensors) != 1:
-                raise RecipeError(f"{path} holds {len(tensors)} tensors", "a file of latents has one")
+                raise RecipeError(f"{path} contains {len(tensors)} tensors", "a file of latents has one")
             values = next(iter(tensors.values()))
         else:
             raise RecipeError(
-                f"{path} is not a file of latents", "those end in .npy or .safetensors", "init: {video: ...}"
+                f"{path} is not a file of latents",
+                "its name should end in .npy or .safetensors; a video is given as `init: {video: ...}`",
             )
     except (OSError, ValueError, SafetensorError) as error:
         raise RecipeError(f"{path} cannot be read as latents", str(error)) from None
@@ -108,7 +115,7 @@ def _read_latents(path: Path) -> np.ndarray:
         values = values[0]
     values = values.astype(np.float32)
     if not np.isfinite(values).all():
-        raise RecipeError(f"{path} holds NaN or Inf", "a path cannot start from them")
+        raise RecipeError(f"{path} contains NaN or Inf", "denoising cannot start from them")
     return values
 
 
@@ -116,9 +123,8 @@ def _require_shape(have: tuple[int, ...], wanted: tuple[int, ...], what: str) ->
     if tuple(have) != tuple(wanted):
         raise RecipeError(
             f"{what} does not fit",
-            f"its latents are {' x '.join(map(str, have))} (channels, frames, height, width), and "
-            f"{' x '.join(map(str, wanted))} are to be made",
-            "the same video size, and a model with the same VAE",
+            f"its latents are {' x '.join(map(str, have))} (channels, frames, height, width), but those to be made are "
+            f"{' x '.join(map(str, wanted))}. Use the same video size, and a model with the same VAE",
         )
 
 

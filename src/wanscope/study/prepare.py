@@ -1,13 +1,13 @@
-"""From what a person asked for to what has to be made: one line of steps, before any weight is loaded.
+"""From a request to the takes that have to be made: a line of steps, before any weights are loaded.
 
-    read_source       what was asked for: a study, recipes, a take that is to be made again      -> Request
+    read_source       the request is read: a study, recipes, or a take to make again             -> Request
     expand_request    every setting that a study leaves open is decided                          -> Expanded
-    locate_weights    each model's weights are found, and downloaded where they are not here     -> Located
-    key_takes         every take has its id, and those that are there are known                  -> Keyed
+    locate_weights    each model's weights are found, and downloaded where necessary             -> Located
+    key_takes         every take gets its id, and the existing ones are found                    -> Keyed
     check_takes       what cannot work is refused                                                -> Prepared
 
-A run takes all of them. A dry run (`plan`) takes the first four, as far as they go without a download. Nothing is
-written.
+A run takes all of these steps. A dry run (`plan`) takes the first four, as far as they go without a download. None of
+them writes anything to the workspace.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ def prepare(
     memory: str,
     on_event: events.Listener,
 ) -> Prepared:
-    """Everything that can be said of a run before it begins. model: one that was handed in, loaded, and makes all."""
+    """Take all steps of the preparation of a run.
+
+    model: a loaded model that the caller passed in; it makes all takes. Raises what the steps raise.
+    """
     keyed = _keyed(source, space, partial(recipe_model.find, on_event=on_event), model)
     return check_takes(keyed, model, device, memory)
 
@@ -57,9 +60,10 @@ def _keyed(source: StudySource | Request, space: Workspace, find_model: FindMode
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """What a run would do. complete: None where the weights are not here yet, so that no id is known.
+    """What a run would do.
 
-    needed_bytes: of the takes that are missing. expansion: of a study, else None. recipes: of a request without one.
+    complete: how many takes are complete; None where the weights are not on this machine, because then no id is known.
+    needed_bytes: what the missing takes need. expansion: of a study, else None. recipes: of a request without a study.
     keyed: the request as far as it was prepared.
     """
 
@@ -74,15 +78,20 @@ class StudyPlan:
 
     @cached_property
     def missing(self) -> int:
+        """How many takes have to be made."""
         return self.takes - (self.complete or 0)
 
     def model_of(self, recipe: Recipe) -> LocatedModel | None:
-        """The model that makes a take, None where its weights are not here."""
+        """Return the model that makes a recipe's take, or None where its weights are not on this machine."""
         return self.keyed.located.models.get(ModelKey.of(recipe))
 
 
 def plan(source: StudySource | Request, workspace: Workspace | str | None = None) -> StudyPlan:
-    """The dry run: counts and bytes. Nothing is written, loaded or downloaded, and a named model needs no torch."""
+    """Return counts and bytes of a run without making it (a dry run).
+
+    Nothing is written, loaded or downloaded, and for the name of a variant torch is not imported. Raises RecipeError,
+    TemplateError, ModelError or TakeNotFound for a request that cannot be met.
+    """
     space = Workspace.find(workspace)
     keyed = _keyed(source, space, recipe_model.find_local, None)
     expansion, free = keyed.expansion, free_bytes(space.takes)
@@ -91,7 +100,7 @@ def plan(source: StudySource | Request, workspace: Workspace | str | None = None
         recipes = tuple(recipe for recipe, _ in keyed.recipes)
         needed = bytes_needed(_size(recipe, keyed.located.models.get(ModelKey.of(recipe))) for recipe in recipes)
         return StudyPlan(recipes[0].id, len(recipes), complete, needed, free, None, recipes, keyed)
-    size = recipe_size(expansion.first_recipe, expansion.variant)  # all takes of a study are of one size
+    size = recipe_size(expansion.first_recipe, expansion.variant)  # all takes of a study have the same size
     missing = len(expansion) - (complete or 0)
     needed = missing * size.kept + (size.scratch if missing else 0)
     return StudyPlan(expansion.name, len(expansion), complete, needed, free, expansion, (), keyed)
@@ -100,5 +109,5 @@ def plan(source: StudySource | Request, workspace: Workspace | str | None = None
 def _size(recipe: Recipe, model: LocatedModel | None) -> TakeSize:
     if model is not None:
         return recipe_size(recipe, model.variant)
-    # Of a model that is neither here nor in the table only the usual VAE's shape can be assumed.
+    # For a model that is neither on this machine nor in the table, assume the VAE of Wan 2.1.
     return recipe_size(recipe, VARIANTS.get(recipe.model.variant) or VARIANTS["wan2.1-t2v-1.3b"])

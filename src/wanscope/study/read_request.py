@@ -1,7 +1,7 @@
-"""What a person may hand to `run`: a study or its file, a recipe, or a take that is to be made again.
+"""The first step of preparation: what `run` accepts, which is a study or its file, recipes, or a take to make again.
 
-A take (its id, folder, take.json or video.mp4) carries its recipe, and with it the checksum of the latents that were
-made then, so a replay can say whether it made the same bits.
+A take (its id, folder, take.json or video.mp4) contains its recipe and the checksum of its latents, so a replay can
+report whether it produced the same bits.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ STUDY_ENDINGS = (".yaml", ".yml")
 
 @dataclass(frozen=True)
 class ReplayReference:
-    """What an earlier making of a recipe gave, and where: a replay is compared with it."""
+    """The earlier result that a replay is compared with.
+
+    latents_sha256: the checksum of its final latents. source: the file or folder that it was read from.
+    """
 
     latents_sha256: str
     environment: Environment
@@ -36,9 +39,10 @@ class ReplayReference:
 
 @dataclass(frozen=True)
 class Request:
-    """Either a study or recipes. `replays` maps the ids that are to be made again to what they gave before.
+    """Either a study or recipes.
 
-    loose: a study whose takes get no folder in `studies/`.
+    replays: the earlier results of the takes to make again, by id. loose: whether the study gets no folder in
+    `studies/`.
     """
 
     study: Study | None = None
@@ -48,9 +52,9 @@ class Request:
 
 
 def read_source(source: StudySource | Request, workspace: Workspace) -> Request:
-    """What is to be made; a request that was read already is passed on.
+    """Return the request that `source` describes; a Request is returned as it is.
 
-    RecipeError, TakeNotFound or RequestError when `source` is nothing of the kind.
+    Raises RecipeError, TakeNotFound or RequestError where `source` is none of the accepted kinds.
     """
     if isinstance(source, Request):
         return source
@@ -66,7 +70,7 @@ def read_source(source: StudySource | Request, workspace: Workspace) -> Request:
         return _from_name(str(source), workspace)
     recipes = tuple(source)
     if not recipes or not all(isinstance(recipe, Recipe) for recipe in recipes):
-        raise RecipeError("there is nothing to make", "run takes a study, its file, recipes, or takes to make again")
+        raise RecipeError("there is nothing to make", "run accepts a study, its file, recipes, or a take to make again")
     return Request(recipes=recipes)
 
 
@@ -92,7 +96,7 @@ def _from_name(name: str, workspace: Workspace) -> Request:
 
 
 def study_from_file(name: str) -> Study:
-    """The study in a file; one that names itself nothing is named after its file."""
+    """Return the study in a file; a study without a name is named after its file."""
     data = load_study_data(name)
     study = validated(Study, data)
     return study if study.name else validated(Study, {**data, "name": Path(name).stem})

@@ -1,8 +1,8 @@
-"""The model of a recipe: found, identified, loaded as the recipe says, and checked to be the one that is meant.
+"""The model of a recipe: finding it, identifying it, loading it, and checking that it is the one the recipe names.
 
-What a model is has two parts: a hash of each component's weights (wan/identity.py) and `settings`, a hash of what its
-folder says beside them: the scheduler's numbers, the boundary between experts, per-token timesteps. Both determine
-pixels, so both are in a recipe's id.
+The identity of a model has two parts: a hash of each component's weights (wan/identity.py), and `settings`, a hash of
+the other things that its folder determines: the scheduler's settings, the boundary between experts, and per-token
+timesteps. Both determine pixels, so both are part of a recipe's id.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from wanscope.wan.tokenizer_files import TextTokenizer
     from wanscope.wan.variants import Variant
 
-# A recipe has its own; they are not the model's.
+# Not part of the model's identity: the recipe has its own shift.
 _NOT_SETTINGS = ("flow_shift", "shift")
 
 
 @dataclass(frozen=True)
 class ModelKey:
-    """Takes with the same key are made by one loaded model."""
+    """What determines the loaded model: takes with the same key are made by one loaded model."""
 
     name: str
     dtype: str
@@ -43,21 +43,26 @@ class ModelKey:
 
     @classmethod
     def of(cls, recipe: Recipe) -> ModelKey:
+        """Return the key of the model that makes a recipe's take."""
         return cls(recipe.model.name, recipe.dtype, recipe.model.components, recipe.loras)
 
     @classmethod
     def of_study(cls, expansion: Expansion) -> ModelKey:
+        """Return the key of the model that makes all takes of a study."""
         return cls(expansion.study.model, expansion.dtype, expansion.study.components, expansion.loras)
 
 
 def weights_of(model: Source | WanModel) -> dict[str, str]:
-    """What a recipe records of a model, {part: SHA-256}, from one that is found or one that is loaded."""
+    """Return what a recipe records of a model, {part: SHA-256}, for a model that was found or loaded.
+
+    Raises ModelError where the model has no identity.
+    """
     identity = model.identity() if callable(model.identity) else dict(model.identity)
     if not identity:
         raise ModelError(
-            "the model does not say what its weights are",
-            "its identity is empty, and without it a recipe would not name the weights",
-            "WanModel.from_pipeline(pipe) hashes them",
+            "the model's weights are not identified",
+            "its identity is empty, but a recipe has to name the weights",
+            "WanModel.from_pipeline(pipe)",
         )
     scheduler = model.scheduler if hasattr(model, "scheduler") else model.scheduler_config  # type: ignore[union-attr]
     settings = {
@@ -70,7 +75,7 @@ def weights_of(model: Source | WanModel) -> dict[str, str]:
 
 
 def find(key: ModelKey, on_event: events.Listener) -> Source:
-    """Where the model's parts are; downloads what has to be. Loads nothing."""
+    """Find the model's parts, downloading what is missing. Nothing is loaded."""
     from wanscope.wan.locate import locate
 
     parts = key.components
@@ -78,7 +83,7 @@ def find(key: ModelKey, on_event: events.Listener) -> Source:
 
 
 def find_local(key: ModelKey) -> Source | None:
-    """As `find` where everything lies on this machine; None where something would have to be downloaded."""
+    """Find the model's parts on this machine; return None where something would have to be downloaded."""
     from wanscope.wan.variants import VARIANTS
 
     hub_id = VARIANTS[key.name].hub_id if key.name in VARIANTS else key.name
@@ -96,7 +101,7 @@ def _cached(hub_id: str, key: ModelKey) -> Source | None:
 
     try:
         folder = Path(huggingface_hub.snapshot_download(hub_id, local_files_only=True))
-    except (OSError, ValueError):  # not in the cache, or no hub id at all
+    except (OSError, ValueError):  # not in the cache, or not a hub id
         return None
     return None if missing(folder) else find(ModelKey(str(folder), key.dtype, key.components), events.ignore)
 
@@ -110,9 +115,11 @@ def load_model(
     *,
     encoder: bool = True,
 ) -> WanModel:
-    """The model with its LoRAs, ready to encode the prompts of `recipes`; it is the one they were written for.
+    """Load the model with its LoRAs, ready to encode the prompts of `recipes`.
 
-    encoder: whether the text encoder is loaded; without it nothing can be encoded."""
+    encoder: whether the text encoder is loaded; without it nothing can be encoded. Raises ModelError where the weights
+    are not those that the recipes name.
+    """
     from wanscope.wan.load import load
 
     parts = key.components
@@ -135,31 +142,36 @@ def load_model(
 
 
 def require_weights(recipe: Recipe, have: Mapping[str, str]) -> None:
-    """ModelError unless the weights are those that the recipe was written for."""
+    """Raise ModelError unless the weights are those that the recipe names. have: {part: SHA-256}."""
     wanted = recipe.model.weights
     other = [part for part in wanted if wanted[part] != have.get(part)] + [p for p in have if p not in wanted]
     if wanted and other:
         raise ModelError(
             f"{recipe.model.name} is not the model that this recipe was made with",
-            f"its {', '.join(dict.fromkeys(other))} differ{'' if len(other) > 1 else 's'} from those recorded",
-            "the model as it was, or a study of your own with the same prompt and settings",
+            f"its {', '.join(dict.fromkeys(other))} differ{'' if len(other) > 1 else 's'} from the recorded weights. "
+            "Use the original model, or write a study with the same prompt and settings",
         )
 
 
 def require_loras(recipe: Recipe, model: WanModel) -> None:
-    """ModelError unless a model that was handed in has the recipe's LoRAs, no more and no fewer."""
+    """Raise ModelError unless a model that the caller passed in has exactly the recipe's LoRAs."""
     wanted = sorted((lora.sha256 or "", lora.weight, lora.expert) for lora in recipe.loras)
     have = sorted((lora.sha256, lora.weight, lora.expert) for lora in model.loras)
     if wanted != have:
         raise ModelError(
             "the model's LoRAs are not the recipe's",
-            f"the model has {len(have)} and the recipe names {len(wanted)}, or they differ in weight or file",
-            "load(..., loras=[...]) as the recipe says",
+            f"the model has {len(have)} and the recipe names {len(wanted)}"
+            if len(have) != len(wanted)
+            else "they differ in file, weight or expert",
+            f"load(..., loras={[(lora.path, lora.weight, lora.expert) for lora in recipe.loras]})",
         )
 
 
 def tokenizer_of(key: ModelKey) -> tuple[TextTokenizer | PreTrainedTokenizerBase, int]:
-    """The model's tokenizer, for checks, and how many tokens the model reads; no weights are loaded."""
+    """Return the model's tokenizer, for checks, and the number of tokens that the model reads.
+
+    No weights are loaded.
+    """
     from wanscope.wan.tokenizer import read_tokenizer, text_length_of
 
     found = find(key, events.ignore)
@@ -168,7 +180,7 @@ def tokenizer_of(key: ModelKey) -> tuple[TextTokenizer | PreTrainedTokenizerBase
 
 
 def check_memory(variant: Variant, recipes: Sequence[Recipe], device: str, memory: str) -> None:
-    """MemoryPlanError, with the sum, where the largest of `recipes` cannot fit. Loads nothing."""
+    """Raise MemoryPlanError, with the arithmetic, where the largest of `recipes` does not fit. Nothing is loaded."""
     from wanscope.wan.load import pick_device
     from wanscope.wan.memory_plan import plan_memory
     from wanscope.wan.placement import capacity
@@ -187,14 +199,14 @@ def check_memory(variant: Variant, recipes: Sequence[Recipe], device: str, memor
 
 
 def place_encoder(model: WanModel) -> None:
-    """Bring the text encoder to where it runs."""
+    """Move the text encoder to the device where it runs."""
     from wanscope.wan import placement
 
     placement.place_encoder(model)
 
 
 def place(model: WanModel, recipes: Sequence[Recipe], on_event: events.Listener = events.ignore) -> None:
-    """Bring transformer and VAE to where the largest of `recipes` can run."""
+    """Move transformer and VAE to where the largest of `recipes` can run."""
     from wanscope.wan import placement
 
     largest = _largest(recipes)
@@ -210,7 +222,7 @@ def _batch(recipe: Recipe) -> int:
 
 
 def free_memory() -> None:
-    """Give back what nothing refers to any more."""
+    """Release memory that is no longer referenced, on the host and on the GPU."""
     import gc
 
     import torch

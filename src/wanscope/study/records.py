@@ -1,4 +1,4 @@
-"""What is done and recorded inside a take's run: its edits, latents, what each step predicts, attention maps."""
+"""What is recorded while a take is made: applied edits, latents, predicted clean latents, attention maps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SCRATCH = "path.scratch"
 
 
 class Records:
-    """The records that a recipe asks for, written below `folder` as they come; `stack` lets go of what is open."""
+    """The records that a recipe asks for, written below `folder` during the run; `stack` closes their files."""
 
     def __init__(self, recipe: Recipe, model: WanModel, folder: Path, stack: contextlib.ExitStack) -> None:
         capture = recipe.capture
@@ -51,13 +51,15 @@ class Records:
 
     @property
     def observers(self) -> tuple[Observer, ...]:
+        """The observers of the sampling loop, for latents and for predicted clean latents."""
         return tuple(observer for observer in (self.latents, self.clean) if observer is not None)
 
     @contextlib.contextmanager
     def attached(self, plan: EditPlan | None = None) -> Iterator[AroundCall | None]:
-        """Edits and recording inside the model for the duration of the `with`; gives what the loop's calls run in.
+        """Attach edits and recorders to the model inside the `with` block.
 
-        Raises EditNotApplied at the end of a run in which an edit did not act as planned.
+        Yields the context manager that the loop wraps around each call of the model, or None where there is nothing to
+        attach. Raises EditNotApplied at the end of a run in which an edit was not applied as planned.
         """
         recorder = itself = None
         self.plan = plan
@@ -74,7 +76,7 @@ class Records:
         self.applied = session.planned(), session.counts()
 
     def finish(self) -> dict[str, Any]:
-        """What take.json says of the records."""
+        """Finish all records and return the fields of take.json that describe them."""
         out: dict[str, Any] = {}
         if self.recipe.edits:
             notes = (self.plan.notes_on,) if self.plan is not None else ()

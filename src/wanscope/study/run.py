@@ -1,12 +1,13 @@
-"""Running a study: everything is checked first, what is complete is skipped, and nothing that was finished is lost.
+"""Running a study: everything is checked first, complete takes are skipped, and finished takes are never lost.
 
     run(source)  ->  read -> expand -> locate weights -> key -> check   (prepare.py)
                  ->  load -> encode all prompts -> free the encoder -> place the transformer
                  ->  for each take: lock -> make -> rename into place
 
-`source` is a study (or its file), a recipe or several, or a take that is to be made again (its id, take.json, MP4).
-A take that fails does not stop the others. Stopped or killed anywhere, the same call goes on where it was. Two
-processes on one study share the work: each take is made by who holds its lock, and both wait for all of it.
+`source` is a study (or its file), one or several recipes, or a take to make again (its id, take.json or MP4). A take
+that fails does not stop the others. A run that was stopped or killed at any point is continued by the same call. Two
+processes on one study share the work: the one that holds a take's lock makes it, and both return when all takes are
+done.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ WAIT_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Failure:
-    """A take that could not be made. `exception` is what it ended with."""
+    """A take that could not be made. `exception` is the error that ended it."""
 
     take: str
     name: str
@@ -53,9 +54,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """What a run leaves. takes: all that are complete, in the study's order, whether made now or before.
+    """The result of a run.
 
-    folder: of the study; None for recipes that belong to none. made: how many were made now.
+    folder: that of the study; None for recipes without a study. takes: all complete takes in the study's order, whether
+    made now or before. made: how many takes were made now.
     """
 
     name: str
@@ -76,20 +78,21 @@ def run(
     on_event: events.Listener = events.ignore,
     interrupt: Callable[[], bool] = lambda: False,
 ) -> StudyResult:
-    """Make every take of `source` that is not there yet.
+    """Make every take of `source` that does not exist yet.
 
-    model: one that is loaded already; it stays as it is. memory, device: for loading otherwise. Between two steps
-    `interrupt()` may ask to stop, which raises Interrupted as Ctrl-C does; finished takes stay.
+    model: a model that is already loaded; its weights stay loaded afterwards. memory, device: how a model is loaded
+    otherwise. interrupt: called between steps; where it returns True, the run stops with Interrupted, as on Ctrl-C, and
+    finished takes are kept.
 
-    RecipeError, ModelError, MemoryPlanError, TakeNotFound or StorageError before any work where the request cannot
-    be met. Later, a StorageError ends the run (the next take would meet the same disk); any other failure is the
-    take's own and is in `failed`.
+    Raises RecipeError, ModelError, MemoryPlanError, TakeNotFound or StorageError before any work where the request
+    cannot be met. Later, a StorageError ends the run, because the next take would fail in the same way; any other
+    failure belongs to its take and is listed in `failed`.
     """
     began = time.monotonic()
     try:
         prepared = prepare(source, Workspace.find(workspace), model, device, memory, on_event)
     except KeyboardInterrupt:
-        raise Interrupted("stopped before any work", "", "run the same again") from None
+        raise Interrupted("stopped before any work", "run it again to start") from None
     session = _Session(prepared, model, memory, device, on_event, interrupt)
     try:
         session.run()
@@ -166,7 +169,7 @@ class _Session:
     # making
 
     def make_group(self, key: recipe_model.ModelKey, takes: Sequence[PlannedTake]) -> None:
-        """All takes that one model makes."""
+        """Make all takes that use one model."""
         recipes = [take.recipe for take in takes]
         needed = needed_texts(recipes)
         known = self.catalog.recall(needed, recipes[0], self.given, self.device)
@@ -181,7 +184,8 @@ class _Session:
         starts = {take.start.spec: take.start.latents(model) for take in takes if take.start is not None}
         waiting = [take for take in takes if not self.attempt(take, model, texts, starts)]
         if waiting:
-            self.emit(events.Note(f"waiting for {len(waiting)} takes that another process is making"))
+            count = f"{len(waiting)} take{'s'[: len(waiting) != 1]}"
+            self.emit(events.Note(f"waiting for {count} that another process is making"))
         while waiting:
             time.sleep(WAIT_SECONDS)
             waiting = [take for take in waiting if not self.attempt(take, model, texts, starts)]
@@ -190,7 +194,7 @@ class _Session:
             recipe_model.free_memory()
 
     def attempt(self, take: PlannedTake, model: WanModel, texts: Texts, starts: dict) -> bool:
-        """Make a take, or find that it is complete by now. False when another process is making it."""
+        """Make a take, unless it is complete by now. Return False where another process is making it."""
         if self.interrupt():
             raise self.stopped()
         recipe = take.recipe
@@ -215,6 +219,7 @@ class _Session:
     def make(
         self, take: PlannedTake, existing: Take | None, model: WanModel, texts: Texts, init: Tensor | None
     ) -> None:
+        """Make one take; `init` is what it starts from, [1, C, T, h, w]. Its failure is recorded and emitted."""
         from wanscope.study.make_take import TakeJob, make_take
 
         recipe = take.recipe
@@ -222,8 +227,8 @@ class _Session:
             recipe = with_records_of(existing.recipe, recipe)
         reference = self.prepared.replays.get(take.id)
         if reference is None and existing is not None:
-            there = existing.manifest
-            reference = ReplayReference(there.latents_sha256, there.environment, str(existing.folder))
+            manifest = existing.manifest
+            reference = ReplayReference(manifest.latents_sha256, manifest.environment, str(existing.folder))
         job = TakeJob(recipe, take.index, len(self.takes), reference, existing)
         try:
             conditioning = texts.conditioning(recipe)
@@ -243,13 +248,13 @@ class _Session:
             raise self.stopped() from None
         except StorageError:
             raise
-        except Exception as error:  # noqa: BLE001 - one take's failure is reported, and the study goes on
+        except Exception as error:  # noqa: BLE001 - one take's failure is reported, and the study continues
             self.errors[take.id] = error
             self.emit(events.TakeFailed(take.id, take.index, len(self.takes), _error_text(error)))
             recipe_model.free_memory()
 
     def tidy(self) -> None:
-        """Remove what killed processes left, unless their takes are being made right now."""
+        """Remove the temporary folders of killed processes, except those of takes that are being made right now."""
         for take in unfinished(self.space.takes):
             with held(self.space.takes, take) as ours:
                 if ours:
@@ -258,8 +263,7 @@ class _Session:
     def stopped(self) -> Interrupted:
         return Interrupted(
             f"stopped with {len(self.done)} of {len(self.takes)} takes complete",
-            "they stay, and the one in progress is not kept",
-            "run the same again to go on",
+            "they are kept, and the one in progress is not. Run it again to continue",
         )
 
 

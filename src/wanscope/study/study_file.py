@@ -1,4 +1,4 @@
-"""Study files: YAML read strictly, found by path or by the name of one that ships with the package."""
+"""Study files: strict YAML, found by path or by the name of a study that ships with the package."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wanscope.spec.strict_yaml import read_yaml
 
 
 def config_names() -> list[str]:
-    """Names of the studies that ship with the package."""
+    """Return the names of the studies that ship with the package, sorted."""
     return sorted(path.stem for path in _config_folder().glob("*.yaml"))
 
 
@@ -22,7 +22,10 @@ def _config_folder() -> Path:
 
 
 def find_study_file(name: str) -> Path:
-    """A study file by path, or by the name of one that ships with the package (with or without .yaml)."""
+    """Find a study file by path, or by the name of one that ships with the package (with or without .yaml).
+
+    Raises RecipeError where there is none.
+    """
     path = Path(name)
     if path.is_file():
         return path
@@ -34,7 +37,10 @@ def find_study_file(name: str) -> Path:
 
 
 def load_study_data(name: str) -> dict[str, Any]:
-    """The mapping in a study file; paths in it (init, loras, edits, a model file) count from the file's folder."""
+    """Return the mapping in a study file. Relative paths in it (init, loras, edits, a model file) start at its folder.
+
+    Raises RecipeError for a file that cannot be read.
+    """
     path = find_study_file(name)
     try:
         text = path.read_text(encoding="utf-8")
@@ -52,7 +58,7 @@ def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     out = dict(data)
     if isinstance(out.get("model"), str):
-        # "high.safetensors + low.safetensors" names two files. A hub id is left alone unless a folder is named so.
+        # "high.safetensors + low.safetensors" names two files. A hub id stays as it is unless a folder has that name.
         out["model"] = " + ".join(anchor(part.strip()) for part in out["model"].split(" + "))
     for block in ("init", "components"):
         if isinstance(out.get(block), dict):
@@ -68,7 +74,7 @@ def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def edit_with_paths(edit: Any, change: Callable[[Any], Any]) -> Any:
-    """An edit as plain data (one in a line of text is read) with every path in it changed."""
+    """Return an edit as plain data with `change` applied to every path in it; a one-line edit is parsed first."""
     if isinstance(edit, str):
         edit = edit_from(edit).model_dump(mode="json", exclude_defaults=True)
     if not isinstance(edit, dict):
@@ -80,7 +86,7 @@ def edit_with_paths(edit: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def _anchored_donor(donor: Any, change: Callable[[Any], Any]) -> Any:
-    """A prompt stays, whatever file may be called so."""
+    """Apply `change` to the paths of a donor. A prompt stays as it is, even where a file has that name."""
     if not isinstance(donor, dict):
         return donor
     out = {**donor, "embedding": change(donor["embedding"])} if "embedding" in donor else dict(donor)
@@ -99,7 +105,7 @@ def _anchored_values(key: str, values: Any, change: Callable[[Any], Any]) -> Any
 
 
 def _anchored_lora(lora: Any, anchor: Any) -> Any:
-    """`path`, `path:weight` or a mapping with `path`."""
+    """Apply `anchor` to the path of a LoRA, which is `path`, `path:weight` or a mapping with `path`."""
     if isinstance(lora, dict) and "path" in lora:
         return {**lora, "path": anchor(lora["path"])}
     if isinstance(lora, str):

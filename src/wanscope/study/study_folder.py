@@ -1,13 +1,13 @@
 """`studies/<name>/`: the study file, a table of its takes, and links with readable names into `takes/`.
 
-    study.yaml                the study as it was last run, with what it left open resolved in comments
-    study.1.yaml, ...         how it read before, oldest first
-    index.csv                 a row a take: name, take, seed, prompt, slots, status
+    study.yaml                the study as it was last run, with the settings it left open in comments
+    study.1.yaml, ...         earlier versions, oldest first
+    index.csv                 one row per take: name, take, seed, prompt, slots, status
     two-women_seed07.mp4      -> ../../takes/<id>/video.mp4
 
-A name is a study: running a study of another content under it keeps both. The earlier file is numbered, its takes
-stay in the table with `current` = no, and its links get the take's id at their end. Where a file system has no links,
-a small text file `two-women_seed07.txt` says the path instead.
+Running a changed study under the same name keeps both versions. The earlier file is numbered, its takes stay in the
+table with `current` = no, and the take's id is appended to the names of its links. Where the file system does not
+support links, a small text file `two-women_seed07.txt` contains the path instead.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ EDIT = "edit"  # a column only where a study has edits
 
 @dataclass(frozen=True)
 class IndexRow:
-    """One line of index.csv. status: complete, failed or missing. slots: the variation's bindings.
+    """One row of index.csv.
 
-    edit: baseline, edited, or what its place in the sweep is; "" where the study has no edits. swept: {setting: value}.
+    status: complete, failed or missing. slots: the variation's bindings. edit: `baseline`, `edited` or the label of its
+    combination in the sweep; "" where the study has no edits. swept: {setting: value}.
     """
 
     name: str
@@ -66,7 +67,7 @@ class StudyFolder:
         self.folder = workspace.studies / name
 
     def begin(self, expansion: Expansion) -> list[Note]:
-        """Write study.yaml, keeping a different earlier one under a number."""
+        """Write study.yaml, keeping a different earlier version under a number; return notes for the user."""
         with self._locked(), guarded(self.folder):
             path = self.folder / STUDY
             notes = []
@@ -78,13 +79,13 @@ class StudyFolder:
                 os.replace(path, self.folder / f"study.{number}.yaml")
                 changed = _changes(earlier, expansion.study)
                 notes.append(
-                    Note(f"study {self.name} has changed ({changed}); how it read before is in study.{number}.yaml")
+                    Note(f"study {self.name} has changed ({changed}); the earlier version is in study.{number}.yaml")
                 )
             write_atomic(path, study_yaml(expansion))
             return notes
 
     def record(self, rows: Iterable[IndexRow]) -> None:
-        """Bring index.csv and the links up to date: `rows` are the study's own, earlier ones stay as not current."""
+        """Update index.csv and the links: `rows` are the study's current ones; earlier rows stay as not current."""
         with self._locked(), guarded(self.folder):
             mine = list(rows)
             ids = {(row.take, row.name) for row in mine}
@@ -94,13 +95,13 @@ class StudyFolder:
             self._set_links([*mine, *kept])
 
     def link(self, rows: Iterable[IndexRow]) -> None:
-        """Make the links of finished takes, before the table is written at the end."""
+        """Create the links of finished takes, before the table is written at the end."""
         with self._locked(), guarded(self.folder):
             for row in rows:
                 _link(self.folder / f"{row.name}.mp4", self._video(row.take))
 
     def rows(self) -> list[IndexRow]:
-        """What index.csv says, [] before there is one."""
+        """Return the rows of index.csv, or [] before there is one. Raises RecipeError where it cannot be read."""
         path = self.folder / INDEX
         if not path.exists():
             return []
@@ -129,7 +130,7 @@ class StudyFolder:
             if not ours:
                 raise StorageError(
                     f"study {self.name} is being written by another process",
-                    f"for {STUDY_WAIT_SECONDS:.0f} seconds now",
+                    f"it has held the study's lock for {STUDY_WAIT_SECONDS:.0f} seconds",
                 )
             with guarded(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -137,7 +138,7 @@ class StudyFolder:
 
 
 def study_yaml(expansion: Expansion) -> str:
-    """The study as YAML that runs again, with what it left open in comments above it."""
+    """Return the study as YAML that can be run again, with the settings it left open in comments above it."""
     import yaml
 
     data = expansion.study.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
@@ -206,7 +207,8 @@ def _row(line: dict[str, str]) -> IndexRow:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise RecipeError(
-            f"an {INDEX} has been changed so that it cannot be read", f"{error!r} in {line}", f"remove that {INDEX}"
+            f"an {INDEX} has been changed and cannot be read",
+            f"{error!r} in {line}. Delete the file; it is written again when the study is run",
         ) from None
 
 
@@ -220,7 +222,7 @@ def _link(place: Path, video: Path) -> None:
         os.symlink(target, place)
         pointer.unlink(missing_ok=True)
     except (OSError, NotImplementedError):
-        # No links here (Windows without the right, FAT): the path as text.
+        # Links are not supported here (FAT, or Windows without the privilege): write the path as text.
         write_atomic(pointer, f"{_POINTER}{Path(target).as_posix()}\n")
 
 

@@ -1,4 +1,4 @@
-"""Long constants of the variant table: the official negative prompts and the VAEs' configs.
+"""Long constants for the table of variants: the official negative prompts and the VAEs' configs.
 
 Sources: `sample_neg_prompt` of Wan 2.1 and 2.2 (I2V 2.1 puts "camera shake" first); latent statistics from their VAE
 files and diffusers' AutoencoderKLWan.
@@ -48,7 +48,7 @@ VAE_2_2: dict[str, Any] = {
     ],
 }
 
-# As trained by marbles/train/vae.py; the packaged config replaces it (its latent statistics are measured).
+# As trained by marbles/train/vae.py. The packaged config, with measured latent statistics, replaces this one.
 VAE_MARBLES: dict[str, Any] = {
     **VAE_2_1,
     "base_dim": 32, "dim_mult": [1, 2, 2], "num_res_blocks": 1, "temperal_downsample": [True, True],

@@ -1,4 +1,4 @@
-"""Is this machine ready, and if not, what to do. Each check says what it found; none downloads or changes anything."""
+"""Checks whether this machine is ready, and says what to do if not. No check downloads or changes anything."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MARBLES_HOST_BYTES = 3_000_000_000
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. `fix` says what to do unless status is ok."""
+    """The result of one check. `fix` is what to do where status is not ok."""
 
     name: str
     status: Status
@@ -35,11 +35,12 @@ class Check:
     fix: str = ""
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the result as plain data."""
         return asdict(self)
 
 
 def diagnose(workspace: Path | None = None) -> list[Check]:
-    """All checks. workspace: where takes are written (default: the current folder)."""
+    """Run all checks and return their results. workspace: where takes are written (default: the current folder)."""
     checks: list[Callable[[], Check]] = [
         python,
         packages,
@@ -55,15 +56,17 @@ def diagnose(workspace: Path | None = None) -> list[Check]:
 
 
 def python() -> Check:
+    """Check that Python is not newer than the versions that wanscope is tested with."""
     version = platform.python_version()
     if sys.version_info >= NEWEST_TESTED:
         return Check(
-            "Python", "warn", f"{version}, newer than what wanscope is tested with", "python3.13 -m venv .venv"
+            "Python", "warn", f"{version}, newer than the versions wanscope is tested with", "python3.13 -m venv .venv"
         )
     return Check("Python", "ok", version)
 
 
 def packages() -> Check:
+    """Check that the required packages are installed."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         return Check("packages", "fail", f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}")
@@ -72,6 +75,7 @@ def packages() -> Check:
 
 
 def torch_build() -> Check:
+    """Check that torch is installed, and that its build fits the machine."""
     if importlib.util.find_spec("torch") is None:
         return Check("torch", "fail", "not installed", "pip install 'torch>=2.10,<2.14'")
     import torch
@@ -81,74 +85,81 @@ def torch_build() -> Check:
         return Check(
             "torch",
             "warn",
-            f"{torch.__version__}, {kind}, but this machine has an NVIDIA GPU",
-            "install the CUDA build of torch; see 'Choosing a torch build' in the README",
+            f"{torch.__version__}, {kind}, but this machine has an NVIDIA GPU (see 'Choosing a torch build' in "
+            "docs/install.md)",
+            "python3 scripts/setup.py demo --torch cuda",
         )
     return Check("torch", "ok", f"{torch.__version__}, {kind}, {torch.get_num_threads()} threads")
 
 
 def gpu() -> Check:
+    """Check whether torch can use a GPU, and whether the GPU supports bfloat16."""
     if importlib.util.find_spec("torch") is None:
-        return Check("GPU", "fail", "cannot be looked at without torch", "pip install 'torch>=2.10,<2.14'")
+        return Check("GPU", "fail", "cannot be checked without torch", "pip install 'torch>=2.10,<2.14'")
     import torch
 
     if not torch.cuda.is_available():
         if torch.version.cuda:
-            return Check("GPU", "warn", "the CUDA build of torch sees no GPU", "nvidia-smi, and check the driver")
-        return Check("GPU", "ok", "none; marbles runs on the CPU, larger models need a GPU to be useful")
+            return Check("GPU", "warn", "the CUDA build of torch finds no GPU; check the driver", "nvidia-smi")
+        return Check("GPU", "ok", "none; marbles runs on the CPU, larger models need a GPU")
     found = []
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         found.append(f"{torch.cuda.get_device_name(index)}, {size(free)} of {size(total)} free")
     old = not torch.cuda.is_bf16_supported()
-    fix = "this GPU has no bfloat16; use dtype: fp16" if old else ""
-    return Check("GPU", "warn" if old else "ok", "; ".join(found), fix)
+    if old:
+        return Check("GPU", "warn", f"{'; '.join(found)}; it does not support bfloat16", "dtype: fp16")
+    return Check("GPU", "ok", "; ".join(found))
 
 
 def memory() -> Check:
+    """Check that there is enough free host memory for marbles."""
     import psutil
 
     state = psutil.virtual_memory()
     detail = f"{size(state.available)} of {size(state.total)} available, {os.cpu_count()} CPU cores"
     if state.available < MARBLES_HOST_BYTES:
-        return Check("memory", "warn", detail, f"close programs; marbles wants {size(MARBLES_HOST_BYTES)}")
+        return Check("memory", "warn", detail, f"close other programs; marbles needs {size(MARBLES_HOST_BYTES)}")
     return Check("memory", "ok", detail)
 
 
 def disk(folder: Path) -> Check:
-    """Room and the right to write where takes go."""
+    """Check that the folder for takes can be written and has enough free space."""
     existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     detail = f"{size(shutil.disk_usage(existing).free)} free in {existing}"
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        fix = "choose another folder: export WANSCOPE_HOME=/a/folder"
-        return Check("workspace", "fail", f"{existing} cannot be written ({error.strerror})", fix)
+        why = f"{existing} cannot be written ({error.strerror}); choose another folder"
+        return Check("workspace", "fail", why, "export WANSCOPE_HOME=/a/folder")
     if shutil.disk_usage(existing).free < SMALL_DISK_BYTES:
-        return Check("workspace", "warn", detail, "free some space; a study with latents takes gigabytes")
+        return Check("workspace", "warn", detail, "free some space; a study that stores latents needs gigabytes")
     return Check("workspace", "ok", detail)
 
 
 def hub_cache() -> Check:
-    """Which variants are in the cache already, and whether there is room for one more."""
+    """Check which variants are in the hub's cache, and whether there is room for another one."""
     from huggingface_hub import constants
 
     place = Path(constants.HF_HUB_CACHE)
-    names = [v.name for v in VARIANTS.values() if v.hub_id is not None and _is_cached(place, v.hub_id)]
+    cached = [v.name for v in VARIANTS.values() if v.hub_id is not None and _is_cached(place, v.hub_id)]
     existing = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
-    detail = f"{place}: {', '.join(names) or 'no Wan model yet'}, {size(free)} free"
+    detail = f"{place}: {', '.join(cached) or 'no Wan model yet'}, {size(free)} free"
     if constants.HF_HUB_OFFLINE:
-        return Check("hub cache", "warn", f"{detail}; HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE to download models")
+        detail += "; HF_HUB_OFFLINE is set, so models are not downloaded"
+        return Check("hub cache", "warn", detail, "unset HF_HUB_OFFLINE")
     if free < MODEL_BYTES:
-        return Check("hub cache", "warn", detail, "models take 12 to 70 GB: export HF_HOME=/a/larger/disk")
+        return Check("hub cache", "warn", f"{detail}; models need 12 to 70 GB", "export HF_HOME=/a/larger/disk")
     return Check("hub cache", "ok", detail)
 
 
 def _is_cached(place: Path, hub_id: str) -> bool:
-    """Whether a snapshot of a repository lies in the hub's cache. (`huggingface_hub.scan_cache_dir` would say, and
-    takes longer to import than all else here but torch.)"""
+    """Return whether a snapshot of a repository is in the hub's cache.
+
+    `huggingface_hub.scan_cache_dir` would tell, but takes longer to import than everything else here except torch.
+    """
     from huggingface_hub import constants
 
     folder = place / constants.REPO_ID_SEPARATOR.join(("models", *hub_id.split("/"))) / "snapshots"
@@ -156,7 +167,7 @@ def _is_cached(place: Path, hub_id: str) -> bool:
 
 
 def video_writing() -> Check:
-    """Encoders that PyAV brings along; no ffmpeg program is needed."""
+    """Check that PyAV, which includes its own encoders, can write MP4. An ffmpeg program is not needed."""
     try:
         import av
         import av.codec
@@ -166,12 +177,15 @@ def video_writing() -> Check:
     if not known:
         return Check("video", "fail", f"PyAV {av.__version__} has no MP4 encoder", "pip install --force-reinstall av")
     status: Status = "ok" if known[0] == "libx264" else "warn"
-    fix = "" if status == "ok" else "pip install --force-reinstall av, for H.264 with libx264"
-    return Check("video", status, f"PyAV {av.__version__}, {known[0]}", fix)
+    detail = f"PyAV {av.__version__}, {known[0]}"
+    if status == "ok":
+        return Check("video", status, detail)
+    return Check("video", status, f"{detail}, without libx264 for H.264", "pip install --force-reinstall av")
 
 
 def marbles() -> Check:
+    """Check that the packaged weights of marbles are installed."""
     if (MARBLES_WEIGHTS / "model_index.json").is_file():
         return Check("marbles", "ok", f"weights in {MARBLES_WEIGHTS}")
     fix = "pip install --force-reinstall wanscope"
-    return Check("marbles", "fail", "the weights that ship with the package are not there", fix)
+    return Check("marbles", "fail", "the weights that ship with the package are missing", fix)

@@ -1,6 +1,6 @@
-"""Getting model files from the Hugging Face hub: size and place are said first, and nothing is a pickle.
+"""Downloads model files from the Hugging Face hub. Size and destination are reported first; pickles are never loaded.
 
-What is in the local cache is used without asking the network.
+Files in the local cache are used without a network request.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PARTS = ("transformer", "transformer_2", "vae", "text_encoder", "tokenizer", "sc
 
 
 def size(bytes_: float) -> str:
-    """`28.6 GB`."""
+    """Return a number of bytes as text, such as `28.6 GB`."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if bytes_ >= scale:
             return f"{bytes_ / scale:.1f} {unit}"
@@ -26,7 +26,10 @@ def size(bytes_: float) -> str:
 
 
 def missing(folder: Path, parts: tuple[str, ...] = ()) -> list[str]:
-    """Files that a diffusers folder names and does not have. `parts`: components that are needed; () for all named."""
+    """Return the files that a folder in diffusers' layout needs but does not have.
+
+    parts: the components that are needed; () for all that model_index.json names.
+    """
     index = folder / "model_index.json"
     if not index.is_file():
         return ["model_index.json"]
@@ -60,16 +63,16 @@ def snapshot(
     endpoint: str | None = None,
     cache: Path | None = None,
 ) -> Path:
-    """The folder with the hub repository's files for these parts, from the cache or downloaded.
+    """Return the folder with the hub repository's files for these parts, from the cache or downloaded.
 
-    A Note says size and place before a download. ModelError when it cannot be had: no network, no such repository,
-    not enough disk.
+    A Note states size and destination before a download. Raises ModelError where it cannot be downloaded: no network,
+    no such repository, or not enough disk space.
     """
     import huggingface_hub
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import HfHubHTTPError
 
-    # Its first base is the HTTP library's own error (httpx or its successor), which some failures raise bare.
+    # Its first base is the HTTP library's own error (httpx or its successor), which some failures raise directly.
     network_errors: Any = (OSError, *HfHubHTTPError.__bases__)
     wanted: dict[str, Any] = {
         "repo_id": hub_id,
@@ -82,7 +85,7 @@ def snapshot(
         if not missing(folder, parts):
             return folder
     except network_errors:
-        pass  # not in the cache: the next call says what is to be had
+        pass  # not in the cache: the next call asks the hub
     place = Path(cache or HF_HUB_CACHE)
     try:
         files = huggingface_hub.snapshot_download(**wanted, dry_run=True)
@@ -95,7 +98,7 @@ def snapshot(
     gone = missing(folder, parts)
     if gone:
         raise ModelError(
-            f"{hub_id} is not a whole Wan model in diffusers' layout",
+            f"{hub_id} is not a complete Wan model in diffusers' layout",
             f"it has no {', '.join(gone[:4])} (pickled weights are never loaded)",
             "wanscope models",
         )
@@ -108,7 +111,7 @@ def _check_disk(hub_id: str, needed: int, place: Path) -> None:
     if needed > free:
         raise ModelError(
             f"{hub_id} does not fit on the disk",
-            f"{size(needed)} are to be downloaded to {place}, where {size(free)} are free",
+            f"the download to {place} needs {size(needed)}, and {size(free)} are free",
             "export HF_HOME=/a/larger/disk",
         )
 
@@ -121,18 +124,20 @@ def _unreachable(hub_id: str, place: Path, error: BaseException) -> ModelError:
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
     if any(isinstance(link, GatedRepoError) for link in chain):
-        return ModelError(f"{hub_id} asks for an agreement first", "accept it on its hub page", "hf auth login")
+        return ModelError(
+            f"{hub_id} is a gated model", "accept its terms on its hub page, then log in", "hf auth login"
+        )
     if any(isinstance(link, RepositoryNotFoundError) for link in chain):
-        return ModelError(f"the hub has no model {hub_id}", "the name is wrong or it is private", "wanscope models")
+        return ModelError(f"the hub has no model {hub_id}", "the name is wrong, or it is private", "wanscope models")
     if constants.HF_HUB_OFFLINE:
         return ModelError(
             f"{hub_id} is not in the local cache {place}",
             "HF_HUB_OFFLINE is set, so it is not downloaded",
-            "unset HF_HUB_OFFLINE, or give the folder of a copy of the model",
+            "unset HF_HUB_OFFLINE",
         )
     reason = str(chain[-1]).strip().split("\n")[0] or type(chain[-1]).__name__
     return ModelError(
         f"{hub_id} is not in the local cache {place} and cannot be downloaded",
-        f"the hub cannot be reached or stopped answering ({reason[:200]})",
-        "connect to the network, or give the folder of a copy of the model",
+        f"the hub cannot be reached or stopped responding ({reason[:200]}). Connect to the network, or pass the folder "
+        "of a copy of the model",
     )

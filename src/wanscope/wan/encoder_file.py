@@ -1,8 +1,8 @@
-"""A UMT5 text encoder from one safetensors file.
+"""Loads a UMT5 text encoder from a single safetensors file.
 
-Two layouts: Wan's own (`umt5-xxl-enc-*`: `token_embedding.weight`, `blocks.0.attn.q.weight`) and the one ComfyUI
-repackages (`umt5_xxl_*`: transformers' names), each plain or as scaled fp8. ComfyUI's files carry the tokenizer's
-SentencePiece model as a tensor, `spiece_model`, which is then used.
+Two layouts are read: Wan's own (`umt5-xxl-enc-*`: `token_embedding.weight`, `blocks.0.attn.q.weight`) and the one that
+ComfyUI repackages (`umt5_xxl_*`, with transformers' names), each either unscaled or as scaled fp8. ComfyUI's files
+contain the tokenizer's SentencePiece model as the tensor `spiece_model`, which is then used.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WAN_EMBEDDING = "token_embedding.weight"
 SPIECE = "spiece_model"
 PREFIXES = ("", "text_encoders.umt5xxl.transformer.", "umt5xxl.transformer.", "transformer.", "text_encoder.")
 
-# Wan's names within a block, and transformers'. Both feed-forwards are act(gate(x)) * fc1(x), then fc2.
+# Wan's names within a block, and those of transformers. Both feed-forwards are act(gate(x)) * fc1(x), then fc2.
 BLOCK = {
     "norm1": "layer.0.layer_norm",
     "attn.q": "layer.0.SelfAttention.q",
@@ -44,7 +44,7 @@ BLOCK = {
 
 
 def transformers_name(name: str) -> str:
-    """transformers' name for one of Wan's, or the name itself where there is none."""
+    """Return transformers' name of a tensor in Wan's layout, or the name itself where it is not one of Wan's."""
     if name == WAN_EMBEDDING:
         return SHARED
     if name == "norm.weight":
@@ -56,7 +56,7 @@ def transformers_name(name: str) -> str:
 
 
 def _names(file: WeightFile, scales: scaled_fp8.Scales) -> dict[str, str]:
-    """{transformers' name: name in the file}; the tied embedding under its first name only."""
+    """Return {transformers' name: name in the file}, with the tied embedding under its first name only."""
     names = {transformers_name(name): name for name in scales.weights}
     if SHARED not in names and TIED in names:
         names[SHARED] = names[TIED]
@@ -98,7 +98,7 @@ def _config(file: WeightFile, names: dict[str, str]) -> dict[str, Any]:
 
 
 def load(path: Path, dtype: torch.dtype) -> UMT5EncoderModel:
-    """The encoder of a file, on the CPU, in `dtype`."""
+    """Load the encoder in a file on the CPU in `dtype`. Raises ModelError where it is not a complete UMT5 encoder."""
     from transformers import UMT5Config, UMT5EncoderModel
 
     with open_weights(path) as file:
@@ -120,13 +120,13 @@ def load(path: Path, dtype: torch.dtype) -> UMT5EncoderModel:
 
 
 def has_tokenizer(path: Path) -> bool:
-    """Whether an encoder file carries its tokenizer."""
+    """Return whether an encoder file contains its tokenizer."""
     with open_weights(path) as file:
         return any(name.endswith(SPIECE) for name in file.all_names)
 
 
 def sentencepiece_in(path: Path) -> bytes | None:
-    """The serialized SentencePiece model that a ComfyUI encoder file carries, or None."""
+    """Return the serialized SentencePiece model in a ComfyUI encoder file, or None where it has none."""
     with open_weights(path) as file:
         file.strip(PREFIXES, SHARED)
         if SPIECE not in file.names:
@@ -135,7 +135,10 @@ def sentencepiece_in(path: Path) -> bytes | None:
 
 
 def tokenizer_in(path: Path, text_length: int) -> PreTrainedTokenizerBase | None:
-    """transformers' tokenizer of the model that a ComfyUI encoder file carries, or None."""
+    """Return transformers' tokenizer for the SentencePiece model in an encoder file, or None where it has none.
+
+    text_length: the tokenizer's limit in tokens. Raises ModelError where the model cannot be read.
+    """
     data = sentencepiece_in(path)
     if data is None:
         return None
@@ -149,12 +152,12 @@ def tokenizer_in(path: Path, text_length: int) -> PreTrainedTokenizerBase | None
 
 @contextmanager
 def readable_tokenizer(path: Path) -> Iterator[None]:
-    """ModelError, with what to install, where the tokenizer inside an encoder file cannot be read."""
+    """Raise ModelError, with what to install, where the block cannot read the tokenizer inside an encoder file."""
     try:
         yield
     except (ImportError, ValueError, OSError) as error:
         raise ModelError(
             f"the tokenizer inside {path} cannot be read",
             str(error).strip().split("\n")[0],
-            "pip install sentencepiece protobuf, or give tokenizer=a folder with tokenizer.json",
+            "pip install sentencepiece protobuf",
         ) from None

@@ -1,17 +1,20 @@
-"""Settings that must stand before torch is imported; doors call `prepare` first. No torch here."""
+"""Environment variables to set before torch is imported; user interfaces call `prepare` first."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import MutableMapping
 
-ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # torch's name since 2.9, and the older one
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # torch's name since 2.9, and the one before
 EXPANDABLE = "expandable_segments"
 
 
 def prepare(environment: MutableMapping[str, str] = os.environ) -> str:
-    """Let torch's CUDA allocator grow its segments, so that sizes that change between prompts, denoising and decoding
-    do not fragment the GPU's memory. What the user set, in either variable, stays. Returns the setting."""
+    """Turn on expandable segments in torch's CUDA allocator and return the resulting setting.
+
+    Sizes change between encoding, denoising and decoding, and would otherwise fragment the GPU's memory. Other
+    settings that the user made, in either variable, are kept.
+    """
     name = next((name for name in ALLOCATOR if environment.get(name)), ALLOCATOR[0])
     setting = environment.get(name, "")
     if EXPANDABLE not in setting:

@@ -1,8 +1,9 @@
-"""How much memory the parts of a run take; no torch here.
+"""The memory that the parts of a run need. This module does not import torch.
 
-The formulas are upper bounds for what eager diffusers 0.42 allocates, found by counting live tensors of the real
-configs without data (tests/wan/test_wan_footprint.py counts again): per token of the transformer and per pixel of
-the VAE's frames. Fused attention is assumed; attention matrices are never held. e is the bytes of one value.
+The formulas are upper bounds for what eager diffusers 0.42 allocates, per token of the transformer and per pixel of the
+VAE's frames. They were found by counting live tensors of the real configs on the meta device, and
+tests/wan/test_wan_footprint.py counts them again. Fused attention is assumed, which never stores attention matrices.
+e is the number of bytes per value.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ from wanscope.wan.cost import tokens
 from wanscope.wan.variant import Variant
 
 MARGIN = 1.1
-MAX_CHUNK = 4  # latent frames; beyond it decoding gets no faster
-CHUNK_SHARE = 0.1  # of all memory, that a chunk longer than one latent frame may take
+MAX_CHUNK = 4  # latent frames; a longer chunk does not decode faster
+CHUNK_SHARE = 0.1  # the share of all memory that a chunk of more than one latent frame may use
 
 
 def denoise_bytes(variant: Variant, width: int, height: int, frames: int, e: int, batch: int = 1) -> int:
-    """Peak of activations in one forward of a transformer, weights not counted. batch 2 is batched guidance.
+    """Return the peak bytes of activations in one forward of a transformer, without weights.
 
-    A block peaks either in its feed-forward (input and output of the GELU) or in its modulation, in float32. The 5B's
-    per-token timesteps hold six modulation vectors a token besides, once as computed and once in float32.
+    batch: 2 for batched guidance. A block peaks either in its feed-forward (input and output of the GELU) or in its
+    float32 modulation. The 5B's per-token timesteps also hold six modulation vectors per token, once as computed and
+    once in float32.
     """
     n, d, f = tokens(variant, width, height, frames), variant.dim, variant.ffn_dim
     block = max(e * (2 * f + 4 * d), (16 + 3 * e) * d)
@@ -32,18 +34,19 @@ def denoise_bytes(variant: Variant, width: int, height: int, frames: int, e: int
 
 
 def decode_bytes(vae: dict[str, Any], width: int, height: int, latent_frames: int, e: int) -> int:
-    """Peak of activations in decoding `latent_frames` at once, the VAE's weights and the whole video not counted.
+    """Return the peak bytes of activations when decoding `latent_frames` at once, for a size in pixels.
 
-    Caches of the causal convolutions are held whatever the chunk; features at full width grow with it.
+    The VAE's weights and the decoded video are not counted. The caches of the causal convolutions have a fixed size;
+    features at full resolution grow with the chunk.
     """
     base = vae["decoder_base_dim"] or vae["base_dim"]
     patch = vae["patch_size"] or 1
-    held, each = (40, 44) if vae["is_residual"] else (24, 24)
-    return int(MARGIN * (held + each * latent_frames) * base / patch**2 * width * height * e)
+    fixed, per_frame = (40, 44) if vae["is_residual"] else (24, 24)
+    return int(MARGIN * (fixed + per_frame * latent_frames) * base / patch**2 * width * height * e)
 
 
 def decode_chunk(vae: dict[str, Any], width: int, height: int, memory_bytes: int, e: int) -> int:
-    """Latent frames to decode at once: as many, up to MAX_CHUNK, as a tenth of the whole memory holds; at least 1."""
+    """Return how many latent frames to decode at once: 1 to MAX_CHUNK, as many as fit into a tenth of the memory."""
     fitting = (
         n for n in range(MAX_CHUNK, 1, -1) if decode_bytes(vae, width, height, n, e) <= CHUNK_SHARE * memory_bytes
     )
@@ -51,12 +54,12 @@ def decode_chunk(vae: dict[str, Any], width: int, height: int, memory_bytes: int
 
 
 def encode_bytes(variant: Variant, e: int) -> int:
-    """Peak of activations in encoding one prompt, the encoder's weights not counted."""
+    """Return the peak bytes of activations when encoding one prompt, without the encoder's weights."""
     encoder, t = variant.encoder, variant.text_length
     scores = encoder.heads * t * t * (12 * e + 24)  # scores, bias and mask, and the softmax in float32
     return int(MARGIN * (scores + t * e * (3 * encoder.d_ff + 8 * encoder.d_model)))
 
 
 def video_bytes(width: int, height: int, frames: int, e: int = 4) -> int:
-    """A decoded video and the copy that joins its chunks."""
+    """Return the bytes of a decoded video and of the copy that joins its chunks."""
     return 2 * 3 * width * height * frames * e

@@ -1,8 +1,8 @@
-"""A transformer from a GGUF file: weights stay quantised in memory and are dequantised layer by layer.
+"""Loads a transformer from a GGUF file: weights stay quantized in memory and are dequantized layer by layer.
 
-diffusers reads the tensors and runs the quantised layers. Here: the config from the tensors' shapes, the original
-shape of rearranged tensors (`comfy.gguf.orig_shape.*`, written by ComfyUI-GGUF's converter and not read by
-diffusers), every tensor accounted for, and real tensors where a layer is not linear.
+diffusers reads the tensors and runs the quantized layers. This module adds the config, read from the tensors' shapes;
+the original shapes of rearranged tensors (`comfy.gguf.orig_shape.*`, which ComfyUI-GGUF's converter writes and
+diffusers ignores); a check that every tensor is used; and dequantized tensors for layers that are not linear.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _reader(path: Path):
         reader = GGUFReader(path)
     except (ValueError, OSError, IndexError, KeyError) as error:
         raise ModelError(
-            f"{path} cannot be read", f"it is not a whole GGUF file ({error})", "download it again"
+            f"{path} cannot be read", f"it is not a complete GGUF file ({error}); download it again"
         ) from None
     field = reader.get_field("general.architecture")
     architecture = str(field.contents()) if field is not None else "unknown"
@@ -45,7 +45,7 @@ def _reader(path: Path):
 
 
 def _shapes(reader) -> dict[str, tuple[int, ...]]:
-    """{name: shape}, as torch counts them (GGUF counts backwards), rearranged tensors as they were."""
+    """Return {name: shape} in torch's order (GGUF's is reversed), with the original shape of rearranged tensors."""
     shapes = {tensor.name: tuple(int(n) for n in reversed(tensor.shape)) for tensor in reader.tensors}
     for name in shapes:
         field = reader.get_field(ORIGINAL_SHAPE + name)
@@ -55,20 +55,26 @@ def _shapes(reader) -> dict[str, tuple[int, ...]]:
 
 
 def _without_prefix(shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
-    """{name: name in the file}."""
+    """Return {name without the file's prefix: name in the file}."""
     prefix = next((p for p in PREFIXES if f"{p}patch_embedding.weight" in shapes), "")
     return {name.removeprefix(prefix): name for name in shapes}
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """The config of a GGUF transformer, from its header alone."""
+    """Return the config of a GGUF transformer, read from its header alone.
+
+    Raises ModelError where the file is not a complete Wan transformer.
+    """
     shapes = _shapes(_reader(path))
     files = _without_prefix(shapes)
     return config_of(files, lambda name: shapes[files[name]], str(path))
 
 
 def load(path: Path, dtype: torch.dtype) -> WanTransformer3DModel:
-    """The transformer of a GGUF file, on the CPU. `dtype` is what it computes in."""
+    """Load the transformer in a GGUF file on the CPU. dtype: the dtype in which it computes.
+
+    Raises ModelError where a tensor is missing, is left over or has another shape.
+    """
     from diffusers import GGUFQuantizationConfig, WanTransformer3DModel
     from diffusers.models.model_loading_utils import load_gguf_checkpoint
 
@@ -100,7 +106,7 @@ def load(path: Path, dtype: torch.dtype) -> WanTransformer3DModel:
         )
     empty_names = [name for name, tensor in transformer.state_dict().items() if tensor.device.type == "meta"]
     if empty_names:
-        raise ModelError(f"{path} was not loaded whole", f"{len(empty_names)} tensors stayed empty")
+        raise ModelError(f"{path} was not loaded completely", f"{len(empty_names)} tensors are still empty")
     return transformer.eval().requires_grad_(False)
 
 
@@ -115,5 +121,7 @@ def _tensor(tensor: torch.Tensor, shape: tuple[int, ...], linear: bool, name: st
         return tensor
     values = dequantize_gguf_tensor(tensor)
     if values.numel() != int(torch.Size(shape).numel()):
-        raise ModelError(f"{path} cannot be loaded", f"{name} has {values.numel()} values and not the shape {shape}")
+        raise ModelError(
+            f"{path} cannot be loaded", f"{name} has {values.numel()} values, which do not fit the shape {shape}"
+        )
     return values.as_subclass(torch.Tensor).reshape(shape)

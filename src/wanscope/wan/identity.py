@@ -1,11 +1,11 @@
-"""What the weights are, as a hash: so that a take's id says which weights made it, wherever the files lie.
+"""Hashes of weights, which identify the weights that made a take, wherever the files are stored.
 
-Files up to `WHOLE_BYTES` are hashed whole. Of a larger file the hash covers its size, its first MiB (a safetensors or
-GGUF header lies there, with the name, type and shape of every tensor), its last MiB and `SAMPLES` blocks of `BLOCK`
-bytes spread evenly: 28 GB are then told apart in under a second. Two files that differ only between the sampled
-blocks would share a hash; a retrained, merged or requantised model does not. A component is the hash of its files'
-hashes, sorted, and of its config without names and versions; so renaming or moving files changes nothing, and
-sharding them otherwise does.
+Files up to `WHOLE_BYTES` are hashed completely. For a larger file, the hash covers its size, its first MiB (which
+contains the safetensors or GGUF header with the name, type and shape of every tensor), its last MiB, and `SAMPLES`
+evenly spaced blocks of `BLOCK` bytes, so that 28 GB are hashed in under a second. Two files that differ only between
+the sampled blocks have the same hash; a retrained, merged or requantized model does not. The hash of a component is
+the hash of its files' sorted hashes and of its config without names and versions, so renaming or moving files changes
+nothing, but sharding them differently does.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer_config.json")
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 in hex of a file's content, sampled beyond `WHOLE_BYTES`."""
+    """Return the SHA-256 of a file's content in hex; files larger than `WHOLE_BYTES` are sampled."""
     size = path.stat().st_size
     with path.open("rb") as file:
         if size <= WHOLE_BYTES:
@@ -44,7 +44,7 @@ def file_hash(path: Path) -> str:
 
 
 def files_hash(paths: list[Path], config: dict | None = None) -> str:
-    """SHA-256 in hex of a component: its files in any order, and its config."""
+    """Return the SHA-256 of a component in hex, from its files in any order and its config."""
     if len(paths) == 1 and config is None:
         return file_hash(paths[0])
     parts = sorted(file_hash(path) for path in paths)
@@ -54,19 +54,25 @@ def files_hash(paths: list[Path], config: dict | None = None) -> str:
 
 
 def folder_hash(folder: Path) -> str:
-    """SHA-256 in hex of one component folder in diffusers' layout."""
+    """Return the SHA-256 of a component's folder in diffusers' layout, in hex.
+
+    Raises ModelError for a folder without weights.
+    """
     weights = sorted(folder.glob("*.safetensors"))
     config = folder / "config.json"
     if weights:
         return files_hash(weights, json.loads(config.read_text()) if config.exists() else {})
     files = [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
     if not files:
-        raise ModelError(f"{folder} holds no weights", "there is no .safetensors file and no tokenizer in it")
+        raise ModelError(f"{folder} contains no weights", "there is no .safetensors file and no tokenizer in it")
     return files_hash(files, {})
 
 
 def module_hash(module: nn.Module) -> str:
-    """SHA-256 in hex of a module in memory: names, types, shapes and all values of its parameters and buffers."""
+    """Return the SHA-256 of a module in memory, in hex.
+
+    It covers the names, dtypes, shapes and all values of parameters and buffers.
+    """
     import torch
 
     digest = hashlib.sha256()

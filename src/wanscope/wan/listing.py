@@ -1,4 +1,4 @@
-"""Every variant with its parameter counts and its memory in bf16."""
+"""The list of variants with their parameter counts and their memory in bf16."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wanscope.wan.variants import VARIANTS
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One line of `wanscope models`. Parameters of one expert; bytes in bf16, of all experts, apart by component."""
+    """One row of `wanscope models`. Parameters are those of one expert; bytes are for bf16 and all experts."""
 
     name: str
     title: str
@@ -36,11 +36,12 @@ class ModelRow:
     note: str
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the row as plain data."""
         return asdict(self)
 
 
 def models() -> list[ModelRow]:
-    """All variants, in the table's order."""
+    """Return a row for every variant, in the order of the table of variants."""
     rows = []
     for v in VARIANTS.values():
         c, d = counts(v), v.defaults

@@ -1,10 +1,10 @@
-"""Loading a model: from what a person wrote to a WanModel.
+"""Loading a model: from a name, folder or file to a WanModel.
 
     model = load("wan2.1-t2v-1.3b")
     model = load("wan2.1_t2v_14B_fp8_scaled.safetensors", loras=[("style.safetensors", 0.8)])
 
-Weights are loaded on the CPU (mapped from the file, not copied, for a GPU and the file's own dtype); memory.py places
-them.
+Weights are loaded on the CPU (memory-mapped instead of copied, where the device is a GPU and the file has the requested
+dtype); placement.py moves them to the device.
 """
 
 from __future__ import annotations
@@ -58,16 +58,16 @@ def load(
     """Load a model.
 
     spec: a variant's name, a hub id, a folder in diffusers' layout, a .safetensors or .gguf file, or
-    "high.safetensors + low.safetensors" (source.py). device: auto takes the GPU where there is one. dtype: of the
-    transformer; auto is the variant's own. loras: paths, (path, weight) or (path, weight, "high" | "low" | "both").
-    memory: auto, none or offload (memory.py). encoder, vae, tokenizer: other components than the model's own.
-    with_encoder: False leaves the text encoder on the disk, for prompts whose embeddings are there already.
+    "high.safetensors + low.safetensors" (locate.py). device: `auto` is the first GPU, or the CPU without one. dtype:
+    that of the transformer; `auto` is the variant's own. loras: paths, (path, weight) or (path, weight, "high" | "low"
+    | "both"). memory: auto, none or offload (memory_plan.py). encoder, vae, tokenizer: components that replace the
+    model's own. with_encoder: False does not load the text encoder, for prompts whose embeddings are already stored.
 
-    Nothing is unpickled. ModelError when a part is missing, does not fit or would load wrong.
+    Nothing is unpickled. Raises ModelError where a part is missing, does not fit or would be loaded incorrectly.
     """
     started = time.monotonic()
     if memory not in MEMORY:
-        raise ModelError(f"memory {memory!r} is not known", nearest(memory, MEMORY))
+        raise ModelError(f"there is no memory mode {memory!r}", nearest(memory, MEMORY))
     torch_device = pick_device(device)
     chosen = list(map(lora_files.as_triple, loras))
     for path, _, _ in chosen:
@@ -99,13 +99,16 @@ def identify(
     tokenizer: str | Path | None = None,
     on_event: events.Listener = events.ignore,
 ) -> tuple[Source, dict[str, str]]:
-    """What `load` would load, and the identity it would have, without loading weights."""
+    """Return what `load` would load and the identity that the model would have, without loading weights."""
     source = locate(spec, encoder=encoder, vae=vae, tokenizer=tokenizer, on_event=on_event)
     return source, source.identity()
 
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """The torch device; `auto` is the first GPU, else the CPU. ModelError when it is not there."""
+    """Return the torch device; `auto` is the first GPU, or the CPU without one.
+
+    Raises ModelError for a device that does not exist.
+    """
     if isinstance(device, torch.device):
         return device
     if device == "auto":
@@ -115,17 +118,20 @@ def pick_device(device: str | torch.device) -> torch.device:
     except RuntimeError:
         raise ModelError(f"{device!r} is not a device", "use auto, cpu, cuda or cuda:1") from None
     if found.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError(f"the device {device} is not there", "torch sees no CUDA GPU", "wanscope doctor")
+        raise ModelError(f"the device {device} is not available", "torch finds no CUDA GPU", "wanscope doctor")
     return found
 
 
 def device_name(device: torch.device) -> str:
-    """As a take's environment has it: as torch names it, with its model's name where it is a GPU."""
+    """Return the device's name as it is stored in a take's environment: torch's name, and the model of a GPU."""
     return f"cuda {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)
 
 
 def pick_dtype(dtype: str | torch.dtype, source: Source) -> torch.dtype:
-    """The transformer's dtype; `auto` is the variant's own (bf16, and fp32 for marbles and tiny models)."""
+    """Return the transformer's dtype; `auto` is the variant's own: bf16, or fp32 for marbles and tiny models.
+
+    Raises ModelError for a name that is not a dtype.
+    """
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
@@ -136,7 +142,7 @@ def pick_dtype(dtype: str | torch.dtype, source: Source) -> torch.dtype:
 
 
 def _stored(part: Part) -> str:
-    """fp32 or bf16, as a model of unknown dims is stored; fp16 files are computed in fp32."""
+    """Return fp32 or bf16 according to how a model that is not in the table is stored; fp16 files are run in fp32."""
     files = sorted(part.path.glob("*.safetensors")) if part.kind == "folder" else [part.path]
     if not files or files[0].suffix != ".safetensors":
         return "bf16"
@@ -195,12 +201,12 @@ def _transformer(part: Part, dtype: torch.dtype, on_event: events.Listener):
 
     transformer, scaled = single_file.load(part.path, dtype)
     if scaled:
-        on_event(events.Note(f"{part.path.name} holds scaled fp8 weights; they are used as {SHORT[dtype]}"))
+        on_event(events.Note(f"{part.path.name} contains scaled fp8 weights; they are converted to {SHORT[dtype]}"))
     return transformer
 
 
 def load_vae(source: Source) -> AutoencoderKLWan:
-    """A model's VAE alone, fp32 on the CPU."""
+    """Load only a model's VAE, in fp32 on the CPU."""
     return _vae(source.parts["vae"]).eval().requires_grad_(False)
 
 
@@ -227,24 +233,26 @@ def _encoder(part: Part, dtype: torch.dtype):
 def _pretrained(cls: Any, folder: Path, **options: Any):
     options |= {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
     try:
-        with _without_bars():
+        with _without_progress_bars():
             module, info = cls.from_pretrained(folder, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"{folder} cannot be loaded", reason[:300], "the model's safetensors files, whole") from None
+        raise ModelError(f"{folder} cannot be loaded", reason[:300]) from None
     gone = [*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])]
     if cls.__module__.startswith("diffusers") and info["unexpected_keys"]:
         extra = list(info["unexpected_keys"])
-        why = f"{len(extra)} tensors would be dropped: {listed(extra)}"
-        raise ModelError(f"{folder} does not fit its config", why, "the model's own config.json")
-    if gone:  # the libraries fill these with random numbers and say so in a log line
-        raise ModelError(f"{folder} does not hold all weights", f"{len(gone)} are missing or misshapen: {listed(gone)}")
+        why = f"{len(extra)} tensors would be dropped: {listed(extra)}. The folder needs the model's own config.json"
+        raise ModelError(f"{folder} does not fit its config", why)
+    if gone:  # the libraries fill these with random numbers and only log it
+        raise ModelError(
+            f"{folder} does not contain all weights", f"{len(gone)} are missing or have another shape: {listed(gone)}"
+        )
     return module.eval().requires_grad_(False)
 
 
 @contextlib.contextmanager
-def _without_bars() -> Iterator[None]:
-    """Without the libraries' own progress bars: the core tells events and never prints."""
+def _without_progress_bars() -> Iterator[None]:
+    """Turn off the libraries' own progress bars: the core emits events and never prints."""
     import diffusers.utils.logging
     import transformers.utils.logging
 
@@ -263,23 +271,23 @@ def _without_bars() -> Iterator[None]:
 
 
 def load_encoder(source: Source, dtype: torch.dtype):
-    """The text encoder of a model that was found, on the CPU."""
+    """Load only the text encoder of a model that was found, on the CPU."""
     return _encoder(source.parts["text_encoder"], dtype)
 
 
 def _check_fit(model: WanModel) -> None:
-    """The parts belong together."""
+    """Raise ModelError unless the components belong together."""
     config, vae = model.transformer.config, model.vae.config
     if vae["z_dim"] != config["out_channels"]:
-        names = " or ".join(model.variant.files.vae)
+        fitting = model.variant.files.vae
         raise ModelError(
             "the VAE does not fit the transformer",
             f"it has {vae['z_dim']} latent channels and the transformer {config['out_channels']}",
-            f"vae: {names}" if names else "",
+            f"components: {{vae: {fitting[0]}}}" if fitting else "",
         )
     encoder = model.text_encoder
     if encoder is not None and encoder.config.d_model != config["text_dim"]:
         raise ModelError(
             "the text encoder does not fit the transformer",
-            f"it gives {encoder.config.d_model} values a token and the transformer takes {config['text_dim']}",
+            f"it has {encoder.config.d_model} values per token and the transformer takes {config['text_dim']}",
         )

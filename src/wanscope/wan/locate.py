@@ -1,14 +1,14 @@
-"""Where a model's parts are: from what a person wrote to a folder or file for each component.
+"""Where a model's components are: from what the user wrote to a folder or file for each one.
 
-    marbles, wan2.1-t2v-14b          a variant of the table
+    marbles, wan2.1-t2v-14b          the name of a variant
     Wan-AI/Wan2.1-T2V-14B-Diffusers  a hub id
     ./my-wan                         a folder in diffusers' layout
     wan2.1_t2v_14B_fp16.safetensors  one file: original, ComfyUI-repackaged or diffusers' layout
     wan2.1-t2v-14b-Q4_K_M.gguf
     high.safetensors + low.safetensors   the two experts of Wan 2.2
 
-A single file is only the transformer. Its encoder, tokenizer and VAE are those given, else files of the usual names
-beside it (or in ComfyUI's folders), else those of the variant's hub repository.
+A single file contains only the transformer. Its encoder, tokenizer and VAE are the given ones, or else files with the
+usual names next to it (or in ComfyUI's folders), or else those of the variant's hub repository.
 """
 
 from __future__ import annotations
@@ -39,9 +39,11 @@ class Part:
     path: Path
 
     def hash(self) -> str:
+        """Return the SHA-256 of the component's weights in hex (identity.py)."""
         return identity.folder_hash(self.path) if self.kind == "folder" else identity.file_hash(self.path)
 
     def config(self) -> dict[str, Any]:
+        """Return the content of a folder's config.json."""
         return json.loads((self.path / "config.json").read_text())
 
 
@@ -57,7 +59,7 @@ class Source:
     expand_timesteps: bool = False
 
     def identity(self) -> dict[str, str]:
-        """{component: SHA-256 of its weights}; reads files, loads nothing."""
+        """Return {component: SHA-256 of its weights}. Files are read, but nothing is loaded."""
         return {name: part.hash() for name, part in sorted(self.parts.items())}
 
 
@@ -69,8 +71,10 @@ def locate(
     tokenizer: str | Path | None = None,
     on_event: events.Listener = events.ignore,
 ) -> Source:
-    """Find every component of a model; downloads what the hub has and the cache has not. ModelError says what is
-    missing."""
+    """Find every component of a model, downloading what is not in the cache.
+
+    The arguments are those of `load`. Raises ModelError, which says what is missing.
+    """
     paths = [Path(p).expanduser() for p in spec] if isinstance(spec, tuple) else _paths(str(spec))
     if all(_looks_like_a_file(path) for path in paths):
         return _from_files(paths, encoder, vae, tokenizer, on_event)
@@ -97,7 +101,7 @@ def _looks_like_a_file(path: Path) -> bool:
 
 
 def _hub_id(name: str) -> str:
-    """The hub id behind a variant's name, or the hub id that `name` is."""
+    """Return the hub id of the variant called `name`, or `name` itself where it is a hub id."""
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"there is no model at {name}", "the folder or file does not exist")
     if HUB_ID.fullmatch(name):
@@ -111,8 +115,8 @@ def _marbles() -> Source:
     folder = variants.MARBLES_WEIGHTS
     if not (folder / "model_index.json").is_file():
         raise ModelError(
-            "the marbles weights are not there",
-            f"{folder} has no model_index.json; they ship with the package and this copy lacks them",
+            "the weights of marbles are missing",
+            f"they ship with the package, but {folder} has no model_index.json",
             "pip install --force-reinstall wanscope",
         )
     source = _from_folder(folder, "marbles", "marbles")
@@ -123,7 +127,7 @@ def _from_folder(folder: Path, name: str, shown: str) -> Source:
     gone = download.missing(folder)
     if gone == ["model_index.json"] and (folder / "config.json").is_file():
         raise ModelError(
-            f"{shown} is one component and not a whole model",
+            f"{shown} is a single component, not a complete model",
             "a folder in diffusers' layout has model_index.json, transformer/, vae/, text_encoder/ and tokenizer/",
             str(folder.parent),
         )
@@ -131,15 +135,15 @@ def _from_folder(folder: Path, name: str, shown: str) -> Source:
         pickles = sorted(str(p.relative_to(folder)) for s in PICKLES for p in folder.glob(f"*/*{s}"))
         why = f"it has no {', '.join(gone[:4])}"
         if pickles:
-            why += f"; {pickles[0]} is a pickle, which can run any program when loaded, and is never opened"
-        raise ModelError(f"{shown} is not a whole model in diffusers' layout", why, "the model's safetensors files")
+            why += f"; {pickles[0]} is a pickle, which can run any code when it is loaded, and is never opened"
+        raise ModelError(f"{shown} is not a complete model in diffusers' layout", why)
     index = json.loads((folder / "model_index.json").read_text())
     two = bool((index.get("transformer_2") or [None])[0])
     names = ["transformer", *(["transformer_2"] if two else []), "vae", "text_encoder", "tokenizer"]
     parts = {part: Part("folder", folder / part) for part in names}
     absent = [part for part in names if not (folder / part).is_dir()]
     if absent:
-        raise ModelError(f"{shown} is not a whole Wan model", f"it has no {', '.join(absent)}")
+        raise ModelError(f"{shown} is not a complete Wan model", f"it has no {', '.join(absent)}")
     _check_class(shown, parts["transformer"].config().get("_class_name"))
     variant = variants.from_configs(
         name,
@@ -169,7 +173,7 @@ def _check_class(shown: str, name: str | None) -> None:
 
 
 def _text_length(tokenizer: Path) -> int:
-    """As tokenizer.text_length_of, from the folder's file."""
+    """Return the text length as tokenizer.text_length_of does, but from the folder's config."""
     file = tokenizer / "tokenizer_config.json"
     limit = json.loads(file.read_text()).get("model_max_length") if file.is_file() else None
     return int(min(limit or 512, 512))
@@ -202,7 +206,7 @@ def _from_files(
         if value is not None:
             parts[name] = _given_part(name, value, on_event)
     for name, names in (("text_encoder", variant.files.encoder), ("vae", variant.files.vae)):
-        if name not in parts and (found := _beside(paths[0], names, COMFY_FOLDERS[name])):
+        if name not in parts and (found := _find_nearby(paths[0], names, COMFY_FOLDERS[name])):
             parts[name] = Part("file", found)
             on_event(events.Note(f"{name.replace('_', ' ')}: {found}"))
     _tokenizer_with_encoder(parts)
@@ -221,7 +225,10 @@ def _from_files(
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """The transformer config of a single file, from its header."""
+    """Return the transformer config of a single file, read from its header.
+
+    Raises ModelError where the file is not a Wan transformer.
+    """
     if path.suffix.lower() == ".gguf":
         from wanscope.wan import gguf
 
@@ -240,19 +247,19 @@ def _refuse(path: Path) -> None:
 
 
 def _noise(path: Path) -> str | None:
-    """`high` or `low` where a Wan 2.2 file's name says so."""
+    """Return `high` or `low` where a file's name says which expert of Wan 2.2 it is, else None."""
     match = re.search(r"(high|low)[_-]?noise", path.name.lower())
     return match[1] if match else None
 
 
 def _variant_of_files(paths: list[Path], config: dict[str, Any]) -> Variant:
-    """The variant of one or two transformer files; dims decide, then names."""
+    """Return the variant of one or two transformer files. Their dims decide, and where those are shared, the name."""
     experts, channels = len(paths), config["out_channels"]
     if experts == 1 and (noise := _noise(paths[0])):
         other = "low" if noise == "high" else "high"
         raise ModelError(
             f"{paths[0].name} is one of Wan 2.2's two experts",
-            f"the {other}-noise file is needed too",
+            f"the {other}-noise file is needed as well",
             f'model: "{paths[0].name} + {paths[0].name.replace(noise, other)}"',
         )
     five_b = channels == 48
@@ -269,14 +276,14 @@ def _variant_of_files(paths: list[Path], config: dict[str, Any]) -> Variant:
     )
 
 
-def _beside(path: Path, names: tuple[str, ...], folders: tuple[str, ...]) -> Path | None:
-    """A file of one of these names beside the transformer, or in ComfyUI's folder for it."""
+def _find_nearby(path: Path, names: tuple[str, ...], folders: tuple[str, ...]) -> Path | None:
+    """Return a file with one of these names next to the transformer or in ComfyUI's folder for it, else None."""
     places = [path.parent, *(up / folder for up in path.parents[1:3] for folder in folders)]
     return next((place / name for place in places for name in names if (place / name).is_file()), None)
 
 
 def _given_part(name: str, value: str | Path, on_event: events.Listener) -> Part:
-    """A component that was named: a file, its folder, a whole model's folder, or a hub id."""
+    """Return a component that the user named: a file, its folder, the folder of a complete model, or a hub id."""
     path = Path(value).expanduser()
     usual = {"text_encoder": Files().encoder, "vae": Files().vae}
     refuse_pickle(path, usual.get(name, ()))
@@ -290,14 +297,14 @@ def _given_part(name: str, value: str | Path, on_event: events.Listener) -> Part
 
 
 def _tokenizer_with_encoder(parts: dict[str, Part]) -> None:
-    """The tokenizer that lies with the encoder: a folder beside its folder, or inside its file."""
+    """Add the tokenizer that comes with the encoder: in a folder next to its folder, or inside its file."""
     if "tokenizer" in parts or "text_encoder" not in parts:
         return
     encoder = parts["text_encoder"]
     if encoder.kind == "folder":
-        beside = encoder.path.parent / "tokenizer"
-        if beside.is_dir():
-            parts["tokenizer"] = Part("folder", beside)
+        sibling = encoder.path.parent / "tokenizer"
+        if sibling.is_dir():
+            parts["tokenizer"] = Part("folder", sibling)
         return
     from wanscope.wan import encoder_file
 
@@ -311,7 +318,7 @@ def _from_hub(variant: Variant, path: Path, wanted: list[str], on_event: events.
         "vae": f"vae={' or '.join(variant.files.vae) or 'a Wan VAE file or folder'}",
         "tokenizer": "tokenizer=a folder with tokenizer.json",
     }
-    what = f"{path} is a transformer alone"
+    what = f"{path} contains only a transformer"
     why = "it also needs " + ", ".join(needs[name] for name in wanted)
     if variant.hub_id is None:
         raise ModelError(what, why, f"load({path.name!r}, encoder=..., vae=..., tokenizer=...)")

@@ -1,11 +1,11 @@
-"""LoRA files on a Wan transformer, with nothing left out in silence.
+"""Applies LoRA files to a Wan transformer, without silently leaving anything out.
 
-Every tensor of the file is accounted for: low-rank pairs become PEFT adapters (through diffusers), `.diff`, `.diff_b`
-and `.diff_m` (full differences of weights, biases and modulation, which diffusers drops with a log line) are added to
-the parameters, and anything else is refused by name. Layouts: `diffusion_model.*` (lightx2v, Kijai, ComfyUI),
+Every tensor of the file is accounted for: low-rank pairs become PEFT adapters (through diffusers); `.diff`, `.diff_b`
+and `.diff_m` (full differences of weights, biases and modulation, which diffusers drops with only a log line) are added
+to the parameters; anything else is refused by name. The layouts are `diffusion_model.*` (lightx2v, Kijai, ComfyUI),
 `lora_unet_*` (kohya, musubi) and diffusers' own. LoKr, LoHa and DoRA are refused.
 
-An adapter adds weight * (alpha / rank) * up @ down; alpha is the rank where the file names none.
+An adapter adds weight * (alpha / rank) * up @ down; alpha equals the rank where the file does not give it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ OTHER_KINDS = {
 
 @dataclass
 class LoraTensors:
-    """A LoRA file's content by diffusers' module names. `deltas`: full differences by parameter name."""
+    """The content of a LoRA file, by diffusers' module names.
+
+    down: [rank, inputs]. up: [outputs, rank]. deltas: full differences by parameter name, in the parameter's shape.
+    """
 
     down: dict[str, torch.Tensor] = field(default_factory=dict)
     up: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -61,7 +64,7 @@ class LoraTensors:
 
 
 def _original_modules(blocks: int) -> list[str]:
-    """Original names of every layer that a LoRA can be for."""
+    """Return the original names of every layer that a LoRA can change."""
     attention = [f"self_attn.{x}" for x in "qkvo"] + [f"cross_attn.{x}" for x in (*"qkvo", "k_img", "v_img")]
     inside = [*attention, "ffn.0", "ffn.2", "norm3", *(f"{a}_attn.norm_{x}" for a in ("self", "cross") for x in "qk")]
     outside = ["time_embedding.0", "time_embedding.2", "text_embedding.0", "text_embedding.2", "time_projection.1"]
@@ -70,7 +73,7 @@ def _original_modules(blocks: int) -> list[str]:
 
 
 def _modules(transformer: WanTransformer3DModel) -> dict[str, str]:
-    """{name as files write it: diffusers' module name}, in original, kohya's and diffusers' spelling."""
+    """Return {name in a file: diffusers' module name}, for the original, kohya's and diffusers' spelling."""
     ours = [name for name, _ in transformer.named_modules() if name]
     original = {
         old.removesuffix(".weight"): new.removesuffix(".weight")
@@ -83,7 +86,10 @@ def _modules(transformer: WanTransformer3DModel) -> dict[str, str]:
 
 
 def parse(path: Path, transformer: WanTransformer3DModel) -> LoraTensors:
-    """Everything in a LoRA file, under the transformer's names. ModelError names what cannot be used."""
+    """Read everything in a LoRA file, under the transformer's names.
+
+    Raises ModelError, which names what cannot be used.
+    """
     modules, result = _modules(transformer), LoraTensors()
     with open_weights(path) as file:
         for marker, kind in OTHER_KINDS.items():
@@ -91,14 +97,13 @@ def parse(path: Path, transformer: WanTransformer3DModel) -> LoraTensors:
             if found:
                 raise ModelError(
                     f"{path} is not a plain LoRA",
-                    f"it is a {kind} file ({listed(found)}), which cannot be applied here",
-                    "a LoRA export of the same adapter",
+                    f"it is a {kind} file ({listed(found)}), which is not supported. Use a LoRA export of the adapter",
                 )
-        unknown = [name for name in file.names if not _take(name, file.read(name), modules, result)]
+        unknown = [name for name in file.names if not _add_tensor(name, file.read(name), modules, result)]
         alphas = _alphas_of_metadata(file.metadata, result.down, path)
     if unknown:
         image = [name for name in unknown if "k_img" in name or "v_img" in name or "img_emb" in name]
-        why = f"{len(unknown)} tensors belong to no layer of the model: {listed(unknown)}"
+        why = f"{len(unknown)} tensors do not belong to any layer of the model: {listed(unknown)}"
         if image and len(image) == len(unknown):
             why += ". They are for image tokens: the LoRA was made for an image-to-video model"
         raise ModelError(f"{path} does not fit the model", why)
@@ -108,8 +113,8 @@ def parse(path: Path, transformer: WanTransformer3DModel) -> LoraTensors:
     return result
 
 
-def _take(name: str, tensor: torch.Tensor, modules: dict[str, str], result: LoraTensors) -> bool:
-    """Sort one tensor in. False when it is nothing known."""
+def _add_tensor(name: str, tensor: torch.Tensor, modules: dict[str, str], result: LoraTensors) -> bool:
+    """Add one tensor to `result`. Return False where its name is not known."""
     bare = name.removeprefix(KOHYA).lstrip("_")
     for prefix in PREFIXES:
         bare = bare.removeprefix(prefix)
@@ -139,13 +144,13 @@ def _take(name: str, tensor: torch.Tensor, modules: dict[str, str], result: Lora
 
 
 def _alphas_of_metadata(metadata: dict[str, str], down: dict[str, torch.Tensor], path: Path) -> dict[str, float]:
-    """Alphas from the header that diffusers writes (`lora_adapter_metadata`)."""
+    """Return the alpha of each module from the header that diffusers writes (`lora_adapter_metadata`)."""
     if "lora_adapter_metadata" not in metadata:
         return {}
     config = {key.removeprefix("transformer."): v for key, v in json.loads(metadata["lora_adapter_metadata"]).items()}
     if config.get("use_dora"):
         raise ModelError(
-            f"{path} is not a plain LoRA", "its header says it is a DoRA file, which cannot be applied here"
+            f"{path} is not a plain LoRA", "its header says that it is a DoRA file, which is not supported"
         )
     patterns: dict[str, float] = config.get("alpha_pattern") or {}
     result = {}
@@ -161,15 +166,15 @@ def _alphas_of_metadata(metadata: dict[str, str], down: dict[str, torch.Tensor],
 def _check(path: Path, transformer: WanTransformer3DModel, lora: LoraTensors) -> None:
     halves = sorted(set(lora.down) ^ set(lora.up))
     if halves:
-        raise ModelError(f"{path} is not a whole LoRA", f"one of the two matrices is missing for {listed(halves)}")
+        raise ModelError(f"{path} is not a complete LoRA", f"one of the two matrices is missing for {listed(halves)}")
     if not lora.down and not lora.deltas:
-        raise ModelError(f"{path} is not a LoRA", "it holds no low-rank matrices and no differences of weights")
+        raise ModelError(f"{path} is not a LoRA", "it contains no low-rank matrices and no differences of weights")
     wrong = []
     for name in lora.down:
         layer = transformer.get_submodule(name)
         layer = getattr(layer, "base_layer", layer)  # PEFT has wrapped it already
         if not isinstance(layer, nn.Linear):
-            wrong.append(f"{name} ({type(layer).__name__} layers take none here)")
+            wrong.append(f"{name} (low-rank pairs for {type(layer).__name__} layers are not supported)")
         elif lora.down[name].shape[-1] != layer.in_features or lora.up[name].shape[0] != layer.out_features:
             wrong.append(f"{name} ({lora.down[name].shape[-1]} to {lora.up[name].shape[0]})")
     parameters = dict(transformer.named_parameters())
@@ -182,7 +187,7 @@ def _check(path: Path, transformer: WanTransformer3DModel, lora: LoraTensors) ->
 
 
 def _apply(transformer: WanTransformer3DModel, lora: LoraTensors, path: Path, weight: float, adapter: str) -> None:
-    """Add one LoRA to a transformer as the PEFT adapter `adapter`, unmerged; differences are added to parameters."""
+    """Add one LoRA to a transformer as an unmerged PEFT adapter; full differences are added to the parameters."""
     state: dict[str, torch.Tensor] = {}
     for module, down in lora.down.items():
         scale = lora.alpha.get(module, down.shape[0]) / down.shape[0]
@@ -190,7 +195,7 @@ def _apply(transformer: WanTransformer3DModel, lora: LoraTensors, path: Path, we
         state[f"{module}.lora_B.weight"] = (lora.up[module].float() * scale).to(lora.up[module].dtype)
     if state:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several LoRAs are meant
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several LoRAs are intended
             transformer.load_lora_adapter(state, prefix=None, adapter_name=adapter)  # type: ignore[arg-type]
         placed = {
             name
@@ -199,7 +204,7 @@ def _apply(transformer: WanTransformer3DModel, lora: LoraTensors, path: Path, we
         }
         if placed != set(lora.down):
             missed = sorted(set(lora.down) ^ placed)
-            raise ModelError(f"{path} was not applied whole", f"{len(missed)} layers differ: {listed(missed)}")
+            raise ModelError(f"{path} was not applied completely", f"{len(missed)} layers differ: {listed(missed)}")
     parameters = dict(transformer.named_parameters())
     for name, delta in lora.deltas.items():
         parameter = parameters.get(name, parameters.get(_wrapped(name)))
@@ -209,36 +214,42 @@ def _apply(transformer: WanTransformer3DModel, lora: LoraTensors, path: Path, we
 
 
 def _wrapped(name: str) -> str:
-    """The parameter's name once PEFT has wrapped its layer."""
+    """Return the parameter's name after PEFT has wrapped its layer."""
     module, _, parameter = name.rpartition(".")
     return f"{module}.base_layer.{parameter}"
 
 
 def as_triple(lora: Any) -> tuple[Path, float, Literal["both", "high", "low"]]:
-    """(path, weight, expert) of a path, a (path, weight[, expert]) tuple or a recipe's LoraSpec."""
+    """Return (path, weight, expert) of a path, a (path, weight[, expert]) tuple or a recipe's LoraSpec.
+
+    Raises ModelError for an expert other than both, high or low.
+    """
     if isinstance(lora, str | Path):
         lora = (lora, 1.0, "both")
     elif not isinstance(lora, tuple):
         lora = (lora.path, lora.weight, lora.expert)
     path, weight, expert = (*lora, "both")[:3]
     if expert not in EXPERTS:
-        raise ModelError(f"{expert!r} is not an expert", "a LoRA goes to both, high or low")
+        raise ModelError(f"{expert!r} is not an expert", "a LoRA is for high, low or both")
     return Path(path).expanduser(), float(weight), expert
 
 
 def apply_all(model: WanModel, loras: Iterable[Any]) -> None:
-    """Add LoRAs to a model's experts, in order, with their weights."""
+    """Add LoRAs to a model's experts, in order, with their weights.
+
+    Raises ModelError before anything is changed where a file does not fit.
+    """
     applied: list[Lora] = []
     todo: list[tuple[WanTransformer3DModel, LoraTensors, Path, float, str]] = []
     for index, (path, weight, expert) in enumerate((as_triple(lora) for lora in loras), start=len(model.loras)):
         if expert != "both" and model.transformer_2 is None:
-            raise ModelError(f"{path} is for the {expert}-noise expert", f"{model.variant.name} has one expert only")
+            raise ModelError(f"{path} is for the {expert}-noise expert", f"{model.variant.name} has only one expert")
         targets = model.experts()
         targets = targets[:1] if expert == "high" else targets[1:] if expert == "low" else targets
         adapter = f"lora{index}"
         todo += [(transformer, parse(path, transformer), path, weight, adapter) for transformer in targets]
         applied.append(Lora(str(path), weight, expert, file_hash(path), adapter))
-    for transformer, lora, path, weight, adapter in todo:  # every file has been read and fits
+    for transformer, lora, path, weight, adapter in todo:  # by now every file has been read and checked
         _apply(transformer, lora, path, weight, adapter)
     model.loras = (*model.loras, *applied)
     for transformer in model.experts():

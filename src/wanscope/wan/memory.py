@@ -1,4 +1,4 @@
-"""Where 0.1's documentation had the memory plan (now `memory_plan`). Kept for scripts that import it from here."""
+"""The location of `plan_memory` in wanscope 0.1, kept for scripts that import it from here. See memory_plan.py."""
 
 from wanscope.wan.memory_plan import plan_memory
 

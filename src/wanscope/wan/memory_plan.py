@@ -1,9 +1,9 @@
-"""Does it fit: the sum of what a run needs, before anything is loaded.
+"""Plans whether and how a run fits into memory, before anything is loaded.
 
-A run has three phases on the device: prompts are encoded, latents denoised, videos decoded. `plan_memory` adds up each
-one and chooses: everything on the device (`none`), or transformer blocks that wait in host memory and come to the
-device as they are needed (`offload`). What cannot fit is refused with the sum. On the CPU there is one memory and
-nothing to place.
+A run has three phases on the device: prompts are encoded, latents denoised, videos decoded. `plan_memory` adds up the
+memory of each phase and chooses a placement: everything on the device (`none`), or transformer blocks that stay in host
+memory and are moved to the device when they are needed (`offload`). What cannot fit is refused with the arithmetic. On
+the CPU there is only one memory, and nothing to place.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from wanscope.wan.download import size
 from wanscope.wan.parameters import counts, outside_blocks
 from wanscope.wan.variant import Variant, check_video
 
-CONTEXT_BYTES = 1_000_000_000  # what CUDA, cuBLAS and cuDNN take for themselves, and fragmentation
-HOST_RESERVE = 0.1  # of the host's memory, left to everything else
-VAE_DTYPES = {"fp32": 4, "bf16": 2}  # float32 as Wan publishes it; bfloat16 where that does not fit
-BLOCKS_ON_DEVICE = 2  # the running block and the one that is fetched meanwhile
+CONTEXT_BYTES = 1_000_000_000  # memory of CUDA, cuBLAS and cuDNN themselves, and fragmentation
+HOST_RESERVE = 0.1  # share of the host's memory that is left to everything else
+VAE_DTYPES = {"fp32": 4, "bf16": 2}  # bytes per value: float32 as published, bfloat16 where that does not fit
+BLOCKS_ON_DEVICE = 2  # the running block, and the one that is being fetched
 
 
 @dataclass(frozen=True)
 class Phase:
-    """What one phase needs in one memory: (label, bytes) of each part."""
+    """The memory that one phase needs: (label, bytes) of each part."""
 
     name: str
     items: tuple[tuple[str, int], ...]
 
     @property
     def bytes(self) -> int:
+        """The sum of all parts."""
         return sum(count for _, count in self.items)
 
     def __str__(self) -> str:
@@ -41,10 +42,12 @@ class Phase:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """How a model is placed. `phases` are on the device; `host` is what waits in host memory (nothing with `none`).
+    """How a model is placed.
 
-    `encoder_on_device` is False where the text encoder alone is too large for the device; it then runs on the CPU.
-    `vae_dtype` is bf16 where decoding in fp32 would not fit; videos then differ slightly, latents do not.
+    phases: the memory needed on the device. host: what stays in host memory (nothing with `none`, unless the text
+    encoder does not fit on the device). encoder_on_device: False where the text encoder alone is too large for the
+    device; it then runs on the CPU. vae_dtype: bf16 where decoding in fp32 would not fit; the frames then differ
+    slightly, but the latents do not.
     """
 
     placement: str
@@ -57,20 +60,21 @@ class MemoryPlan:
 
     @property
     def peak_bytes(self) -> int:
-        """Of the device (of the host's one memory on the CPU)."""
+        """The peak on the device, or in host memory for a run on the CPU."""
         return max(phase.bytes for phase in self.phases)
 
     @property
     def limit_bytes(self) -> int:
-        """What the phases have to fit into."""
+        """The memory that the phases have to fit into."""
         return self.host_bytes if self.device_bytes is None else self.device_bytes
 
     @property
     def fits(self) -> bool:
+        """Whether all phases fit on the device, and the rest fits into host memory."""
         return self.peak_bytes <= self.limit_bytes and self.host.bytes <= self.host_bytes * (1 - HOST_RESERVE)
 
     def explain(self) -> str:
-        """The sum, a line a phase."""
+        """Return the arithmetic as text, with one line per phase."""
         where = "this machine has" if self.device_bytes is None else "the device has"
         lines = [str(phase) for phase in self.phases] + [f"{where} {size(self.limit_bytes)}"]
         if self.host.items:
@@ -80,8 +84,11 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class Weights:
-    """Bytes of weights: of each expert, of the part of an expert outside its blocks, of one block, of the encoder, and
-    of the VAE in fp32."""
+    """Bytes of weights.
+
+    experts: of each expert. outside_blocks: of the part of one expert that is outside its blocks. block: of one block.
+    vae: in fp32.
+    """
 
     experts: tuple[int, ...]
     outside_blocks: int
@@ -91,7 +98,7 @@ class Weights:
 
 
 def weights_of(variant: Variant, dtype: str) -> Weights:
-    """From the configs, before anything is loaded."""
+    """Return the bytes of weights, computed from the configs before anything is loaded."""
     e, c = BYTES[dtype], counts(variant)
     inside = c.transformer - outside_blocks(variant)
     return Weights(
@@ -104,7 +111,7 @@ def weights_of(variant: Variant, dtype: str) -> Weights:
 
 
 def encoder_bytes(variant: Variant, weights: int) -> int:
-    """What encoding a prompt takes on a device whose memory it has for itself."""
+    """Return the bytes needed to encode a prompt on a device with nothing else on it. weights: of the encoder."""
     return weights + footprint.encode_bytes(variant, 2) + CONTEXT_BYTES
 
 
@@ -121,15 +128,17 @@ def plan_memory(
     weights: Weights | None = None,
     batch: int = 1,
 ) -> MemoryPlan:
-    """How the model fits. device_bytes: the GPU's memory, None on the CPU. batch: 2 with batched guidance.
+    """Return the first placement that fits.
 
-    MemoryPlanError, with the sum, when it does not fit as asked.
+    width, height: in pixels. device_bytes: the GPU's memory; None on the CPU. mode: auto, none or offload. weights:
+    those of a loaded model; by default they are computed from the configs. batch: 2 with batched guidance. Raises
+    MemoryPlanError, with the arithmetic, where no placement of that mode fits.
     """
     check_video(variant, width, height, frames)
     weights = weights or weights_of(variant, dtype)
 
     def plans(width: int, height: int) -> list[MemoryPlan]:
-        """All ways to place it, the best first."""
+        """Return all possible placements, the best first."""
         sizes = (variant, width, height, frames)
         if device_bytes is None:
             return [_on_cpu(sizes, dtype, weights, host_bytes, batch)]
@@ -152,7 +161,7 @@ Sizes = tuple[Variant, int, int, int]
 
 
 def _activations(sizes: Sizes, dtype: str, vae_dtype: str, memory_bytes: int, batch: int) -> tuple[int, int]:
-    """Of denoising, and of decoding in the chunks that vae.decode will choose."""
+    """Return the bytes of activations in denoising, and in decoding with the chunk length that vae.decode chooses."""
     variant, width, height, frames = sizes
     denoise = footprint.denoise_bytes(variant, width, height, frames, BYTES[dtype], batch)
     vae, e = variant.vae_config(), VAE_DTYPES[vae_dtype]
@@ -213,13 +222,16 @@ def _refusal(plan: MemoryPlan, sizes: Sizes, mode: str, fitting: tuple[int, int]
     over = [phase.name for phase in plan.phases if phase.bytes > plan.limit_bytes]
     too_large = f"{' and '.join(over)} {'is' if len(over) == 1 else 'are'} too large"
     host_is_short = plan.peak_bytes <= plan.limit_bytes
-    fixes = ["memory: offload"] if mode == "none" and plan.device_bytes is not None else []
-    if fitting is not None:
-        fixes.append(f"video.width={fitting[0]} video.height={fitting[1]}")
+    fix = ""
+    if mode == "none" and plan.device_bytes is not None:
+        fix = "--memory offload"
+    elif fitting is not None:
+        fix = f"--width {fitting[0]} --height {fitting[1]}"
     elif not host_is_short:
-        fixes.append("fewer frames, a smaller size or a smaller model (wanscope models)")
+        too_large += "; use fewer frames, a smaller size or a smaller model"
+        fix = "wanscope models"
     return MemoryPlanError(
         f"{variant.name} at {width}x{height}, {frames} frames does not fit into memory",
         ("host memory is too small" if host_is_short else too_large) + plan.explain(),
-        ", or ".join(fixes),
+        fix,
     )

@@ -1,7 +1,7 @@
-"""A loaded Wan model: its parts, and the facts that the rest of wanscope asks for.
+"""A loaded Wan model: its components, and the facts about them that the rest of wanscope needs.
 
-The text encoder is needed for a moment only: prompts are encoded first, then `free_encoder` gives its memory back and
-the transformer is placed (see memory.py).
+The text encoder is needed only at the start: prompts are encoded first, then `free_encoder` releases its memory and the
+transformer is placed (see placement.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ IMAGE_TEXT_LENGTH = 512  # diffusers' attention processor has it hardcoded where
 
 
 class Size(Protocol):
-    """Anything with a video's size; a recipe's VideoSpec, for one."""
+    """Anything with a video's size in pixels and frames, such as a recipe's VideoSpec."""
 
     @property
     def width(self) -> int | None: ...
@@ -39,7 +39,7 @@ class Size(Protocol):
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA as it was applied. expert: both, high or low; sha256 of its file."""
+    """A LoRA as it was applied. expert: both, high or low. sha256: of its file. adapter: its name in PEFT."""
 
     path: str
     weight: float
@@ -72,36 +72,36 @@ class WanModel:
     identity: dict[str, str] = field(default_factory=dict)
     loras: tuple[Lora, ...] = ()
     description: str = ""
-    spec: str = ""  # what it was loaded by, so that a recipe can name it; "" for one made from a pipeline
-    memory: str = "auto"  # as asked: auto, none or offload
-    placed: str | None = None  # as it is: none, offload, or None before memory.place
+    spec: str = ""  # the argument of `load`, so that a recipe can name it; "" for a model made from a pipeline
+    memory: str = "auto"  # the requested mode: auto, none or offload
+    placed: str | None = None  # the actual placement: none or offload; None before placement.place
     vae_original: AutoencoderKLWan | None = None  # in fp32, while `vae` is a bf16 copy
 
     def __post_init__(self) -> None:
         if (self.transformer_2 is None) != (self.boundary_ratio is None):
             raise ModelError(
-                "the model's two experts are not described whole",
-                "boundary_ratio and transformer_2 belong together: one is there without the other",
+                "the model's two experts are not completely specified",
+                "boundary_ratio and transformer_2 are needed together, and one of them is missing",
             )
         if self.variant.image_tokens and self.text_length != IMAGE_TEXT_LENGTH:
             raise ModelError(
-                f"a text length of {self.text_length} cannot work",
+                f"a text length of {self.text_length} is not possible",
                 f"models with image tokens take {IMAGE_TEXT_LENGTH} text tokens",
             )
 
     @property
     def blocks(self) -> int:
-        """How many transformer blocks (each expert has)."""
+        """The number of transformer blocks (of each expert)."""
         return len(self.transformer.blocks)
 
     def experts(self) -> tuple[WanTransformer3DModel, ...]:
-        """The transformers, high noise first."""
+        """Return the transformers, high noise first."""
         return (self.transformer,) if self.transformer_2 is None else (self.transformer, self.transformer_2)
 
     def latent_shape(self, video: Size) -> tuple[int, int, int, int]:
-        """(channels, latent frames, latent height, latent width) of a video; RecipeError for sizes it cannot make.
+        """Return (channels, latent frames, latent height, latent width) of a video.
 
-        Sizes that are None are the variant's own.
+        Sizes that are None are the variant's own. Raises RecipeError for a size that the model cannot make.
         """
         own = self.variant.defaults
         return variants.latent_shape(
@@ -109,29 +109,29 @@ class WanModel:
         )
 
     def encoder(self) -> UMT5EncoderModel:
-        """The text encoder, or a ModelError after it was freed."""
+        """Return the text encoder. Raises ModelError after it was freed."""
         if self.text_encoder is None:
             raise ModelError(
                 "the text encoder has been freed",
-                "prompts are encoded first and its memory is given back before the transformer is placed",
-                "load the model again, or encode all prompts before free_encoder()",
+                "its memory is released before the transformer is placed. Encode all prompts before free_encoder(), or "
+                "load the model again",
             )
         return self.text_encoder
 
     def free_encoder(self) -> None:
-        """Let go of the text encoder and give its memory back."""
+        """Drop the text encoder and release its memory."""
         self.text_encoder = None
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def require_text_only(self) -> None:
-        """ModelError for models that need an image: they load, and videos from text alone cannot be made."""
+        """Raise ModelError for a model that needs an image: it can be loaded, but not make videos from text alone."""
         if self.variant.image_conditioned:
             raise ModelError(f"{self.variant.name} cannot make a video from text", self.variant.note, "wanscope models")
 
     def to_pipeline(self) -> WanPipeline:
-        """diffusers' own pipeline on the same components, with its own copy of the scheduler."""
+        """Return a diffusers pipeline on the same components (shared), with its own copy of the scheduler."""
         import diffusers
 
         config = copy.deepcopy(self.scheduler_config)
@@ -156,10 +156,10 @@ class WanModel:
         text_length: int | None = None,
         identity: dict[str, str] | None = None,
     ) -> WanModel:
-        """A WanModel on the components of a diffusers WanPipeline (shared, not copied).
+        """Return a WanModel on the components of a diffusers WanPipeline (shared, not copied).
 
-        `text_length` is the tokenizer's own limit if that is at most 512, else 512. Without `identity` every
-        component's weights are hashed from memory.
+        text_length: by default the tokenizer's own limit, but at most 512. identity: {component: SHA-256}; by default
+        every component's weights are hashed from memory. Raises ModelError for a pipeline without a transformer.
         """
         parts = {k: getattr(pipe, k) for k in ("transformer", "transformer_2", "vae", "text_encoder", "tokenizer")}
         if parts["transformer"] is None:

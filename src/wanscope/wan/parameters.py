@@ -1,4 +1,4 @@
-"""How many parameters a model has, counted from its dims. No torch here, and no model library.
+"""Parameter counts of a model, computed from its dims without torch or a model library.
 
 The counts are those of diffusers' WanTransformer3DModel and AutoencoderKLWan and of transformers' UMT5EncoderModel,
 layer by layer. tests/wan/test_wan_parameters.py builds the same configs on the meta device and compares.
@@ -24,7 +24,7 @@ class Counts:
 
 
 def counts(variant: Variant) -> Counts:
-    """Parameter counts of a variant's components."""
+    """Return the parameter counts of a variant's components."""
     transformer = outside_blocks(variant) + variant.blocks * block(variant)
     return Counts(transformer, encoder(variant.encoder), vae(variant.vae_config()))
 
@@ -33,7 +33,7 @@ def counts(variant: Variant) -> Counts:
 
 
 def outside_blocks(v: Variant) -> int:
-    """Parameters of an expert's embeddings and head: all that lies outside its blocks."""
+    """Return the parameters of an expert outside its blocks: embeddings and head."""
     cells = prod(v.patch)
     layers = [(v.in_channels * cells, v.dim), (v.freq_dim, v.dim), (v.dim, v.dim), (v.dim, 6 * v.dim)]
     layers += [(v.text_dim, v.dim), (v.dim, v.dim), (v.dim, v.out_channels * cells)]
@@ -43,7 +43,7 @@ def outside_blocks(v: Variant) -> int:
 
 
 def block(v: Variant) -> int:
-    """Parameters of one transformer block."""
+    """Return the parameters of one transformer block."""
     d, f = v.dim, v.ffn_dim
     attention = 4 * _linear(d, d) + 2 * d  # queries, keys, values, output, and the norms of queries and keys
     image = 2 * _linear(v.added_kv_dim, d) + d if v.added_kv_dim is not None else 0
@@ -59,7 +59,10 @@ def _linear(inputs: int, outputs: int) -> int:
 
 
 def encoder(e: Encoder) -> int:
-    """Parameters of a UMT5 encoder. No layer has a bias, and every layer has its own table of relative positions."""
+    """Return the parameters of a UMT5 encoder.
+
+    No layer has a bias, and every layer has its own table of relative positions.
+    """
     attention = 4 * e.d_model * e.heads * e.d_kv + e.buckets * e.heads
     layer = attention + 3 * e.d_model * e.d_ff + 2 * e.d_model
     return e.vocab * e.d_model + e.layers * layer + e.d_model
@@ -69,7 +72,7 @@ def encoder(e: Encoder) -> int:
 
 
 def vae(config: dict[str, Any]) -> int:
-    """Parameters of an AutoencoderKLWan of that config."""
+    """Return the parameters of an AutoencoderKLWan with that config."""
     z = config["z_dim"]
     return _vae_encoder(config) + _vae_decoder(config) + _conv(2 * z, 2 * z, 1) + _conv(z, z, 1)
 
@@ -92,15 +95,15 @@ def _vae_decoder(config: dict[str, Any]) -> int:
     mult = list(config["dim_mult"])
     base = config["decoder_base_dim"] or config["base_dim"]
     dims = [base * m for m in (mult[-1], *reversed(mult))]
-    later = list(reversed(config["temperal_downsample"]))
+    upsamples_time = list(reversed(config["temperal_downsample"]))
     total = _conv(config["z_dim"], dims[0], 27)
     for level, (c_in, c_out) in enumerate(pairwise(dims)):
         if level > 0 and not config["is_residual"]:
-            c_in //= 2  # the upsampling before has halved them
+            c_in //= 2  # the previous level's upsampling has halved the channels
         total += _residuals(c_in, c_out, config["num_res_blocks"] + 1)
         if level < len(mult) - 1:
             total += _conv(c_out, c_out if config["is_residual"] else c_out // 2, 9)
-            total += _conv(c_out, 2 * c_out, 3) if later[level] else 0
+            total += _conv(c_out, 2 * c_out, 3) if upsamples_time[level] else 0
     return total + _ends(dims[0], dims[-1], config["out_channels"])
 
 
@@ -109,7 +112,7 @@ def _conv(c_in: int, c_out: int, cells: int) -> int:
 
 
 def _residuals(c_in: int, c_out: int, count: int) -> int:
-    """Residual blocks in a row, the first of which takes c_in channels to c_out."""
+    """Return the parameters of `count` residual blocks, the first of which maps c_in channels to c_out."""
     return sum(_residual(c_in if i == 0 else c_out, c_out) for i in range(count))
 
 
@@ -123,5 +126,7 @@ def _attention(channels: int) -> int:
 
 
 def _ends(middle: int, last: int, channels: int) -> int:
-    """The middle block (two residual blocks around one attention), and the norm and convolution at the end."""
+    """Return the parameters of the middle block (two residual blocks around one attention layer), and of the norm and
+    convolution at the end.
+    """
     return 2 * _residual(middle, middle) + _attention(middle) + last + _conv(last, channels, 27)

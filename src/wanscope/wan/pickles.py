@@ -1,4 +1,4 @@
-"""Files that are never opened. No torch here."""
+"""Pickled weight files, which are never opened."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle")
 
 
 def is_pickle(path: Path) -> bool:
+    """Return whether a file's extension is one that pickled weights have."""
     return path.suffix.lower() in PICKLES
 
 
 def refuse_pickle(path: Path, instead: tuple[str, ...] = ()) -> None:
-    """ModelError if the file is a pickle: loading one can run any program. `instead`: files to use."""
+    """Raise ModelError if the file is a pickle, because loading one can run any code.
+
+    instead: names of safetensors files with the same weights.
+    """
     if is_pickle(path):
         names = " or ".join(instead) if instead else f"{path.stem}.safetensors"
         raise ModelError(
             f"{path} will not be opened",
-            "it is a pickle, which can run any program when it is loaded",
-            f"the same weights as safetensors: {names}",
+            "it is a pickle, which can run any code when it is loaded. Use the same weights as safetensors, such as "
+            + names,
         )

@@ -1,7 +1,7 @@
-"""Placing a model: what memory_plan.py decided, done.
+"""Moves a model to where memory_plan.py decided that it runs.
 
-Order of a study: `place_encoder`, encode all prompts, `model.free_encoder()`, `place`, denoise and decode. Offload is
-diffusers' group offload.
+A study calls, in this order: `place_encoder`, encoding all prompts, `model.free_encoder()`, `place`, denoising and
+decoding. Offloading is diffusers' group offload.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def weights_in(model: WanModel) -> Weights:
-    """As the loaded model has them (quantised weights count as they are stored)."""
+    """Return the bytes of a loaded model's weights; quantized weights count as they are stored."""
     experts = model.experts()
     block = max(_bytes(block) for transformer in experts for block in transformer.blocks)
     whole = tuple(_bytes(transformer) for transformer in experts)
@@ -39,7 +39,10 @@ def _bytes(module: nn.Module) -> int:
 
 @dataclass
 class Capacity:
-    """Total memory of a device, and what of the host's is free; bytes."""
+    """The memory that a model has to fit into, in bytes.
+
+    device_bytes: the GPU's total less what other programs use; None on the CPU. host_bytes: the host's total.
+    """
 
     device_bytes: int | None
     host_bytes: int
@@ -47,7 +50,7 @@ class Capacity:
 
 
 def capacity(device: torch.device) -> Capacity:
-    """What there is to fit into. On a GPU: its total less what other programs hold."""
+    """Return the memory of this machine and the device."""
     import psutil
 
     host = psutil.virtual_memory()
@@ -62,7 +65,7 @@ def _move(module: nn.Module, device: torch.device) -> None:
 
 
 def place_encoder(model: WanModel, plan: MemoryPlan | None = None) -> None:
-    """Bring the text encoder to where it runs: the device, or the CPU where the device is too small for it alone."""
+    """Move the text encoder to where it runs: the device, or the CPU where it alone does not fit on the device."""
     if plan is None:
         limit = capacity(model.device).device_bytes
         on_device = limit is None or encoder_bytes(model.variant, weights_in(model).encoder) <= limit
@@ -80,10 +83,10 @@ def place(
     batch: int = 1,
     on_event: events.Listener = events.ignore,
 ) -> MemoryPlan:
-    """Bring transformer and VAE to where they run, for videos of this size; what is there already stays.
+    """Move transformer and VAE to where they run for videos of this size, in pixels and frames; return the plan.
 
-    The text encoder goes back to host memory first, unless it was freed. A Note says when blocks are offloaded or the
-    VAE runs in bf16. MemoryPlanError before anything moves.
+    The text encoder is moved back to host memory first, unless it was freed. batch: 2 with batched guidance. A Note
+    tells where blocks are offloaded or the VAE runs in bf16. Raises MemoryPlanError before anything is moved.
     """
     have = capacity(model.device)
     dtype = "fp32" if model.dtype == torch.float32 else "bf16"
@@ -100,7 +103,7 @@ def place(
         weights=weights_in(model),
         batch=batch,
     )
-    newly = plan.placement != model.placed
+    is_new = plan.placement != model.placed
     if model.text_encoder is not None and model.device.type != "cpu":
         _move(model.text_encoder, torch.device("cpu"))
         torch.cuda.empty_cache()
@@ -111,16 +114,16 @@ def place(
             _move(transformer, model.device)
     _set_vae_dtype(model, torch.float32 if plan.vae_dtype == "fp32" else torch.bfloat16)
     _move(model.vae, model.device)
-    if plan.placement == "offload" and newly:
-        on_event(events.Note(f"transformer blocks wait in host memory: {size(plan.host.bytes)}"))
+    if plan.placement == "offload" and is_new:
+        on_event(events.Note(f"transformer blocks are offloaded to host memory: {size(plan.host.bytes)}"))
     if plan.vae_dtype == "bf16":
-        on_event(events.Note("the VAE decodes in bf16: in fp32 it would not fit beside the rest"))
+        on_event(events.Note("the VAE decodes in bf16, because it does not fit into memory in fp32"))
     model.placed = plan.placement
     return plan
 
 
 def _set_vae_dtype(model: WanModel, dtype: torch.dtype) -> None:
-    """The VAE in that dtype; the float32 original waits in host memory, so that a smaller video has it back."""
+    """Switch the VAE to that dtype. The float32 original stays in host memory, for a later, smaller video."""
     if dtype == torch.float32:
         model.vae, model.vae_original = model.vae_original or model.vae, None
     elif model.vae_original is None:
@@ -132,14 +135,17 @@ def _set_vae_dtype(model: WanModel, dtype: torch.dtype) -> None:
 
 
 def offload(model: WanModel, device: torch.device) -> None:
-    """Group offload of every expert: blocks come to `device` one by one, on a CUDA device with a stream that fetches
-    the next one meanwhile. Does nothing where it is applied already."""
+    """Apply group offload to every expert, unless it is applied already.
+
+    Blocks are moved to `device` one by one; on a CUDA device, a stream fetches the next block during the current one.
+    """
     if model.placed == "offload":
         return
     import psutil
 
     cuda = device.type == "cuda"
-    # Pinned copies of all weights make the transfers fast; where they do not fit beside the weights, pin on the way.
+    # Pinned copies of all weights make transfers fast. Where they do not fit in addition to the weights, each block is
+    # pinned when it is transferred.
     tight = sum(weights_in(model).experts) > 0.7 * psutil.virtual_memory().available
     for transformer in model.experts():
         _move(transformer, torch.device("cpu"))

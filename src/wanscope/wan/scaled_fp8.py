@@ -1,15 +1,15 @@
-"""fp8 weights and their scales.
+"""Reads fp8 weights and applies their scales.
 
-A scaled-fp8 file holds w / s in float8 with the scale s beside it; diffusers loads such a file without its scales and
-gives wrong videos. Here every scale is applied, w = fp8 * s in float32, and a file whose scales cannot be told is
-refused. Three layouts are in use, all from ComfyUI and its converters:
+A scaled-fp8 file stores w / s in float8 together with the scale s. diffusers loads such a file without its scales,
+which gives wrong videos. Here every scale is applied, w = fp8 * s in float32, and a file whose scales cannot be
+identified is refused. Three layouts are in use, all from ComfyUI and its converters:
 
 - `X.scale_weight` with a marker tensor `scaled_fp8` (2024 on), `X.scale_input` for activations
 - `X.weight_scale` with a JSON `X.comfy_quant` per layer (late 2025 on), `X.input_scale` for activations
-- the latter with the JSON in the header's `_quantization_metadata`
+- the second one with the JSON in the header's `_quantization_metadata`
 
-Scales of activations only matter to fp8 matrix products; here the weights are used in the model's own dtype, so they
-are not needed. fp8 files without scales are plain casts and load as they are.
+Scales of activations matter only for fp8 matrix products. Here the weights are converted to the model's dtype, so they
+are ignored. fp8 files without scales are plain casts and are loaded as they are.
 """
 
 from __future__ import annotations
@@ -34,20 +34,25 @@ FLOATS = ("F64", "F32", "F16", "BF16", *FP8)
 
 @dataclass(frozen=True)
 class Scales:
-    """Which weight has which scale. `weights` are the file's other tensors, by name."""
+    """The names of a file's weights, and the name of each scaled weight's scale.
+
+    weights: all tensors that are not scales or formats.
+    """
 
     weights: tuple[str, ...]
     scale_of: dict[str, str] = field(default_factory=dict)
 
     @property
     def scaled(self) -> bool:
+        """Whether any weight has a scale."""
         return bool(self.scale_of)
 
 
 def find_scales(file: WeightFile, ignore: tuple[str, ...] = ()) -> Scales:
-    """Pair scales with weights. ModelError when one cannot be paired or its format is not known.
+    """Pair scales with weights.
 
-    ignore: names that are not weights (an embedded tokenizer, for one).
+    ignore: names of tensors that are not weights, such as an embedded tokenizer. Raises ModelError where a scale cannot
+    be paired or its format is not known.
     """
     names = set(file.names)
     plain = [
@@ -61,12 +66,12 @@ def find_scales(file: WeightFile, ignore: tuple[str, ...] = ()) -> Scales:
         for scale in (name for name in file.names if name.endswith(suffix)):
             weight = scale.removesuffix(suffix) + ".weight"
             if weight not in names:
-                raise _refused(file, f"the scale {scale} belongs to no weight")
+                raise _refused(file, f"the scale {scale} has no weight")
             if weight in scale_of:
                 raise _refused(file, f"{weight} has two scales")
             shape, rows = file.shape(scale), file.shape(weight)
             if shape not in ((), (1,), (1, 1), (rows[0],), (rows[0], 1)):
-                raise _refused(file, f"the scale {scale} has the shape {shape}, neither one number nor one per row")
+                raise _refused(file, f"the scale {scale} has the shape {shape}, not a single number or one per row")
             scale_of[weight] = scale
     others = [name for name in plain if file.dtype(name) not in FLOATS]
     if others:
@@ -87,11 +92,11 @@ def _check_formats(file: WeightFile) -> None:
         try:
             layers = json.loads(file.metadata["_quantization_metadata"]).get("layers", {})
         except (json.JSONDecodeError, AttributeError):
-            raise _refused(file, "its header names formats that cannot be read") from None
+            raise _refused(file, "the quantization formats in its header cannot be read") from None
         formats |= {name: str(layer.get("format")) for name, layer in layers.items()}
     unknown = sorted({name for name in formats.values() if name not in FORMATS})
     if unknown:
-        raise _refused(file, f"the format {', '.join(unknown)} is not known here; {', '.join(FORMATS)} are")
+        raise _refused(file, f"the format {', '.join(unknown)} is not known; known: {', '.join(FORMATS)}")
 
 
 def _format_of(file: WeightFile, data: bytes) -> str:
@@ -103,14 +108,16 @@ def _format_of(file: WeightFile, data: bytes) -> str:
 
 def _refused(file: WeightFile, why: str) -> ModelError:
     return ModelError(
-        f"{file.path} is quantised in a way that would load wrong",
-        why,
-        "the fp16 or bf16 file of the same model, or its .gguf",
+        f"{file.path} is quantized in a way that is not supported",
+        f"{why}. Use the fp16, bf16 or .gguf file of the same model",
     )
 
 
 def reader(file: WeightFile, scales: Scales) -> Callable[[str, torch.dtype], torch.Tensor]:
-    """read(name, dtype): a weight with its scale applied in float32, then cast."""
+    """Return a function read(name, dtype) that returns a weight, scaled in float32 and then cast to `dtype`.
+
+    A scale is a single number or has one value per row; the weight keeps its shape.
+    """
 
     def read(name: str, dtype: torch.dtype) -> torch.Tensor:
         weight = file.read(name)

@@ -1,7 +1,7 @@
-"""A transformer from one safetensors file: the original and the ComfyUI-repackaged layout, and diffusers' own.
+"""Loads a transformer from a single safetensors file in the original, the ComfyUI-repackaged or diffusers' layout.
 
-The config is read from the tensors' shapes. (diffusers guesses it from two of them, and takes the 5B and Wan 2.2's
-image-to-video files for the 2.1 image-to-video 14B.) The number of heads is not in any shape: it is dim / 128, as in
+The config is read from the tensors' shapes. (diffusers guesses it from two of them, and mistakes the 5B and Wan 2.2's
+image-to-video files for the 2.1 image-to-video 14B.) No shape depends on the number of heads, which is dim / 128 in
 every Wan model.
 """
 
@@ -27,8 +27,8 @@ HEAD_DIM = 128
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "")
 ORIGINAL, DIFFUSERS = "head.modulation", "condition_embedder.time_embedder.linear_1.weight"
 
-# Wan's relatives share its blocks and need inputs that a text-to-video loop does not give.
-RELATIVES = {
+# Models that share Wan's blocks but need inputs that a text-to-video loop does not provide.
+DERIVED_MODELS = {
     "vace_blocks.": "VACE",
     "motion_encoder.": "Animate",
     "face_adapter.": "Animate",
@@ -43,16 +43,20 @@ Shape = Callable[[str], tuple[int, ...]]
 
 
 def diffusers_names(names: Iterable[str]) -> dict[str, str]:
-    """{diffusers' name: original name} of a transformer's tensors, by diffusers' own table."""
+    """Return {diffusers' name: original name} of a transformer's tensors, from diffusers' own table."""
     from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 
     return convert_wan_transformer_to_diffusers({name: name for name in names})
 
 
 def config_of(names: Iterable[str], shape: Shape, where: str) -> dict[str, Any]:
-    """Keyword arguments of WanTransformer3DModel from tensors in the original layout."""
+    """Return keyword arguments for WanTransformer3DModel, read from tensors in the original layout.
+
+    shape: returns a tensor's shape by name. where: the file's name, for errors. Raises ModelError where the tensors are
+    not those of a Wan transformer.
+    """
     names = set(names)
-    _refuse_relatives(names, where)
+    _refuse_derived_models(names, where)
     try:
         dim, in_channels, *patch = shape("patch_embedding.weight")
         ffn_dim = shape("blocks.0.ffn.0.weight")[0]
@@ -62,7 +66,7 @@ def config_of(names: Iterable[str], shape: Shape, where: str) -> dict[str, Any]:
     except KeyError as error:
         raise ModelError(f"{where} is not a Wan transformer", f"it has no tensor {error.args[0]}") from None
     if dim % HEAD_DIM:
-        raise ModelError(f"{where} is not a Wan transformer", f"its width {dim} is no multiple of {HEAD_DIM}")
+        raise ModelError(f"{where} is not a Wan transformer", f"its width {dim} is not a multiple of {HEAD_DIM}")
     blocks = {int(name.split(".")[1]) for name in names if name.startswith("blocks.")}
     image_dim = shape("img_emb.proj.0.weight")[0] if "img_emb.proj.0.weight" in names else None
     return {
@@ -84,27 +88,27 @@ def config_of(names: Iterable[str], shape: Shape, where: str) -> dict[str, Any]:
     }
 
 
-def _refuse_relatives(names: set[str], where: str) -> None:
-    for start, kind in RELATIVES.items():
+def _refuse_derived_models(names: set[str], where: str) -> None:
+    for start, kind in DERIVED_MODELS.items():
         found = [name for name in names if name.startswith(start)]
         if found:
             raise ModelError(
-                f"{where} is a relative of Wan: {kind}",
-                f"wanscope makes videos from text alone so far, and this model's {listed(found)} need more",
+                f"{where} is a model derived from Wan: {kind}",
+                f"wanscope only makes videos from text, and this model's {listed(found)} need other inputs",
                 "wanscope models",
             )
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a transformer file holds: its fp8 scales, the config, and whether its names are the original ones."""
+    """The content of a transformer file: its fp8 scales, the config, and whether it uses the original names."""
 
     scales: scaled_fp8.Scales
     config: dict[str, Any]
     original: bool
 
     def names(self) -> dict[str, str]:
-        """{diffusers' name: name in the file}."""
+        """Return {diffusers' name: name in the file}."""
         weights = self.scales.weights
         return diffusers_names(weights) if self.original else {name: name for name in weights}
 
@@ -113,9 +117,9 @@ def _contents(file: WeightFile) -> Contents:
     file.strip(PREFIXES, "patch_embedding.weight")
     if file.others:
         raise ModelError(
-            f"{file.path} holds more than a transformer",
-            f"{len(file.others)} tensors lie outside it: {listed(file.others)}",
-            "the transformer, text encoder and VAE as separate files",
+            f"{file.path} contains more than a transformer",
+            f"{len(file.others)} tensors are not part of it: {listed(file.others)}. Use separate files for the "
+            "transformer, the text encoder and the VAE",
         )
     scales = scaled_fp8.find_scales(file)
     if ORIGINAL in scales.weights:
@@ -128,14 +132,14 @@ def _contents(file: WeightFile) -> Contents:
             f"it has neither {ORIGINAL} (original layout) nor {DIFFUSERS} (diffusers); it has {listed(file.names)}",
         )
     config = config_of(original, lambda name: file.shape(original[name]), str(file.path))
-    beside = file.path.parent / "config.json"
-    if ORIGINAL not in scales.weights and beside.exists():  # it knows the number of heads
-        config |= {k: v for k, v in json.loads(beside.read_text()).items() if k in config}
+    config_file = file.path.parent / "config.json"
+    if ORIGINAL not in scales.weights and config_file.exists():  # it has the number of heads
+        config |= {k: v for k, v in json.loads(config_file.read_text()).items() if k in config}
     return Contents(scales, config, ORIGINAL in scales.weights)
 
 
 def _as_original(names: Iterable[str]) -> dict[str, str]:
-    """{original name: diffusers' name} of the tensors that tell the config, for files in diffusers' layout."""
+    """Return {original name: diffusers' name} of the tensors that determine the config, for diffusers' layout."""
     pairs = {
         "patch_embedding.weight": "patch_embedding.weight",
         "text_embedding.0.weight": "condition_embedder.text_embedder.linear_1.weight",
@@ -147,7 +151,7 @@ def _as_original(names: Iterable[str]) -> dict[str, str]:
         "blocks.0.norm3.weight": "blocks.0.norm2.weight",
         "blocks.0.cross_attn.k_img.weight": "blocks.0.attn2.add_k_proj.weight",
     }
-    same = tuple(start for start in RELATIVES if start.endswith("."))
+    same = tuple(start for start in DERIVED_MODELS if start.endswith("."))
     blocks = {name.split(".")[1] for name in names if name.startswith("blocks.")}
     return (
         {original: ours for original, ours in pairs.items() if ours in names}
@@ -157,14 +161,20 @@ def _as_original(names: Iterable[str]) -> dict[str, str]:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """The config of a transformer file, from its header alone."""
+    """Return the config of a transformer file, read from its header alone.
+
+    Raises ModelError where the file is not a Wan transformer.
+    """
     with open_weights(path) as file:
         return _contents(file).config
 
 
 def load(path: Path, dtype: torch.dtype) -> tuple[WanTransformer3DModel, bool]:
-    """The transformer of a file, on the CPU, in `dtype` (what diffusers keeps in float32 stays so), and whether its
-    fp8 scales were applied."""
+    """Load the transformer in a file on the CPU, and return it with whether fp8 scales were applied.
+
+    dtype: of the weights, except those that diffusers keeps in float32. Raises ModelError where a tensor is missing, is
+    left over or has another shape.
+    """
     from diffusers import WanTransformer3DModel
 
     with open_weights(path) as file:

@@ -1,11 +1,12 @@
-"""How fast this machine multiplies matrices: measured once, and kept in the user's cache folder.
+"""The speed of matrix products on this machine, measured once and stored in the user's cache folder.
 
-The measure is a linear layer, x W^T, as a transformer runs it. `torch.mm(x, W)` reads W by columns, for which CPUs
-without bf16 instructions have only a plain loop: there it ran at 0.04 GFLOP/s where the layer runs at 2. Products
-grow until one takes long enough to be timed, so that the whole takes a few tenths of a second on any machine.
+A linear layer, x W^T, is timed, as a transformer runs it. `torch.mm(x, W)` reads W by columns, for which CPUs without
+bf16 instructions only have a plain loop: there it ran at 0.04 GFLOP/s, and the linear layer at 2. The size of the
+product is increased until one takes long enough to be timed, so that the measurement takes a few tenths of a second on
+any machine.
 
-What is kept is a hint, never trusted: a file that cannot be read, and a number that no machine could reach, are
-measured again, and where the folder cannot be written the speed is measured every time.
+The stored speed is only a hint: where the file cannot be read or contains an implausible number, the speed is measured
+again, and where the folder cannot be written it is measured every time.
 
 Shape suffixes: N rows and columns.
 """
@@ -26,29 +27,32 @@ if TYPE_CHECKING:
 
 FILE = "speed.json"
 SIZES = {"cpu": (128, 256, 512, 1024), "cuda": (1024, 2048, 4096, 8192)}
-LONG_ENOUGH = 0.005  # seconds a product, well above what starting it and reading a clock take
+LONG_ENOUGH = 0.005  # seconds per product, well above the time of launching it and reading the clock
 REPEATS = 4
 PLAUSIBLE = (1e6, 1e17)  # FLOP/s, from a tenth of the slowest product seen to a hundred of today's GPUs
 
 
 def matmul_flops(device: torch.device, dtype: str, processor: str) -> float:
-    """FLOP/s of a matrix product of `dtype` (fp32, bf16 or fp16) on `device`, from the cache or measured now.
+    """Return the FLOP/s of a matrix product of `dtype` (fp32, bf16 or fp16) on `device`, from the cache or measured.
 
-    processor: the device's model, of which the cache may hold several where machines share a home folder.
+    processor: the name of the device's model; machines with different ones may share a home folder.
     """
     import torch
 
     key = f"{device.type}, {processor}, {dtype}, torch {torch.__version__}, {torch.get_num_threads()} threads"
-    kept = _kept()
-    if key in kept:
-        return kept[key]
+    cached = _read_cache()
+    if key in cached:
+        return cached[key]
     found = measure(device, dtype)
-    _keep({**kept, key: found})
+    _write_cache({**cached, key: found})
     return found
 
 
 def measure(device: torch.device, dtype: str, now: Callable[[], float] = time.perf_counter) -> float:
-    """FLOP/s of the largest square product that was worth timing, the best of a few."""
+    """Measure the FLOP/s of a square product that takes at least LONG_ENOUGH, or of the largest one; best of a few.
+
+    now: returns the time in seconds.
+    """
     import torch
     from torch.nn.functional import linear
 
@@ -64,7 +68,7 @@ def measure(device: torch.device, dtype: str, now: Callable[[], float] = time.pe
     best, n = float("inf"), 0
     for n in SIZES.get(device.type, SIZES["cpu"]):
         x_NN = torch.ones(n, n, device=device, dtype=kinds[dtype])
-        seconds(x_NN)  # the first of a size prepares: memory, threads, kernels
+        seconds(x_NN)  # the first product of a size also sets up memory, threads and kernels
         best = seconds(x_NN)
         if best >= LONG_ENOUGH:
             break
@@ -78,8 +82,8 @@ def _folder() -> Path:
     return platformdirs.user_cache_path("wanscope")
 
 
-def _kept() -> dict[str, float]:
-    """What earlier processes measured; empty where the file is not there or is damaged."""
+def _read_cache() -> dict[str, float]:
+    """Return the speeds that earlier processes measured; empty where the file is missing or damaged."""
     try:
         data = json.loads((_folder() / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -89,8 +93,8 @@ def _kept() -> dict[str, float]:
     return {k: float(v) for k, v in pairs if isinstance(v, int | float) and low <= v <= high}
 
 
-def _keep(speeds: dict[str, float]) -> None:
-    with contextlib.suppress(OSError):  # a cache that cannot be written is measured again, and no more
+def _write_cache(speeds: dict[str, float]) -> None:
+    with contextlib.suppress(OSError):  # without a cache, the speed is only measured again
         folder = _folder()
         folder.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=folder, prefix=FILE)

@@ -1,10 +1,10 @@
-"""Prompts to embeddings, exactly as WanPipeline encodes them, trimmed to real tokens.
+"""Encodes prompts exactly as WanPipeline does, trimmed to real tokens.
 
-Each prompt is encoded alone: its embedding must not depend, in the last bit, on the company it keeps. The text is
-cleaned as the pipeline cleans it, padded to the text length with a mask, and the padding is cut off again; `pad` puts
-zeros there, which is what the transformer sees.
+Each prompt is encoded alone, so that the last bits of its embedding do not depend on other prompts in a batch. The text
+is cleaned as in the pipeline and padded to the text length with a mask, and the padding is then cut off again. `pad`
+appends zeros instead, which is what the transformer sees.
 
-Shape suffixes: L real tokens, P text length, D text dim.
+Shape suffixes: L real tokens, P text length, D text dimension.
 """
 
 from __future__ import annotations
@@ -20,27 +20,28 @@ from wanscope.wan.model import WanModel
 
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:
-    """Tokens of a prompt after cleaning, the end token included, not truncated."""
+    """Return the number of tokens of a prompt after cleaning, including the end token, without truncation."""
     return len(tokenizer(prompt_clean(prompt), truncation=False, verbose=False)["input_ids"])  # type: ignore[arg-type]
 
 
 def check_length(model: WanModel, prompt: str) -> None:
-    """RecipeError, with the count, for a prompt longer than the model reads."""
+    """Raise RecipeError, with the count, for a prompt with more tokens than the model reads."""
     count = count_tokens(model.tokenizer, prompt)
     if count > model.text_length:
         shown = prompt if len(prompt) <= 60 else prompt[:57] + "..."
         raise RecipeError(
             f"the prompt {shown!r} is too long",
-            f"it has {count} tokens and {model.variant.title} reads {model.text_length}; the rest would be cut off",
-            f"a prompt shorter by about {count - model.text_length} tokens",
+            f"it has {count} tokens and {model.variant.title} reads {model.text_length}. Shorten it by "
+            f"{count - model.text_length} tokens",
         )
 
 
 @torch.no_grad()
 def encode(model: WanModel, prompts: Iterable[str]) -> list[torch.Tensor]:
-    """Embeddings [L, D] of prompts, one each, in the encoder's dtype on the encoder's device.
+    """Return one embedding [L, D] per prompt, in the encoder's dtype on the encoder's device.
 
-    Equal prompts are encoded once. RecipeError, before any work, for a prompt longer than the text length.
+    Equal prompts are encoded once. Raises RecipeError, before any work, for a prompt longer than the text length, and
+    ModelError where the text encoder has been freed.
     """
     prompts = list(prompts)
     encoder = model.encoder()
@@ -67,7 +68,10 @@ def encode(model: WanModel, prompts: Iterable[str]) -> list[torch.Tensor]:
 
 
 def pad(embedding_LD: torch.Tensor, length: int) -> torch.Tensor:
-    """[length, D]: the embedding with zeros after its real tokens. ValueError when it is longer."""
+    """Return an embedding [L, D] with zeros after its real tokens, [length, D].
+
+    Raises ValueError where it has more than `length` tokens.
+    """
     tokens, dim = embedding_LD.shape
     if tokens > length:
         raise ValueError(f"{tokens} tokens do not fit into {length}")

@@ -1,4 +1,4 @@
-"""A model's tokenizer: as the model is loaded with it, and as it is read for checks, without transformers."""
+"""A model's tokenizer: transformers' own for a loaded model, and a faster one for checks, without transformers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ DEFAULT_TEXT_LENGTH = 512
 
 
 def text_length_of(tokenizer: Any) -> int:
-    """How many tokens the model's text takes: the tokenizer's limit where it names a sensible one, else Wan's 512."""
+    """Return how many text tokens the model takes: the tokenizer's limit, or Wan's 512 where that is smaller."""
     limit = getattr(tokenizer, "model_max_length", None) or DEFAULT_TEXT_LENGTH
     return int(min(limit, DEFAULT_TEXT_LENGTH))
 
 
 def load_tokenizer(part: Part, text_length: int) -> PreTrainedTokenizerBase:
-    """The tokenizer that the model is loaded with, of transformers. text_length: of one that does not say itself how
-    many tokens the model reads."""
+    """Return transformers' tokenizer, with which a model is loaded.
+
+    text_length: the limit for a tokenizer inside an encoder file, which has none of its own. Raises ModelError where
+    it cannot be loaded.
+    """
     if part.kind == "file":
         from wanscope.wan import encoder_file
 
@@ -40,8 +43,11 @@ def load_tokenizer(part: Part, text_length: int) -> PreTrainedTokenizerBase:
 
 
 def read_tokenizer(part: Part, text_length: int) -> TextTokenizer | PreTrainedTokenizerBase:
-    """The same tokenizer for counting and finding tokens: in a moment, without transformers where its layout is one
-    that `tokenizer_files` knows. Raises what `load_tokenizer` raises."""
+    """Return an equivalent tokenizer for counting and finding tokens.
+
+    It is read quickly and without transformers, if `tokenizer_files` knows its layout. Raises what `load_tokenizer`
+    raises.
+    """
     if part.kind == "file":
         from wanscope.wan import encoder_file
 
@@ -56,7 +62,7 @@ def read_tokenizer(part: Part, text_length: int) -> TextTokenizer | PreTrainedTo
 
 
 def _none_in(part: Part) -> ModelError:
-    return ModelError(f"{part.path} holds no tokenizer", "give a folder with tokenizer.json")
+    return ModelError(f"{part.path} contains no tokenizer", "pass a folder with tokenizer.json as `tokenizer`")
 
 
 @contextmanager

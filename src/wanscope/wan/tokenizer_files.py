@@ -1,12 +1,12 @@
-"""Tokenizers from their files by the `tokenizers` library alone, as transformers 5 builds them from the same files.
+"""Builds tokenizers from their files with only the `tokenizers` library, as transformers 5 does from the same files.
 
 transformers takes seconds to import, and a check of prompts needs little of it: token ids, the characters that each
-token covers, the unknown token and the length limit. tests/wan/test_wan_tokenizer.py compares both text by text.
+token covers, the unknown token and the length limit. tests/wan/test_wan_tokenizer.py compares both on many texts.
 
-Three layouts: a `tokenizer.json` that is used as it is (marbles); a `tokenizer.json` of the T5 family, of which
-transformers keeps the vocabulary and the normalizer and rebuilds the rest (Wan's); and a SentencePiece model (in
-ComfyUI's text encoder files). `from_folder` gives None for a folder whose config says anything that is not known
-here: transformers itself then reads it, so that a check never counts other tokens than the model will get.
+Three layouts are known: a `tokenizer.json` that is used as it is (marbles); a `tokenizer.json` of the T5 family, from
+which transformers keeps the vocabulary and the normalizer and rebuilds the rest (Wan); and a SentencePiece model (in
+ComfyUI's text encoder files). `from_folder` returns None for a folder whose config has anything that is not known here.
+transformers itself then reads it, so that a check never counts tokens other than those that the model will get.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 EXTRA = ("additional_special_tokens", "extra_special_tokens")
 
 READ = {"tokenizer_class", "model_max_length", "added_tokens_decoder", "extra_ids", *NAMED, *EXTRA}
-# How text is decoded, padded and cut, and where the files came from: without effect on the ids of a whole text.
+# How text is decoded, padded and truncated, and where the files came from: no effect on the ids of a complete text.
 WITHOUT_EFFECT = {
     *("backend", "chat_template", "clean_up_tokenization_spaces", "is_local", "legacy", "local_files_only"),
     *("max_length", "model_input_names", "name_or_path", "pad_to_multiple_of", "pad_token_type_id", "padding_side"),
@@ -39,7 +39,7 @@ WITHOUT_EFFECT = {
 }
 OTHER_FILES = ("config.json", "added_tokens.json")  # transformers reads these too
 
-# What SentencePiece calls a piece's type.
+# SentencePiece's numbers for types of pieces.
 CONTROL, USER_DEFINED = 3, 4
 
 Named = dict[str, "str | AddedToken"]
@@ -47,7 +47,7 @@ Named = dict[str, "str | AddedToken"]
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """What `prompt.tokens` asks of a tokenizer, under the names that transformers has for it."""
+    """The part of a tokenizer's interface that `prompt.tokens` needs, with transformers' names."""
 
     backend: Tokenizer
     unk_token_id: int | None
@@ -63,19 +63,25 @@ class TextTokenizer:
         return_offsets_mapping: bool = True,
         verbose: bool = False,
     ) -> dict[str, Any]:
-        """`input_ids` and `offset_mapping` of one text, its end token included, neither cut nor padded."""
+        """Return `input_ids` and `offset_mapping` of one text with its end token, without truncation or padding.
+
+        Raises ValueError where truncation is requested.
+        """
         if truncation:
-            raise ValueError("a tokenizer for checks does not cut texts")
+            raise ValueError("a tokenizer for checks does not truncate texts")
         encoding = self.backend.encode(text, add_special_tokens=add_special_tokens)
         return {"input_ids": encoding.ids, "offset_mapping": encoding.offsets}
 
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
-        """The tokens as the vocabulary writes them."""
+        """Return the tokens as they are written in the vocabulary."""
         return [str(self.backend.id_to_token(token)) for token in ids]
 
 
 def from_folder(folder: Path) -> TextTokenizer | None:
-    """The tokenizer in a folder, or None where transformers has to read it. OSError or ValueError for damaged files."""
+    """Return the tokenizer in a folder, or None where transformers has to read it.
+
+    Raises OSError or ValueError for damaged files.
+    """
     config_file, whole, pieces = (folder / n for n in ("tokenizer_config.json", "tokenizer.json", "spiece.model"))
     if not config_file.is_file() or any((folder / name).exists() for name in OTHER_FILES):
         return None
@@ -99,8 +105,11 @@ def from_folder(folder: Path) -> TextTokenizer | None:
 
 
 def from_sentencepiece(data: bytes, limit: int | None, special: Special | None = None) -> TextTokenizer:
-    """A T5 tokenizer from a serialized SentencePiece model. ValueError for data that is not one, ImportError where
-    the library that reads it is not installed."""
+    """Return a T5 tokenizer for a serialized SentencePiece model.
+
+    limit: its length limit in tokens. Raises ValueError for other data, and ImportError where the library that reads
+    it is not installed.
+    """
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
     from tokenizers import AddedToken
@@ -121,20 +130,20 @@ def from_sentencepiece(data: bytes, limit: int | None, special: Special | None =
         for piece in proto.pieces
         if piece.type in (CONTROL, USER_DEFINED)
     ]
-    there = sum(T5_SENTINEL in piece.content for piece in own)
-    if there and special.sentinels not in (0, there):
-        raise ValueError(f"it has {there} sentinels and its config names {special.sentinels}")
+    own_sentinels = sum(T5_SENTINEL in piece.content for piece in own)
+    if own_sentinels and special.sentinels not in (0, own_sentinels):
+        raise ValueError(f"it has {own_sentinels} sentinels, but its config names {special.sentinels}")
     if special.extra is None:
-        special = replace(special, extra=own + ([] if there else sentinels))
+        special = replace(special, extra=own + ([] if own_sentinels else sentinels))
     return _t5(vocabulary, proto.normalizer_spec.precompiled_charsmap or None, special, limit)
 
 
 @dataclass(frozen=True)
 class Special:
-    """Special tokens as the config and the files next to it name them.
+    """Special tokens that the config and the files next to it name.
 
-    named: by what they are for. indexed: with their flags, by id. extra: others, None where none are named.
-    sentinels: how many `<extra_id_0>`, ... the T5 family adds.
+    named: by their role. indexed: with their flags, by id. extra: further ones; None where the config names none.
+    sentinels: how many tokens `<extra_id_0>`, ... the T5 family adds.
     """
 
     named: Named = field(default_factory=dict)
@@ -144,7 +153,7 @@ class Special:
 
 
 def _special(config: dict[str, Any], data: dict[str, Any] | None, map_file: Path) -> Special | None:
-    """What transformers makes of a config's special tokens; None for a form that is not known here."""
+    """Return the special tokens that transformers would read from a config, or None for a form that is not known."""
     from tokenizers import AddedToken
 
     named: dict[str, Any] = {key: config[key] for key in NAMED if config.get(key) is not None}
@@ -175,8 +184,10 @@ def _special(config: dict[str, Any], data: dict[str, Any] | None, map_file: Path
 
 
 def _charsmap(normalizer: dict[str, Any] | None) -> bytes | None:
-    """SentencePiece's table of character replacements in a tokenizer.json, all that T5Tokenizer keeps of its
-    normalizer."""
+    """Return SentencePiece's table of character replacements in a tokenizer.json.
+
+    T5Tokenizer keeps nothing else of its normalizer.
+    """
     steps = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
     found = (step["precompiled_charsmap"] for step in steps if step.get("type") == "Precompiled")
     text = next(found, None)
@@ -186,7 +197,7 @@ def _charsmap(normalizer: dict[str, Any] | None) -> bytes | None:
 def _t5(
     vocabulary: Iterable[Sequence[Any]], charsmap: bytes | None, special: Special, limit: int | None
 ) -> TextTokenizer:
-    """T5Tokenizer's backend: a Unigram over words, each with its leading space, and the end token last."""
+    """Return T5Tokenizer's backend: a Unigram model over words with their leading space, and an end token."""
     from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
     from tokenizers.models import Unigram
 
@@ -206,7 +217,7 @@ def _t5(
 
 
 def _finished(backend: Tokenizer, special: Special, limit: int | None) -> TextTokenizer:
-    """With the special tokens that the vocabulary lacks, and those of the config with the config's flags."""
+    """Add the special tokens that the vocabulary lacks, and those of the config with the config's flags."""
     from tokenizers import AddedToken
 
     backend.no_truncation()

@@ -1,9 +1,9 @@
-"""The Wan VAE, called so that it is fast and its result is the pipeline's.
+"""Runs the Wan VAE faster than the pipeline does, with the pipeline's result.
 
-`AutoencoderKLWan` walks a clip one latent frame at a time. Its causal caches make a longer chunk give the same
-numbers (to float rounding), and one long chunk is about twice as fast on small frames, so the chunk length is ours.
-It follows from the frame's size and the machine's memory as a whole, never from what happens to be free: the same
-machine decodes the same latents to the same bits.
+`AutoencoderKLWan` processes a clip one latent frame at a time. Because of its causal caches, a longer chunk gives the
+same numbers up to float rounding, and is about twice as fast on small frames. The chunk length depends on the frame's
+size and the machine's total memory, but not on how much of it is free, so that a machine always decodes the same
+latents to the same bits.
 
 Shape suffixes: B batch, C color channels, Z latent channels, F frames, T latent frames = (F - 1) / 4 + 1,
 H height, W width, h = H / stride, w = W / stride.
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 def _chunks(length: int, first: int, size: int) -> list[slice]:
-    """The first chunk alone (the VAE treats it apart), then chunks of `size`."""
+    """Return the first chunk on its own, which the VAE handles differently, and then chunks of `size`."""
     return [slice(0, first), *(slice(i, min(i + size, length)) for i in range(first, length, size))]
 
 
 def encode_moments(vae: AutoencoderKLWan, video_BCFHW: torch.Tensor, latent_frames: int = 4) -> torch.Tensor:
-    """Means and log-variances [B, 2Z, T, h, w] of a clip in -1..1 with F = 4n + 1 frames.
+    """Return means and log-variances [B, 2Z, T, h, w] of a clip in -1..1 with F = 4n + 1 frames.
 
-    `latent_frames` is how many latent frames one chunk makes; more is faster and takes more memory.
+    latent_frames: how many latent frames one chunk makes; more is faster and needs more memory.
     """
     vae.clear_cache()
     patch = vae.config["patch_size"]
@@ -45,8 +45,8 @@ def encode_moments(vae: AutoencoderKLWan, video_BCFHW: torch.Tensor, latent_fram
     return moments
 
 
-def _decoded(vae: AutoencoderKLWan, latents_BZThw: torch.Tensor, latent_frames: int) -> Iterator[torch.Tensor]:
-    """The video's parts, chunk by chunk."""
+def _decode_chunks(vae: AutoencoderKLWan, latents_BZThw: torch.Tensor, latent_frames: int) -> Iterator[torch.Tensor]:
+    """Yield the video [B, C, F, H, W] in chunks along F."""
     vae.clear_cache()
     patch = vae.config["patch_size"]
     z = vae.post_quant_conv(latents_BZThw)
@@ -58,12 +58,12 @@ def _decoded(vae: AutoencoderKLWan, latents_BZThw: torch.Tensor, latent_frames: 
 
 
 def decode_raw(vae: AutoencoderKLWan, latents_BZThw: torch.Tensor, latent_frames: int = 4) -> torch.Tensor:
-    """Video [B, C, F, H, W] of unnormalised latents, not clamped."""
-    return torch.cat(list(_decoded(vae, latents_BZThw, latent_frames)), dim=2)
+    """Return the video [B, C, F, H, W] of unnormalized latents, not clamped."""
+    return torch.cat(list(_decode_chunks(vae, latents_BZThw, latent_frames)), dim=2)
 
 
 def chunk_length(vae: AutoencoderKLWan, width: int, height: int) -> int:
-    """Latent frames to decode at once at a size in pixels; at least 1."""
+    """Return how many latent frames to decode at once for a size in pixels; at least 1."""
     parameter = next(vae.parameters())
     memory_bytes = _memory_bytes(parameter.device)
     return footprint.decode_chunk(dict(vae.config), width, height, memory_bytes, parameter.element_size())
@@ -78,7 +78,7 @@ def _memory_bytes(device: torch.device) -> int:
 
 
 def _statistics(vae: AutoencoderKLWan, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and 1 / std of the latents as the pipeline rounds them."""
+    """Return mean and 1 / std of the latents, [1, Z, 1, 1, 1], rounded as in the pipeline."""
     mean = torch.tensor(vae.config["latents_mean"]).view(1, -1, 1, 1, 1).to(like)
     inverse_std = 1.0 / torch.tensor(vae.config["latents_std"]).view(1, -1, 1, 1, 1).to(like)
     return mean, inverse_std
@@ -86,10 +86,10 @@ def _statistics(vae: AutoencoderKLWan, like: torch.Tensor) -> tuple[torch.Tensor
 
 @torch.no_grad()
 def decode(vae: AutoencoderKLWan, latents_BZThw: torch.Tensor, latent_frames: int | None = None) -> torch.Tensor:
-    """Video [B, C, F, H, W] in -1..1 of the model's normalised latents, as WanPipeline decodes them.
+    """Decode normalized latents [B, Z, T, h, w] to a video [B, C, F, H, W] in -1..1, as WanPipeline does.
 
-    `latent_frames`: how many to decode at once; None lets the frame's size and the memory decide. With 1 the result
-    is `vae.decode`'s, bit for bit. From a GPU the video comes back in host memory, part by part.
+    latent_frames: how many to decode at once; by default chosen from the frame's size and the memory. With 1, the
+    result is that of `vae.decode`, bit for bit. The video is float32 in host memory.
     """
     parameter = next(vae.parameters())
     latents = latents_BZThw.to(parameter.device, parameter.dtype)
@@ -97,13 +97,16 @@ def decode(vae: AutoencoderKLWan, latents_BZThw: torch.Tensor, latent_frames: in
     if latent_frames is None:
         stride = vae.config["scale_factor_spatial"]
         latent_frames = chunk_length(vae, latents.shape[-1] * stride, latents.shape[-2] * stride)
-    parts = _decoded(vae, latents / inverse_std + mean, latent_frames)
+    parts = _decode_chunks(vae, latents / inverse_std + mean, latent_frames)
     return torch.cat([part.clamp(-1.0, 1.0).float().cpu() for part in parts], dim=2)
 
 
 @torch.no_grad()
 def encode(vae: AutoencoderKLWan, video_BCFHW: torch.Tensor, latent_frames: int = 1) -> torch.Tensor:
-    """Normalised latents [B, Z, T, h, w] of a video in -1..1: the mean of the VAE's distribution, no draw."""
+    """Encode a video [B, C, F, H, W] in -1..1 to normalized latents [B, Z, T, h, w].
+
+    They are the mean of the VAE's distribution; nothing is sampled.
+    """
     parameter = next(vae.parameters())
     moments = encode_moments(vae, video_BCFHW.to(parameter.device, parameter.dtype), latent_frames)
     mean, inverse_std = _statistics(vae, moments)

@@ -1,7 +1,7 @@
-"""A Wan VAE from one safetensors file, in the original layout (2.1 or 2.2) or diffusers' own.
+"""Loads a Wan VAE from a single safetensors file, in the original layout (2.1 or 2.2) or diffusers' own.
 
-diffusers' table covers the 2.1 VAE; the 2.2 VAE nests its blocks (`encoder.downsamples.0.downsamples.1.residual.2`),
-which is mapped here.
+diffusers' table covers the 2.1 VAE. The 2.2 VAE has nested blocks (`encoder.downsamples.0.downsamples.1.residual.2`),
+whose names are mapped here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RESIDUAL = {"residual.0": "norm1", "residual.2": "conv1", "residual.3": "norm2",
 
 
 def _nested_name(name: str) -> str:
-    """diffusers' name of a tensor of the 2.2 VAE."""
+    """Return diffusers' name of a tensor of the 2.2 VAE."""
     match = re.fullmatch(r"(encoder|decoder)\.(down|up)samples\.(\d+)\.\2samples\.(\d+)\.(.+)", name)
     if not match:
         return next(iter(convert_wan_vae_to_diffusers({name: name})))
@@ -40,7 +40,7 @@ def _nested_name(name: str) -> str:
 
 
 def _names(file: WeightFile, plain: tuple[str, ...]) -> dict[str, str]:
-    """{diffusers' name: name in the file}."""
+    """Return {diffusers' name: name in the file}."""
     if DIFFUSERS in plain:
         return {name: name for name in plain}
     if ORIGINAL not in plain:
@@ -54,18 +54,21 @@ def _names(file: WeightFile, plain: tuple[str, ...]) -> dict[str, str]:
 
 
 def _config(file: WeightFile, names: dict[str, str]) -> dict[str, Any]:
-    """AutoencoderKLWan's keyword arguments; the family by its latent channels, widths by shapes."""
+    """Return keyword arguments for AutoencoderKLWan.
+
+    The latent channels determine whether it is the 2.1 or the 2.2 VAE, and shapes determine the widths.
+    """
 
     def shape(name: str) -> tuple[int, ...]:
         if name not in names:
-            raise ModelError(f"{file.path} is not a whole Wan VAE", f"it has no tensor {name}")
+            raise ModelError(f"{file.path} is not a complete Wan VAE", f"it has no tensor {name}")
         return file.shape(names[name])
 
     z_dim = shape("post_quant_conv.weight")[0]
     families = {family["z_dim"]: family for family in (VAE_2_1, VAE_2_2)}
     if z_dim not in families:
         raise ModelError(
-            f"{file.path} is not a Wan VAE", f"it has {z_dim} latent channels; Wan 2.1's has 16 and the 5B's 48"
+            f"{file.path} is not a Wan VAE", f"it has {z_dim} latent channels; the VAE of Wan 2.1 has 16, the 5B's 48"
         )
     config = dict(families[z_dim])
     base = shape("encoder.conv_in.weight")[0]
@@ -80,13 +83,13 @@ def _open_names(file: WeightFile) -> tuple[dict[str, str], scaled_fp8.Scales]:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """The config of a VAE file, from its header alone."""
+    """Return the config of a VAE file, read from its header alone. Raises ModelError where it is not a Wan VAE."""
     with open_weights(path) as file:
         return _config(file, _open_names(file)[0])
 
 
 def load(path: Path, dtype: torch.dtype) -> AutoencoderKLWan:
-    """The VAE of a file, on the CPU, in `dtype`."""
+    """Load the VAE in a file on the CPU in `dtype`. Raises ModelError where it is not a complete Wan VAE."""
     with open_weights(path) as file:
         names, scales = _open_names(file)
         config = _config(file, names)

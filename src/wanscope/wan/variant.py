@@ -1,7 +1,7 @@
-"""What is known about one Wan model: dims, strides, defaults. No torch here.
+"""The facts about one Wan model: dims, strides, defaults. This module does not import torch.
 
-Sizes are pixels, frames count video frames, and a latent has (channels, (frames - 1) / 4 + 1, height / stride,
-width / stride) values.
+Sizes are in pixels, and frames are video frames. Latents have the shape (channels, (frames - 1) / 4 + 1,
+height / stride, width / stride).
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from wanscope.errors import RecipeError
 from wanscope.spec.settings import Keyframes
 from wanscope.wan.constants import NEGATIVE, VAE_2_1
 
-MAX_PIXELS_A_SIDE = 8192
+MAX_SIDE_PIXELS = 8192
 ROPE_POSITIONS = 1024
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a video of a variant is made with unless told otherwise. guidance: one number, or keyframes, per expert,
-    high noise first."""
+    """The default settings of a variant. guidance: a number or keyframes for each expert, high noise first."""
 
     width: int
     height: int
@@ -33,7 +32,7 @@ class Defaults:
     negative_prompt: str = NEGATIVE
 
     def values(self) -> dict[str, Any]:
-        """Flat, as a recipe resolves against it; `guidance_2` is there only for two experts."""
+        """Return the defaults as a flat mapping, for resolving a recipe; it has `guidance_2` only for two experts."""
         flat = {k: getattr(self, k) for k in ("width", "height", "frames", "fps", "steps", "solver", "shift")}
         flat |= {"guidance": self.guidance[0], "negative": self.negative_prompt}
         return flat | ({"guidance_2": self.guidance[1]} if len(self.guidance) > 1 else {})
@@ -41,7 +40,7 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Files:
-    """Names of single files in common use, for messages and for finding them in a folder."""
+    """Common names of single files, for messages and for finding them in a folder."""
 
     transformer: tuple[str, ...] = ()
     encoder: tuple[str, ...] = ("umt5_xxl_fp16.safetensors", "umt5-xxl-enc-bf16.safetensors")
@@ -50,7 +49,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Dims of the UMT5 text encoder (UMT5-XXL unless told otherwise)."""
+    """Dims of the UMT5 text encoder; the defaults are those of UMT5-XXL."""
 
     d_model: int = 4096
     d_ff: int = 10240
@@ -62,7 +61,7 @@ class Encoder:
     max_distance: int = 128
 
     def config(self) -> dict[str, Any]:
-        """Keyword arguments of `transformers.UMT5Config`."""
+        """Return keyword arguments for `transformers.UMT5Config`."""
         return {
             "d_model": self.d_model,
             "d_ff": self.d_ff,
@@ -91,7 +90,7 @@ class Encoder:
 class Variant:
     """One Wan model. Dims as in the paper; `vae_stride` and `patch` are (frames, height, width).
 
-    closed_vocabulary: the tokenizer knows the words that the model was trained on and no others, so that a prompt with
+    closed_vocabulary: whether the tokenizer knows only the words that the model was trained on, so that a prompt with
     any other word is refused.
     """
 
@@ -128,20 +127,21 @@ class Variant:
 
     @property
     def head_dim(self) -> int:
+        """The width of one attention head."""
         return self.dim // self.heads
 
     @property
     def image_tokens(self) -> int:
-        """Image tokens before the text tokens in the context: 257 on Wan 2.1 I2V, else none."""
+        """The number of image tokens before the text tokens in the context: 257 for Wan 2.1 I2V, else 0."""
         return 257 if self.image_dim is not None else 0
 
     @property
     def size_step(self) -> int:
-        """Width and height are multiples of this: VAE stride times patch (16, or 32 on the 5B)."""
+        """Width and height are multiples of this: VAE stride times patch (16, or 32 for the 5B)."""
         return self.vae_stride[1] * self.patch[1]
 
     def transformer_config(self) -> dict[str, Any]:
-        """Keyword arguments of `diffusers.WanTransformer3DModel`."""
+        """Return keyword arguments for `diffusers.WanTransformer3DModel`."""
         return {
             "patch_size": list(self.patch),
             "num_attention_heads": self.heads,
@@ -161,11 +161,11 @@ class Variant:
         }
 
     def vae_config(self) -> dict[str, Any]:
-        """Keyword arguments of `diffusers.AutoencoderKLWan`."""
+        """Return keyword arguments for `diffusers.AutoencoderKLWan`."""
         return dict(self.vae)
 
     def scheduler_config(self) -> dict[str, Any]:
-        """The scheduler the model's pipeline is published with; a recipe's own shift replaces `flow_shift`."""
+        """Return the config of the scheduler in the published pipeline; a recipe's shift replaces `flow_shift`."""
         return {
             "_class_name": "UniPCMultistepScheduler",
             "num_train_timesteps": 1000,
@@ -178,8 +178,10 @@ class Variant:
 def with_configs(
     variant: Variant, transformer: dict[str, Any], vae: dict[str, Any], encoder: dict[str, Any] | None = None
 ) -> Variant:
-    """`variant` with the dims of diffusers and transformers config files. Keys they leave out keep diffusers'
-    defaults."""
+    """Return `variant` with the dims in the configs of diffusers and transformers.
+
+    Keys that the configs leave out have diffusers' defaults.
+    """
     full_vae = {**VAE_2_1, **{k: v for k, v in vae.items() if not k.startswith("_") and k in _VAE_KEYS}}
     heads, head_dim = transformer.get("num_attention_heads", 40), transformer.get("attention_head_dim", 128)
     in_channels, out_channels = transformer.get("in_channels", 16), transformer.get("out_channels", 16)
@@ -223,38 +225,49 @@ _VAE_KEYS = {*VAE_2_1, "decoder_base_dim", "attn_scales", "dropout"}
 
 
 def check_video(variant: Variant, width: int, height: int, frames: int) -> None:
-    """RecipeError, naming the nearest legal values, unless the variant can make videos of this size."""
+    """Check that the variant can make videos of this size, in pixels and frames.
+
+    Raises RecipeError, which names the nearest possible values.
+    """
     stride, step = variant.vae_stride[0], variant.size_step
     if frames < 1 or frames % stride != 1:
         low = max((frames - 1) // stride * stride + 1, 1)
-        near = f"{low} or {low + stride}" if frames > 0 else "1"
-        raise RecipeError(f"{frames} frames cannot be made", f"Wan makes {stride}n + 1 frames", f"video.frames={near}")
+        near = (low, low + stride) if frames > 0 else (1,)
+        raise RecipeError(
+            f"{frames} frames cannot be made",
+            f"Wan makes {stride}n + 1 frames, such as {' or '.join(map(str, near))}",
+            f"video.frames={min(near, key=lambda value: abs(value - frames))}",
+        )
     for side, pixels in (("width", width), ("height", height)):
-        if pixels % step or not step <= pixels <= MAX_PIXELS_A_SIDE:
-            low = min(max(pixels // step * step, step), MAX_PIXELS_A_SIDE)
-            high = min(low + step, MAX_PIXELS_A_SIDE)
-            near = str(low) if low in (pixels, high) or pixels < step else f"{low} or {high}"
+        if pixels % step or not step <= pixels <= MAX_SIDE_PIXELS:
+            low = min(max(pixels // step * step, step), MAX_SIDE_PIXELS)
+            high = min(low + step, MAX_SIDE_PIXELS)
+            near = (low,) if low in (pixels, high) or pixels < step else (low, high)
             raise RecipeError(
                 f"a {side} of {pixels} pixels cannot be made",
-                f"{variant.title} takes multiples of {step}, from {step} to {MAX_PIXELS_A_SIDE}",
-                f"video.{side}={near}",
+                f"{variant.title} takes multiples of {step} from {step} to {MAX_SIDE_PIXELS}, such as "
+                f"{' or '.join(map(str, near))}",
+                f"video.{side}={min(near, key=lambda value: abs(value - pixels))}",
             )
     grid = token_grid(variant, width, height, frames)
     for what, count, limit in zip(("frames", "height", "width"), grid, (ROPE_POSITIONS,) * 3, strict=True):
         if count > limit:
             raise RecipeError(
-                f"{what} is too large", f"the model has positions for {limit} patches along it, not {count}"
+                f"{what} is too large", f"the model has positions for {limit} patches in this direction, not {count}"
             )
 
 
 def latent_shape(variant: Variant, width: int, height: int, frames: int) -> tuple[int, int, int, int]:
-    """(channels, latent frames, latent height, latent width) after `check_video`."""
+    """Return (channels, latent frames, latent height, latent width) of a video, after `check_video`.
+
+    Raises RecipeError for a size that the variant cannot make.
+    """
     check_video(variant, width, height, frames)
     t, h, w = variant.vae_stride
     return variant.latent_channels, (frames - 1) // t + 1, height // h, width // w
 
 
 def token_grid(variant: Variant, width: int, height: int, frames: int) -> tuple[int, int, int]:
-    """Video tokens along (time, height, width)."""
+    """Return the number of video tokens along (time, height, width)."""
     (t, h, w), (pt, ph, pw) = variant.vae_stride, variant.patch
     return ((frames - 1) // t + 1) // pt, height // h // ph, width // w // pw

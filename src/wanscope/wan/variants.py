@@ -1,8 +1,8 @@
-"""The facts of every Wan model, in one table. No torch here: `wanscope --help` and the planner read this.
+"""The table of all Wan models. It does not import torch, because `wanscope --help` and the planner read it.
 
-Sources: the configs and README of the Wan 2.1 and 2.2 repositories (dims, boundary, shift, steps, guidance, sizes,
-negative prompts) and the model cards' config.json files. Default sizes and samplers are those of the official
-`generate.py`; for the 1.3B those its README recommends.
+Sources: the configs and READMEs of the Wan 2.1 and 2.2 repositories (dims, boundary, shift, steps, guidance, sizes,
+negative prompts) and the config.json files of the published models. Default sizes and samplers are those of the
+official `generate.py`, or for the 1.3B those that its README recommends.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ _480P = ((832, 480), (480, 832))
 _14B: dict[str, Any] = {"dim": 5120, "ffn_dim": 13824, "blocks": 40, "heads": 40}
 _I2V: dict[str, Any] = {"in_channels": 36, "image_conditioned": True}
 _NEEDS_IMAGE = (
-    "makes videos from an image and a prompt: 16 noise, 4 mask and 16 condition channels{clip}. It loads, but "
-    "wanscope makes videos from text alone so far; use the matching text-to-video model for that"
+    "makes videos from an image and a prompt: 16 noise, 4 mask and 16 condition channels{clip}. It can be loaded, but "
+    "wanscope only makes videos from text so far; use the matching text-to-video model for that"
 )
 
 
@@ -56,7 +56,7 @@ _MARBLES_GUIDANCE = Keyframes(keys=((1.0, 4.0), (0.93, 1.5)), interpolate="step"
 
 
 def _marbles() -> Variant:
-    """The tiny model that ships with the package; its dims are read from its own config files where they are."""
+    """Return the tiny model that ships with the package, with the dims in its config files where those exist."""
     table = Variant(
         "marbles",
         "marbles, the tiny world",
@@ -73,7 +73,7 @@ def _marbles() -> Variant:
         vae=VAE_MARBLES,
         files=Files(encoder=(), vae=()),
         encoder=Encoder(d_model=128, d_ff=256, layers=2, heads=4, d_kv=32, vocab=256),
-        # How many objects there are is decided early, where strong guidance helps; later it distorts their outlines.
+        # Early steps decide how many objects there are, where strong guidance helps; later it distorts their outlines.
         defaults=Defaults(128, 128, 17, 8, 20, guidance=(_MARBLES_GUIDANCE,), negative_prompt=""),
         scheduler_shift=5.0,
         note="ships with wanscope; knows shapes, colors and motions only",
@@ -212,12 +212,15 @@ VARIANTS: dict[str, Variant] = _table()
 
 @cache
 def _aliases() -> dict[str, str]:
-    """Hub ids, and names without the version where that is enough to tell."""
+    """Return {hub id in lower case: name of the variant}."""
     return {v.hub_id.lower(): v.name for v in VARIANTS.values() if v.hub_id}
 
 
 def resolve(name: str) -> Variant:
-    """The variant of that name or official hub id, in any case. ModelError names the nearest one."""
+    """Return the variant with that name or official hub id, ignoring case.
+
+    Raises ModelError, which names the nearest one.
+    """
     key = name.strip().lower()
     key = _aliases().get(key, key)
     if key in VARIANTS:
@@ -236,10 +239,10 @@ def from_configs(
     expand_timesteps: bool = False,
     text_length: int = 512,
 ) -> Variant:
-    """The variant of a folder's configs: the known one whose dims are the same, else one of its own.
+    """Return the variant that a folder's configs describe: a known one with the same dims, or else a new one.
 
-    Two known variants can share all dims (2.1 I2V 480p and 720p); the words of `name` decide, else the first of the
-    table.
+    Two known variants can share all dims (2.1 I2V 480p and 720p). Then the words in `name` decide, and where they do
+    not, the first one in the table is returned.
     """
     base = VARIANTS["wan2.2-ti2v-5b" if expand_timesteps else "wan2.1-t2v-1.3b"]
     found = with_configs(base, transformer, vae, encoder)
@@ -271,7 +274,7 @@ def _words(name: str) -> set[str]:
 
 
 def _shape(variant: Variant) -> tuple[Any, ...]:
-    """What tells two variants apart."""
+    """Return what distinguishes two variants."""
     transformer = variant.transformer_config()
     return (
         json.dumps(transformer, sort_keys=True),

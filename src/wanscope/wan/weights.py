@@ -1,7 +1,7 @@
-"""Reading weight files, and putting weights into modules so that nothing is missing, left over or unpickled.
+"""Reads weight files and fills modules, so that no weight is missing or left over and nothing is unpickled.
 
-A module is built with empty parameters and real buffers (RoPE tables stay in float32, whatever the weights' dtype),
-then every parameter is filled: a name too many, a name too few or a wrong shape is an error that lists them.
+A module is built with empty parameters and real buffers (RoPE tables stay in float32, whatever the weights' dtype).
+Then every parameter is filled. Extra names, missing names and wrong shapes are errors that list them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from wanscope.errors import ModelError
 from wanscope.wan.pickles import refuse_pickle
 
 SHOWN = 6
-ALIGNMENT = 64  # bytes; what torch's own CPU allocator gives
+ALIGNMENT = 64  # bytes, as in torch's own CPU allocator
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -33,7 +33,7 @@ class WeightFile:
         self.names = [name.removeprefix(prefix) for name in self.all_names if name.startswith(prefix)]
 
     def strip(self, prefixes: tuple[str, ...], known: str) -> None:
-        """Take the first prefix under which `known` is a tensor."""
+        """Set the prefix to the first one of `prefixes` for which the tensor `known` exists."""
         for prefix in prefixes:
             if prefix + known in self.all_names:
                 self.prefix = prefix
@@ -42,23 +42,28 @@ class WeightFile:
 
     @property
     def others(self) -> list[str]:
-        """Names outside the prefix: parts of something else."""
+        """Names without the prefix, which belong to something else."""
         return [name for name in self.all_names if not name.startswith(self.prefix)]
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape, read from the header."""
         return tuple(self._handle.get_slice(self.prefix + name).get_shape())
 
     def dtype(self, name: str) -> str:
-        """As safetensors writes it: F32, BF16, F8_E4M3 ..."""
+        """Return a tensor's dtype with safetensors' name: F32, BF16, F8_E4M3, ..."""
         return self._handle.get_slice(self.prefix + name).get_dtype()
 
     def read(self, name: str) -> torch.Tensor:
+        """Return a tensor in the file's dtype and shape, on the CPU."""
         return self._handle.get_tensor(self.prefix + name)
 
 
 @contextmanager
 def open_weights(path: Path) -> Iterator[WeightFile]:
-    """A safetensors file, open for reading. ModelError for pickles, missing and damaged files."""
+    """Open a safetensors file for reading inside the `with` block.
+
+    Raises ModelError for pickles, missing files and damaged files.
+    """
     refuse_pickle(path)
     if not path.is_file():
         raise ModelError(f"there is no file {path}")
@@ -67,18 +72,21 @@ def open_weights(path: Path) -> Iterator[WeightFile]:
             yield WeightFile(path, handle)
     except SafetensorError as error:
         raise ModelError(
-            f"{path} cannot be read", f"it is not a whole safetensors file ({error})", "download it again"
+            f"{path} cannot be read", f"it is not a complete safetensors file ({error}); download it again"
         ) from None
 
 
 def listed(names: list[str]) -> str:
-    """A few names and how many more."""
+    """Return the first few names, sorted, and the number of the others."""
     shown = ", ".join(sorted(names)[:SHOWN])
     return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def check_names(have: Mapping[str, tuple[int, ...]], want: Mapping[str, tuple[int, ...]], what: str) -> None:
-    """ModelError, with names, unless a file has exactly the tensors a module wants, in the same shapes."""
+    """Raise ModelError, with names, unless a file has exactly the tensors that a module needs, with the same shapes.
+
+    have, want: {name: shape} of the file and of the module. what: the file's name, for the error.
+    """
     missing = [name for name in want if name not in have]
     extra = [name for name in have if name not in want]
     wrong = [name for name in want if name in have and tuple(have[name]) != tuple(want[name])]
@@ -105,12 +113,13 @@ def fill(
     keep_fp32: tuple[str, ...] = (),
     tied: Mapping[str, str] | None = None,
 ) -> M:
-    """The module that `build` makes, filled from a file.
+    """Return the module that `build` makes, filled from a file.
 
-    shapes: the file's tensors under the module's names. read(name, dtype): one of them, in that dtype. keep_fp32:
-    parts of names whose parameters stay float32, as diffusers keeps them. tied: names that are another one's tensor.
+    shapes: {name: shape} of the file's tensors under the module's names. read(name, dtype): returns one of them in that
+    dtype. what: the file's name, for errors. keep_fp32: parts of the names whose parameters stay in float32, as in
+    diffusers. tied: {name: name of the tensor that it shares}. Raises ModelError where names or shapes do not match.
     """
-    from accelerate import init_empty_weights  # reading a header needs none of it
+    from accelerate import init_empty_weights  # imported here, because reading a header does not need it
 
     with init_empty_weights(include_buffers=False):
         module = build()
@@ -128,11 +137,12 @@ def fill(
 
 
 def align(module: nn.Module) -> None:
-    """Copy weights that lie at odd addresses to aligned memory.
+    """Copy weights at unaligned addresses to aligned memory.
 
-    Tensors mapped from a file lie where its header happens to end, and CPU kernels round differently there: the same
-    weights from two files would give videos that differ in their last bits. (So do diffusers' from_pretrained and a
-    model in memory.) A GPU gets aligned copies anyway.
+    The address of a tensor that is mapped from a file depends on the length of the file's header, and CPU kernels round
+    differently at unaligned addresses. The same weights from two files would therefore give videos that differ in their
+    last bits, as do a model loaded by diffusers' from_pretrained and one built in memory. Copies on a GPU are always
+    aligned.
     """
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:

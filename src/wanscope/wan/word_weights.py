@@ -20,17 +20,23 @@ ResolvedMode = Literal["multiply", "interpolate", "none"]
 
 
 def resolve_mode(mode: WeightMode, words: Iterable[Columns]) -> ResolvedMode:
-    """What `auto` means for these words: `multiply` where a number was written, `none` elsewhere."""
+    """Return the mode for these words: `auto` becomes `multiply` where any word has a weight, else `none`.
+
+    Raises RecipeError for a mode that is not known.
+    """
     if mode == "auto":
         return "multiply" if any(word.weighted for word in words) else "none"
     if mode not in ("multiply", "interpolate", "none"):
-        raise RecipeError(f"{mode!r} is not a way to apply weights", "", "weights: auto, multiply, interpolate or none")
+        raise RecipeError(
+            f"{mode!r} is not a way to apply weights",
+            "the ways are auto, multiply, interpolate and none",
+            "weights: multiply",
+        )
     return mode
 
 
 def column_weights(words: Iterable[Columns]) -> dict[int, float]:
-    """The weight of each weighted column; where marks overlap, their weights multiply. Columns of weight 1 are left
-    out."""
+    """Return {token column: weight}, without columns of weight 1. Weights of overlapping marks are multiplied."""
     weights: dict[int, float] = {}
     for word in words:
         if word.weighted:
@@ -40,38 +46,39 @@ def column_weights(words: Iterable[Columns]) -> dict[int, float]:
 
 
 def apply_weights(embedding: Tensor, words: Iterable[Columns], real_tokens: int, mode: WeightMode = "auto") -> Tensor:
-    """The text embedding with the weights of marked words applied. The input is never changed.
+    """Return the text embedding with the weights of marked words applied, in the same shape. The input is not changed.
 
-    embedding: [L, D] or [B, L, D], of one prompt, as the text encoder gives it (before any projection).
-    words: the marks as `tokens.token_columns` found them; those without a number have no weight.
-    real_tokens: R, the tokens of the prompt with the end token; rows from R on are padding.
+    embedding: [L, D] or [B, L, D] of one prompt, as returned by the text encoder (before any projection).
+    words: the marks as found by `tokens.token_columns`; those without a number have no weight.
+    real_tokens: R, the number of tokens of the prompt including the end token; rows from R on are padding.
 
     multiply: e' = w e.
-    interpolate: e' = m + w (e - m), rescaled to the norm of e, where m is the mean of the prompt's own R rows (the end
-    token's among them, before any weight). So w > 1 turns a token away from what the prompt's tokens share, w < 1
-    toward it, and no token becomes longer or shorter.
+    interpolate: e' = m + w (e - m), rescaled to the norm of e, where m is the mean of the prompt's own R rows (with
+    the end token, before any weight). A weight w > 1 turns a token away from the mean of the prompt's tokens and w < 1
+    toward it, without changing the token's norm.
     none: nothing changes.
 
-    Computed in float32 (float64 for float64 embeddings) and rounded once to the embedding's dtype. Columns of weight
-    exactly 1 keep their bits; with none other, the embedding itself is returned. Raises RecipeError for columns outside
-    the real tokens, weights that are not finite and above zero, and results that the dtype cannot hold.
+    This is computed in float32 (float64 for float64 embeddings) and rounded once to the embedding's dtype. Columns of
+    weight exactly 1 keep their bits; where there are no others, the embedding itself is returned.
+
+    Raises RecipeError for columns outside the real tokens, for weights that are not finite and above zero, and for
+    results that the dtype cannot represent.
     """
     words = list(words)
     resolved = resolve_mode(mode, words)
     weights = column_weights(words)
     length = embedding.shape[-2]
     if not 0 < real_tokens <= length:
-        raise RecipeError(f"{real_tokens} real tokens", f"the embedding has {length} rows", f"1 to {length}")
+        raise RecipeError(f"there cannot be {real_tokens} real tokens", f"the embedding has {length} rows")
     for word in words:
         if not all(0 <= column < real_tokens for column in word.columns):
             raise RecipeError(
                 f"the words {word.text!r} are at token columns {list(word.columns)}",
-                f"the prompt has {real_tokens} real tokens",
-                "find the columns with this prompt's own text and tokenizer",
+                f"the prompt has {real_tokens} real tokens. Find the columns with this prompt's own text and tokenizer",
             )
     for column, weight in weights.items():
         if not (math.isfinite(weight) and weight > 0):
-            raise RecipeError(f"the weight {weight} of token {column}", "a weight is finite and above zero", "1.5")
+            raise RecipeError(f"token {column} has the weight {weight}", "a weight is finite and above zero")
     if resolved == "none" or not weights:
         return embedding
     exact = torch.float64 if embedding.dtype == torch.float64 else torch.float32
@@ -86,8 +93,7 @@ def apply_weights(embedding: Tensor, words: Iterable[Columns], real_tokens: int,
     if not torch.isfinite(new_KD).all():
         raise RecipeError(
             "the weights make embeddings that are not finite",
-            f"the largest is {max(weights.values()):g} and the embedding is {embedding.dtype}",
-            "smaller weights",
+            f"the largest is {max(weights.values()):g} and the embedding is {embedding.dtype}. Use smaller weights",
         )
     weighted = embedding.clone()
     weighted[..., columns, :] = new_KD

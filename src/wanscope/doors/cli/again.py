@@ -10,7 +10,7 @@ from wanscope.recipe import Recipe
 
 
 def template_of(recipe: Recipe) -> str:
-    """A template with one variation: the recipe's prompt, its marked words marked again."""
+    """Return a template with one variation: the recipe's prompt, with its marked words marked again."""
     opening: dict[int, list[str]] = {}
     closing: dict[int, list[str]] = {}
     # Outer marks open first and close last.
@@ -25,7 +25,7 @@ def template_of(recipe: Recipe) -> str:
 
 
 def study_data(recipe: Recipe) -> dict[str, Any]:
-    """The mapping of a study that has this recipe as its only take."""
+    """Return the mapping of a study that has this recipe as its only take."""
     data = recipe.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     model, labels = data.pop("model"), data.pop("labels", None)  # a single variation has no slots to label
     for key in ("marks", "seed", "version"):
@@ -35,7 +35,7 @@ def study_data(recipe: Recipe) -> dict[str, Any]:
     if "components" in model:
         data["components"] = model["components"]
     for lora in data.get("loras", ()):
-        lora.pop("sha256", None)  # of the file that is there now
+        lora.pop("sha256", None)  # recomputed from the file that is there now
     if "edits" in data:
         data |= {"edits": [_without_hashes(edit) for edit in data["edits"]], "baseline": False}
     return data

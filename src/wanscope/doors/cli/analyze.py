@@ -1,4 +1,4 @@
-"""`wanscope analyze`: the paths of a study measured and compared, with a summary in plain words."""
+"""`wanscope analyze` and `export`: measure and compare the paths of a study, with a summary in plain words."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHOWN = 12
 
 @dataclass(frozen=True)
 class AnalyzeOptions:
-    """What was typed."""
+    """The options of the command."""
 
     study: str | None
     batch_dir: str | None
@@ -36,10 +36,10 @@ class AnalyzeOptions:
 def run_analyze(options: AnalyzeOptions, output_dir: Path | None, json: bool) -> int:
     source = options.study or options.batch_dir
     if source is None:
-        raise RequestError("no study is named", "analyze works on the takes of a study", "wanscope analyze STUDY")
+        raise RequestError("no study is given", "analyze works on the takes of a study", "wanscope analyze STUDY")
     if options.study and options.batch_dir:
         raise RequestError(
-            "STUDY and --batch-dir say the same", "give one of them", f"wanscope analyze {options.study}"
+            "STUDY and --batch-dir both name the study", "give one of them", f"wanscope analyze {options.study}"
         )
     _check_unit(options.unit)
     from wanscope.analysis.analyze import analyze
@@ -53,12 +53,12 @@ def run_analyze(options: AnalyzeOptions, output_dir: Path | None, json: bool) ->
         baseline=options.baseline,
         unit=options.unit,  # type: ignore[arg-type]
         report=options.report,
-        on_event=events.ignore if json else _tell,
+        on_event=events.ignore if json else _print_event,
     )
     if json:
         out.document(analysis.facts())
         return 0
-    _say(analysis)
+    _print_analysis(analysis)
     return 0
 
 
@@ -67,12 +67,12 @@ def _check_unit(unit: str | None) -> None:
         raise RequestError(f"--unit {unit} is not known", "units are seed or scene", "--unit seed")
 
 
-def _tell(event: events.Event) -> None:
+def _print_event(event: events.Event) -> None:
     if isinstance(event, events.Note):
         out.say(f"note: {event.text}" if event.text.startswith("left out") else event.text)
 
 
-def _say(analysis: Analysis) -> None:
+def _print_analysis(analysis: Analysis) -> None:
     tests = sorted(
         (test for test in analysis.tests.tests if test.p is not None), key=lambda t: (not t.confirmatory, t.p or 0)
     )
@@ -111,7 +111,7 @@ def _cells(test: Test) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What was typed."""
+    """The options of the command."""
 
     study: str
     bundle: bool
@@ -125,8 +125,8 @@ class ExportOptions:
 def run_export(options: ExportOptions, output_dir: Path | None, json: bool) -> int:
     if not options.bundle:
         raise RequestError(
-            "export does not say what",
-            "a bundle is what there is to export",
+            "nothing to export is given",
+            "--bundle is the only form of export",
             f"wanscope export {options.study} --bundle",
         )
     _check_unit(options.unit)
@@ -141,7 +141,7 @@ def run_export(options: ExportOptions, output_dir: Path | None, json: bool) -> i
         contrast=options.contrast,
         baseline=options.baseline,
         unit=options.unit,  # type: ignore[arg-type]
-        on_event=events.ignore if json else _tell,
+        on_event=events.ignore if json else _print_event,
     )
     files, size = len(files_below(folder)), bytes_below(folder)
     if json:

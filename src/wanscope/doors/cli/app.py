@@ -1,4 +1,4 @@
-"""The commands and their options. Each command's work is in its own file and imported when it runs."""
+"""The commands and their options. The work of each command is in its own file, imported when the command runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HELP = """wanscope opens up Wan text-to-video diffusion transformers.
 A prompt template becomes a set of videos; every video is kept with its recipe, so that it can be made again.
 """
 EPILOG = "Begin with `wanscope demo`."
-# As a newcomer meets them: make, look, measure, then the workspace's upkeep and wanscope's own checks.
+# The order in which a newcomer needs them: make, look, measure, then maintain the workspace and check wanscope.
 ORDER = (
     *("demo", "generate", "expand", "models", "doctor"),
     *("takes", "show", "compare", "analyze", "export", "difference", "direction"),
@@ -45,7 +45,7 @@ app.command()(export)
 
 
 def command() -> Any:
-    """The click command that typer makes of `app`, its commands in `ORDER`."""
+    """Return the click command that typer builds from `app`, with its commands in `ORDER`."""
     group: Any = typer.main.get_command(app)
     group.commands = dict(sorted(group.commands.items(), key=lambda item: ORDER.index(item[0])))
     return group
@@ -54,7 +54,7 @@ def command() -> Any:
 @app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of every error. Also: WANSCOPE_DEBUG=1.")
     ] = False,
@@ -72,7 +72,7 @@ def root(
 
 @app.command()
 def demo(output_dir: OutputDir = None, device: Device = "auto", json: EventsJson = False) -> int:
-    """Make eight small videos, and a grid of them to look at."""
+    """Make eight small videos, a grid of them to look at, and a report."""
     from wanscope.doors.cli.demo import run_demo
 
     return run_demo(output_dir, device, json)
@@ -84,7 +84,7 @@ def generate(
         str | None,
         typer.Argument(
             metavar="STUDY",
-            help="A study file (YAML), the name of one that ships with wanscope, or a take to be made again: "
+            help="A study file (YAML), the name of one that ships with wanscope, or a take to make again: "
             "its id, take.json or video.mp4.",
             show_default=False,
         ),
@@ -99,7 +99,7 @@ def generate(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", "-m", metavar="MODEL", help="A name of `wanscope models`, a folder, a hub id or a file."
+            "--model", "-m", metavar="MODEL", help="A name listed by `wanscope models`, a folder, a hub id or a file."
         ),
     ] = None,
     seeds: Annotated[
@@ -110,22 +110,20 @@ def generate(
     ] = None,
     videos_per_variation: Annotated[
         int | None,
-        typer.Option(
-            "--videos-per-variation", metavar="N", min=1, help="How many seeds; the older word for --seeds N."
-        ),
+        typer.Option("--videos-per-variation", metavar="N", min=1, help="Deprecated alias for --seeds N."),
     ] = None,
     negative: Annotated[
-        str | None, typer.Option("--negative", metavar="TEXT", help="The negative prompt; '' for none at all.")
+        str | None, typer.Option("--negative", metavar="TEXT", help="The negative prompt; '' for none.")
     ] = None,
     width: Annotated[int | None, typer.Option("--width", metavar="PIXELS", help="Width of the video.")] = None,
     height: Annotated[int | None, typer.Option("--height", metavar="PIXELS", help="Height of the video.")] = None,
-    frames: Annotated[int | None, typer.Option("--frames", metavar="N", help="Frames of the video, 4n + 1.")] = None,
+    frames: Annotated[int | None, typer.Option("--frames", metavar="N", help="Number of frames, 4n + 1.")] = None,
     duration: Annotated[
-        float | None, typer.Option("--duration", metavar="SECONDS", help="Length of the video, instead of --frames.")
+        float | None, typer.Option("--duration", metavar="SECONDS", help="Length of the video; instead of --frames.")
     ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Denoising steps.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Number of denoising steps.")] = None,
     guidance: Annotated[
-        float | None, typer.Option("--guidance", metavar="X", help="Classifier-free guidance; 1 is off.")
+        float | None, typer.Option("--guidance", metavar="X", help="Classifier-free guidance scale; 1 turns it off.")
     ] = None,
     setting: Annotated[
         list[str] | None,
@@ -135,7 +133,7 @@ def generate(
     ] = None,
     lora: Annotated[
         list[str] | None,
-        typer.Option("--lora", metavar="FILE[:WEIGHT]", help="A LoRA file and its weight, 1 unless given. Repeatable."),
+        typer.Option("--lora", metavar="FILE[:WEIGHT]", help="A LoRA file and its weight (default 1). Repeatable."),
     ] = None,
     from_take: Annotated[
         str | None,
@@ -151,7 +149,7 @@ def generate(
     denoise: Annotated[
         float | None,
         typer.Option(
-            "--denoise", metavar="X", help="The share of the steps that is run, 0 to 1; instead of --start-step."
+            "--denoise", metavar="X", help="The fraction of the steps to run, 0 to 1; instead of --start-step."
         ),
     ] = None,
     store_latents: Annotated[
@@ -171,8 +169,8 @@ def generate(
         typer.Option(
             "--store-self-attention",
             metavar="X,Y[,T]",
-            help="Keep where this position of the video looks in it: fractions of width, height and length. "
-            "Repeatable.",
+            help="Keep the self-attention of this position of the video, given as fractions of width, height "
+            "and length. Repeatable.",
         ),
     ] = None,
     output_dir: OutputDir = None,
@@ -180,7 +178,8 @@ def generate(
         str | None, typer.Option("--name", "-n", metavar="NAME", help="Name of the study and of its folder.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be made, its size and time. Loads and writes nothing.")
+        bool,
+        typer.Option("--dry-run", help="Show what would be made, its size and time. Loads no model, writes nothing."),
     ] = False,
     device: Device = "auto",
     dtype: Annotated[
@@ -195,13 +194,13 @@ def generate(
             "-e",
             metavar="EDIT",
             help="An edit in one line, such as \"inject 'a green square' into late at 0.4\", or as JSON. The video "
-            "without edits is made beside it. Repeatable: several act together, in their order.",
+            "without edits is made as well. Repeatable: several edits act together, in the given order.",
         ),
     ] = None,
 ) -> int:
-    """Make the videos of a study or a template, or a take again.
+    """Make the videos of a study or a template, or make a take again.
 
-    What is complete already is not made anew: the same command goes on where it was stopped.
+    Complete takes are not made again, so the same command continues where it was stopped.
     """
     from wanscope.doors.cli.generate import run_generate
     from wanscope.doors.cli.request import SETTINGS, Options
@@ -237,7 +236,7 @@ def expand(
 ) -> int:
     """List the variations of a prompt template.
 
-    With what fills its slots, its marked words and their weights.
+    Each is shown with the values of its slots, its marked words and their weights.
     """
     from wanscope.doors.cli.expand import run_expand
 
@@ -268,27 +267,33 @@ def takes(
 
 @app.command()
 def show(
-    take: Annotated[str, typer.Argument(metavar="ID", help="The take's id, its beginning, its folder or its video.")],
+    take: Annotated[str, typer.Argument(metavar="ID", help="The take's id, the start of it, its folder or its video.")],
     verify: Annotated[
         bool,
-        typer.Option("--verify/--no-verify", help="Compare every file with its checksum, or only its size."),
+        typer.Option("--verify/--no-verify", help="Compare every file with its checksum, or only with its size."),
     ] = True,
     steps: Annotated[
         bool,
-        typer.Option("--steps", help="Write a video of what each step took for the finished video; needs x0 latents."),
+        typer.Option(
+            "--steps", help="Write a video of what each step predicted as the finished video; needs x0 latents."
+        ),
     ] = False,
     maps: Annotated[
         str | None,
         typer.Option(
-            "--maps", metavar="WORDS", help="Write a video with the attention maps of these words over it; or `all`."
+            "--maps",
+            metavar="WORDS",
+            help="Write the video overlaid with the attention maps of these words, or of `all`.",
         ),
     ] = None,
     by: Annotated[
-        str, typer.Option("--by", metavar="word|block|step", help="With --maps: what each panel is of.")
+        str, typer.Option("--by", metavar="word|block|step", help="With --maps: what each panel shows.")
     ] = "word",
     measure: Annotated[
         str,
-        typer.Option("--measure", metavar="NAME", help="With --maps: probability, contribution, gramcol or self."),
+        typer.Option(
+            "--measure", metavar="NAME", help="With --maps: the measure: probability, contribution, gramcol or self."
+        ),
     ] = "probability",
     out: Annotated[
         Path | None,
@@ -298,7 +303,7 @@ def show(
     output_dir: OutputDir = None,
     json: Json = False,
 ) -> int:
-    """Show a take: its recipe, files, timings and noise levels; or how it came to be, as a video."""
+    """Show a take: its recipe, files, timings and noise levels; or write how it was denoised as a video."""
     if maps is not None:
         from wanscope.doors.cli.show_video import run_show_maps
 
@@ -314,17 +319,18 @@ def show(
 
 @app.command()
 def difference(
-    a: Annotated[str, typer.Argument(metavar="A", help="A prompt: the one that is edited.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another prompt: the donor, where one is injected.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="A prompt, the one to edit.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another prompt, the donor of an injection.")],
     model: Annotated[
-        str, typer.Option("--model", "-m", metavar="MODEL", help="Whose text encoder and projection are asked.")
+        str,
+        typer.Option("--model", "-m", metavar="MODEL", help="The model whose text encoder and projection are used."),
     ] = "marbles",
     device: Device = "auto",
     json: Json = False,
 ) -> int:
     """Measure how far apart two prompts are for a model.
 
-    Over real tokens, before and after projection, with a sentence of advice for injecting one into the other.
+    Compares real tokens before and after projection, and advises on injecting one prompt into the other.
     """
     from wanscope.doors.cli.difference import run_difference
 
@@ -333,9 +339,9 @@ def difference(
 
 @app.command()
 def doctor(output_dir: OutputDir = None, json: Json = False) -> int:
-    """Check this machine, and say what to do.
+    """Check this machine and say how to fix what is wrong.
 
-    Python, torch, the GPU, memory, disk and weights. Exit status 1 if something is wrong.
+    Checks Python, torch, the GPU, memory, disk and weights. Exits with status 1 if something is wrong.
     """
     from wanscope.doors.cli.doctor import run_doctor
 
@@ -353,16 +359,20 @@ def validate(
             "--pairs",
             metavar="N",
             min=2,
-            help="How many videos a figure rests on (200 for marbles, 24 for trajectories, else 60).",
+            help="Number of videos behind each figure (default: 200 for marbles, 24 for trajectories, else 60).",
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="Write the report there as JSON, and as a page beside it."),
+        typer.Option(
+            "--out", metavar="FILE", help="Write the report to this JSON file, and as a Markdown page next to it."
+        ),
     ] = None,
     work: Annotated[
         Path | None,
-        typer.Option("--work", metavar="DIR", help="Where rows are kept while they are made; the next run goes on."),
+        typer.Option(
+            "--work", metavar="DIR", help="Where rows are kept while they are made; the next run continues from them."
+        ),
     ] = None,
     share: Annotated[
         str,
@@ -370,13 +380,13 @@ def validate(
     ] = "1/1",
     so_far: Annotated[
         bool,
-        typer.Option("--so-far", help="Make nothing: report on what earlier runs have made."),
+        typer.Option("--so-far", help="Make nothing; report on what earlier runs have made."),
     ] = False,
     json: Json = False,
 ) -> int:
-    """Score the tiny world and its model, what edits do in it, attention maps or trajectories, against known truth.
+    """Score the marbles model, edits, attention maps or trajectories against known truth.
 
-    Exit status 1 where a bound is not met.
+    Exits with status 1 if a bound is not met.
     """
     from wanscope.doors.cli.validate import run_validate
 

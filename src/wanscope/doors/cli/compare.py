@@ -36,20 +36,21 @@ def run_compare(names: Sequence[str], path: Path | None, output_dir: Path | None
             }
         )
         return 0
-    say_grid(grid, len(takes), notes)
+    print_grid(grid, len(takes), notes)
     return 0
 
 
-def say_grid(grid: Grid, count: int, notes: Sequence[str] = ()) -> None:
+def print_grid(grid: Grid, count: int, notes: Sequence[str] = ()) -> None:
     for note in (*notes, *grid.notes):
         output.say(f"note: {note}")
     output.say(f"{count} take{'s'[: count != 1]} in {grid.rows} x {grid.columns}: {output.shown_path(grid.path)}")
 
 
 def gather(workspace: Workspace, names: Sequence[str]) -> tuple[list[Take], list[str]]:
-    """The takes that the names mean, in order; and what was left out of a study.
+    """Return the takes that the names refer to, in order, and notes on what was left out of a study.
 
-    A take that is named beside its study is shown once. RequestError where two names mean the same take or study.
+    A take that is named in addition to its study is shown once. Raises RequestError where two names refer to the
+    same take or study.
     """
     takes: dict[str, Take] = {}
     notes = []
@@ -86,14 +87,14 @@ def _named_once(named: dict[str, str], what: str, name: str) -> None:
 
 
 def _checked(folder: Path) -> Take:
-    """A take whose video has its checksum."""
+    """Open a take and verify the checksum of its video."""
     take = Take.open(folder)
     take.check_video()
     return take
 
 
 def default_path(workspace: Workspace, names: Sequence[str], takes: Sequence[Take]) -> Path:
-    """In the study's folder for one study, else in the workspace under the takes' ids."""
+    """Return the default output file: in the study's folder for one study, else in the workspace, named by take ids."""
     if len(names) == 1 and names[0] in study_names(workspace):
         return workspace.studies / names[0] / SIDE_BY_SIDE
     ids = [take.id[:8] for take in takes]

@@ -1,4 +1,4 @@
-"""A file for the traceback of an error that nobody foresaw."""
+"""A file for the traceback of an unexpected error."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from wanscope import __version__
 
 
 def write_report(error: BaseException) -> Path | None:
-    """Write the traceback to the user's log folder, else to the temporary one; None where neither can be written."""
+    """Write the traceback to the user's log folder, else to the temporary folder.
+
+    Returns the file, or None where neither folder can be written."""
     import platformdirs
 
-    # The command's arguments are part of it: without them nobody can do it again.
+    # The arguments are included: without them nobody can reproduce the error.
     text = (
         f"wanscope {__version__}, Python {platform.python_version()}, {platform.platform()}\n"
         f"{sys.argv}\n\n{''.join(traceback.format_exception(error))}"

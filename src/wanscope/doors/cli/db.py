@@ -9,7 +9,7 @@ import typer
 
 from wanscope.doors.cli.options import Json, OutputDir, group
 
-HELP = """The catalogue: stored embeddings, what was computed from them, and an index of takes.
+HELP = """The catalog: stored embeddings, what was computed from them, and an index of takes.
 
 Embeddings are named by their key, the start of it, their label or their prompt.
 """
@@ -24,7 +24,7 @@ Origin = Annotated[
     typer.Option(
         "--origin",
         metavar="NAME",
-        help="A name for where the rows are from. [default: the folder's]",
+        help="A name for the source of the rows. [default: the folder's name]",
         show_default=False,
     ),
 ]
@@ -33,7 +33,7 @@ Limit = Annotated[int, typer.Option("--limit", "-l", metavar="N", min=1, help="S
 
 @app.command()
 def stats(output_dir: OutputDir = None, json: Json = False) -> int:
-    """Count what is there: sizes, where they are saved, timings."""
+    """Show counts, sizes, what saves space, and timings."""
     return _show().run_stats(output_dir, json)
 
 
@@ -53,13 +53,13 @@ def show(
     output_dir: OutputDir = None,
     json: Json = False,
 ) -> int:
-    """Show all that is known of an embedding; write it as a file."""
+    """Show everything known about an embedding, or write it to a file."""
     return _show().run_show(name, file, output_dir, json)
 
 
 @app.command()
 def search(
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="Words that the prompt or label has, all of them.")] = "",
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="Words that the prompt or label must all contain.")] = "",
     tag: Tags = None,
     limit: Limit = 50,
     output_dir: OutputDir = None,
@@ -75,18 +75,21 @@ def similar(
         list[str],
         typer.Argument(
             metavar="NAME...",
-            help="An embedding, or any text, which is then encoded. Of several embeddings: a table of all pairs.",
+            help="An embedding, or any text, which is then encoded. For several embeddings: a table of all pairs.",
         ),
     ],
     count: Annotated[int, typer.Option("--count", "-n", metavar="N", min=1, help="How many to show.")] = 10,
     metric: Annotated[
-        str, typer.Option("--metric", metavar="cosine|l2", help="What near means, of the mean tokens.")
+        str, typer.Option("--metric", metavar="cosine|l2", help="How distance between mean tokens is measured.")
     ] = "cosine",
     tokens: Annotated[
-        bool, typer.Option("--tokens", help="Order the nearest by their whole token matrices, not by the mean token.")
+        bool, typer.Option("--tokens", help="Rank the nearest by their whole token matrices instead of the mean token.")
     ] = False,
     any_encoder: Annotated[
-        bool, typer.Option("--any-encoder", help="Also compare embeddings of other encoders with as many dimensions.")
+        bool,
+        typer.Option(
+            "--any-encoder", help="Also compare embeddings of other encoders with the same number of dimensions."
+        ),
     ] = False,
     model: Annotated[
         str | None,
@@ -94,7 +97,7 @@ def similar(
             "--model",
             "-m",
             metavar="MODEL",
-            help="Whose text encoder reads a text that is not stored. [default: that of most embeddings]",
+            help="The model whose encoder encodes a text that is not stored. [default: the model of most embeddings]",
             show_default=False,
         ),
     ] = None,
@@ -131,7 +134,7 @@ def compute(
     ],
     names: Annotated[
         list[str] | None,
-        typer.Option("--name", metavar="NAME=EMBEDDING", help="What a name stands for. Repeatable."),
+        typer.Option("--name", metavar="NAME=EMBEDDING", help="The embedding that a name refers to. Repeatable."),
     ] = None,
     label: Annotated[str | None, typer.Option("--label", metavar="LABEL", help="A label for the result.")] = None,
     tag: Annotated[list[str] | None, typer.Option("--tag", metavar="TAG", help="A tag. Repeatable.")] = None,
@@ -140,7 +143,7 @@ def compute(
 ) -> int:
     """Compute with embeddings and keep the result with its lineage.
 
-    A name that is not given stands for the embedding with that label.
+    A name without --name refers to the embedding with that label.
     """
     return _change().run_compute(expression, names or [], label, tag or [], output_dir, json)
 
@@ -149,11 +152,11 @@ def compute(
 def label(
     name: Name,
     label: Annotated[
-        str | None, typer.Option("--label", metavar="LABEL", help="The label; '' takes it away.", show_default=False)
+        str | None, typer.Option("--label", metavar="LABEL", help="The label; '' removes it.", show_default=False)
     ] = None,
     tag: Annotated[list[str] | None, typer.Option("--tag", metavar="TAG", help="A tag to add. Repeatable.")] = None,
     untag: Annotated[
-        list[str] | None, typer.Option("--untag", metavar="TAG", help="A tag to take away. Repeatable.")
+        list[str] | None, typer.Option("--untag", metavar="TAG", help="A tag to remove. Repeatable.")
     ] = None,
     output_dir: OutputDir = None,
     json: Json = False,
@@ -172,14 +175,14 @@ def ops(limit: Limit = 50, output_dir: OutputDir = None, json: Json = False) -> 
 def lineage(
     name: Name,
     recompute: Annotated[
-        bool, typer.Option("--recompute", help="Do every operation again and compare with the stored bytes.")
+        bool, typer.Option("--recompute", help="Repeat every operation and compare the result with the stored bytes.")
     ] = False,
     output_dir: OutputDir = None,
     json: Json = False,
 ) -> int:
-    """Show which operations an embedding comes from.
+    """Show the operations that produced an embedding.
 
-    Exit status 1 where --recompute gives other bytes.
+    Exits with status 1 if --recompute gives different bytes.
     """
     return _show().run_lineage(name, recompute, output_dir, json)
 
@@ -193,22 +196,22 @@ def analyze(name: Name, output_dir: OutputDir = None, json: Json = False) -> int
 @app.command()
 def cleanup(
     older_than: Annotated[
-        float | None, typer.Option("--older-than", metavar="DAYS", help="Stored at least so long ago.")
+        float | None, typer.Option("--older-than", metavar="DAYS", help="Stored at least this many days ago.")
     ] = None,
     unused_for: Annotated[
-        float | None, typer.Option("--unused-for", metavar="DAYS", help="Not used for at least so long.")
+        float | None, typer.Option("--unused-for", metavar="DAYS", help="Not used for at least this many days.")
     ] = None,
     max_uses: Annotated[
         int | None, typer.Option("--max-uses", metavar="N", min=0, help="Used at most N times.")
     ] = None,
-    labeled: Annotated[bool, typer.Option("--labeled", help="Also those with a label or tags.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove them; without it they are only listed.")] = False,
+    labeled: Annotated[bool, typer.Option("--labeled", help="Include those with a label or tags.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them; without this option they are only listed.")] = False,
     output_dir: OutputDir = None,
     json: Json = False,
 ) -> int:
     """Remove embeddings by age and use.
 
-    Lists what would go; --yes removes it. Labeled and tagged ones stay, and inputs of operations whose results stay.
+    Only lists them unless --yes is given. Labeled and tagged embeddings stay, and inputs of results that stay.
     """
     return _change().run_cleanup(older_than, unused_for, max_uses, labeled, yes, output_dir, json)
 
@@ -220,23 +223,23 @@ def export(
         bool, typer.Option("--anonymous", help="Leave out prompts, labels, tags, names and recipes.")
     ] = False,
     fp16: Annotated[
-        bool, typer.Option("--fp16", help="Values as fp16 numbers: smaller, for any tool, not exact.")
+        bool, typer.Option("--fp16", help="Write values as fp16: smaller and readable by any tool, but not exact.")
     ] = False,
     output_dir: OutputDir = None,
     json: Json = False,
 ) -> int:
-    """Write the catalogue as Parquet files with a data card."""
+    """Write the catalog as Parquet files with a data card."""
     return _change().run_export(folder, anonymous, fp16, output_dir, json)
 
 
 @app.command("import")
 def import_(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What `db export` wrote.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder written by `db export`.")],
     origin: Origin = None,
     output_dir: OutputDir = None,
     json: Json = False,
 ) -> int:
-    """Take in an export; nothing comes in twice."""
+    """Import an export, without duplicates."""
     return _change().run_import(folder, origin, output_dir, json)
 
 
@@ -247,7 +250,7 @@ def merge(
     output_dir: OutputDir = None,
     json: Json = False,
 ) -> int:
-    """Take in another person's catalogue, without duplicates."""
+    """Merge another catalog into this one, without duplicates."""
     return _change().run_merge(other, origin, output_dir, json)
 
 
@@ -257,32 +260,32 @@ def check(
     output_dir: OutputDir = None,
     json: Json = False,
 ) -> int:
-    """Compare the catalogue's rows with files and with each other.
+    """Check the catalog's rows against files and each other.
 
-    Exit status 1 if something is wrong.
+    Exits with status 1 if something is wrong.
     """
     return _change().run_check(deep, output_dir, json)
 
 
 @app.command()
 def sql(
-    query: Annotated[str, typer.Argument(metavar="SELECT", help="One SELECT over the catalogue's tables.")],
+    query: Annotated[str, typer.Argument(metavar="SELECT", help="One SELECT over the catalog's tables.")],
     limit: Limit = 1000,
     output_dir: OutputDir = None,
     json: Json = False,
 ) -> int:
-    """Ask the tables with SQL, read only."""
+    """Query the tables with SQL, read-only."""
     return _show().run_sql(query, limit, output_dir, json)
 
 
 def index(
     rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Make every row again from the folders, also of a damaged catalogue.")
+        bool, typer.Option("--rebuild", help="Rebuild every row from the folders, even if the catalog is damaged.")
     ] = False,
     output_dir: OutputDir = None,
     json: Json = False,
 ) -> int:
-    """Bring the catalogue's index of takes up to date with the folders."""
+    """Bring the catalog's index of takes up to date with the folders."""
     return _change().run_index(rebuild, output_dir, json)
 
 

@@ -41,7 +41,9 @@ def _assigned(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name.strip() or not value.strip():
         raise RecipeError(
-            f"--name {text!r} names no embedding", "it is NAME=EMBEDDING", '--name beach="a beach at dusk"'
+            f"--name {text!r} is not NAME=EMBEDDING",
+            "it has to give a name and an embedding",
+            '--name beach="a beach at dusk"',
         )
     return name.strip(), value.strip()
 
@@ -50,7 +52,7 @@ def run_label(
     name: str, label: str | None, tags: Sequence[str], untag: Sequence[str], output_dir: Path | None, json: bool
 ) -> int:
     if label is None and not tags and not untag:
-        raise RecipeError("nothing is to be changed", "give --label, --tag or --untag", "--label beach")
+        raise RecipeError("there is nothing to change", "none of --label, --tag and --untag is given", "--label beach")
     catalog = opened(output_dir)
     key = catalog.annotate(name, label=label, add=tags, remove=untag)
     row = catalog.get(key, count=False).row
@@ -122,14 +124,14 @@ def run_export(folder: Path, anonymous: bool, fp16: bool, output_dir: Path | Non
 
 
 def run_import(folder: Path, origin: str | None, output_dir: Path | None, json: bool) -> int:
-    return _taken_in(opened(output_dir).import_(folder, origin=origin), json)
+    return _print_exchanged(opened(output_dir).import_(folder, origin=origin), json)
 
 
 def run_merge(other: Path, origin: str | None, output_dir: Path | None, json: bool) -> int:
-    return _taken_in(opened(output_dir).merge(other, origin=origin), json)
+    return _print_exchanged(opened(output_dir).merge(other, origin=origin), json)
 
 
-def _taken_in(done: Exchanged, json: bool) -> int:
+def _print_exchanged(done: Exchanged, json: bool) -> int:
     if json:
         output.document(dataclasses.asdict(done))
         return 0
@@ -175,7 +177,7 @@ def run_index(rebuild: bool, output_dir: Path | None, json: bool) -> int:
         output.document(dataclasses.asdict(found))
         return 0
     if found.set_aside:
-        output.say(f"the catalogue could not be opened and was set aside as {found.set_aside}")
+        output.say(f"the catalog could not be opened and was set aside as {found.set_aside}")
         output.say("labels, tags and operations were only there; takes and embeddings were read from their own files")
     studies = f"{found.studies} {'study' if found.studies == 1 else 'studies'}"
     output.say(f"{found.takes} takes ({found.added} new, {found.removed} gone), {studies}")

@@ -1,4 +1,4 @@
-"""A text that is not stored, encoded to search by it: the text encoder alone is loaded."""
+"""Encode a text that is not stored, to search with it. Only the text encoder is loaded."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from wanscope.study.embedding_reuse import CUSTOM
 
 
 def encoded(catalog: Catalog, text: str, model: str | None) -> tuple[Embedding, str]:
-    """The text as an embedding that is not stored, and what encoded it.
+    """Return the text as an embedding that is not stored, and the name of what encoded it.
 
-    model: whose encoder; None takes the one that made most embeddings.
+    model: the model whose encoder is used; None selects the one that made most embeddings. Raises EmbeddingNotFound
+    where no stored embedding names a model.
     """
     made = [
         (row["model"], row["encoder"], row["dtype"])

@@ -29,7 +29,7 @@ def data_of(table: pa.Table) -> list[dict[str, Any]]:
 
 
 def plain(value: Any) -> Any:
-    """What JSON can hold: numbers that it has no word for become null, times and bytes text."""
+    """Convert a value to what JSON can hold: NaN and infinities become null, times and bytes become text."""
     if isinstance(value, dict):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -42,7 +42,7 @@ def plain(value: Any) -> Any:
 
 
 def nothing_yet(catalog: Catalog) -> bool:
-    """Say so where there is no catalogue."""
+    """Print a hint and return True where there is no catalog yet."""
     if catalog.exists:
         return False
     output.say(f"{catalog.path} is not there yet: the first generated video makes it. Begin with: wanscope demo")
@@ -61,7 +61,7 @@ def run_stats(output_dir: Path | None, json: bool) -> int:
     embeddings, takes = stats["embeddings"], stats["takes"]
     output.facts(
         [
-            ("catalogue", output.shown_path(catalog.path)),
+            ("catalog", output.shown_path(catalog.path)),
             ("database", size_text(sizes["database"])),
             ("takes", f"{takes['complete']} complete, {takes['damaged']} damaged, {size_text(takes['bytes'])}"),
             ("embeddings", f"{embeddings['count']}, used {embeddings['uses']} times"),
@@ -257,7 +257,7 @@ def run_similar(
 
 
 def _query(catalog: Catalog, text: str, model: str | None) -> tuple[Any, str]:
-    """The embedding of that name, or the text encoded by a model, and which (empty where it was stored)."""
+    """Return the named embedding or the text encoded by a model, and what encoded it ("" where it was stored)."""
     try:
         if model is None:
             return catalog.get(text, count=False), ""
@@ -356,7 +356,7 @@ def run_lineage(name: str, recompute: bool, output_dir: Path | None, json: bool)
 
 
 def _print_lineage(node: Lineage, depth: int) -> None:
-    gone = "" if node.there else "  (no longer in the catalogue)"
+    gone = "" if node.there else "  (no longer in the catalog)"
     shown = f"  {node.shown}" if node.shown else ""
     output.say(f"{'    ' * depth}{node.key[:KEY]}{shown}{gone}")
     for op, inputs in node.operations:

@@ -12,8 +12,8 @@ from wanscope.workspace import Workspace
 
 TEMPLATE = "a [red|blue] (circle) moves [left|right] on a black background"
 NEXT = """
-Look at the grid: each row is a variation of the template, each column a seed. The report opens in any browser: what
-the paths to the videos did, where the word circle was read, and why two seeds can prove nothing yet.
+Look at the grid: each row is a variation of the template, each column a seed. The report opens in any browser: how
+the paths to the videos differ, where the word circle was attended to, and why two seeds cannot prove anything yet.
 Next: give it a template of your own, for example
   wanscope generate --template "a [red|green|blue] [circle|square] moves [left|up]" --videos-per-variation 2
 The tiny model knows shapes, colors and motions only; `wanscope models` lists those that know the world."""

@@ -9,7 +9,7 @@ import typer
 
 from wanscope.doors.cli.options import Device, Json, Memory, group
 
-HELP = """Concept directions for `steer`: learned from pairs of prompts, kept in a file."""
+HELP = """Concept directions for `steer`: learned from pairs of prompts and kept in a file."""
 app = group(HELP)
 
 
@@ -24,16 +24,19 @@ def learn(
     ],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The new .safetensors file, which `steer` reads.")],
     model: Annotated[
-        str, typer.Option("--model", "-m", metavar="MODEL", help="The model that it is learned on, and for.")
+        str, typer.Option("--model", "-m", metavar="MODEL", help="The model to learn it on; it fits this model only.")
     ] = "marbles",
     on: Annotated[
         str,
         typer.Option(
-            "--on", metavar="context|hidden", help="Of the text that blocks read, or of their hidden states (samples)."
+            "--on",
+            metavar="context|hidden",
+            help="Learn on the text that blocks read, or on their hidden states (needs sampling).",
         ),
     ] = "context",
     blocks: Annotated[
-        str, typer.Option("--blocks", metavar="BLOCKS", help="Where hidden states are learned, such as mid or 4-9.")
+        str,
+        typer.Option("--blocks", metavar="BLOCKS", help="The blocks whose hidden states are used, such as mid or 4-9."),
     ] = "all",
     seeds: Annotated[
         str | None,
@@ -72,7 +75,7 @@ def show(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that `direction learn` wrote.")],
     json: Json = False,
 ) -> int:
-    """Show how a direction was learned, and how long it is in each block."""
+    """Show how a direction was learned and its length in each block."""
     from wanscope.doors.cli.direction_work import run_show
 
     return run_show(file, json)

@@ -1,4 +1,4 @@
-"""`wanscope direction learn` and `show`: what is asked for is checked whole before a weight is loaded."""
+"""`wanscope direction learn` and `show`: the whole request is checked before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BLOCKS = ("sampler", "video")
 
 @dataclass(frozen=True)
 class LearnOptions:
-    """What was typed."""
+    """The options of the command."""
 
     pairs: Path
     out: Path
@@ -120,15 +120,19 @@ def run_show(path: Path, json: bool) -> int:
 
 
 def _new_file(path: Path) -> Path:
-    """Said before the work: learning on a large model takes long."""
+    """Check that the path names a new .safetensors file, before the work: learning on a large model takes long."""
     if path.suffix != ".safetensors":
         raise RequestError(
-            f"--out {path} is no .safetensors file",
-            "a direction is written as one",
+            f"--out {path} is not a .safetensors file",
+            "a direction is written in that format",
             f"--out {path.with_suffix('.safetensors')}",
         )
     if path.exists():
-        raise RequestError(f"--out {path} is there already", "a direction goes into a new file", "--out another name")
+        raise RequestError(
+            f"--out {path} already exists",
+            "a direction is written to a new file",
+            f"--out {path.with_stem(path.stem + '-2')}",
+        )
     return path
 
 
@@ -138,8 +142,8 @@ def _settings(sets: Sequence[str]) -> dict[str, Any]:
         block, dot, _ = key.partition(".")
         if block not in BLOCKS or not dot:
             raise RequestError(
-                f"--set {key} is no setting of learning",
-                "they are those of sampler and video",
+                f"--set {key} is not a setting of learning",
+                "only settings of sampler and video are",
                 "--set sampler.steps=10",
             )
     return apply({}, changes)

@@ -1,4 +1,4 @@
-"""`wanscope doctor`: what this machine has, and what to do about what it lacks."""
+"""`wanscope doctor`: what this machine has, and how to fix what it lacks."""
 
 from __future__ import annotations
 

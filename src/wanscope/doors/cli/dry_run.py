@@ -46,7 +46,7 @@ def run_dry(source: Any, workspace: Workspace, notes: Sequence[Note], *, device:
     from wanscope.study.prepare import plan
 
     planned = plan(source, workspace)
-    variant, recipe = _what(planned)
+    variant, recipe = _variant_and_recipe(planned)
     if planned.model_of(recipe) is not None:
         _check_prompts(planned, recipe, variant)
     notes = [*notes, *_checked_directions(planned, variant, recipe)]
@@ -72,8 +72,8 @@ def run_dry(source: Any, workspace: Workspace, notes: Sequence[Note], *, device:
     return 0
 
 
-def _what(planned: StudyPlan) -> tuple[Variant, Recipe]:
-    """The model's facts, and the first take's recipe (its weights not filled in)."""
+def _variant_and_recipe(planned: StudyPlan) -> tuple[Variant, Recipe]:
+    """Return the model's variant and the first take's recipe, whose weights are not filled in."""
     expansion = planned.expansion
     if expansion is not None:
         return expansion.variant, expansion.first_recipe
@@ -89,7 +89,7 @@ def _what(planned: StudyPlan) -> tuple[Variant, Recipe]:
 
 
 def _check_prompts(planned: StudyPlan, recipe: Recipe, variant: Variant) -> None:
-    """What only the tokenizer can say: a prompt that is too long, words that are not there or that it never saw."""
+    """Raise RecipeError for what only the tokenizer can tell: prompts too long, words missing or unknown to it."""
     from wanscope.study.check_takes import check_inputs
     from wanscope.study.recipe_model import ModelKey, tokenizer_of
 
@@ -106,8 +106,10 @@ def _check_prompts(planned: StudyPlan, recipe: Recipe, variant: Variant) -> None
 
 
 def _checked_directions(planned: StudyPlan, variant: Variant, recipe: Recipe) -> list[Note]:
-    """RecipeError for a direction that does not fit the model, which needs none of its weights; told, each once, are
-    those that were learned on other weights, where the model's are on this machine."""
+    """Return a note for each direction learned on other weights, where the model's weights are on this machine.
+
+    Raises RecipeError for a direction that does not fit the model; that check needs no weights.
+    """
     from wanscope.study.check_directions import check_directions, weights_mismatch_note
 
     recipes, expansion = planned.recipes, planned.expansion
@@ -181,7 +183,7 @@ def _print(
 
 
 def _edit_rows(planned: StudyPlan, blocks: int) -> list[tuple[str, str]]:
-    """Each edit in one line, and that it acts nowhere where its blocks and strengths say so."""
+    """Return each edit in one line, with the reason where its blocks or strengths leave it without effect."""
     expansion = planned.expansion
 
     def line_of(edit: Edit) -> str:
@@ -196,13 +198,13 @@ def _edit_rows(planned: StudyPlan, blocks: int) -> list[tuple[str, str]]:
 
 
 def _design_rows(planned: StudyPlan) -> list[tuple[str, str]]:
-    """Each hypothesis with what will test it, so that one which nothing tests is seen while it can be mended."""
+    """Each hypothesis with what will test it, so that an untested one is seen while it can still be fixed."""
     study = planned.expansion.study if planned.expansion is not None else None
     if study is None or study.design is None:
         return []
     alone = len(study.seeds) == 1 and set(study.design.blocks) <= {"seed"}
 
-    def said(hypothesis: Hypothesis) -> str:
+    def described(hypothesis: Hypothesis) -> str:
         if hypothesis.metric is None or hypothesis.contrast is None:
             lacking = "metric" if hypothesis.metric is None else "contrast"
             return f"{hypothesis.text} (no test answers it: it names no {lacking})"
@@ -210,7 +212,7 @@ def _design_rows(planned: StudyPlan) -> list[tuple[str, str]]:
             return f"{hypothesis.text} (no test answers it: a single seed repeats nothing; --seeds 12)"
         return f"{hypothesis.text} (tested: {hypothesis.metric}, {' less '.join(hypothesis.contrast)})"
 
-    return [("hypothesis", said(each)) for each in study.design.hypotheses]
+    return [("hypothesis", described(each)) for each in study.design.hypotheses]
 
 
 def _counted(planned: StudyPlan) -> str:
@@ -227,7 +229,7 @@ def _complete(planned: StudyPlan) -> str:
 
 
 def _to_make(planned: StudyPlan) -> int:
-    """A take that is named is made again even where it is complete; it adds nothing then."""
+    """Return how many takes to make. A take given by name is made again even if complete; it then adds no bytes."""
     return planned.missing if planned.expansion is not None else planned.takes
 
 
@@ -243,7 +245,7 @@ def _time_rows(planned: StudyPlan, time: Estimate) -> list[tuple[str, str]]:
     if time.seconds is None:
         return [("time", f"no estimate: {time.basis}")]
     total, each = output.seconds_text(count * time.seconds), output.seconds_text(time.seconds)
-    return [("time", f"about {total} ({each} a take)"), ("", f"from {time.basis}")]
+    return [("time", f"about {total} ({each} per take)"), ("", f"from {time.basis}")]
 
 
 def _memory_text(placing: MemoryPlan | MemoryPlanError) -> str:

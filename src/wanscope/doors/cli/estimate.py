@@ -1,4 +1,4 @@
-"""How long takes will be: from earlier ones of this machine where the workspace has them, else from its speed.
+"""How long takes will take: from earlier takes on this machine where the workspace has them, else from its speed.
 
 The time of denoising is taken as proportional to FLOPs, that of decoding and writing to pixels.
 """
@@ -29,7 +29,7 @@ NEAR = 2.0  # takes within this factor of the FLOPs are preferred to others
 SHARE = 0.5
 # The VAE's convolutions reach less: of marbles' on two CPU cores a third of what its forwards do there.
 DECODE_SHARE = 0.17
-# Of one expert. A model above this takes days a video on a CPU; the smallest Wan has 1.4 billion, marbles 2.6 million.
+# Of one expert. Above this, a video takes days on a CPU; the smallest Wan has 1.4 billion, marbles 2.6 million.
 GPU_PARAMETERS = 500_000_000
 
 
@@ -42,7 +42,7 @@ class Estimate:
 
 
 def flops_of(variant: Variant, recipe: Recipe) -> float:
-    """FLOPs of all forwards of a take."""
+    """Return the FLOPs of all transformer forwards of a take."""
     video, sampler = recipe.video, recipe.sampler
     assert video.width and video.height and video.frames and sampler.solver
     guided = any(value is not None and value != 1 for value in (sampler.guidance, sampler.guidance_2))
@@ -58,7 +58,7 @@ def flops_of(variant: Variant, recipe: Recipe) -> float:
 
 
 def estimate(workspace: Workspace, variant: Variant, recipe: Recipe, device: torch.device) -> Estimate:
-    """The time of one take of `recipe` on `device`."""
+    """Estimate the time of one take of `recipe` on `device`, in seconds."""
     from wanscope.wan.load import device_name
 
     name, cpu = device_name(device), processor()
@@ -71,14 +71,14 @@ def estimate(workspace: Workspace, variant: Variant, recipe: Recipe, device: tor
 
 
 def without_gpu(variant: Variant) -> str:
-    """Why there is no estimate for a model that needs a GPU, with what `wanscope doctor` says of this machine's."""
+    """Explain why a model that needs a GPU has no estimate, with what `wanscope doctor` says about this machine."""
     found = [check for check in (doctor.torch_build(), doctor.gpu()) if check.fix] or [doctor.gpu()]
     told = "; ".join(f"{check.name}: {check.detail}" + (f" (do: {check.fix})" if check.fix else "") for check in found)
     return f"{variant.title} needs a GPU, and this would run on the CPU. wanscope doctor says: {told}"
 
 
 def from_speed(variant: Variant, recipe: Recipe, device: torch.device, model: str) -> Estimate:
-    """From FLOPs and the speed of matrix products on `device`, whose model name is `model`."""
+    """Estimate from FLOPs and the speed of matrix products on `device`, whose model name is `model`."""
     from wanscope.wan.speed import matmul_flops
 
     flops = flops_of(variant, recipe)
@@ -90,14 +90,15 @@ def from_speed(variant: Variant, recipe: Recipe, device: torch.device, model: st
     return Estimate(
         flops / (SHARE * speed) + decoding / decode_speed,
         "arithmetic, as the workspace has no earlier take of this model on this machine: "
-        f"{flops_text(flops)} a take at {flops_text(SHARE * speed)}/s ({SHARE:.0%} of a matrix product, timed once on "
-        f"this machine) and {flops_text(decoding)} to decode it at {flops_text(decode_speed)}/s ({DECODE_SHARE:.0%}); "
+        f"{flops_text(flops)} per take at {flops_text(SHARE * speed)}/s ({SHARE:.0%} of a matrix product, "
+        f"timed once on this machine) and {flops_text(decoding)} to decode it at {flops_text(decode_speed)}/s "
+        f"({DECODE_SHARE:.0%}); "
         "loading comes on top",
     )
 
 
 def from_takes(variant: Variant, recipe: Recipe, manifests: Iterable[Manifest]) -> Estimate:
-    """From what earlier takes of the same model on the same device took."""
+    """Estimate from the times of earlier takes of the same model on the same device."""
     wanted = flops_of(variant, recipe)
     known = [(flops_of(variant, manifest.recipe), manifest) for manifest in manifests]
     near = [(flops, m) for flops, m in known if wanted / NEAR <= flops <= wanted * NEAR]
@@ -138,7 +139,7 @@ def _pixels(video: VideoSpec) -> int:
 
 
 def flops_text(flops: float) -> str:
-    """`1.2 PFLOP`."""
+    """Format a number of FLOPs, such as `1.2 PFLOP`."""
     for unit, scale in (("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9)):
         if flops >= scale:
             return f"{flops / scale:.3g} {unit}"

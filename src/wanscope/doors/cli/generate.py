@@ -1,4 +1,4 @@
-"""`wanscope generate`: run a study, show its progress, say at the end what is there and what failed."""
+"""`wanscope generate`: run a study, show its progress, and report what was made and what failed."""
 
 from __future__ import annotations
 
@@ -65,20 +65,20 @@ def _say_result(result: StudyResult, workspace: Workspace) -> None:
 
 
 def complain_of_failures(result: StudyResult) -> int:
-    """List the takes that failed; the exit status."""
+    """Print the takes that failed to stderr and return the exit status."""
     for failure in result.failed:
         output.complain(f"{failure.name} ({failure.take}) failed: {failure.error}{_report(failure.exception)}")
     if not result.failed:
         return 0
     total = len(result.failed) + len(result.takes)
     output.complain(
-        f"{len(result.failed)} of {total} take{'s'[: total != 1]} failed; run the same again to try them again."
+        f"{len(result.failed)} of {total} take{'s'[: total != 1]} failed; run the same command to retry them."
     )
     return 1
 
 
 def _report(error: Exception) -> str:
-    """Where the traceback is of an error that nobody foresaw."""
+    """Return where the traceback of an unexpected error was written, or ""."""
     if isinstance(error, WanscopeError):
         return ""
     from wanscope.doors.cli.crash import write_report

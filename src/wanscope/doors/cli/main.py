@@ -1,7 +1,7 @@
 """From arguments to an exit status: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted.
 
-Every WanscopeError becomes its own text on stderr, without a traceback. An error that nobody foresaw is one sentence
-and a file with the traceback; `wanscope --debug ...` or WANSCOPE_DEBUG=1 shows it at once.
+Every WanscopeError becomes its own text on stderr, without a traceback. An unexpected error is one sentence and
+a file with the traceback; `wanscope --debug ...` or WANSCOPE_DEBUG=1 prints the traceback directly.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output.complain("interrupted.")
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader has left (`wanscope takes | head`). What is buffered has nowhere to go.
+        # The reader is gone (`wanscope takes | head`), so that buffered output is discarded.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
-    except Exception as error:  # the last place where it can be said plainly
+    except Exception as error:  # the last place where it can be reported plainly
         if _is_usage(error):
             return _misused(error)
         if debugging():
@@ -49,7 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    """What the command returns. Typer's own `main` would turn Ctrl-C and closed pipes into its own exits."""
+    """Run the command and return its exit status.
+
+    Typer's own `main` would turn Ctrl-C and closed pipes into its own exits.
+    """
     import typer
 
     from wanscope.doors.cli.app import command
@@ -76,7 +79,7 @@ def _refused(error: WanscopeError) -> int:
 
 
 def _is_usage(error: Exception) -> bool:
-    """Whether it is click's word for arguments that cannot be read. Typer carries its own copy of click, or not."""
+    """Return whether it is click's error for bad arguments, by name: some versions of typer bundle their own click."""
     return any(kind.__name__ == "ClickException" for kind in type(error).__mro__)
 
 

@@ -39,12 +39,12 @@ def run_models(json: bool) -> int:
     output.say()
     for note, names in notes.items():
         output.say(f"{', '.join(names)}: {note}.")
-    output.say("A folder in diffusers' layout, a hub id, a .safetensors or a .gguf file is a model too.")
+    output.say("A folder in diffusers' layout, a hub id, or a .safetensors or .gguf file is also a model.")
     return 0
 
 
 def _count(parameters: int) -> str:
-    """`14.3 B`, `2.6 M`."""
+    """Format a number of parameters, such as `14.3 B` or `2.6 M`."""
     for unit, scale in (("B", 1e9), ("M", 1e6)):
         if parameters >= scale:
             return f"{parameters / scale:.1f} {unit}"

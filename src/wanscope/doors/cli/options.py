@@ -1,4 +1,4 @@
-"""What several commands have: options, and the way a group of commands is made."""
+"""Options that several commands share, and the constructor of command groups."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ Memory = Annotated[
     typer.Option(
         "--memory",
         metavar="|".join(MEMORY),
-        help="Where weights lie: auto (offload what does not fit), none (all on the device) or offload.",
+        help="Where weights are kept: auto (offload what does not fit), none (all on the device) or offload.",
     ),
 ]
 
 
 def group(help_text: str) -> typer.Typer:
-    """A command that has commands of its own; without one it shows its help."""
+    """Return a group of commands, which shows its help when called without one."""
     app = typer.Typer(
         help=help_text,
         no_args_is_help=False,

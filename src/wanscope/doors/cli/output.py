@@ -26,38 +26,38 @@ _setting = re.compile(r"[a-z_0-9]+(\.[a-z_0-9]+)*=\S")
 
 
 def make_safe() -> None:
-    """A character that the terminal's encoding lacks is written as its number instead of being an error."""
+    """Make stdout and stderr escape characters that their encoding lacks instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def interactive(stream: TextIO | None = None) -> bool:
-    """Whether a person is looking: a terminal that can move its cursor."""
+    """Return whether the stream is a terminal that can move its cursor."""
     stream = stream or sys.stdout
     return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 @cache
 def console() -> Console:
-    """rich's console on stdout, without markup: prompts are full of brackets."""
+    """Return rich's console on stdout, without markup: prompts are full of brackets."""
     from rich.console import Console
 
     return Console(markup=False, highlight=False, emoji=False)
 
 
 def printable(text: str) -> str:
-    """On one line and without control characters: a prompt from elsewhere must not steer the terminal."""
+    """Return the text on one line and without control characters, which could steer the terminal."""
     return "".join(c if c.isprintable() else " " if c.isspace() else f"\\x{ord(c):02x}" for c in text)
 
 
 def say(text: str = "") -> None:
-    """Lines for a person, each made printable."""
+    """Print lines for a person, each made printable."""
     print("\n".join(printable(line) for line in text.split("\n")), flush=True)
 
 
 def complain(text: str) -> None:
-    """An error or a warning, on stderr."""
+    """Print an error or a warning to stderr."""
     sys.stdout.flush()
     lines = [printable(line) for line in f"wanscope: {text}".split("\n")]
     if interactive(sys.stderr) and "NO_COLOR" not in os.environ:
@@ -66,19 +66,19 @@ def complain(text: str) -> None:
 
 
 def error_text(error: WanscopeError) -> str:
-    """The error's own text; a fix that is a setting is shown as the option that makes it."""
+    """Return the error's text; a fix that is a setting is shown as the --set option for it."""
     if error.fix and _setting.match(error.fix):
         return str(error)[: -len(error.fix)] + f"--set {error.fix}"
     return str(error)
 
 
 def document(data: Any) -> None:
-    """One JSON document."""
+    """Print one JSON document."""
     print(json_text(data, indent=1))
 
 
 def json_line(data: Mapping[str, Any]) -> None:
-    """One JSON object on its line, at once."""
+    """Print one JSON object on its own line and flush."""
     print(json_text(data), flush=True)
 
 
@@ -91,7 +91,7 @@ def _writes_unicode() -> bool:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
-    """Rows under headings; `right` names the columns that are aligned to the right."""
+    """Print rows under headings; `right` names the columns that are aligned to the right."""
     shown = [[printable(value) for value in row] for row in rows]
     if interactive():
         _rich_table(columns, shown, right)
@@ -118,21 +118,21 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Se
 
 
 def facts(pairs: Sequence[tuple[str, str]], indent: str = "") -> None:
-    """`name  value` lines, the values under each other."""
+    """Print `name  value` lines with the values aligned."""
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
         print(f"{indent}{name.ljust(width)}  {printable(value)}".rstrip())
 
 
 def shown_path(path: Path) -> str:
-    """Relative to where the person is, where that is shorter."""
+    """Return the path relative to the current folder where it is below it, else unchanged."""
     with contextlib.suppress(ValueError):
         return str(path.relative_to(Path.cwd()))
     return str(path)
 
 
 def seconds_text(seconds: float) -> str:
-    """`0.02 s`, `3.4 s`, `2 min 05 s`, `1 h 12 min`, `3 d 04 h`."""
+    """Format a duration: `0.02 s`, `3.4 s`, `2 min 05 s`, `1 h 12 min`, `3 d 04 h`."""
     if seconds < 0.1:
         return f"{seconds:.2f} s" if seconds >= 0.01 or seconds == 0 else "under 0.01 s"
     if seconds < 10:

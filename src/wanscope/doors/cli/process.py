@@ -13,10 +13,10 @@ from wanscope.doors.cli import output
 
 
 def prepare_process() -> None:
-    """What has to stand before torch and the model libraries are imported.
+    """Set the environment variables that torch and the model libraries read on import.
 
-    Their own bars would run through ours, and their control characters into files. A download's bar stays at a
-    terminal: it is the only sign of life for a long time.
+    Their own progress bars would mix with ours, and their control characters would end up in files.
+    A download's bar stays at a terminal, since it is the only sign of progress for a long time.
     """
     from wanscope.wan.environment import prepare
 
@@ -27,7 +27,7 @@ def prepare_process() -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed, instead of an exception in the middle of a step. A second one is the exception."""
+    """Yield a function that tells whether Ctrl-C was pressed; only the second Ctrl-C raises KeyboardInterrupt."""
     asked = threading.Event()
 
     def stop(number: int, frame: object) -> None:

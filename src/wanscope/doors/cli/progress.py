@@ -1,4 +1,4 @@
-"""What a study does, while it does it: bars at a terminal, short lines in a file or pipe, or JSON lines.
+"""The progress of a running study: bars at a terminal, short lines in a file or pipe, or JSON lines.
 
 Each is a listener (events.py) and a context manager.
 """
@@ -15,11 +15,11 @@ from typing import Any, Self
 from wanscope import events
 from wanscope.doors.cli import output
 
-STEP_LINE_SECONDS = 30.0  # in a file, a long take says where it is this often
+STEP_LINE_SECONDS = 30.0  # in a file, a long take reports its step this often
 
 
 class Clock:
-    """Counts takes and steps, and from the time they took tells how long the rest will take."""
+    """Count takes and steps, and estimate the time left from the time they took."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
@@ -44,7 +44,10 @@ class Clock:
                 self._made.append(event.seconds)
 
     def seconds_left(self) -> float | None:
-        """None before anything is known. Until a take is done, the time of decoding it is not in it."""
+        """Return the estimated seconds left, or None before any step is done.
+
+        Until one take is done, decoding is not included.
+        """
         a_step = sum(self._step_seconds) / len(self._step_seconds) if self._step_seconds else None
         if self._made:
             a_take = sum(self._made) / len(self._made)
@@ -63,7 +66,7 @@ class Clock:
 
 
 class JsonLines(AbstractContextManager):
-    """Every event as a JSON object on its line."""
+    """Print every event as a JSON object on its own line."""
 
     def __call__(self, event: events.Event) -> None:
         output.json_line(event.as_dict())
@@ -73,7 +76,7 @@ class JsonLines(AbstractContextManager):
 
 
 class Lines(AbstractContextManager):
-    """One short line for what matters."""
+    """Print one short line per event that matters."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic, write: Callable[[str], None] = output.say) -> None:
         self.clock, self._now, self._write, self._said = Clock(now), now, write, now()
@@ -97,7 +100,7 @@ class Lines(AbstractContextManager):
 
 
 def line_of(event: events.Event, prompts: dict[str, str]) -> str | None:
-    """The event as a line; None for one that needs none. prompts: {take: what it shows}."""
+    """Return the event as a line, or None for one that needs none. prompts: {take: what it shows}."""
     if isinstance(event, events.Note):
         return f"note: {event.text}"
     if isinstance(event, events.ModelLoading):
@@ -106,7 +109,7 @@ def line_of(event: events.Event, prompts: dict[str, str]) -> str | None:
         return f"{event.model} is ready on {event.device}, {event.dtype} ({output.seconds_text(event.seconds)})"
     if isinstance(event, events.PromptsEncoded) and event.reused:
         encoded = f"{event.prompts} encoded" if event.prompts else "none is encoded"
-        return f"texts: {event.reused} taken from the catalogue, {encoded}"
+        return f"texts: {event.reused} taken from the catalog, {encoded}"
     if isinstance(event, events.StudyStarted):
         done = f", {event.complete} complete already" if event.complete else ""
         return f"{event.name}: {event.takes} take{'s'[: event.takes != 1]}{done}"
@@ -189,7 +192,7 @@ def _short(text: str, length: int = 48) -> str:
 
 
 def make(json: bool) -> JsonLines | Lines | Bars:
-    """The listener that fits stdout."""
+    """Return the listener that fits stdout."""
     if json:
         return JsonLines()
     return Bars() if output.interactive(sys.stdout) else Lines()

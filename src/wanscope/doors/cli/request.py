@@ -1,4 +1,4 @@
-"""From the options of `wanscope generate` to what is to be made. No torch here, and nothing is written.
+"""Turn the options of `wanscope generate` into a request. Nothing here imports torch or writes a file.
 
 The options override what the study file says. `--set key=value` reaches every setting; the short options are names for
 the settings that are changed most.
@@ -21,7 +21,7 @@ from wanscope.study.read_request import STUDY_ENDINGS, Request, read_source
 from wanscope.study.study_file import config_names, edit_with_paths, find_study_file, load_study_data, read_yaml
 from wanscope.workspace import Workspace
 
-# Options that are another word for one setting.
+# Options that are short for one setting.
 SETTINGS = {
     "template": "prompt",
     "negative": "negative",
@@ -37,13 +37,13 @@ SETTINGS = {
     "start_step": "sampler.start_step",
     "denoise": "sampler.denoise",
 }
-# Two words for one thing: giving one by an option takes the other out of the study file.
+# Two ways to set one thing: an option for one removes the other from the study file's settings.
 RIVALS = (("video.frames", "video.duration"), ("sampler.start_step", "sampler.denoise"))
 
 
 @dataclass(frozen=True)
 class Options:
-    """What was typed. `values` holds the options in `SETTINGS` that were given."""
+    """The options of the command. `values` holds the options in `SETTINGS` that were given."""
 
     source: str | None = None
     config: str | None = None
@@ -61,7 +61,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be made: a study, or a take again. `notes` are for the person."""
+    """What to make: a study, or a take again. `notes` are shown to the user."""
 
     request: Request
     notes: tuple[Note, ...] = ()
@@ -72,7 +72,7 @@ class Wanted:
 
 
 def wanted(options: Options, workspace: Workspace) -> Wanted:
-    """Read the options. RequestError, RecipeError or TakeNotFound where they cannot be meant."""
+    """Read the options. Raises RequestError, RecipeError or TakeNotFound where they are not valid."""
     if options.source and options.config:
         raise RequestError(
             f"{options.source} and --config {options.config} are two studies", "one is run at a time", "one of the two"
@@ -125,7 +125,7 @@ def _study(data: dict[str, Any], changes: Mapping[str, Any], notes: tuple[Note, 
     if data.get("prompt") != before and "design" not in changes:
         data, dropped = _fitting_design(data)
         notes = (*notes, *dropped)
-    if "prompt" not in data and data.keys() <= Study.model_fields.keys():  # a misspelled one is said by `validated`
+    if "prompt" not in data and data.keys() <= Study.model_fields.keys():  # `validated` reports a misspelled key
         raise RequestError(
             "there is no prompt", "the study file has none", '--template "a [red|blue] circle moves left"'
         )
@@ -133,7 +133,7 @@ def _study(data: dict[str, Any], changes: Mapping[str, Any], notes: tuple[Note, 
 
 
 def _from_take(name: str, changes: Mapping[str, Any], notes: tuple[Note, ...], workspace: Workspace) -> Wanted:
-    """A take's recipe with changes. What belongs to its model alone does not go over to another one."""
+    """Return a take's recipe with changes; what belongs to its model is dropped if the model changes."""
     data = _take_data(name, workspace)
     if changes.get("model", data["model"]) != data["model"]:
         data.pop("dtype", None)  # the other model's own
@@ -144,7 +144,7 @@ def _from_take(name: str, changes: Mapping[str, Any], notes: tuple[Note, ...], w
 
 
 def _fitting_design(data: dict[str, Any]) -> tuple[dict[str, Any], tuple[Note, ...]]:
-    """Without the file's design where it names slots that the new prompt lacks."""
+    """Return the data without the file's design where it names slots that the new prompt lacks."""
     from wanscope.prompt.template import parse
 
     design, prompt = data.get("design"), data.get("prompt")
@@ -161,7 +161,7 @@ def _fitting_design(data: dict[str, Any]) -> tuple[dict[str, Any], tuple[Note, .
 
 
 def _changes(options: Options, workspace: Workspace) -> dict[str, Any]:
-    """{setting: value} of all options."""
+    """Return {setting: value} of all options."""
     changes: dict[str, Any] = {}
     for text in options.sets:
         key, value = parse_set(text)
@@ -171,13 +171,15 @@ def _changes(options: Options, workspace: Workspace) -> dict[str, Any]:
         if value is None:
             continue
         if key in changes:
-            raise RequestError(f"--{option.replace('_', '-')} and --set {key} say the same", "", "one of the two")
+            raise RequestError(f"--{option.replace('_', '-')} and --set {key} set the same thing", "", "one of the two")
         changes[key] = value
     if isinstance(changes.get("model"), str):
         changes["model"] = absolute_model(changes["model"])
     if options.seeds is not None and options.videos_per_variation is not None:
         raise RequestError(
-            "--seeds and --videos-per-variation say the same", "4 videos per variation are seeds 0 to 3", "--seeds 4"
+            "--seeds and --videos-per-variation set the same thing",
+            "4 videos per variation are seeds 0 to 3",
+            "--seeds 4",
         )
     if options.seeds is not None:
         changes["seeds"] = parse_seeds(options.seeds)
@@ -199,7 +201,7 @@ def _changes(options: Options, workspace: Workspace) -> dict[str, Any]:
 
 
 def parse_set(text: str) -> tuple[str, Any]:
-    """`sampler.steps=20` as a key and the value that YAML reads."""
+    """Parse `sampler.steps=20` into the key and the value that YAML reads."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise RequestError(f"--set {text!r} is not key=value", "", "--set sampler.steps=20")
@@ -210,7 +212,7 @@ def parse_set(text: str) -> tuple[str, Any]:
 
 
 def parse_seeds(text: str) -> int | list[int]:
-    """`4` is a number of seeds, `1,2,3` the seeds themselves; `7,` is the one seed 7."""
+    """Parse seeds: `4` is a number of seeds, `1,2,3` are the seeds themselves, and `7,` is the single seed 7."""
     try:
         numbers = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
@@ -221,7 +223,7 @@ def parse_seeds(text: str) -> int | list[int]:
 
 
 def apply(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`data` with every dotted key of `changes` set; nothing in `data` is changed in place."""
+    """Return a copy of `data` with every dotted key of `changes` set."""
     out = dict(data)
     for key, value in changes.items():
         for pair in RIVALS:
@@ -248,7 +250,7 @@ def _with(data: Any, path: Sequence[str], value: Any, key: str) -> Any:
         place = int(head)
         return [*data[:place], _with(data[place], rest, value, key) if rest else value, *data[place + 1 :]]
     if data is not None and not isinstance(data, Mapping):
-        raise RequestError(f"--set {key}: there is nothing below {data!r}", f"{head!r} is no part of a plain value")
+        raise RequestError(f"--set {key}: there is nothing below {data!r}", f"a plain value has no part {head!r}")
     inner = dict(data or {})
     inner[head] = _with(inner.get(head), rest, value, key) if rest else value
     return inner
@@ -262,7 +264,7 @@ def _without(data: dict[str, Any], path: Sequence[str]) -> dict[str, Any]:
 
 
 def absolute_model(model: str) -> str:
-    """Files and folders by their whole path, so that a take made here can be made again from elsewhere."""
+    """Make the paths of files and folders absolute, so that a take made here can be made again from elsewhere."""
     parts = [part.strip() for part in model.split(" + ")]
     return " + ".join(_absolute(part) for part in parts)
 
@@ -280,13 +282,13 @@ def _absolute_lora(text: str) -> str:
 
 
 def _take_name(name: str, workspace: Workspace) -> str:
-    """A take of the workspace by its whole id, another by its folder."""
+    """Return the full id of a take in the workspace, or the folder of a take elsewhere."""
     folder = workspace.find_take(name)
     return folder.name if folder.parent == workspace.takes else str(folder)
 
 
 def _take_data(name: str, workspace: Workspace) -> dict[str, Any]:
-    """The study that makes just this take: its recipe with every setting written out."""
+    """Return the study that makes only this take: its recipe with every setting written out."""
     from wanscope.doors.cli.again import study_data
 
     request = read_source(name, workspace)

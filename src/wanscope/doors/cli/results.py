@@ -20,7 +20,7 @@ StudyArgument = Annotated[
 def compare(
     takes: Annotated[
         list[str],
-        typer.Argument(metavar="ID...", help="Takes, as for `show`, or names of studies for all their takes."),
+        typer.Argument(metavar="ID...", help="Takes, as for `show`, or studies, for all of their takes."),
     ],
     out: Annotated[
         Path | None,
@@ -39,22 +39,26 @@ def analyze(
     study: StudyArgument = None,
     batch_dir: Annotated[
         str | None,
-        typer.Option("--batch-dir", metavar="DIR", help="The older word: the study's folder, or the workspace."),
+        typer.Option(
+            "--batch-dir", metavar="DIR", help="Deprecated alias for STUDY: the study's folder, or the workspace."
+        ),
     ] = None,
     by: Annotated[
         str | None,
-        typer.Option("--by", metavar="SLOT", help="The slot that is compared. [default: as designed, or all]"),
+        typer.Option("--by", metavar="SLOT", help="The slot to compare. [default: the design's, or all]"),
     ] = None,
     contrast: Annotated[
         tuple[str, str] | None,
-        typer.Option("--contrast", metavar="A B", help="Two values of the slot: takes with A less takes with B."),
+        typer.Option("--contrast", metavar="A B", help="Two values of the slot: takes with A minus takes with B."),
     ] = None,
     baseline: Annotated[
         str | None, typer.Option("--baseline", metavar="C", help="The value that the others are compared with.")
     ] = None,
     unit: Annotated[
         str | None,
-        typer.Option("--unit", metavar="seed|scene", help="What repeats. [default: scenes where there are enough]"),
+        typer.Option(
+            "--unit", metavar="seed|scene", help="The unit of replication. [default: scene if there are enough scenes]"
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -63,14 +67,14 @@ def analyze(
         ),
     ] = None,
     report: Annotated[
-        bool, typer.Option("--report/--no-report", help="Make the figures and the HTML page too.", show_default=False)
+        bool, typer.Option("--report/--no-report", help="Also make the figures and the HTML page.", show_default=False)
     ] = True,
     output_dir: OutputDir = None,
     json: Json = False,
 ) -> int:
     """Measure and compare the paths of a study's takes.
 
-    Tables, figures, tests and an HTML report that opens without a network. Takes need --store-latents.
+    Writes tables, figures, tests and an HTML report that works offline. Takes need --store-latents.
     """
     from wanscope.doors.cli.analyze import AnalyzeOptions, run_analyze
 
@@ -83,7 +87,7 @@ def export(
         str, typer.Argument(metavar="STUDY", help="The study's name, its folder, or the workspace that holds it.")
     ],
     bundle: Annotated[
-        bool, typer.Option("--bundle", help="Recipes, tables, figures, report, versions, checksums and methods.")
+        bool, typer.Option("--bundle", help="Write recipes, tables, figures, report, versions, checksums and methods.")
     ] = False,
     out: Annotated[
         Path | None,
@@ -103,7 +107,7 @@ def export(
     output_dir: OutputDir = None,
     json: Json = False,
 ) -> int:
-    """Put what a study found and how into one folder that can be published."""
+    """Collect a study's results and methods in one folder to publish."""
     from wanscope.doors.cli.analyze import ExportOptions, run_export
 
     return run_export(ExportOptions(study, bundle, out, by, contrast, baseline, unit), output_dir, json)

@@ -1,4 +1,4 @@
-"""`wanscope show`: one take, with all that its take.json says."""
+"""`wanscope show`: everything that a take's take.json records."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _facts(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def edit_facts(manifest: Manifest) -> list[tuple[str, str]]:
-    """Each edit in one line, and below it how often and where it acted, and what is to be known of it."""
+    """Return each edit in one line, followed by how often and where it acted, and its notes."""
     pairs = []
     for i, edit in enumerate(manifest.recipe.edits):
         pairs.append(("edit", shorthand(edit)))
@@ -100,9 +100,9 @@ def _attention_text(kept: StoredAttention) -> str:
 
 
 def settings_text(recipe: Recipe) -> str:
-    """The sampler's settings that are not at their default."""
+    """Return the sampler's settings that are not at their default, as one line."""
     settings: dict[str, Any] = recipe.sampler.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
-    settings.pop("sigmas", None)  # listed apart
+    settings.pop("sigmas", None)  # listed separately
     return ", ".join(f"{key} {_value(value)}" for key, value in settings.items())
 
 
@@ -113,7 +113,7 @@ def _value(value: Any) -> str:
 
 
 def _files(manifest: Manifest) -> list[tuple[str, str]]:
-    """Single files, and the many of an array as one."""
+    """Return names and sizes of the files, the many files of an array as one."""
     sizes: dict[str, int] = {}
     for record in manifest.files:
         folder, below, _ = record.path.partition("/")

@@ -1,4 +1,4 @@
-"""`wanscope show ID --steps` and `--maps`: how a video came to be, and what its words attended to, as videos."""
+"""`wanscope show ID --steps` and `--maps`: videos of how a take was denoised and where its words were attended to."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def run_show_maps(
 
 def _take_and_target(name: str, path: Path | None, output_dir: Path | None, what: str) -> tuple[Take, Path]:
     if path is not None and path.suffix.lower() != ".mp4":
-        raise RequestError(f"--out {path} is not an MP4 file", "what is written is a video", f"--out {path}.mp4")
+        raise RequestError(f"--out {path} is not an MP4 file", "the output is a video", f"--out {path}.mp4")
     workspace = Workspace.find(output_dir)
     take = Take.open(workspace.find_take(name))
     target = path or workspace.folder / f"{what}-{take.id}.mp4"

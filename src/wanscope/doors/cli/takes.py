@@ -1,4 +1,4 @@
-"""`wanscope takes`: what is in a workspace, read from its folders. A take that is damaged is listed as that."""
+"""`wanscope takes`: the takes of a workspace, read from its folders. Damaged takes are listed as damaged."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def bytes_of(manifest: Manifest) -> int:
 
 
 def inspect(folder: Path) -> Listed:
-    """A take's folder, its file sizes checked and its content not read."""
+    """Inspect a take's folder; file sizes are checked, and contents are not read."""
     try:
         manifest = read_manifest(folder)
     except DamagedTake as error:
@@ -67,7 +67,7 @@ def inspect(folder: Path) -> Listed:
 
 
 def in_workspace(workspace: Workspace) -> Iterator[Listed]:
-    """Every take's folder, in the order of ids; folders of takes in the making are hidden and left out."""
+    """Yield every take, ordered by id; the hidden folders of unfinished takes are left out."""
     if not workspace.takes.is_dir():
         return
     for folder in sorted(workspace.takes.iterdir()):
@@ -76,7 +76,7 @@ def in_workspace(workspace: Workspace) -> Iterator[Listed]:
 
 
 def study_rows(workspace: Workspace, name: str) -> list[IndexRow]:
-    """The rows of a study that are its own now. TakeNotFound, with the nearest name, when there is no such study."""
+    """Return the current rows of a study. Raises TakeNotFound, with the nearest name, if there is no such study."""
     known = study_names(workspace)
     if name not in known:
         raise TakeNotFound(
@@ -137,7 +137,7 @@ def _cells(take: Listed) -> tuple[str, ...]:
 
 
 def _short_model(name: str) -> str:
-    """A path by its last part."""
+    """Return the last part of a path, and other names unchanged."""
     return Path(name).name if Path(name).is_absolute() else name
 
 
@@ -185,7 +185,7 @@ def _takes_of_study(workspace: Workspace, study: str, json: bool) -> int:
 
 
 def _status(workspace: Workspace, row: IndexRow) -> tuple[str, str]:
-    """What the folder says now, which may be more than the table does."""
+    """Return status and damage as the folder is now, which may be newer than the table."""
     folder = workspace.take_folder(row.take)
     if (folder / MANIFEST).is_file():
         listed = inspect(folder)

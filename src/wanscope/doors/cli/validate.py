@@ -1,4 +1,4 @@
-"""`wanscope validate`: the report of an instrument that checks itself."""
+"""`wanscope validate`: reports of wanscope checked against known truth."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run_validate(
     if path is not None:
         if path.suffix.lower() != ".json":
             raise RequestError(
-                f"--out {path} is not a .json file", "a page is written beside it as .md", "--out r.json"
+                f"--out {path} is not a .json file", "a page is written next to it as .md", "--out r.json"
             )
         require_writable(path.parent)
     from wanscope.wan.environment import prepare
@@ -76,7 +76,7 @@ def run_validate(
 
 
 def _share(text: str) -> tuple[int, int]:
-    """`2/3` as (1, 3)."""
+    """Parse a share: `2/3` is (1, 3)."""
     first, _, last = text.partition("/")
     if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
         raise RequestError(f"--share {text} is not a share", "it is I/N, from 1/N to N/N", "--share 1/2")
@@ -112,7 +112,7 @@ def _trajectories(pairs: int, work: Path, tell: Tell) -> tuple[dict[str, Any], s
 
 
 def _write(report: dict[str, Any], page: str, path: Path | None) -> None:
-    """`path` (JSON), and the page beside it."""
+    """Write `path` (JSON), and the page next to it."""
     if path is None:
         return
     with guarded(path.parent):

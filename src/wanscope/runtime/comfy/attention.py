@@ -20,8 +20,8 @@ from torch import Tensor
 from wanscope.edit.sites import Branch, Part
 from wanscope.errors import NumericalError, RecipeError
 from wanscope.runtime.bend import map_operation, require_mass
-from wanscope.runtime.columns import TextRows, mean_columns, pad_spread, pad_tolerance, text_rows
-from wanscope.runtime.compose import Composed, Read, compute_dtype
+from wanscope.runtime.columns import TextRows, compute_dtype, mean_columns, pad_spread, pad_tolerance, text_rows
+from wanscope.runtime.compose import Composed, Read
 from wanscope.runtime.text_attention import (
     attended_with_log_weights,
     bend_steps,

@@ -1,14 +1,15 @@
-"""The cross-attention of an edited or recorded block, in place of diffusers' own processor for one call.
+"""The cross-attention of an edited or recorded block, which replaces diffusers' own processor for one call.
 
 It reads one context or several (`compose.py`), adds log weights, bends the maps of chosen words, records maps, and
-counts each edit in the code that applies it. Where it has nothing to change, its numbers are diffusers' own to the bit.
+counts each edit in the code that applies it. If it has nothing to change, its output equals that of diffusers bit for
+bit.
 
-It runs inside compiled blocks, so all that differs between blocks and steps is a tensor: a Python number would be
-compiled in, and compiled again in every block. What is Python (how many contexts are read, which operations bend) is
-the same wherever the same edits act.
+It runs inside compiled blocks, so everything that differs between blocks and steps is a tensor: a Python number would
+become a constant in the graph, and every block would be compiled separately. The state that is Python (how many
+contexts are read, which operations bend) is the same wherever the same edits act.
 
 Shape suffixes: B batch (branches), Q video positions, H heads, K head dim, N text positions, I image positions, D model
-dim, S contexts read, l bent places of the text, p those of one bend, m rows that stand for all of them (columns.py).
+dim, S contexts read, l bent rows of the text, p those of one bend, m rows that represent all of them (columns.py).
 """
 
 from __future__ import annotations
@@ -26,14 +27,17 @@ from wanscope.runtime.text_attention import BendStep, attended_with_log_weights,
 if TYPE_CHECKING:
     from wanscope.runtime.diffusers.recorder import AttentionRecorder
 
-IMAGE_TEXT_LENGTH = 512  # where image tokens are, diffusers takes the last 512 positions for the text
+IMAGE_TEXT_LENGTH = 512  # with image tokens, diffusers takes the last 512 positions as the text
 
 
 @dataclass(eq=False)
 class ReadState:
-    """One context that is read. context_BND: None for the one that the model hands in. bias_B11N: log weights, float
-    [B, 1, 1, N], or None. keys, values: kept from an earlier step; made on the way where None. text, bent: by row of
-    the batch, the rows that stand for all places, and all places that any bend changes, int64 [l]."""
+    """One context that is read.
+
+    context_BND: None for the one that the model passes in. bias_B11N: log weights, or None. keys_BNHK, values_BNHK:
+    cached from an earlier step; if None, they are computed in the call. text, bent: for each batch row, the rows
+    that represent all text positions, and the rows that any bend changes, int64 [l].
+    """
 
     context_BND: Tensor | None = None
     bias_B11N: Tensor | None = None
@@ -45,12 +49,12 @@ class ReadState:
 
 
 class EditedAttention:
-    """A processor for `block.attn2`, made ready for each call by its session.
+    """A processor for `block.attn2`, prepared for each call by its session.
 
-    skips: the rows of the batch whose cross-attention does not run. weights_SB: of the contexts' outputs, [S, B];
-    `weights` the same as numbers, for eager calls of a batch of one.
-    counter, adds: int64, one place for every edit and batch row; `adds` is what one call adds. least, spread: the
-    smallest mass that a bend left, and how far the padding is from one repeated row, for the session to check.
+    skips: for each batch row, whether its cross-attention is skipped. weights_SB: the weights of the contexts' outputs;
+    weights: the same as numbers, for eager calls with a batch of one. counter, adds: int64, one entry for each edit and
+    batch row; `adds` is what one call adds. min_mass, spread: for the session to check, the smallest mass that a bend
+    left, and how far the padding is from one repeated row (`pad_spread`).
     """
 
     def __init__(self, backend: Any, counts: int, grid_TYX: tuple[int, int, int], device: torch.device) -> None:
@@ -63,7 +67,7 @@ class EditedAttention:
         self.weights: tuple[float, ...] = (1.0,)
         self.counter = torch.zeros(counts, dtype=torch.int64, device=device)
         self.adds = torch.zeros(counts, dtype=torch.int64, device=device)
-        self.least = torch.ones((), device=device)
+        self.min_mass = torch.ones((), device=device)
         self.spread = torch.zeros((), device=device)
         self.recorder: AttentionRecorder | None = None
         self.place: Tensor | None = None
@@ -76,6 +80,7 @@ class EditedAttention:
         attention_mask: Tensor | None = None,
         rotary_emb: Any = None,
     ) -> Tensor:
+        """Return the block's cross-attention output [B, Q, D] for states [B, Q, D], as diffusers' processor does."""
         assert encoder_hidden_states is not None and attention_mask is None and rotary_emb is None
         self.counter.add_(self.adds)
         if all(self.skips):
@@ -146,7 +151,7 @@ class EditedAttention:
         v_BNHK: Tensor,
         context_BND: Tensor,
     ) -> Tensor:
-        """The read's output with its words' maps bent, row by row of the batch."""
+        """Return the read's output [B, Q, H, K] with the maps of its words bent, separately for each batch row."""
         rows = list(out_BQHK.split(1))
         for row in range(len(rows)):
             steps = [step for step in read.bends if step.row == row]
@@ -154,10 +159,10 @@ class EditedAttention:
                 continue
             text, one = read.text[row], slice(row, row + 1)
             self.spread.copy_(torch.maximum(self.spread, pad_spread(context_BND[one], text.rows)))
-            rows[row], least = bent(
+            rows[row], min_mass = bent(
                 rows[row], q_BQHK[one], k_BNHK[one], v_BNHK[one], text, read.bent[row], steps, self.grid_TYX
             )
-            self.least.copy_(torch.minimum(self.least, least.to(self.least.dtype)))
+            self.min_mass.copy_(torch.minimum(self.min_mass, min_mass.to(self.min_mass.dtype)))
         return torch.cat(rows) if len(rows) > 1 else rows[0]
 
 

@@ -1,4 +1,4 @@
-"""Makes a block's `EditedAttention` ready for one call, and reads its counters afterwards.
+"""Prepares a block's `EditedAttention` for one call, and reads its counters afterwards.
 
 Shape suffixes: B batch (branches), H heads, N text positions, S contexts read.
 """
@@ -18,8 +18,8 @@ from wanscope.edit.operations import BendMaps
 from wanscope.edit.plan import EditPlan
 from wanscope.edit.planned_texts import PlannedText
 from wanscope.runtime.bend import MapOperation, map_operation
-from wanscope.runtime.columns import TextRows, text_rows
-from wanscope.runtime.compose import Composed, Read, compute_dtype
+from wanscope.runtime.columns import TextRows, compute_dtype, text_rows
+from wanscope.runtime.compose import Composed, Read
 from wanscope.runtime.diffusers.attention import EditedAttention, ReadState
 from wanscope.runtime.ledger import Fired
 from wanscope.runtime.text_attention import bend_steps, bent_places, row_log_weights
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Counted:
-    """What the processors of one call counted.
+class CallCounts:
+    """The counts of all processors in one call.
 
-    fired: how often each edit acted. least: the smallest mass that a bend left; None where nothing was bent. spread:
-    how far the padding is from one repeated row.
+    fired: how often each edit acted. min_mass: the smallest mass that a bend left, or None if nothing was bent. spread:
+    how far the padding is from one repeated row (`pad_spread`).
     """
 
     fired: dict[Fired, int]
-    least: float | None
+    min_mass: float | None
     spread: float
 
 
 class AttentionInstaller:
-    """The processors of one attached plan, one for every block that needs it."""
+    """The processors of one attached plan, one for each block that needs one."""
 
     def __init__(
         self,
@@ -55,43 +55,51 @@ class AttentionInstaller:
         self.plan, self.capture, self.device = plan, capture, device
         self._blocks = blocks
         self._processors: dict[tuple[int, int], EditedAttention] = {}
-        self._selves: dict[tuple[int, int], Any] = {}
+        self._self_processors: dict[tuple[int, int], Any] = {}
         self._keys: dict[tuple[int, int, PlannedText], tuple[Tensor, Tensor]] = {}
         self._operations: dict[int, MapOperation] = {}
-        self._small: dict[Any, Any] = {}
-        self._ready: list[tuple[EditedAttention, dict[int, Fired]]] = []
+        self._tensors: dict[Any, Any] = {}
+        self._prepared: list[tuple[EditedAttention, dict[int, Fired]]] = []
 
     def clear(self) -> None:
-        for kept in (self._processors, self._selves, self._keys, self._operations, self._small, self._ready):
+        """Release all tensors and blocks."""
+        for kept in (
+            self._processors,
+            self._self_processors,
+            self._keys,
+            self._operations,
+            self._tensors,
+            self._prepared,
+        ):
             kept.clear()
         self._blocks = ()
 
     def begin(self, moment: Moment) -> None:
-        """A new call: nothing is installed yet."""
-        self._ready.clear()
+        """Start a new call, in which nothing is installed yet."""
+        self._prepared.clear()
 
-    def read(self) -> Counted:
-        """The counters of this call, in one look at the device."""
-        if not self._ready:
-            return Counted({}, None, 0.0)
-        counters = torch.stack([processor.counter for processor, _ in self._ready]).tolist()
+    def read_counts(self) -> CallCounts:
+        """Return the counts of this call, with one transfer from the device for the counters and one for bends."""
+        if not self._prepared:
+            return CallCounts({}, None, 0.0)
+        counters = torch.stack([processor.counter for processor, _ in self._prepared]).tolist()
         fired = {
             key: counts[place]
-            for (_, keys), counts in zip(self._ready, counters, strict=True)
+            for (_, keys), counts in zip(self._prepared, counters, strict=True)
             for place, key in keys.items()
         }
-        bent = [processor for processor, _ in self._ready if any(read.bends for read in processor.reads)]
+        bent = [processor for processor, _ in self._prepared if any(read.bends for read in processor.reads)]
         if not bent:
-            return Counted(fired, None, 0.0)
-        numbers = torch.stack([torch.stack([p.least.float(), p.spread.float()]) for p in bent]).tolist()
-        return Counted(fired, min(least for least, _ in numbers), max(spread for _, spread in numbers))
+            return CallCounts(fired, None, 0.0)
+        numbers = torch.stack([torch.stack([p.min_mass.float(), p.spread.float()]) for p in bent]).tolist()
+        return CallCounts(fired, min(mass for mass, _ in numbers), max(spread for _, spread in numbers))
 
     @contextmanager
     def installed(self, expert: int, block: int, moment: Moment, rows: Sequence[Composed]) -> Iterator[None]:
-        """The block's attention does what `rows` say, one for each branch of the batch, for one call."""
+        """Let the block's cross-attention do what `rows` say, one per branch of the batch, for one call."""
         attn = self._blocks[expert][block].attn2
         processor = self._processor(expert, block, attn)
-        texts = self._make_ready(processor, expert, block, moment, rows, attn)
+        texts = self._prepare(processor, expert, block, moment, rows, attn)
         before = attn.processor
         attn.processor = processor
         try:
@@ -104,15 +112,15 @@ class AttentionInstaller:
 
     @contextmanager
     def recorded_self(self, expert: int, block: int, recorder: SelfAttentionRecorder, place: Tensor) -> Iterator[None]:
-        """The block's self-attention is recorded, for one call."""
+        """Record the block's self-attention for one call. place: the index of the block's maps, a tensor []."""
         from wanscope.runtime.diffusers.self_recorder import RecordedSelfAttention
 
         attn = self._blocks[expert][block].attn1
         before = attn.processor
-        if (expert, block) not in self._selves:
+        if (expert, block) not in self._self_processors:
             backend, parallel = before._attention_backend, before._parallel_config
-            self._selves[expert, block] = RecordedSelfAttention(backend, parallel, recorder, place)
-        attn.processor = self._selves[expert, block]
+            self._self_processors[expert, block] = RecordedSelfAttention(backend, parallel, recorder, place)
+        attn.processor = self._self_processors[expert, block]
         try:
             yield
         finally:
@@ -126,7 +134,7 @@ class AttentionInstaller:
             self._processors[key] = EditedAttention(backend, counts, self.plan.grid, self.device)
         return self._processors[key]
 
-    def _make_ready(
+    def _prepare(
         self,
         processor: EditedAttention,
         expert: int,
@@ -135,7 +143,7 @@ class AttentionInstaller:
         rows: Sequence[Composed],
         attn: Any,
     ) -> list[PlannedText | None]:
-        """Everything that this call's processor reads; gives the text whose keys may be kept of each read."""
+        """Set all attributes that the processor reads; return, per read, the text whose keys may be cached."""
         keys: dict[int, Fired] = {}
         places = {edit.index: i for i, edit in enumerate(self.plan.edits)}
         for i, (branch, row) in enumerate(zip(moment.branches, rows, strict=True)):
@@ -145,9 +153,9 @@ class AttentionInstaller:
         adds = [int(place in keys) for place in range(len(processor.counter))]
         processor.counter.zero_()
         processor.adds = self._tensor(adds, torch.int64)
-        processor.least.fill_(1.0)
+        processor.min_mass.fill_(1.0)
         processor.spread.zero_()
-        self._ready.append((processor, keys))
+        self._prepared.append((processor, keys))
 
         recorder, place = self.capture, None
         if recorder is not None:
@@ -156,7 +164,7 @@ class AttentionInstaller:
         processor.skips = tuple(row.skip for row in rows)
 
         count = max(len(row.reads) for row in rows)
-        padded = [[*row.reads, *[_silent(row.reads[0])] * (count - len(row.reads))] for row in rows]
+        padded = [[*row.reads, *[_without_weight(row.reads[0])] * (count - len(row.reads))] for row in rows]
         weights = [[reads[j].weight for reads in padded] for j in range(count)]
         processor.weights = tuple(weight[0] for weight in weights) if len(rows) == 1 else (0.0, 0.0)
         processor.weights_SB = self._tensor(weights, compute_dtype(attn.to_q.weight.dtype)) if count > 1 else None
@@ -197,25 +205,25 @@ class AttentionInstaller:
 
     def _text_rows(self, read: Read) -> TextRows:
         key = ("rows", read.log_weights)
-        if key not in self._small:
+        if key not in self._tensors:
             weights = row_log_weights(read, self.plan.real)
-            self._small[key] = text_rows(self.plan.real, self.plan.text_length, self.device, weights)
-        return self._small[key]
+            self._tensors[key] = text_rows(self.plan.real, self.plan.text_length, self.device, weights)
+        return self._tensors[key]
 
     def _tensor(self, values: Sequence[Any], dtype: torch.dtype) -> Tensor:
-        """Of numbers, made once."""
+        """Return a tensor of the values, which is made once and then reused."""
         key = (str(values), dtype)
-        if key not in self._small:
-            self._small[key] = torch.tensor(values, dtype=dtype, device=self.device)
-        return self._small[key]
+        if key not in self._tensors:
+            self._tensors[key] = torch.tensor(values, dtype=dtype, device=self.device)
+        return self._tensors[key]
 
     def _operation(self, bend: BendMaps) -> MapOperation:
-        """A bend's map operation, made ready once for all its sites."""
+        """Return the map operation of a bend, which is prepared once for all its sites."""
         if bend.key not in self._operations:
             self._operations[bend.key] = map_operation(bend.change, self.plan.grid).to(self.device)
         return self._operations[bend.key]
 
 
-def _silent(read: Read) -> Read:
-    """The same, weighing nothing: for a branch that reads fewer contexts than another of its batch."""
+def _without_weight(read: Read) -> Read:
+    """Return the read with a weight of 0, for a branch that reads fewer contexts than another one in its batch."""
     return replace(read, weight=0.0, bends=(), text=None)

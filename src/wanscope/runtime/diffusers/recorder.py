@@ -1,20 +1,20 @@
-"""Records attention maps inside the model, while it runs, for a capture (`wanscope.capture.attention_sink`).
+"""Records cross-attention maps inside the running model, for a capture (`wanscope.capture.attention_sink`).
 
-The processor of a recorded block calls `record` with what its attention has at hand; `around_call` opens and closes
-each model call and hands its maps to the sink. Between the two there is one buffer of all recorded blocks in the
-host's memory (pinned where there is a GPU), so recording takes no device memory beyond one block's maps, and one
-synchronization a call. A processor sees only tensors and the same Python state in every block, so a compiled block is
-compiled once for calls that are recorded and once for those that are not.
+The processor of a recorded block calls `record` with the tensors of its attention; `around_call` wraps each model call
+and passes its maps to the sink. In between, the maps of all recorded blocks are in one buffer in host memory (pinned if
+there is a GPU), so recording needs no device memory beyond one block's maps, and one synchronization per call. A
+processor sees only tensors and the same Python state in every block, so a compiled block is compiled once for calls
+that are recorded and once for those that are not.
 
 Measures, for row r (a set of text positions), query position q and heads h:
 
-- probability: sum over r of P_h(q, t), exact (columns.py); averaged over the heads where they are not kept.
+- probability: sum over r of P_h(q, t), exact (columns.py); averaged over the heads unless they are kept.
 - contribution: | sum over r and h of P_h(q, t) V_h(t) W_O,h |, the length of what the row adds to the block's hidden
-  state at q, after the output projection. Attention weights alone say little where values are short (Kobayashi et al.
-  2020, arXiv 2004.10102, equation 5). For one head where heads are kept.
-- gramcol: in each latent frame, the cosine of every position's hidden state with that of the position that gives the
-  row most attention: a column of the frame's Gram matrix, chosen by the text. After GramCol of IMAP (arXiv 2603.02919),
-  here on the state that cross-attention reads, normalized to -1..1.
+  state at q, after the output projection. Attention weights alone say little if values are small (Kobayashi et al.
+  2020, arXiv 2004.10102, equation 5). If heads are kept, it is computed for each head.
+- gramcol: in each latent frame, the cosine of each position's hidden state with that of the position that gives the
+  row the most attention: a column of the frame's Gram matrix, chosen by the text. After GramCol of IMAP (arXiv
+  2603.02919), here on the state that cross-attention reads, normalized to -1 to 1.
 
 Shape suffixes: B batch, Q video positions (= T * S), T latent frames, S positions of a frame, H heads, K head dim,
 L text positions, m rows of `TextRows`, w positions of a row of maps (padded), R rows of maps, D model dim.
@@ -35,7 +35,7 @@ from wanscope.runtime.maps import MapRecorder
 
 
 class AttentionRecorder(MapRecorder):
-    """Records cross-attention. `record` runs inside the model. dtype: the transformer's."""
+    """Records cross-attention; `record` runs inside the model. dtype: that of the transformer."""
 
     def __init__(self, sink: AttentionSink, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(sink, device)
@@ -61,9 +61,11 @@ class AttentionRecorder(MapRecorder):
         context_BLD: Tensor,
         text: TextRows,
     ) -> None:
-        """Record one block, inside its attention: queries, keys and values of the text, before anything is bent.
+        """Record one block from inside its attention, before anything is bent.
 
-        attn: the attention module (its output projection is used for contributions). hidden_BQD: what it reads.
+        attn: the attention module, whose output projection is used for contributions. place: the index of the block's
+        maps, a tensor []. hidden_BQD: the state that cross-attention reads. q, k, v: its queries, and the text's keys
+        and values. context_BLD: the text. text: the rows that represent it.
         """
         at = slice(self.sample, self.sample + 1)
         q_BQHK, k_BLHK = q_BQHK[at], k_BLHK[at]
@@ -86,22 +88,22 @@ class AttentionRecorder(MapRecorder):
             self.keep(measure, place, maps)
 
     def _check(self, moment: Moment, skipped: frozenset[int]) -> None:
-        """Also NumericalError where the padding is not what the columns take it for."""
+        """Check the padding in addition; raise NumericalError if its rows are not equal."""
         super()._check(moment, skipped)
         spread = float(self.spread)
         self.spread.zero_()
         if not spread <= pad_tolerance(self._dtype):
             raise NumericalError(
                 f"the text's padding is not one repeated row at step {moment.step}",
-                f"its rows differ by {spread:.1e} of the context's largest value, so that one column cannot stand for "
-                "all of them",
+                f"its rows differ by {spread:.1e} of the context's largest value, so one column cannot represent all "
+                "of them",
             )
 
 
 def _pad_rows(context_LD: Tensor, text: TextRows, real: Tensor) -> Tensor:
-    """Which of the rows behind the prompt's own `real` tokens are padding, float32 [m]: 1 where they equal the last.
+    """Return which rows after the prompt's own `real` tokens are padding, float32 [m]: 1 if equal to the last row.
 
-    Only one is, but for a context that is longer than this prompt: of another branch, or with a donor's tokens in it.
+    It is one row unless the context is longer than this prompt: in another branch, or with a donor's tokens in it.
     """
     rows_mD = context_LD.index_select(0, text.rows)
     off_m = (rows_mD - rows_mD[-1:]).abs().amax(-1)
@@ -118,8 +120,11 @@ def row_probabilities(
     pad_m: Tensor | None,
     heads: Tensor | None,
 ) -> Tensor:
-    """Sums of probabilities over each row's positions, and last over the padding's: float32 [1, R, Q] averaged over all
-    heads, or [H, R, Q] of `heads`. Batch 1; `index_Rw` counts in `text` where `mask_Rw` is 1."""
+    """Return the sums of probabilities over the positions of each row, and (last, if `pad_m` is given) of the padding.
+
+    The result is float32: [1, R, Q] averaged over all heads, or [H, R, Q] for `heads`. B is 1. index_Rw: indices into
+    `text.rows`, used where mask_Rw is 1. pad_m: 1 for padding.
+    """
     share_mR = torch.zeros(text.rows.shape[0], index_Rw.shape[0], device=q_BQHK.device)
     share_mR = share_mR.scatter_add(0, index_Rw.T, mask_Rw.T)
     if pad_m is not None:
@@ -147,10 +152,10 @@ def _row_probabilities_like(
 
 
 def value_grams(attn: Any, v_BLHK: Tensor, text: TextRows, index_Rw: Tensor, mask_Rw: Tensor) -> tuple[Tensor, Tensor]:
-    """Inner products of V_h(t) W_O,h within each row, float32 [R, H * w, H * w] (0 where the mask is), and of the last
-    row of `text`, the padding's, [H, H].
+    """Return the inner products of V_h(t) W_O,h within each row, and those of the padding (the last row of `text`).
 
-    The output projection is called, not read, so that LoRA, casting and quantized weights are seen as they act.
+    They are float32 [R, H * w, H * w], with 0 where mask_Rw is 0, and [H, H]. B is 1. The output projection is called
+    rather than read, so that LoRA, casting and quantized weights are included.
     """
     H, K = v_BLHK.shape[2], v_BLHK.shape[3]
     R, w = index_Rw.shape
@@ -174,8 +179,11 @@ def row_contributions(
     pad_m: Tensor | None,
     heads: Tensor | None,
 ) -> Tensor:
-    """Lengths of each row's contribution, the padding's last: float32 [1, R, Q] of all heads together, or [H, R, Q] of
-    single `heads`. Batch 1; grams: of `value_grams`."""
+    """Return the length of each row's contribution, with that of the padding last if `pad_m` is given.
+
+    The result is float32: [1, R, Q] for all heads together, or [H, R, Q] for each of `heads`. B is 1. grams: from
+    `value_grams`.
+    """
     return torch.ops.wanscope.row_contributions(
         q_BQHK, k_BLHK, text.rows, text.bias, index_Rw, grams[0], grams[1], pad_m, heads
     )
@@ -205,7 +213,7 @@ def _row_contributions(
 
 
 def _lengths(p_Hqw: Tensor, gram_nn: Tensor, heads: Tensor | None) -> Tensor:
-    """| sum p u | where gram_nn has the inner products of u, n = (H, w): [q] over all heads, [H, q] of single ones."""
+    """Return | sum p u |, given the inner products of u, n = (H, w): [q] over all heads, or [H, q] of `heads`."""
     H, count, w = p_Hqw.shape
     if heads is None:
         p_qn = p_Hqw.transpose(0, 1).reshape(count, H * w)
@@ -235,7 +243,10 @@ def _row_contributions_like(
 
 
 def gram_columns(hidden_QD: Tensor, probability_RQ: Tensor, grid_TS: tuple[int, int]) -> Tensor:
-    """Cosines [R, Q] of each position's state with the state, in the same frame, that attends most to the row."""
+    """Return the cosines [R, Q] of each state with that of the position in its frame that attends most to the row.
+
+    probability_RQ: from `row_probabilities`. grid_TS: latent frames and positions per frame, with Q = T * S.
+    """
     return torch.ops.wanscope.gram_columns(hidden_QD, probability_RQ, grid_TS[0], grid_TS[1])
 
 

@@ -1,14 +1,16 @@
-"""Solvers: how latents get from one noise level to the next. What a solver is, and the registry of all of them.
+"""Solvers, which take latents from one noise level to the next: their base class and their registry.
 
-A solver is one file with one class, which has two facts and two methods (`Solver`) and is registered under the name
-that recipes use:
+A solver is one file with one class, which has two attributes and two methods (see `Solver`) and is registered under the
+name that recipes use:
 
     @solver("name", order=2, calls_per_step=2)
     class Name(Solver): ...
 
 All solve dx/dsigma = v(x, sigma) from sigma = 1 (noise) down to 0 (clean), where Wan predicts the velocity
-v = noise - clean and x = (1 - sigma) clean + sigma noise. Every file of this folder that registers a solver is found by
-`wanscope.spec.solver_facts`, which reads the decorator without importing the file. convergence.py measures the order.
+v = noise - clean and x = (1 - sigma) clean + sigma noise. `wanscope.spec.solver_facts` finds every file of this folder
+that registers a solver, and reads the decorator without importing the file. convergence.py measures the order.
+
+Latents and velocities are [1, C, T, h, w], but a solver treats every value alike, so any shape works.
 """
 
 from __future__ import annotations
@@ -27,15 +29,18 @@ from wanscope.spec.solver_facts import SolverFacts
 
 
 class Velocity(Protocol):
+    """The model, as a function of the latents and the noise level."""
+
     def __call__(self, x: Tensor, t: Tensor, sigma: float) -> Tensor:
-        """The velocity at x, shaped like x, in the model's dtype. t: the model's timestep, a 0-dim tensor."""
+        """Return the velocity at x, shaped like x, in the model's dtype. t: the model's timestep, a 0-dim tensor."""
         ...
 
 
 class Solver(ABC):
-    """sigmas: the S + 1 noise levels of the states, ending in 0. evaluations: model evaluations of each step.
+    """Takes latents down a schedule of noise levels.
 
-    facts is what the decorator `solver` was given.
+    sigmas: the noise levels of the states, one more than there are steps, ending in 0. evaluations: the number of model
+    evaluations of each step. facts: the arguments of the decorator `solver`.
     """
 
     facts: ClassVar[SolverFacts]
@@ -44,15 +49,19 @@ class Solver(ABC):
     evaluations: tuple[int, ...]
 
     @abstractmethod
-    def __init__(self, sampler: SamplerSpec, scheduler_config: Mapping[str, Any], device: torch.device) -> None: ...
+    def __init__(self, sampler: SamplerSpec, scheduler_config: Mapping[str, Any], device: torch.device) -> None:
+        """Set `sigmas` and `evaluations` for a resolved sampler. scheduler_config: that of the model."""
 
     @abstractmethod
     def begin(self, step: int) -> None:
-        """Forget all history; the next call is of this step."""
+        """Discard all history; the next call of `step` is for this step."""
 
     @abstractmethod
     def step(self, step: int, x: Tensor, velocity: Velocity) -> Tensor:
-        """The state at sigmas[step + 1] from x at sigmas[step]. Steps are taken in order, without gaps."""
+        """Return the state at sigmas[step + 1] from x at sigmas[step], in the same shape.
+
+        Steps are called in order, without gaps.
+        """
 
 
 SolverClass = TypeVar("SolverClass", bound=type[Solver])
@@ -67,10 +76,10 @@ def solver(
     calls_per_step: int = 1,
     last_step_calls: int | None = None,
 ) -> Callable[[SolverClass], SolverClass]:
-    """Registers a solver under the name that recipes use, with what `SolverFacts` of spec/solver_facts.py describes.
+    """Register a solver under the name that recipes use. The other arguments are described in `SolverFacts`.
 
-    For a file of this folder the arguments are literals, because they are also read without importing it. RecipeError
-    where another file has a solver of that name.
+    In a file of this folder the arguments must be literals, because they are also read without importing the file.
+    Raises RecipeError if another file has a solver of that name.
     """
 
     def register(cls: SolverClass) -> SolverClass:
@@ -91,24 +100,25 @@ def solver(
 
 
 def solver_class(name: str) -> type[Solver]:
-    """The class of a registered solver; its file is imported if it was not yet. RecipeError for an unknown name."""
+    """Return the class of a registered solver, importing its file if needed. Raises RecipeError for an unknown name."""
     if name not in _registry:
         solver_facts.import_solver(name)
     return _registry[name]
 
 
 def make_solver(sampler: SamplerSpec, scheduler_config: Mapping[str, Any], device: torch.device | str) -> Solver:
-    """The solver of a resolved sampler, at its first step.
+    """Return the solver of a resolved sampler, ready for its first step.
 
-    `scheduler_config` is the model's scheduler as a dict: where its class is the one asked for, its other settings
-    hold. Raises RecipeError for open values, unknown names, and sigmas given to a solver that takes none.
+    scheduler_config: the config of the model's scheduler. If that is the scheduler the solver uses, its other settings
+    apply. Raises RecipeError for a sampler that is not resolved, for unknown names, and for sigmas given to a solver
+    that takes none.
     """
     _require_resolved(sampler)
     name = str(sampler.solver)
     cls = solver_class(name)
     if sampler.sigmas and not solver_facts.facts(name).takes_sigmas:
         other = solver_facts.names_that_take_sigmas()[-1]
-        raise RecipeError(f"solver {name!r} takes no explicit sigmas", "it makes its own", f"solver: {other}")
+        raise RecipeError(f"solver {name!r} takes no explicit sigmas", "it computes its own", f"solver: {other}")
     made = cls(sampler, scheduler_config, torch.device(device))
     made.begin(0)
     return made
@@ -120,7 +130,7 @@ def _require_resolved(sampler: SamplerSpec) -> None:
     if open_values:
         raise RecipeError(
             f"the sampler is not resolved ({', '.join(open_values)})",
-            "the loop leaves nothing open",
+            "these values must be set before a run",
             "sampler.resolved(model.variant.defaults.values(), experts=len(model.experts()))",
         )
     steps = len(explicit_sigmas(sampler) or ()) or sampler.steps or 0
@@ -128,15 +138,15 @@ def _require_resolved(sampler: SamplerSpec) -> None:
         raise RecipeError(
             f"start_step {sampler.start_step} of {sampler.steps} steps cannot be run",
             f"the schedule has steps 0 to {steps - 1}",
-            f"steps: {steps}, start_step: {max(steps - 1, 0)} at most",
+            f"{{steps: {steps}, start_step: {min(sampler.start_step, max(steps - 1, 0))}}}",
         )
 
 
 def explicit_sigmas(sampler: SamplerSpec) -> tuple[float, ...] | None:
-    """The sampler's own sigmas without the closing 0, or None."""
+    """Return the sampler's explicit sigmas without the final 0, or None if it has none."""
     return tuple(s for s in sampler.sigmas if s > 0) if sampler.sigmas else None
 
 
 def train_timesteps(scheduler_config: Mapping[str, Any]) -> int:
-    """The model's timestep is sigma times this (1000)."""
+    """Return the factor from sigma to the model's timestep (1000 by default)."""
     return int(scheduler_config.get("num_train_timesteps", 1000))

@@ -1,7 +1,8 @@
-"""A solver that is a scheduler of diffusers, driven exactly as WanPipeline drives it."""
+"""Solvers that use a scheduler of diffusers, exactly as WanPipeline does."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -14,10 +15,10 @@ from wanscope.errors import ModelError, WorkError
 from wanscope.recipe import SamplerSpec
 from wanscope.sample.solvers import Solver, Velocity, explicit_sigmas, train_timesteps
 
-# For a scheduler whose class is not that of the model's own: what Wan needs of it.
+# The settings that Wan needs, for a scheduler of another class than the model's own.
 FLOW: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 
-# Whatever would change sigmas that were given.
+# Settings with which a scheduler does not change the sigmas that it is given.
 _SIGMAS_AS_GIVEN: dict[str, Any] = {
     "use_flow_sigmas": True,
     "use_dynamic_shifting": False,
@@ -31,15 +32,19 @@ _SIGMAS_AS_GIVEN: dict[str, Any] = {
 
 
 class DiffusersSolver(Solver):
-    """A diffusers scheduler with flow sigmas, driven exactly as WanPipeline drives it.
+    """A diffusers scheduler with flow sigmas, used exactly as in WanPipeline.
 
-    Euler, Heun and DPM++ hand back latents in the model's dtype (UniPC keeps float32). That is left as it is: a bf16
-    model's latents would not equal WanPipeline's otherwise.
+    Euler, Heun and DPM++ return latents in the model's dtype (UniPC keeps float32). This is not changed, because
+    otherwise the latents of a bf16 model would not equal those of WanPipeline.
+
+    scheduler_class: the name of the scheduler's class. shift_name: the name of its shift setting. settings: its
+    settings if the model's own scheduler is of another class. largest_sigma: the largest noise level that it can
+    compute with.
     """
 
     scheduler_class: ClassVar[str]
     shift_name: ClassVar[str]
-    settings: ClassVar[dict[str, Any]] = {}  # where the model's own scheduler is of another class
+    settings: ClassVar[dict[str, Any]] = {}
     largest_sigma: ClassVar[float] = 1.0
 
     def __init__(self, sampler: SamplerSpec, scheduler_config: Mapping[str, Any], device: torch.device) -> None:
@@ -49,7 +54,7 @@ class DiffusersSolver(Solver):
         self._device, self._steps, self._given = device, sampler.steps, explicit_sigmas(sampler)
         self._config = self._configured(scheduler_config) | {self.shift_name: sampler.shift}
         if self._given is not None:
-            self._config |= {k: v for k, v in _SIGMAS_AS_GIVEN.items() if k in self._known()}
+            self._config |= {k: v for k, v in _SIGMAS_AS_GIVEN.items() if k in _arguments(self._class)}
             self._config[self.shift_name] = 1.0
         self.begin(0)
         calls = len(self.scheduler.timesteps)
@@ -77,7 +82,7 @@ class DiffusersSolver(Solver):
         return x
 
     def _use_exactly(self, given: tuple[float, ...]) -> None:
-        """The scheduler's sigmas become those given; what it had made of them may differ by diffusers' own 1e-6."""
+        """Set the scheduler's sigmas to the given ones, from which diffusers' own may differ by 1e-6."""
         wanted = torch.tensor([*given, 0.0], dtype=torch.float32, device=self.scheduler.sigmas.device)
         if self.scheduler.sigmas.shape != wanted.shape or (self.scheduler.sigmas - wanted).abs().max() > 2e-6:
             raise WorkError(
@@ -87,16 +92,19 @@ class DiffusersSolver(Solver):
             )
         self.scheduler.sigmas = wanted.clamp(max=self.largest_sigma)
 
-    def _known(self) -> set[str]:
-        return set(inspect.signature(self._class.__init__).parameters) - {"self"}
-
     def _configured(self, config: Mapping[str, Any]) -> dict[str, Any]:
         if config.get("_class_name", self.scheduler_class) != self.scheduler_class:
             return {"num_train_timesteps": train_timesteps(config), **self.settings}
         if config.get("stochastic_sampling") or str(config.get("algorithm_type")).startswith("sde"):
             raise ModelError(
                 "the model's scheduler draws noise at every step",
-                "a take must come out the same from its recipe and seed",
-                "a solver that does not: unipc, or euler with stochastic_sampling off in scheduler_config.json",
+                "a take must be reproducible from its recipe and seed",
+                "solver: unipc",
             )
-        return {**self.settings, **{k: v for k, v in config.items() if k in self._known()}}
+        return {**self.settings, **{k: v for k, v in config.items() if k in _arguments(self._class)}}
+
+
+@functools.cache  # diffusers' decorator makes the signature slow to read
+def _arguments(scheduler: type) -> frozenset[str]:
+    """Return the names of the arguments that a scheduler class takes."""
+    return frozenset(inspect.signature(scheduler.__init__).parameters) - {"self"}

@@ -6,12 +6,12 @@ from wanscope.sample.solvers import solver
 from wanscope.sample.solvers.diffusers_solver import FLOW, DiffusersSolver
 
 
-# diffusers' DPM++ makes its own sigmas and takes none from outside.
+# diffusers' DPM++ computes its own sigmas and does not accept explicit ones.
 @solver("dpm++", order=2, takes_sigmas=False)
 class DPMSolverPlusPlus(DiffusersSolver):
     """DPM-Solver++(2M) from diffusers; multistep. arXiv 2211.01095.
 
-    Lu et al. 2022.
+    Source: Lu et al. 2022.
     """
 
     scheduler_class, shift_name, settings = "DPMSolverMultistepScheduler", "flow_shift", FLOW

@@ -1,4 +1,4 @@
-"""res_2s: the refined exponential solver with a second evaluation in each step."""
+"""The refined exponential solver res_2s, with two evaluations per step."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from wanscope.sample.solvers.exponential import ExponentialSolver, h_phi
 class Res2S(ExponentialSolver):
     """Refined exponential solver, singlestep. arXiv 2308.02157.
 
-    It evaluates the model in between (c = 1/2, at sqrt(sigma sigma')). The last step, to sigma' = 0, is the explicit
-    midpoint rule in sigma, of the same order. Compare it with others at half their steps.
+    The second evaluation is halfway in log(sigma) (c = 1/2, at sqrt(sigma sigma')). The last step, to sigma' = 0, is
+    the explicit midpoint rule in sigma, of the same order. To compare it with other solvers, use half their steps.
     """
 
     def step(self, step: int, x: Tensor, velocity: Velocity) -> Tensor:
         sigma, sigma_next = self.sigmas[step : step + 2]
         v = self._evaluate(x, sigma, velocity)
         middle = math.sqrt(sigma * sigma_next) if sigma_next > 0 else sigma / 2
-        x_middle = x + (middle - sigma) * v  # the exponential Euler step is Euler's: D is constant along it
+        x_middle = x + (middle - sigma) * v  # the exponential Euler step equals Euler's, because D is constant along it
         v_middle = self._evaluate(x_middle, middle, velocity)
         if sigma_next == 0:
             return x - sigma * v_middle

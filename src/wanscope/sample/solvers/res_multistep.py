@@ -1,4 +1,4 @@
-"""res_multistep: the refined exponential solver that uses the previous step's prediction."""
+"""The refined exponential solver res_multistep, which reuses the previous step's prediction."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from wanscope.sample.solvers.exponential import ExponentialSolver, h_phi
 class ResMultistep(ExponentialSolver):
     """Refined exponential solver, multistep. arXiv 2308.02157.
 
-    The previous step's prediction is the second stage (c = -h_previous / h); the first step is of first order. The last
-    one, to sigma' = 0, is x' = D, as in diffusers' multistep solvers: one step with an error of the order of its length
-    squared, which leaves the whole of second order.
+    The previous step's prediction is the second stage (c = -h_previous / h); the first step is first-order. The last
+    step, to sigma' = 0, is x' = D, as in diffusers' multistep solvers. The error of that one step is proportional to
+    its length squared, so the whole solver remains second-order.
     """
 
     def step(self, step: int, x: Tensor, velocity: Velocity) -> Tensor:

@@ -1,4 +1,4 @@
-"""UniPC, Wan's default."""
+"""UniPC, the default solver of Wan."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ class UniPC(DiffusersSolver):
     """UniPC from diffusers, Wan's default; multistep. Its corrector raises the predictor's order of 2 to 3. arXiv
     2302.04867.
 
-    Zhao et al. 2023. The corrector takes the evaluation of the next step, so it costs none.
+    Source: Zhao et al. 2023. The corrector reuses the evaluation of the next step, so it adds none.
 
-    It takes log(1 - sigma), so diffusers lowers a first sigma of 1 by 1e-6; an explicit one becomes the largest float32
-    below 1, which is nearer. The model sees whole timesteps (sigma * 1000, rounded down), as diffusers has it.
+    UniPC computes log(1 - sigma), so diffusers lowers a first sigma of 1 by 1e-6. An explicit sigma of 1 becomes the
+    largest float32 below 1, which is closer. The model gets integer timesteps (sigma * 1000, rounded down), as in
+    diffusers.
     """
 
     scheduler_class, shift_name, settings = "UniPCMultistepScheduler", "flow_shift", FLOW
