@@ -94,7 +94,7 @@ def test_a_bundle_is_complete_and_its_checksums_are_right(
 def test_a_bundle_replaces_nothing_else(place: Path, cli: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("x")
     ran = cli("export", "people", "--bundle", "-o", place, "--out", tmp_path)
-    assert ran.status == 2 and "holds other files" in ran.err
+    assert ran.status == 2 and "contains other files" in ran.err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
     ran = cli("export", "people", "-o", place)
     assert ran.status == 2 and "--bundle" in ran.err

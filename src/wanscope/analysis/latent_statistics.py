@@ -8,8 +8,8 @@ uses every n-th value. Sources: histogram estimate with the correction of Miller
 10.1162/089976603321780272); spectrum by radial bands as in van der Schaaf and van Hateren 1996, doi
 10.1016/0042-6989(96)00002-8.
 
-Shape suffixes: C channels, T latent frames, h and w latent height and width, R radial bands, P bins, n values per channel
-of a frame.
+Shape suffixes: C channels, T latent frames, h and w latent height and width, R radial bands, P bins, n values per
+channel of a frame.
 """
 
 from __future__ import annotations
