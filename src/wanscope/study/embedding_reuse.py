@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from wanscope import events
 from wanscope.catalog.catalog import Catalog, New
-from wanscope.edit.named_files import Find, Remembered
+from wanscope.edit.named_files import Find, CatalogEmbedding
 from wanscope.errors import EmbeddingNotFound, WanscopeError
 from wanscope.recipe import Recipe
 from wanscope.wan.variants import VARIANTS
@@ -97,7 +97,7 @@ def finder(space: Workspace) -> Find:
     """How edits find the embeddings of a workspace's catalogue that they name."""
     catalog = Catalog(space, wait_seconds=WAIT_SECONDS)
 
-    def find(name: str) -> Remembered:
+    def find(name: str) -> CatalogEmbedding:
         if not catalog.exists:
             raise EmbeddingNotFound(f"there is no embedding {name!r}", "the workspace has no catalogue yet")
         found = catalog.get(name, count=False)
@@ -105,7 +105,7 @@ def finder(space: Workspace) -> Find:
             raise EmbeddingNotFound(
                 f"{name!r} is of the space {found.row['space']!r}", "a donor is what a text encoder gives", ""
             )
-        return Remembered(found.key, found.tokens.content, (found.tokens.tokens, found.tokens.dim))
+        return CatalogEmbedding(found.key, found.tokens.content, (found.tokens.tokens, found.tokens.dim))
 
     return find
 

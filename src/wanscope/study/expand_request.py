@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from wanscope.edit.named_files import Find, Remembered
+from wanscope.edit.named_files import Find, CatalogEmbedding
 from wanscope.errors import ModelError, RecipeError
 from wanscope.recipe import LoraSpec, Study
 from wanscope.study.expand import DTYPE_NAMES, Expansion, expand
@@ -94,7 +94,7 @@ def _expanded_on(model: WanModel, study: Study, find: Find) -> Expansion:
 def stored_in(space: Workspace) -> Find:
     """How edits find the embeddings of the workspace's catalog that they name."""
 
-    def find(name: str) -> Remembered:
+    def find(name: str) -> CatalogEmbedding:
         from wanscope.study.embedding_reuse import finder  # most requests name none, and need no database
 
         return finder(space)(name)
