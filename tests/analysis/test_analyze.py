@@ -95,7 +95,7 @@ def test_an_existing_catalog_gets_the_metrics_and_keeps_them(tmp_path: Path) -> 
     catalog.path.write_bytes(b"no database")
     said: list[Any] = []
     assert analyze("made", workspace=tmp_path, report=False, on_event=said.append).table.values
-    assert any("not in the catalogue" in getattr(event, "text", "") for event in said)
+    assert any("not in the catalog" in getattr(event, "text", "") for event in said)
 
 
 def test_csv_and_parquet_agree(found: Analysis) -> None:

@@ -185,7 +185,7 @@ def test_advice():
         (torch.zeros(3, D), rows(3), "embedding A is all zeros"),
         (rows(3), rows(0), "embedding B is empty"),
         (rows(3), rows(3)[None], "it should be a float tensor"),
-        (rows(3), rows(3) * math.nan, "not finite"),
+        (rows(3), rows(3) * math.nan, "contains NaN or Inf"),
         (rows(3).long(), rows(3), "it should be a float tensor"),
         (rows(3), [1, 2], "embedding B is list"),
         (rows(513), rows(3), "the model reads 512"),
@@ -197,5 +197,5 @@ def test_impossible_comparisons_are_refused(a, b, says):
 
 
 def test_a_projection_gives_one_row_per_token():
-    with pytest.raises(RecipeError, match="one row for each token"):
+    with pytest.raises(RecipeError, match="one row per token"):
         measure_difference(rows(3), rows(3, 1), lambda x: x.mean(0, keepdim=True))

@@ -71,20 +71,20 @@ def test_a_bare_on_in_yaml_is_the_key() -> None:
 SAID: list[tuple[dict[str, Any], str]] = [
     ({"donor": {}}, "exactly one of a prompt, an expression and an embedding"),
     ({"donor": {"prompt": "x", "embedding": "y"}}, "exactly one of"),
-    ({"donor": {"prompt": "x", "names": {"a": "b"}}}, "names belong to an expression"),
+    ({"donor": {"prompt": "x", "names": {"a": "b"}}}, "names are only used with an expression"),
     ({"donor": {"expression": "a + ", "names": {"a": "b"}}}, "missing at the end"),
     ({"donor": {"expression": "a", "names": {"a": "b", "c": "d"}}}, "does not use 'c'"),
     ({"donor": {"expression": "a + gothic", "names": {"a": "b"}}}, "'gothic' is not bound"),
-    ({"donor": {"expression": "a", "names": {"a": {"expression": "b", "names": {"b": "c"}}}}}, "nothing else"),
+    ({"donor": {"expression": "a", "names": {"a": {"expression": "b", "names": {"b": "c"}}}}}, "can only refer to"),
     ({"strength": {"lat": 0.5}}, "did you mean 'late'"),
     ({"strength": {"3": 0.5, 3: 0.6}}, "name the same blocks"),
-    ({"strength": 1.5}, "strength 1.5 is out of range: it is from 0 to 1"),
+    ({"strength": 1.5}, "strength 1.5 is out of range: it must be from 0 to 1"),
     ({"strength": -0.1}, "from 0 to 1"),
     ({"strength": float("nan")}, "finite"),
     ({"difference": 60}, "less than or equal to 10"),
     ({"boost": 2, "on": "hidden"}, "boost multiplies a difference of contexts"),
-    ({"keep_norm": True}, "keep_norm belongs to difference or boost"),
-    ({"amplify": "orthogonalize"}, "is a way to reach a difference"),
+    ({"keep_norm": True}, "keep_norm needs difference or boost"),
+    ({"amplify": "orthogonalize"}, "needs a difference to reach"),
     ({"words": "red"}, "mode: tokens"),
     ({"words": ["red", ""], "mode": "tokens"}, "a word is empty"),
     ({"schedule": {3: 1, "3.0": 2}}, "name the same place"),
@@ -137,7 +137,7 @@ def test_a_bend_at_its_identity_changes_nothing(operation: str, same: dict[str, 
 
 
 def test_a_bend_needs_a_word_and_each_head_once() -> None:
-    with pytest.raises(ValidationError, match="names no word"):
+    with pytest.raises(ValidationError, match="at least one word"):
         Bend([], "flip")
     with pytest.raises(ValidationError, match="a head is named twice"):
         Bend("circle", "flip", heads=(1, 1))

@@ -107,7 +107,7 @@ def test_a_position_between_two_prompts_equals_that_of_their_path(method):
     for share, expected in zip((0, 0.25, 0.5, 0.75, 1), path.embeddings, strict=True):
         assert torch.equal(embedding_algebra.between(a, b, share, method).embedding, expected)
     for share in (-0.1, 1.1, math.nan):
-        with pytest.raises(RecipeError, match="a share, from 0 to 1"):
+        with pytest.raises(RecipeError, match="a fraction from 0 to 1"):
             embedding_algebra.between(a, b, share, method)
 
 
@@ -206,7 +206,7 @@ def test_trim():
         (lambda: embedding_algebra.weighted_sum([rows(2)], [1, 2]), "1 embeddings have 2 weights"),
         (lambda: embedding_algebra.weighted_sum([rows(2)], [math.inf]), "finite number"),
         (lambda: embedding_algebra.weighted_sum([rows(2), torch.ones(2, D + 1)], [1, 1]), "different encoders"),
-        (lambda: embedding_algebra.weighted_sum([rows(2, 0, torch.float16)], [1e6]), "float16 holds at most 6.55e"),
+        (lambda: embedding_algebra.weighted_sum([rows(2, 0, torch.float16)], [1e6]), "the dtype.s maximum is 6.55e"),
         (lambda: embedding_algebra.interpolate([rows(2)], 5), "two or more"),
         (lambda: embedding_algebra.interpolate([rows(2), rows(2)], 1), "steps is 1"),
         (lambda: embedding_algebra.interpolate([rows(2), rows(2)], 2.0), "steps is 2.0"),  # type: ignore[arg-type]

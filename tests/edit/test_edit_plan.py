@@ -150,7 +150,7 @@ def test_equal_donors_are_one_text():
 @pytest.mark.parametrize(
     ("edit", "why"),
     [
-        (Inject("night", on="hidden", blocks="0"), "the state that enters block 0 has read no text yet"),
+        (Inject("night", on="hidden", blocks="0"), "the hidden states that enter block 0 do not depend on the text"),
         (Inject(PROMPT, strength=0.5), "the donor is the prompt itself"),
         (Inject(PROMPT, on="both", blocks="2-4"), "the donor is the prompt itself"),
         (Inject("night", on="hidden", blocks="0-1"), ""),
@@ -216,18 +216,18 @@ def test_strength_and_schedule_together_stay_in_range():
 
 def test_notes_for_the_user():
     assert any(
-        "edits.0 acts on no pass" in note
+        "edits.0 acts nowhere: the" in note
         for note in plan(Inject("night", branch="uncond"), guided=(frozenset(),)).notes
     )
     begun = plan(Inject("night", schedule="step(2)"), first=2).notes
-    assert begun == ("edits.0 acts on no pass: cond is not run where it would (the run begins at step 2)",)
+    assert begun == ("edits.0 acts nowhere: the cond pass is not run at its steps (the run begins at step 2)",)
     short = plan(Inject("night", mode="tokens"), places={}).notes
     assert not short  # 2 of 4 tokens are half
     TOKENS["hall.safetensors"] = 4
     (called,) = plan(Inject("hall.safetensors")).notes
-    assert "the donor is the words 'hall.safetensors', not a file; a file is {embedding: hall.safetensors}" in called
+    assert "the donor is the text 'hall.safetensors', not a file; a file is {embedding: hall.safetensors}" in called
     TOKENS["a [red|blue] circle"] = 6
-    assert "is read as it is, brackets and all" in plan(Inject("a [red|blue] circle")).notes[0]
+    assert "is used literally, including the brackets" in plan(Inject("a [red|blue] circle")).notes[0]
     TOKENS["word"] = 1
     assert "most of the prompt is blended with padding" in plan(Inject("word", mode="tokens")).notes[0]
 
@@ -240,7 +240,7 @@ def test_notes_for_the_user():
         (Inject("night", strength=0.0), "its strength is 0 in every block it selects"),
         (Inject("night", blocks="1-2", strength={"3": 1.0}), "its strength is 0 in every block it selects"),
         (Inject("night", schedule=0.0), "its schedule is 0 at every step"),
-        (Bend(["red"], "rotate", angle=0.0), "its map would stay as it is"),
+        (Bend(["red"], "rotate", angle=0.0), "its parameters leave the map as it is"),
         (Inject("night", blocks="1"), ""),
     ],
     ids=str,

@@ -55,7 +55,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     ({"edits.0.blocks": (1, "1")}, "are the same edit"),
     ({"edits.0.blocks.x": (1,)}, "there is nothing below 'late'"),
-    ({"edits.1.heads.5": (1,)}, "there is no place '5' in a list of 1"),
+    ({"edits.1.heads.5": (1,)}, "there is no item '5' in a list of 1"),
 ]
 
 
@@ -68,12 +68,12 @@ def test_a_missing_field_or_value_is_refused(sweep: dict[str, Any], says: str) -
 @pytest.mark.parametrize(
     ("sweep", "says"),
     [
-        ([], "maps settings of edits to lists"),
-        ({"steps": [1]}, "'steps' is not a setting of an edit"),
-        ({"edits.x.blocks": [1]}, "is not a setting of an edit"),
-        ({"edits.0": [1]}, "is not a setting of an edit"),
-        ({"edits.0.blocks": []}, "a list of the values"),
-        ({"edits.0.blocks": "late"}, "a list of the values"),
+        ([], "maps fields of edits to lists"),
+        ({"steps": [1]}, "'steps' is not a field of an edit"),
+        ({"edits.x.blocks": [1]}, "is not a field of an edit"),
+        ({"edits.0": [1]}, "is not a field of an edit"),
+        ({"edits.0.blocks": []}, "a list of values"),
+        ({"edits.0.blocks": "late"}, "a list of values"),
         ({f"edits.{i}.blocks": list(range(100)) for i in range(3)}, "it makes 1,000,000 combinations"),
     ],
     ids=lambda x: str(x)[:40],

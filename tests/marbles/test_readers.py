@@ -145,7 +145,7 @@ def test_an_object_too_few_is_counted_and_three_are_three():
 
 @pytest.mark.parametrize(("radius", "counted"), [(2.0, 1), (5.0, 1), (6.5, 4), (11.4, 4)])
 def test_specks_are_not_counted_as_objects(radius, counted):
-    """Three of them beside an object. The smallest object has a radius of 11.4 pixels, a quarter of its area 5.7."""
+    """Three of them next to an object. The smallest object has a radius of 11.4 pixels, a quarter of its area 5.7."""
     scene = world.Scene((world.Thing("square", "cyan", "large", "still", 19.0, 64.0, 64.0),), "black")
     specks = [world.Thing("circle", "red", "small", "still", radius, x, y) for x, y in ((20, 20), (108, 20), (20, 108))]
     assert readers.read(with_things(scene, *specks)).count == counted

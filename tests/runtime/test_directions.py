@@ -76,7 +76,7 @@ def test_a_hidden_direction_is_learned_where_states_differ(tmp_path: Path):
         )
     with pytest.raises(RecipeError, match="was not learned in block 0"):
         steer(model, path, on="hidden")
-    with pytest.raises(RecipeError, match="steers the context with a direction of the hidden"):
+    with pytest.raises(RecipeError, match="steers context with a direction learned on hidden"):
         steer(model, path, blocks="1-3")
     with pytest.raises(RecipeError, match="does not fit this model"):
         steer(tiny_model("2.1", blocks=5), path, on="hidden", blocks="1-3")
@@ -105,7 +105,7 @@ def test_files_that_are_not_directions_are_refused(tmp_path: Path):
     from safetensors.torch import save_file
 
     save_file({"direction": torch.ones(1, 4, 48)}, tmp_path / "x.safetensors")
-    with pytest.raises(RecipeError, match="holds no direction"):
+    with pytest.raises(RecipeError, match="does not contain a direction"):
         read_direction(tmp_path / "x.safetensors")
     model = tiny_model("2.1")
     with pytest.raises(RecipeError, match="do not differ"):

@@ -173,7 +173,7 @@ def test_an_id_depends_on_a_files_content_and_not_its_path(tmp_path: Path) -> No
 
 def test_an_embedding_of_another_encoder_is_refused(tmp_path: Path) -> None:
     stored(tmp_path / "x.safetensors", dim=8)
-    with pytest.raises(RecipeError, match=r"its tensor is \[5, 8\], and an embedding here is \[tokens, 32\]"):
+    with pytest.raises(RecipeError, match=r"its shape is \[5, 8\], and this model's embeddings are \[tokens, 32\]"):
         tiny_expansion(edits=[f"inject file('{tmp_path / 'x.safetensors'}')"])
 
 
@@ -400,5 +400,5 @@ def test_an_embedding_that_is_not_in_the_catalog_is_refused_before_any_work(tmp_
     catalog.put(torch.ones(3, 7), label="narrow")
     catalog.put(torch.ones(3, own.variant.text_dim), label="read", space="context")
     assert "there is no embedding 'warm'" in refused("warm")
-    assert "its tensor is [3, 7], and an embedding here is" in refused("narrow")
+    assert "its shape is [3, 7], and this model's embeddings are" in refused("narrow")
     assert "'read' is in the space 'context'" in refused("read")

@@ -140,8 +140,8 @@ def test_a_lora_counts_as_other_weights() -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"on": "hidden"}, "edits.0 steers the hidden with a direction of the context"),
-        ({"blocks": "all"}, "edits.0: the direction was not learned in block 0: it was in blocks 1"),
+        ({"on": "hidden"}, "edits.0 steers hidden with a direction learned on context"),
+        ({"blocks": "all"}, "edits.0: the direction was not learned in block 0: it was learned in blocks 1"),
         ({}, "edits.0: the direction does not fit this model"),
     ],
 )

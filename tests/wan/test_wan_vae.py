@@ -1,4 +1,4 @@
-"""Decoding and encoding against AutoencoderKLWan itself and WanPipeline's normalisation."""
+"""Decoding and encoding against AutoencoderKLWan itself and WanPipeline's normalization."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def noise(model, frames: int = 17) -> torch.Tensor:
     return torch.randn(1, *shape, generator=torch.Generator().manual_seed(2))
 
 
-def unnormalised(model, latents: torch.Tensor) -> torch.Tensor:
+def unnormalized(model, latents: torch.Tensor) -> torch.Tensor:
     config = model.vae.config
     std = torch.tensor(config["latents_std"]).view(1, -1, 1, 1, 1)
     return latents / (1.0 / std) + torch.tensor(config["latents_mean"]).view(1, -1, 1, 1, 1)
@@ -28,7 +28,7 @@ def unnormalised(model, latents: torch.Tensor) -> torch.Tensor:
 def test_one_frame_at_a_time_is_the_pipelines_decode(kind):
     model = tiny_model(kind)
     latents = noise(model)
-    want = model.vae.decode(unnormalised(model, latents), return_dict=False)[0]
+    want = model.vae.decode(unnormalized(model, latents), return_dict=False)[0]
     assert torch.equal(wan_vae.decode(model.vae, latents, latent_frames=1), want)
     assert want.shape[2] == 17
 
@@ -38,7 +38,7 @@ def test_one_frame_at_a_time_is_the_pipelines_decode(kind):
 def test_longer_chunks_agree(kind, chunk):
     model = tiny_model(kind)
     latents = noise(model, frames=25)
-    want = model.vae.double().decode(unnormalised(model, latents.double()), return_dict=False)[0]
+    want = model.vae.double().decode(unnormalized(model, latents.double()), return_dict=False)[0]
     got = wan_vae.decode(model.vae.float(), latents, chunk)
     assert (got - want).abs().max() < 1e-4
 
@@ -64,7 +64,7 @@ def test_encode(kind):
     clip = torch.rand(1, 3, 9, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     mean = model.vae.encode(clip).latent_dist.mode()
     got = wan_vae.encode(model.vae, clip)
-    assert torch.allclose(unnormalised(model, got), mean, atol=1e-5)
+    assert torch.allclose(unnormalized(model, got), mean, atol=1e-5)
     longer = wan_vae.encode(model.vae, clip, latent_frames=2)
     assert torch.allclose(longer, got, atol=1e-4)
 

@@ -313,7 +313,7 @@ QUANTITIES = (
     ),
     (
         "pairs_in_order",
-        "Pairs told apart",
+        "Pairs distinguished",
         "Share of the pairs of a left-out seed that the other seeds' centroids put the right way round; chance is 0.5.",
     ),
 )

@@ -1,4 +1,4 @@
-"""What an earlier analysis left in a folder that a new one is written to: its page or figures beside other tables.
+"""What an earlier analysis left in a folder that a new one is written to: its page or figures next to other tables.
 
 analysis.json names the files that an analysis wrote. Those alone are ever removed, so a file of a user's own stays,
 whatever it is called.

@@ -1,4 +1,4 @@
-"""What an analysis found about takes, kept in the catalogue of the workspace that they lie in.
+"""Write what an analysis measured of takes to the catalog of their workspace.
 
 SELECT t.prompt, m.value FROM metrics m JOIN takes t ON m.take = t.id WHERE m.name = 'path_length'
 """
@@ -19,9 +19,9 @@ OF_THE_WHOLE = -1
 
 
 def remember(table: Table, on_event: events.Listener = events.ignore) -> int:
-    """Write the metrics of takes into their workspaces' catalogues, where there are some; how many rows.
+    """Write the metrics of takes to the catalogs of their workspaces, where those exist; return the number of rows.
 
-    The catalogue stops no analysis: what is wrong with it is told and the tables are the result.
+    A catalog that cannot be written does not fail the analysis: a note reports why, and the tables are the result.
     """
     written = 0
     for space, rows in _rows(table).items():
@@ -30,7 +30,7 @@ def remember(table: Table, on_event: events.Listener = events.ignore) -> int:
             written += catalog.add_metrics(rows) if catalog.exists else 0
         except WanscopeError as error:
             said = f"{error.what}: {error.why}".rstrip(": ")
-            on_event(events.Note(f"the metrics are in the tables and not in the catalogue: {said}"))
+            on_event(events.Note(f"the metrics are in the tables and not in the catalog: {said}"))
     return written
 
 

@@ -94,7 +94,7 @@ def _sentence(test: Test, analysis: Analysis) -> str:
         verdict = "differs" if test.found else "is not shown to differ"
         return f"{title} {verdict} among {test.a} ({test.note}; {p}, {_count(test.units, test.unit)})."
     if test.kind == "group":
-        verdict = "differ" if test.found else "cannot be told apart"
+        verdict = "differ" if test.found else "cannot be distinguished"
         return f"{title}: {test.a} and {test.b} {verdict} ({p}, {_count(test.units, test.unit)})."
     if not test.found or test.difference is None:
         return f"{title}: no difference between {test.a} and {test.b} is shown ({p}, {_count(test.units, test.unit)})."

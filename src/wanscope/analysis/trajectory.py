@@ -72,7 +72,7 @@ def linearity(path: LatentPath) -> float:
 
 
 def turning_angles(path: LatentPath) -> np.ndarray:
-    """Degrees between neighboring increments, [S - 1]; NaN beside a step that goes nowhere."""
+    """Degrees between neighboring increments, [S - 1]; NaN next to a step of length zero."""
     g, norms = path.increments, np.sqrt(np.diag(path.increments).clip(min=0))
     a, b, inner = norms[:-1], norms[1:], np.diag(g, 1)
     moving = np.minimum(a, b) > RESTING * max(norms.max(initial=0.0), 1e-300)

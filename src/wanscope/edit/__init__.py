@@ -1,7 +1,7 @@
-"""What an edit is, before it meets a running model: which blocks, how strongly, when, and with what embedding.
+"""Edits, independent of a running model: in which blocks, how strongly, when, and with which embedding.
 
-Blocks, strengths, schedules and the parsing of expressions need no torch. The modules on embeddings do and are
-imported by name: `from wanscope.edit.embedding_algebra import interpolate`, `.difference`, `.amplify`, `.evaluate`.
+Blocks, strengths, schedules and the parsing of expressions do not need torch. The modules that work on embeddings do,
+so they are imported by name: `embedding_algebra`, `difference`, `amplify` and `evaluate`.
 """
 
 from wanscope.edit.blocks import Blocks, check_blocks, parse_blocks, preset_table

@@ -1,17 +1,18 @@
-"""Donors moved to an exact difference from the main prompt, and projected differences multiplied.
+"""Amplification: move a donor to an exact difference from the main prompt, or multiply a projected difference.
 
-The difference is the one of `difference.py`: relative L2 over the union of real tokens. With a the main prompt, b the
-donor and d = b - a (row by row, missing rows as padding), the amplified donor lies on a line x(s) = p + s q:
+The difference is the one defined in `difference.py`: relative L2 over the union of real tokens. With a the main
+prompt, b the donor and d = b - a (row by row, with padding for missing rows), the amplified donor lies on a line
+x(s) = p + s q:
 
     push_apart       a + s d: straight away from the main prompt
-    maximize_diff    b's distance only in the `share` (0.3) of the dimensions that differ most is multiplied by s
+    maximize_diff    d is multiplied by s only in the `share` (0.3) of the dimensions that differ most
     orthogonalize    a + s d_perp, with d_perp the part of each token's d that is perpendicular to the main token
 
-and s >= 0 is solved for, so that the difference of x(s), rounded to the donor's dtype, is the target. With `keep_norm`
-every token of x(s) is scaled to the length of the main prompt's token; tokens that the main prompt lacks keep the
-donor's length. Then not every difference can be reached, and the error names those that can.
+s >= 0 is solved for so that the difference of x(s), rounded to the donor's dtype, is the target. With `keep_norm`,
+every token of x(s) is scaled to the norm of the main prompt's token; tokens that the main prompt lacks keep the
+donor's norm. In that case some differences cannot be reached, and the error lists the ranges that can.
 
-Row-wise inner products of a, b, p and q are all that the search needs; the matrices are touched once.
+The search for s uses only the row-wise inner products of a, p and q, which are computed once.
 
 Shape suffixes: L tokens of the union, D dimension, U values of s.
 """
@@ -35,13 +36,13 @@ from wanscope.errors import RecipeError, nearest
 
 Mode = Literal["push_apart", "maximize_diff", "orthogonalize"]
 MODES = ("push_apart", "maximize_diff", "orthogonalize")
-TOLERANCE = 1e-3  # of the difference that is reached, after rounding to the dtype
-MAX_TARGET = 10.0  # a larger one is a percentage by mistake
+TOLERANCE = 1e-3  # absolute, of the difference after rounding to the dtype
+MAX_TARGET = 10.0  # a larger target is probably a percentage
 
 
 @dataclass(frozen=True, eq=False)
 class Amplified:
-    """A donor at the difference asked for. scale: the s that was solved for; before, after: measured differences."""
+    """A donor [L, D] at the requested difference. scale: the solution s. before, after: the measured differences."""
 
     embedding: Tensor
     before: float
@@ -52,10 +53,11 @@ class Amplified:
     keep_norm: bool
 
     def as_data(self) -> dict[str, Any]:
-        """Plain data for JSON, without the embedding."""
+        """Return plain data for JSON, without the embedding."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "embedding"}
 
     def describe(self) -> str:
+        """Return one line: the method, and the difference before and after."""
         direction = "brought nearer" if self.target < self.before else "moved apart"
         kept = ", token norms kept" if self.keep_norm else ""
         return (
@@ -66,7 +68,10 @@ class Amplified:
 
 @dataclass(frozen=True, eq=False)
 class Boosted:
-    """A donor's context with its difference from the main context multiplied."""
+    """A donor's context [L, D], with its difference from the main context multiplied by `factor`.
+
+    before, after: the relative L2 difference from the main context.
+    """
 
     context: Tensor
     before: float
@@ -75,10 +80,11 @@ class Boosted:
     keep_norm: bool
 
     def as_data(self) -> dict[str, Any]:
-        """Plain data for JSON, without the context."""
+        """Return plain data for JSON, without the context."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "context"}
 
     def describe(self) -> str:
+        """Return one line: the factor, and the projected difference before and after."""
         kept = ", token norms kept" if self.keep_norm else ""
         return f"boosted {self.factor:g} times{kept}: projected difference {self.before:.3f}, now {self.after:.3f}"
 
@@ -94,14 +100,16 @@ def amplify(
     share: float = 0.3,
     pad_D: Tensor | None = None,
 ) -> Amplified:
-    """The donor moved along a line so that its difference from the main prompt is `target` (0.6 for "60%").
+    """Move the donor along a line so that its difference from the main prompt is `target` (0.6 for "60%").
 
-    main_LD, donor_LD: real tokens of one prompt each, raw or projected; neither is changed. pad_D: what stands where
-    one of them lacks a token: nothing (zeros) for raw embeddings, the pad context for projected ones.
+    main_LD, donor_LD: the real tokens of one prompt each, raw or projected; they may differ in L, and neither is
+    changed. pad_D: replaces a token that one of them lacks: None (zeros) for raw embeddings, the projection of a zero
+    row for projected ones. share: for `maximize_diff`, the fraction of the dimensions that is scaled.
 
-    The result has the donor's dtype and device and as many rows as the longer of both; its difference is within 0.001
-    of the target. Where several scales reach it, the one nearest to the donor itself is taken. A target below the
-    present difference brings the donor nearer. Raises RecipeError, naming the reachable range, where it cannot be met.
+    The result has the donor's dtype and device and as many rows as the longer of the two; its difference is within
+    0.001 of the target. If several scales reach the target, the one nearest to 1 (the donor itself) is used. A target
+    below the present difference moves the donor toward the main prompt. Raises RecipeError, which names the reachable
+    range, if the target cannot be reached.
     """
     if mode not in MODES:
         raise RecipeError(f"{mode!r} is not a way to amplify", nearest(str(mode), MODES), "mode: push_apart")
@@ -114,10 +122,10 @@ def amplify(
     line = _line(pair, mode, share, keep_norm)
     before = relative_l2(main_LD, donor_LD, pad_D)
 
-    best: tuple[float, float, float, Tensor] | None = None  # (how far from the target, difference, scale, donor)
+    best: tuple[float, float, float, Tensor] | None = None  # (distance from the target, difference, scale, donor)
 
     def attempt(aim: float) -> float | None:
-        """The difference that aiming at `aim` makes after rounding, remembered if it is the best; None: no such s."""
+        """Return the difference after rounding if `aim` is solved for, and keep the best so far. None if unsolvable."""
         nonlocal best
         scale = line.solve(aim)
         if scale is None:
@@ -128,7 +136,7 @@ def amplify(
             best = (abs(after - target), after, scale, out_LD)
         return after
 
-    # Rounding to the dtype moves the difference a little; aim beside the target by as much.
+    # Rounding to the dtype changes the difference slightly; compensate by aiming off target by that amount.
     aim = target
     for _ in range(8):
         after = attempt(aim)
@@ -137,7 +145,7 @@ def amplify(
         aim += target - after
     if best is None:
         _unreachable(line, target, mode, keep_norm, before)
-    # A few values in a coarse dtype cannot be met by small corrections; look around.
+    # In a coarse dtype this may not converge for short embeddings; try values on both sides of the target.
     reach = target * torch.finfo(donor_LD.dtype).eps
     for side in range(1, 65):
         if best[0] <= TOLERANCE:
@@ -147,7 +155,7 @@ def amplify(
     if distance > TOLERANCE:
         raise RecipeError(
             f"the target difference {target:g} cannot be met in {str(donor_LD.dtype).removeprefix('torch.')}",
-            f"rounding leaves {after:.4f}",
+            f"the nearest difference after rounding is {after:.4f}",
             "embeddings in float32",
         )
     return Amplified(out_LD.to(donor_LD.device), before, after, float(target), scale, mode, keep_norm)
@@ -157,17 +165,18 @@ def amplify(
 def boost(
     main_LD: Tensor, donor_LD: Tensor, factor: float, *, keep_norm: bool = False, pad_D: Tensor | None = None
 ) -> Boosted:
-    """The donor's context with its difference from the main context multiplied: a + factor (b - a).
+    """Multiply the difference of the donor's context from the main context: a + factor (b - a).
 
-    main_LD, donor_LD: projected contexts of the real tokens; neither is changed. pad_D: the pad context, which stands
-    where one of them lacks a token (zeros where it is not given). keep_norm: scale every token to the length of the
-    main context's token, those it lacks to the donor's; the factor then multiplies the difference before that.
-    The result has the donor's dtype and device and as many rows as the longer of both.
+    main_LD, donor_LD: projected contexts of the real tokens; they may differ in L, and neither is changed. pad_D: the
+    projection of a zero row, used for tokens that one of them lacks (zeros if None). keep_norm: after multiplying,
+    scale every token to the norm of the main context's token, or of the donor's where the main context has none.
+    The result has the donor's dtype and device and as many rows as the longer of the two. Raises RecipeError for a
+    factor that is negative or not finite.
     """
     if not math.isfinite(factor) or factor < 0:
         raise RecipeError(f"the boost factor is {factor:g}", "it is a number from 0; 1 changes nothing", "10")
     pair = _Pair.of(main_LD, donor_LD, pad_D)
-    # from the nearer end, so that factors 0 and 1 are the main context and the donor to the bit
+    # computed from the nearer end, so that factors 0 and 1 give exactly the main context and the donor
     exact_LD = pair.a_LD + factor * pair.d_LD if factor < 0.5 else pair.b_LD + (factor - 1) * pair.d_LD
     out_LD = rounded(pair.normed(exact_LD) if keep_norm else exact_LD, donor_LD.dtype).to(donor_LD.device)
     before = relative_l2(main_LD, donor_LD, pad_D)
@@ -176,10 +185,11 @@ def boost(
 
 @dataclass(frozen=True, eq=False)
 class _Pair:
-    """Main prompt and donor with the same number of rows, in float64.
+    """Main prompt a and donor b padded to the same number of rows, in float64, with d = b - a.
 
-    norm_L1: the length that a kept token has. parallel_L1: where the donor's token differs from the main one only along
-    it, or by no more than rounding to the operands' dtype can make; such a difference has no other direction.
+    norm_L1: the norm that `keep_norm` gives each token. along_LD: the part of d parallel to the main token.
+    parallel_L1: where d is parallel to the main token to within rounding of the operands' dtype; the perpendicular
+    part of such a d is noise.
     """
 
     a_LD: Tensor
@@ -203,7 +213,7 @@ class _Pair:
         d_LD = b_LD - a_LD
         share_L1 = (d_LD * a_LD).sum(1, keepdim=True) / torch.where(norm_a_L1 == 0, 1.0, norm_a_L1.square())
         along_LD = share_L1 * a_LD
-        # a value is off by up to half an eps of itself, so the difference by up to eps of the longer token
+        # each value has a relative error of up to eps / 2, so d has one of up to eps relative to the longer token
         eps = max(torch.finfo(main_LD.dtype).eps, torch.finfo(donor_LD.dtype).eps, 1e-12)
         away_L1 = torch.linalg.vector_norm(d_LD - along_LD, dim=1, keepdim=True)
         parallel_L1 = away_L1 <= eps * torch.maximum(norm_a_L1, norm_b_L1)
@@ -211,28 +221,29 @@ class _Pair:
         return cls(a_LD, b_LD, d_LD, norm_L1, along_LD, parallel_L1)
 
     def normed(self, x_LD: Tensor) -> Tensor:
-        """Rows scaled to their kept length; rows of zeros have no direction and stay."""
+        """Scale rows to `norm_L1`. Rows of zeros have no direction and stay zero."""
         length_L1 = torch.linalg.vector_norm(x_LD, dim=1, keepdim=True)
         return x_LD * (self.norm_L1 / torch.where(length_L1 == 0, torch.inf, length_L1))
 
 
 def _line(pair: _Pair, mode: str, share: float, keep_norm: bool) -> _Line:
+    """Return the line of a mode; see the table in the module's docstring."""
     if mode == "orthogonalize":
         return _Line(pair, pair.a_LD, torch.where(pair.parallel_L1, 0.0, pair.d_LD - pair.along_LD), keep_norm)
-    # With norms kept only directions count, and that of a difference which is all rounding must not be blown up.
+    # With norms kept, only directions matter, and the direction of a difference that is all rounding is noise.
     d_LD = torch.where(pair.parallel_L1, pair.along_LD, pair.d_LD) if keep_norm else pair.d_LD
     if mode == "push_apart":
         return _Line(pair, pair.a_LD, d_LD, keep_norm)
     squared_D = d_LD.square().sum(0)
     most = torch.argsort(squared_D, descending=True, stable=True)[: max(1, math.ceil(share * len(squared_D)))]
     chosen_D = torch.zeros_like(squared_D, dtype=torch.bool).index_fill_(0, most, True)
-    # the other dimensions are the donor's own, to the bit
+    # the other dimensions are exactly the donor's
     rest_LD = pair.a_LD + d_LD if keep_norm else pair.b_LD
     return _Line(pair, torch.where(chosen_D, pair.a_LD, rest_LD), torch.where(chosen_D, d_LD, 0.0), keep_norm)
 
 
 class _Line:
-    """x(s) = p + s q for s >= 0, with every row scaled to its kept length where asked, and its difference from a."""
+    """The line x(s) = p + s q for s >= 0, with rows scaled to `norm_L1` if `keep_norm`, and its difference from a."""
 
     def __init__(self, pair: _Pair, p_LD: Tensor, q_LD: Tensor, keep_norm: bool) -> None:
         self.pair, self.p_LD, self.q_LD, self.keep_norm = pair, p_LD, q_LD, keep_norm
@@ -241,12 +252,12 @@ class _Line:
         self.kept = pair.norm_L1[:, 0].cpu().numpy()
 
     def point(self, s: float) -> Tensor:
-        """x(s), [L, D]."""
+        """Return x(s), [L, D]."""
         x_LD = self.p_LD + s * self.q_LD
         return self.pair.normed(x_LD) if self.keep_norm else x_LD
 
     def differences(self, s_U: np.ndarray) -> np.ndarray:
-        """The difference of x(s) from a for each s, from inner products alone."""
+        """Return the difference of x(s) from a for each s, [U], from the inner products."""
         s_U1 = s_U[:, None]
         squared_UL = np.maximum(self.pp + 2 * s_U1 * self.pq + s_U1**2 * self.qq, 0)
         along_UL = self.ap + s_U1 * self.aq
@@ -260,7 +271,7 @@ class _Line:
         return float(self.differences(np.array([s]))[0])
 
     def jumps(self) -> list[float]:
-        """The s at which a row vanishes, so that its kept direction turns around at once."""
+        """Return the values of s at which a row passes through zero, so that its direction flips under `keep_norm`."""
         if not self.keep_norm:
             return []
         s_L = np.where(self.qq > 0, -self.pq / np.where(self.qq == 0, 1.0, self.qq), -1.0)
@@ -271,13 +282,13 @@ class _Line:
 
     @cached_property
     def pieces(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Stretches of s on which the difference is continuous, each with the differences there.
+        """The intervals of s on which the difference is continuous: (samples of s, differences) of each.
 
-        s goes from 0 and 1e-7 to 1e7 with the donor itself (s = 1) in the middle, and up to 1e-4 beside each jump.
+        s is 0 and 1e-7 to 1e7, with the donor itself (s = 1) in the middle, and 1e-4 on both sides of each jump.
         """
         jumps = self.jumps()
-        beside = [jump + side for jump in jumps for side in (-1e-4, 1e-4) if jump + side > 0]
-        s_U = np.unique(np.concatenate([[0.0], 10 ** np.linspace(-7, 7, 2001), beside]))
+        around = [jump + side for jump in jumps for side in (-1e-4, 1e-4) if jump + side > 0]
+        s_U = np.unique(np.concatenate([[0.0], 10 ** np.linspace(-7, 7, 2001), around]))
         for jump in jumps:
             s_U = s_U[np.abs(s_U - jump) > 0.99e-4]
         values_U = self.differences(s_U)
@@ -285,9 +296,9 @@ class _Line:
         return [(s_U[i:j], values_U[i:j]) for i, j in pairwise(bounds) if j > i]
 
     def solve(self, target: float) -> float | None:
-        """The s whose difference is `target`, the one nearest to 1 in ratio; None when there is none.
+        """Return the s whose difference is `target`, the one nearest to 1 in ratio; None if there is none.
 
-        Where the curve only comes near the target, or is flat there, within 0.6 of the tolerance is enough.
+        If the curve does not cross the target, s at the closest point counts if it is within 0.6 TOLERANCE.
         """
         found: list[float] = []
         for s_U, values_U in self.pieces:
@@ -308,7 +319,7 @@ class _Line:
         return min(found, key=lambda s: abs(math.log(max(s, 1e-12))), default=None)
 
     def reachable(self) -> list[tuple[float, float]]:
-        """The differences that can be met, as ranges in ascending order."""
+        """Return the differences that can be reached, as (low, high) ranges in ascending order."""
         ranges = sorted((float(values.min()), float(values.max())) for _, values in self.pieces)
         merged: list[tuple[float, float]] = []
         for low, high in ranges:
@@ -320,23 +331,21 @@ class _Line:
 
 
 def _inner(x_LD: Tensor, y_LD: Tensor) -> np.ndarray:
-    """The inner product of every row of x with that of y, [L]."""
+    """Return the inner product of each row of x with the same row of y, float64 [L]."""
     return (x_LD * y_LD).sum(1).double().cpu().numpy()
 
 
 def _unreachable(line: _Line, target: float, mode: str, keep_norm: bool, before: float) -> NoReturn:
     ranges = line.reachable()
     if not line.qq.any():
-        why = "the donor does not differ from the main prompt" + (
-            " in any direction but its own" if mode == "orthogonalize" and before else ""
-        )
+        why = "the donor does not differ from the main prompt"
+        if mode == "orthogonalize" and before:
+            why = "each token of the donor is parallel to the main prompt's"
         raise RecipeError(f"the target difference {target:g} cannot be met", why, "another donor or mode")
     shown = " and ".join(f"{low:.3f} to {high:.3f}" if high < 1e5 else f"{low:.3f} upward" for low, high in ranges)
     kept = " with token norms kept" if keep_norm else ""
     best = min((x for pair in ranges for x in pair), key=lambda x: abs(x - target))
-    fixes = f"target: {best:.3f}" + (", or keep_norm: false" if keep_norm else "")
-    raise RecipeError(
-        f"the target difference {target:g} cannot be met by {mode}{kept}",
-        f"from these prompts it reaches {shown}",
-        fixes,
-    )
+    why = f"with these prompts it reaches {shown}"
+    if keep_norm:
+        why += "; keep_norm: false reaches more"
+    raise RecipeError(f"the target difference {target:g} cannot be met by {mode}{kept}", why, f"target: {best:.3f}")

@@ -1,8 +1,8 @@
-"""What all edits share: blocks, strength, schedule and branch as fields, and what a kind of edit has to answer.
+"""Base classes of edits: the common fields (blocks, strength, schedule, branch) and the interface of a kind of edit.
 
 A kind of edit is one file in `edit/kinds/`: a frozen class with its fields and their checks, the parts of a block that
-it touches, its table of strengths, the operations that it is made of, what it does to other edits, and how it is
-written in one line. The classes below have the answers that most kinds share.
+it touches, its table of strengths, the operations that it is made of, its effect on other edits, and its one-line form.
+The classes below implement what most kinds share.
 
 Shape suffixes: S steps, L blocks.
 """
@@ -21,7 +21,7 @@ from wanscope.edit.field_types import BlocksText, ScheduleText, Strength
 from wanscope.edit.line import Line, Reader, field_text
 from wanscope.edit.line_tokens import Token
 from wanscope.edit.operations import Operation
-from wanscope.edit.planned import Passes, PlannedEdit, Resolved, Resolving
+from wanscope.edit.planned import Passes, PlannedEdit, Resolved, ResolveInputs
 from wanscope.edit.schedule import Schedule, parse_schedule
 from wanscope.edit.sites import BRANCHES, Branch, Part
 from wanscope.edit.strengths import Strengths, check_strengths, parse_strengths
@@ -37,141 +37,149 @@ if TYPE_CHECKING:
 
 
 class EditBase(Spec):
-    """What all edits share.
+    """Base class of all edits.
 
-    branch: on which of guidance's two passes it acts; guidance cancels much of what is done to both.
+    branch: the guidance pass that is edited. Guidance takes the difference of the two passes, so an edit of both mostly
+    cancels.
     """
 
     kind: str
     schedule: ScheduleText = None
     branch: Literal["cond", "uncond", "both"] = "cond"
 
-    # ---- what a kind is
+    # ---- properties of the kind
 
-    example: ClassVar[str] = ""  # the kind in one line, for errors
-    sets_prompt: ClassVar[bool] = False
-    observes: ClassVar[bool] = False
-    skips: ClassVar[bool] = False
-    takes_donor: ClassVar[bool] = False  # whether it needs a text of its own besides the prompt
+    example: ClassVar[str] = ""  # an edit of this kind in one line, for errors and the docs
+    # For `rules.py`:
+    sets_prompt: ClassVar[bool] = False  # sets the prompt, and so acts first
+    observes: ClassVar[bool] = False  # changes nothing, and so acts last
+    skips: ClassVar[bool] = False  # the parts that it touches do not run
+    takes_donor: ClassVar[bool] = False  # needs a text other than the prompt
 
     @model_serializer(mode="wrap")
     def _with_kind(self, handler: Any) -> dict[str, Any]:
-        # The kind is a default and would be left out of ids, so that edits of two kinds could have one id.
+        # `kind` is a default and would be left out of ids, so edits of different kinds could have the same id.
         return {"kind": self.kind, **{key: value for key, value in handler(self).items() if key != "kind"}}
 
     @property
     def title(self) -> str:
-        """What reports call it."""
+        """The name of the edit in reports."""
         return self.kind
 
     # ---- where and how strongly
 
     @property
     def branches(self) -> tuple[Branch, ...]:
-        """The passes that it acts on."""
+        """The guidance passes that the edit acts on."""
         return BRANCHES if self.branch == "both" else (self.branch,)
 
     @property
     @abstractmethod
     def parts(self) -> tuple[Part, ...]:
-        """What of a block it touches."""
+        """The parts of a block that the edit touches."""
 
     @property
     def multiplier(self) -> Schedule:
-        """When it acts: what multiplies its strength at each step."""
+        """The schedule: what multiplies the strength at each step."""
         return parse_schedule(self.schedule)
 
     def strengths(self, count: int) -> Strengths:
-        """Its strength in each of `count` blocks, before the schedule; 0 where it does not act."""
+        """Return the strength in each of `count` blocks, before the schedule; 0 where the edit does not act."""
         return parse_strengths(1.0, count)
 
     def acting_strengths(self, count: int) -> tuple[float, ...]:
-        """As `strengths`; 0 everywhere for an edit whose other fields say that it would change nothing."""
+        """Return `strengths` as [count] numbers, all 0 if the edit's other fields mean that it changes nothing."""
         return self.strengths(count).values
 
     def table(self, passes: Passes, blocks: int, where: str) -> np.ndarray:
-        """Strength x schedule, float64 [S, L]. RecipeError, naming the edit as `where`, where it is out of range."""
+        """Return strength x schedule, float64 [S, L], for the steps of `passes` and `blocks` blocks.
+
+        Raises RecipeError, naming the edit as `where`, if a value is out of range.
+        """
         import numpy as np
 
-        over_steps_S = np.array(self.multiplier.values(passes.sigmas), dtype=np.float64)
-        return over_steps_S[:, None] * np.array(self.acting_strengths(blocks), dtype=np.float64)[None]
+        multiplier_S = np.array(self.multiplier.values(passes.sigmas), dtype=np.float64)
+        return multiplier_S[:, None] * np.array(self.acting_strengths(blocks), dtype=np.float64)[None]
 
     def inactive_reason(self, count: int) -> str:
-        """Why it acts in none of `count` blocks, whatever its schedule; empty where it acts in one."""
+        """Return why the edit acts in none of `count` blocks, whatever its schedule; empty if it acts in any."""
         return ""
 
     def check(self, blocks: int, steps: int, heads: int) -> None:
-        """RecipeError for what a model with so many blocks and heads cannot do in so many steps."""
+        """Raise RecipeError if a model with `blocks` blocks and `heads` heads cannot do this edit in `steps` steps."""
         self.multiplier.check(steps)
 
-    # ---- what it does, and to which other edits
+    # ---- what it does, and its effect on other edits
 
     @abstractmethod
     def operation_at(self, planned: PlannedEdit, part: Part, branch: Branch, step: int, strength: float) -> Operation:
-        """What is done to `part` at a site where the edit has this strength, which is not 0."""
+        """Return the operation on `part` at a site where the edit has this strength, which is not 0."""
 
     def replaces(self, table: Any) -> Any:
-        """Where, by its strengths, it leaves nothing of what would be read: bool, of the table's shape."""
-        return table < float("-inf")
+        """Return where the edit replaces everything that would be read, given its strengths.
+
+        table: strengths of any shape, or a number. The result is bool, of the same shape.
+        """
+        return table < float("-inf")  # nowhere
 
     @property
     def appends(self) -> bool:
-        """Whether its text takes the place of padding, so that the contexts get longer."""
+        """Whether the donor's tokens are written over padding, so that contexts have more real rows."""
         return False
 
     # ---- what it reads
 
     def texts(self) -> dict[str, str]:
-        """Every text that has to be encoded for it, and what errors call that text."""
+        """Return every text that has to be encoded for the edit, with the name that errors use for it."""
         return {}
 
     def prompts_brought(self) -> list[str]:
-        """The prompts whose tokens are read in addition to, or in place of, the prompt's own."""
+        """Return the prompts whose tokens are read in addition to, or instead of, the prompt's own."""
         return []
 
     def named_words(self) -> tuple[str, ...]:
-        """The words whose places in a text it acts on."""
+        """Return the words whose token positions the edit acts on."""
         return ()
 
     def stored_donors(self) -> list[Donor]:
-        """The stored embeddings that it names."""
+        """Return the stored embeddings that the edit names."""
         return []
 
     def stored_direction(self) -> str | None:
-        """The file of the concept direction that it names."""
+        """Return the path of the concept direction that the edit names, or None."""
         return None
 
     def with_hashes(self, files: NamedFiles) -> Self:
-        """With the hash of every file that it names, which is what a recipe's id covers instead of the path."""
+        """Return the edit with the hash of every file that it names. A recipe's id covers the hash, not the path."""
         return self
 
     def check_encoded(self, texts: DonorTexts, where: str) -> None:
-        """RecipeError, naming the edit as `where`, for what only the encoded texts show to be impossible."""
+        """Check what depends on the encoded texts. Raises RecipeError, naming the edit as `where`."""
 
-    def resolve(self, against: Resolving) -> Resolved:
-        """What it brings to a plan. RecipeError where that cannot be had."""
+    def resolve(self, inputs: ResolveInputs) -> Resolved:
+        """Return the texts and directions that the plan needs for this edit. Raises RecipeError if it cannot work."""
         return Resolved()
 
-    # ---- in one line (see line.py and shorthand.py)
+    # ---- the one-line form (see line.py and shorthand.py)
 
-    blocks_word: ClassVar[str] = "in"  # what the line has before the blocks
-    reserved: ClassVar[tuple[str, ...]] = ()  # words of the kind's own that begin a part of the line
-    readers: ClassVar[Mapping[str, Reader]] = {}  # how a field's text is read
+    blocks_word: ClassVar[str] = "in"  # the word written before the blocks
+    reserved: ClassVar[tuple[str, ...]] = ()  # words that begin a part of the line in this kind only
+    readers: ClassVar[Mapping[str, Reader]] = {}  # parsers of fields that are not plain values
 
     @classmethod
     def read_beginning(cls, line: Line) -> None:
-        """Reads what follows the kind's name into `line.data`."""
+        """Read what follows the kind's name into `line.data`."""
 
     @classmethod
     def read_own(cls, line: Line, word: Token, value: Token | None) -> None:
-        """Reads what follows one of the kind's own reserved words; `value`: where the line has `word=value`."""
+        """Read what follows one of the kind's own reserved words. value: the value, if the line has `word=value`."""
 
     def write_beginning(self, data: dict[str, Any]) -> list[str]:
-        """What follows the kind's name; takes the fields that it has written out of `data`."""
+        """Return what follows the kind's name, and remove the fields that it contains from `data`."""
         return []
 
     def in_one_line(self) -> str:
-        """The edit in one line, with everything that is not at its default except hashes of files."""
+        """Return the edit in one line, with every field that is not at its default, except hashes of files."""
         data = self.model_dump(mode="json", exclude_defaults=True)
         for key in ("kind", "sha256"):
             data.pop(key, None)
@@ -182,7 +190,7 @@ class EditBase(Spec):
         return " ".join([*words, *(f"{name}={self.write_field(name, value)}" for name, value in data.items())])
 
     def write_field(self, name: str, value: Any) -> str:
-        """A field's value as the line has it."""
+        """Return a field's value as it is written in the line."""
         return field_text(value)
 
 
@@ -192,7 +200,7 @@ class EditInBlocks(EditBase):
     blocks: BlocksText = "all"
 
     def chosen(self, count: int) -> Blocks:
-        """Where it acts, on a model of `count` blocks."""
+        """Return the blocks that the edit selects on a model of `count` blocks."""
         return parse_blocks(self.blocks, count)
 
     def strengths(self, count: int) -> Strengths:
@@ -215,7 +223,7 @@ class EditWithStrength(EditInBlocks):
 
     @property
     def strength_range(self) -> tuple[float, float]:
-        """The lowest and the highest strength."""
+        """The lowest and the highest strength that is allowed."""
         return 0.0, 1.0
 
     @model_validator(mode="after")

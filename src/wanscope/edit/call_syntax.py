@@ -1,4 +1,4 @@
-"""Text such as `gaussian_peak(0.8, peak=20)`: how shapes and schedules are written in one line."""
+"""Parsing of text such as `gaussian_peak(0.8, peak=20)`, the one-line form of strength shapes and schedules."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ _call = re.compile(r"([A-Za-z_]\w*)\s*(?:\((.*)\))?", re.ASCII | re.DOTALL)
 
 
 def split_call(text: str, order: tuple[str, ...]) -> tuple[str, dict[str, str]] | None:
-    """The name and the arguments by name, as text; None when `text` is not written as a call.
+    """Return the name and the arguments by name, as text; None if `text` does not have the form of a call.
 
-    order: the names of the arguments that may be given by place. Raises RecipeError for one given twice, too many.
+    order: the names of the arguments that may be positional. Raises RecipeError for an argument that is given twice,
+    is empty, or is positional and not in `order`.
     """
     match = _call.fullmatch(text.strip())
     if not match:
@@ -27,7 +28,7 @@ def split_call(text: str, order: tuple[str, ...]) -> tuple[str, dict[str, str]] 
         key, equals, argument = (piece.strip() for piece in part.partition("="))
         if not equals:
             if place >= len(order) or len(arguments) < place:
-                raise RecipeError(f"{text!r} has {part!r} with no name", _order(name, order), f"{name}(name={part})")
+                raise RecipeError(f"{text!r} has {part!r} without a name", _order(name, order), f"{name}(name={part})")
             key, argument = order[place], part
         if not key or not argument:
             raise RecipeError(f"{text!r} has an empty argument", _order(name, order), f"{name}()")
@@ -38,11 +39,13 @@ def split_call(text: str, order: tuple[str, ...]) -> tuple[str, dict[str, str]] 
 
 
 def _order(name: str, order: tuple[str, ...]) -> str:
-    return f"in {name}(...), {', '.join(order)} may be given by place, all else by name" if order else "it takes none"
+    if not order:
+        return f"{name} takes no positional arguments"
+    return f"in {name}(...), {', '.join(order)} may be positional; all others are given by name"
 
 
 def number(value: Any, what: str, fix: str = "") -> float:
-    """A finite number from a number or its text. RecipeError, which names `what`, for anything else."""
+    """Return a finite number from a number or its text. Raises RecipeError, which names `what`, for anything else."""
     out: float | None = None
     if isinstance(value, str):
         try:

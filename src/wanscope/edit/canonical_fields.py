@@ -1,6 +1,6 @@
-"""The fields of edits in one canonical form: blocks and schedules as text, strengths as number, text, list or mapping.
+"""The canonical form of the fields of edits: blocks and schedules as text; strengths as number, text, list or mapping.
 
-Two edits that say the same in other words then have the same id, and a recipe can be read by a person.
+Edits that mean the same but are written differently then have the same id, and recipes stay readable.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from wanscope.errors import RequestError
 
 @contextlib.contextmanager
 def as_value_error() -> Iterator[None]:
-    """Raises a RequestError as the ValueError that pydantic expects; pydantic then names the field."""
+    """Convert a RequestError to the ValueError that pydantic expects; pydantic then names the field."""
     try:
         yield
     except RequestError as error:
-        # "strength is 'a lot'" would repeat what the caller says when it names the field
+        # pydantic's error already has the field and its value, so "strength is 'a lot'" is left out
         named = error.what.partition(" is ")[0] in ("blocks", "strength", "schedule")
         text = error.why if named and error.why else f"{error.what}: {error.why}" if error.why else error.what
         raise ValueError(f"{text}; for example {error.fix}" if error.fix and "\n" not in text else text) from None
 
 
 def blocks_text(value: Any) -> str:
-    """`late`, `0-9,20`, bits. A picture becomes bits, a list of numbers ranges."""
+    """Return blocks as text: `late`, `0-9,20` or a bit string. Pictures become bit strings, lists become ranges."""
     with as_value_error():
         check_blocks(value)
     if isinstance(value, Blocks):
@@ -40,7 +40,7 @@ def blocks_text(value: Any) -> str:
         return text.replace(FULL, "1").replace(EMPTY, "0") if set(text) <= {FULL, EMPTY} else text
     numbers = [value] if isinstance(value, Integral) else sorted({int(item) for item in value})
     text = ",".join(_ranges([int(item) for item in numbers])) or "none"
-    # "10" is two bits on a model of two blocks, and block ten was meant
+    # on a model with two blocks, "10" would be read as a bit string, but block ten was meant
     return f"{text}-{text}" if len(text) > 1 and set(text) <= {"0", "1"} else text
 
 
@@ -54,7 +54,8 @@ def _ranges(numbers: list[int]) -> Iterator[str]:
 
 
 def strength_value(value: Any) -> float | str | tuple[float, ...] | dict[str, float]:
-    """A number; a shape as text, `gaussian_peak(0.8, peak=20)`; a number a block; or numbers by blocks."""
+    """Return a strength: a number, a shape as text (`gaussian_peak(0.8, peak=20)`), one number per block, or a mapping
+    of blocks to numbers."""
     with as_value_error():
         check_strengths(value, low=None, high=None)
         if isinstance(value, Strengths):
@@ -88,14 +89,14 @@ def _by_blocks(values: Mapping[Any, Any]) -> dict[str, float]:
 
 
 def schedule_text(value: Any) -> str | None:
-    """In one line; None for always."""
+    """Return a schedule in one line; None if it is 1 at every step."""
     with as_value_error():
         schedule = parse_schedule(value)
     return None if schedule.is_constant and schedule.keys[0][1] == CONSTANT.keys[0][1] else schedule.text
 
 
 def tuple_of_texts(value: Any) -> Any:
-    """One word or several; each without spaces around it, once."""
+    """Return one word or a list of words as a tuple without duplicates, with whitespace normalized."""
     items = (value,) if isinstance(value, str) else value
     if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
         raise ValueError("it should be a word of the prompt, or a list of them")
@@ -106,6 +107,6 @@ def tuple_of_texts(value: Any) -> Any:
 
 
 def number_text(value: float) -> str:
-    """The shortest text that reads back as the same number."""
+    """Return the shortest text that is read back as the same number."""
     short = f"{value:g}"
     return short if float(short) == value else repr(value)

@@ -1,12 +1,13 @@
-"""How far apart two prompts are for the model, measured free of scale and of padding.
+"""The difference between two prompts as the model sees them, independent of scale and padding.
 
-The difference of B from A is the relative L2 distance |B - A| / |A| over the union of their real tokens: a token that
-one of them lacks counts as zero in raw embeddings, and as the pad context (the projection of a zero row) in projected
-ones, because that is what the transformer reads there. Beside it stand the cosine distance 1 - cos(A, B), which no
-scale of either changes, and the norm ratio |B| / |A|. All three are given over the whole token matrix, for each token,
-and for the mean token of each prompt ("pooled").
+The difference of B from A is the relative L2 distance |B - A| / |A| over the union of their real tokens. A token that
+one of them lacks counts as zero in raw embeddings, and as the projection of a zero row in projected ones, because that
+is what the transformer reads there. Two more measures are given: the cosine distance 1 - cos(A, B), which does not
+depend on the scale of either, and the norm ratio |B| / |A|. All three are computed over the whole token matrix, for
+each token, and for the mean token of each prompt ("pooled").
 
-Shape suffixes: A, B real tokens of the two prompts, N the larger of both, D text dimension, C context dimension.
+Shape suffixes: A, B real tokens of the two prompts, N the larger of the two, L tokens of one prompt, D text dimension,
+C context dimension.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from wanscope.edit.token_matrix import check_same_dim, exact, padded, real_tokens
 from wanscope.errors import RecipeError
 
-TEXT_LENGTH = 512  # rows to which Wan pads every prompt
+TEXT_LENGTH = 512  # the number of rows to which Wan pads every prompt
 LEGACY_THRESHOLD = 0.01
 LEGACY_NOTE = (
     "legacy figure with two defects: it depends on the scale of the embedding, and padding alone caps it at "
@@ -36,7 +37,7 @@ Projection = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Distance:
-    """Of B from A. None where it is not defined: A is zero, or (for the cosine) either is.
+    """Distance of B from A. A value is None if it is undefined: A is zero, or (for the cosine) either is.
 
     relative_l2: |B - A| / |A|. cosine: 1 - cos(A, B), 0 to 2. norm_ratio: |B| / |A|.
     """
@@ -48,7 +49,7 @@ class Distance:
 
 @dataclass(frozen=True)
 class TokenDistance(Distance):
-    """Of one token. share: its part of the squared difference. in_a, in_b: whether the prompt has this token."""
+    """Distance of one token. share: its fraction of the squared difference. in_a, in_b: whether A and B have it."""
 
     token: int
     share: float
@@ -58,7 +59,7 @@ class TokenDistance(Distance):
 
 @dataclass(frozen=True)
 class DimensionDifference:
-    """One dimension: root mean square of B - A over the tokens, and its part of the squared difference."""
+    """Difference in one dimension: root mean square of B - A over the tokens, and fraction of the squared total."""
 
     dimension: int
     rms: float
@@ -67,7 +68,7 @@ class DimensionDifference:
 
 @dataclass(frozen=True)
 class Legacy:
-    """`percent changed` of earlier tools, on tensors padded to `text_length`. cap: the most it can ever be here."""
+    """The `percent changed` of earlier tools, on tensors padded to `text_length`. cap: its maximum for the prompts."""
 
     percent_changed: float
     cap: float
@@ -76,7 +77,10 @@ class Legacy:
 
 @dataclass(frozen=True)
 class SpaceDifference:
-    """The difference in one space: raw (the encoder's output) or projected (what the blocks read)."""
+    """The difference in one space: raw (the encoder's output) or projected (what the blocks read).
+
+    dimensions: those that differ most, the largest difference first.
+    """
 
     matrix: Distance
     pooled: Distance
@@ -87,7 +91,10 @@ class SpaceDifference:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far prompt B is from prompt A. `raw.matrix.relative_l2` is what amplifiers aim at."""
+    """The difference of prompt B from prompt A. `raw.matrix.relative_l2` is the quantity that `amplify` sets.
+
+    tokens_a, tokens_b: numbers of real tokens. projected: None if no projection was given. advice: a few sentences.
+    """
 
     tokens_a: int
     tokens_b: int
@@ -96,23 +103,23 @@ class Difference:
     advice: str
 
     def as_data(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         return dataclasses.asdict(self)
 
 
-# Of `wanscope validate edits`; the thresholds below can therefore only say how usual a difference is.
-MEASURED = (
-    "In marbles what a whole sentence did, injected into all or the middle blocks, followed its strength and not this "
-    "figure: where 0.5 does too little, 0.75 or an amplified B did it."
+# The result of `wanscope validate edits`. The thresholds below therefore only say how common a difference is.
+MARBLES_FINDING = (
+    "In marbles, the effect of a whole sentence injected into all or the middle blocks depended on the strength and "
+    "not on this difference: where 0.5 was too weak, 0.75 or an amplified B worked."
 )
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Relative L2 (projected where it is known) below which a difference is called small, and from which on large.
+    """The relative L2 (projected, if available) below which a difference is called small, and from which it is large.
 
-    `source` says where the numbers come from and is part of the advice. The default ones are the quartiles of the
-    projected difference of 200 prompt pairs of marbles (benchmarks/results/validate-edits.md).
+    source: where the numbers come from; it is part of the advice. The defaults are the quartiles of the projected
+    difference of 200 prompt pairs of marbles (benchmarks/results/validate-edits.md).
     """
 
     small: float = 0.47
@@ -130,19 +137,21 @@ def measure_difference(
     text_length: int = TEXT_LENGTH,
     thresholds: Thresholds | None = None,
 ) -> Difference:
-    """The difference of prompt B from prompt A.
+    """Measure the difference of prompt B from prompt A, in float64.
 
-    a_AD, b_BD: raw embeddings of one prompt each; padding rows of zeros at the end are cut off.
-    projection: the transformer's `condition_embedder.text_embedder`, or any callable [L, D] -> [L, C]; without it only
-    the raw difference is measured. top: how many dimensions to name.
+    a_AD, b_BD: raw embeddings of one prompt each; padding rows of zeros at the end are ignored.
+    projection: the transformer's `condition_embedder.text_embedder`, or any callable [L, D] -> [L, C]. Without it, only
+    the raw difference is measured. top: the number of dimensions to report. text_length: the padded length, for the
+    legacy figure.
 
-    Computed in float64. Raises RecipeError for embeddings of different dimensions, empty, all zero or not finite.
+    Raises RecipeError for embeddings of different dimensions, and for one that is empty, all zero, not finite, or
+    longer than `text_length`.
     """
     check_same_dim([a_AD, b_BD], ["embedding A", "embedding B"])
     tokens_a, tokens_b = real_tokens(a_AD), real_tokens(b_BD)
     for name, tokens in (("A", tokens_a), ("B", tokens_b)):
         if not tokens:
-            raise RecipeError(f"embedding {name} is all zeros", "it has no real token, so nothing can be compared", "")
+            raise RecipeError(f"embedding {name} is all zeros", "it has no real tokens to compare", "")
     if max(tokens_a, tokens_b) > text_length:
         raise RecipeError(
             f"a prompt has {max(tokens_a, tokens_b)} real tokens", f"the model reads {text_length}", "a shorter prompt"
@@ -161,7 +170,10 @@ def measure_difference(
 
 @torch.no_grad()
 def relative_l2(a_AD: Tensor, b_BD: Tensor, pad_D: Tensor | None = None) -> float:
-    """|B - A| / |A| over the union of rows, in float64; missing rows are zeros, or `pad_D`. inf when A is zero."""
+    """Return |B - A| / |A| over the union of rows, in float64.
+
+    Missing rows are zeros, or `pad_D`. If A is zero, the result is 0 if B is zero too, and inf otherwise.
+    """
     a_ND, b_ND = _union(exact(a_AD), exact(b_BD).to(a_AD.device), pad_D)
     norm, distance = float(a_ND.norm()), float((b_ND - a_ND).norm())
     return distance / norm if norm else math.inf if distance else 0.0
@@ -169,20 +181,21 @@ def relative_l2(a_AD: Tensor, b_BD: Tensor, pad_D: Tensor | None = None) -> floa
 
 @torch.no_grad()
 def project(embedding_LD: Tensor, projection: Projection) -> Tensor:
-    """[L, C]: the context that the blocks read for these rows. A module is given them in its own dtype and device.
+    """Return the context [L, C] that the blocks read for the rows of one prompt's raw embedding.
 
-    Rows are projected one prompt at a time and never change. RecipeError if the result is not one row a token.
+    A module gets the rows in its own dtype and on its own device. `embedding_LD` is not changed. Raises RecipeError if
+    the result does not have one row per token.
     """
     weight = next(projection.parameters(), None) if isinstance(projection, nn.Module) else None
     if weight is not None:
-        # An 8-bit weight is only storage; such a module computes in what it is given.
+        # 8-bit weights are only storage; such a module computes in the dtype of its input.
         embedding_LD = embedding_LD.to(weight.device, weight.dtype if weight.dtype.itemsize > 1 else embedding_LD.dtype)
     context_LC = projection(embedding_LD)
     if context_LC.ndim != 2 or context_LC.shape[0] != embedding_LD.shape[0]:
         raise RecipeError(
-            f"the projection made {list(context_LC.shape)} of {list(embedding_LD.shape)}",
-            "it should make one row for each token",
-            "transformer.condition_embedder.text_embedder",
+            f"the projection returned shape {list(context_LC.shape)} for {list(embedding_LD.shape)}",
+            "it should return one row per token",
+            "projection=transformer.condition_embedder.text_embedder",
         )
     return context_LC
 
@@ -228,7 +241,7 @@ def _distance(a: Tensor, b: Tensor) -> Distance:
     norm_a, norm_b = float(a.norm()), float(b.norm())
     if not norm_a:
         return Distance(None, None, None)
-    # 1 - cos as half the squared distance of the directions: exact for prompts that are nearly equal
+    # 1 - cos as half the squared distance of the unit vectors, which does not cancel for nearly equal prompts
     cosine = float((a / norm_a - b / norm_b).square().sum()) / 2 if norm_b else None
     return Distance(float((b - a).norm()) / norm_a, cosine, norm_b / norm_a)
 
@@ -239,9 +252,9 @@ def _advice(
     where, distance = ("projected", projected.matrix) if projected else ("raw", raw.matrix)
     value = distance.relative_l2
     if not raw.matrix.relative_l2:
-        return "The prompts are the same to the model: injecting one into the other changes nothing."
+        return "The prompts have the same embedding: injecting one into the other changes nothing."
     if value is None:
-        return "Nothing can be said: the context of A is zero."
+        return "The difference is undefined because the context of A is zero."
     figure = f"the {where} difference is {value:.2f}"
     basis = f"({thresholds.source})"
     if value < thresholds.small:
@@ -250,11 +263,11 @@ def _advice(
         text = f"A moderate difference: {figure}, from {thresholds.small:g} to {thresholds.large:g} {basis}."
     else:
         text = f"A large difference: {figure}, {thresholds.large:g} or more {basis}."
-    text += f" {MEASURED}"
+    text += f" {MARBLES_FINDING}"
     if tokens_b * 2 < tokens_a:
         text += (
-            f" B has {tokens_b} tokens and A {tokens_a}: a fragment also takes away what it does not name (in marbles"
-            " with `mix` and `tokens` alike), so write B as a whole sentence."
+            f" B has {tokens_b} tokens and A {tokens_a}: a fragment also removes what it does not mention (in marbles,"
+            " with both `mix` and `tokens`), so write B as a whole sentence."
         )
     return text
 
@@ -262,9 +275,9 @@ def _advice(
 def render_difference(
     difference: Difference, *, tokens: int = 5, pieces_a: Sequence[str] = (), pieces_b: Sequence[str] = ()
 ) -> str:
-    """The difference as a text of about 20 lines. tokens: how many of those that differ most to list.
+    """Return the difference as a text of about 20 lines. tokens: how many tokens to list, largest difference first.
 
-    pieces_a, pieces_b: the tokens of the prompts as the tokenizer writes them, to be shown beside their numbers.
+    pieces_a, pieces_b: the tokens of the prompts as text, shown next to their numbers.
     """
     spaces = [difference.raw] + ([difference.projected] if difference.projected else [])
     width = 13

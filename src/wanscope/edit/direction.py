@@ -1,13 +1,13 @@
-"""Concept directions: what differs in a model's states between two kinds of prompts, for `steer`.
+"""Concept directions for `steer`: the difference of a model's activations between two kinds of prompts.
 
-A direction is the mean over pairs of prompts of the difference between the states of the one and the other (difference
-of means), for each expert and block, at one site: `context` (the projected text, mean over its real tokens; the same in
-every block) or `hidden` (a block's input, mean over the video's tokens and the steps). It keeps the length that the
-difference had, so `add` at strength 1 moves by as much as the prompts of a pair differ.
+A direction is a difference of means: the mean over pairs of prompts of the difference between the activations for the
+first and the second prompt, for each expert and block, at one site: `context` (the projected text, mean over its real
+tokens; the same in every block) or `hidden` (a block's input, mean over the video's tokens and the steps). It is not
+normalized, so `add` at strength 1 moves activations by as much as the prompts of a pair differ on average.
 
-Stored as one safetensors file: the tensor `direction`, float32 [experts, blocks, D], and a manifest in its metadata.
-Sources: Turner et al. 2023 (arXiv 2308.10248) and Arditi et al. 2024 (arXiv 2406.11717) for difference of means and
-projecting out, in language models.
+It is stored as one safetensors file: the tensor `direction`, float32 [E, L, D], and a manifest in the metadata.
+Sources: Turner et al. 2023 (arXiv 2308.10248) and Arditi et al. 2024 (arXiv 2406.11717), who use differences of means
+and project directions out in language models.
 
 Shape suffixes: E experts, L blocks, D model dim.
 """
@@ -34,7 +34,7 @@ Place = Literal["context", "hidden"]
 
 @dataclass(frozen=True)
 class DirectionManifest:
-    """How a direction was learned. weights: as `weights_behind` has them. blocks: where it was learned."""
+    """How a direction was learned. weights: as returned by `weights_behind`. blocks: those it was learned in."""
 
     on: Place
     model: str
@@ -48,21 +48,24 @@ class DirectionManifest:
 
 @dataclass(frozen=True, eq=False)
 class Direction:
-    """A direction [E, L, D] and how it was learned. Blocks outside of `manifest.blocks` hold zeros."""
+    """A direction, float32 [E, L, D], and how it was learned. It is zero in blocks outside `manifest.blocks`."""
 
     tensor_ELD: Tensor
     manifest: DirectionManifest
 
     def at(self, expert: int, block: int) -> Tensor:
-        """[D], float32."""
+        """Return the direction in one block of one expert, float32 [D]."""
         return self.tensor_ELD[expert, block]
 
     def require(self, on: str, chosen: tuple[int, ...], where: str) -> None:
-        """RecipeError unless it was learned at this site and in all these blocks."""
+        """Raise RecipeError unless the direction was learned at this site and in all `chosen` blocks.
+
+        where: the edit's name, for the message.
+        """
         if self.manifest.on != on:
             raise RecipeError(
-                f"{where} steers the {on} with a direction of the {self.manifest.on}",
-                "the two are different spaces",
+                f"{where} steers {on} with a direction learned on {self.manifest.on}",
+                "these are different spaces",
                 f"on: {self.manifest.on}",
             )
         missing = sorted(set(chosen) - set(self.manifest.blocks))
@@ -71,24 +74,30 @@ class Direction:
             learned = parse_blocks(list(self.manifest.blocks), count).ranges
             raise RecipeError(
                 f"{where}: the direction was not learned in block {missing[0]}",
-                f"it was in blocks {learned}",
+                f"it was learned in blocks {learned}",
                 f"blocks: {learned}",
             )
 
     def require_model(self, experts: int, blocks: int, dim: int, where: str) -> None:
-        """RecipeError unless it fits a model of these sizes."""
+        """Raise RecipeError unless the direction has the shape [experts, blocks, dim] of a model.
+
+        where: the edit's name, for the message.
+        """
         if tuple(self.tensor_ELD.shape) != (experts, blocks, dim):
             have = " x ".join(str(size) for size in self.tensor_ELD.shape)
             raise RecipeError(
                 f"{where}: the direction does not fit this model",
-                f"it is {have} (experts, blocks, dimensions) and the model {experts} x {blocks} x {dim}; "
+                f"its shape is {have} (experts x blocks x dimensions), the model's is {experts} x {blocks} x {dim}; "
                 f"it was learned on {self.manifest.model}",
-                "a direction learned on this model",
+                "use a direction learned on this model",
             )
 
     def weights_mismatch_note(self, weights: Mapping[str, str]) -> str:
-        """That it was learned on other weights than these (as `weights_behind` has them), or that this is not known;
-        empty where they are the same. It may be meant (a fine-tune, a LoRA), so it is told and not refused."""
+        """Return a note if the direction was learned on weights other than these, or if that is unknown; else "".
+
+        weights: as returned by `weights_behind`. Using other weights may be intended (a fine-tune, a LoRA), so this is
+        a note and not an error.
+        """
         own = self.manifest.weights
         if not any(name in own for name in weights):
             return (
@@ -104,24 +113,29 @@ class Direction:
         )
 
     def save(self, path: Path | str) -> None:
-        """Write the file, in one move into its place."""
+        """Write the file atomically. Raises RecipeError unless `path` ends in .safetensors."""
         from safetensors.torch import save_file
 
         path = Path(path)
         if path.suffix != ".safetensors":
             raise RecipeError(
-                f"a direction is saved as {path.name}", "it is a .safetensors file", f"{path.stem}.safetensors"
+                f"a direction cannot be saved as {path.name}",
+                "directions are .safetensors files",
+                f"{path.stem}.safetensors",
             )
-        beside = path.with_name(f".{path.name}.{os.getpid()}.new")  # two processes may learn the same one at once
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.new")  # two processes may learn the same one at once
         try:
-            save_file({TENSOR: self.tensor_ELD.contiguous()}, beside, {KEY: json.dumps(asdict(self.manifest))})
-            beside.replace(path)
+            save_file({TENSOR: self.tensor_ELD.contiguous()}, temporary, {KEY: json.dumps(asdict(self.manifest))})
+            temporary.replace(path)
         finally:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def weights_behind(parts: Mapping[str, str], loras: Iterable[Any]) -> dict[str, str]:
-    """What a direction is learned on: the transformers among a model's parts (name -> SHA-256), and its LoRA files."""
+    """Return the weights that a direction is learned on: name -> SHA-256 of a model's transformers and LoRA files.
+
+    parts: name -> SHA-256 of all parts of a model.
+    """
     files = sorted((lora.sha256 or "", lora.expert, lora.weight) for lora in loras)
     return {
         **{name: sha256 for name, sha256 in parts.items() if name.startswith("transformer")},
@@ -130,21 +144,26 @@ def weights_behind(parts: Mapping[str, str], loras: Iterable[Any]) -> dict[str, 
 
 
 def direction_of(differences_ELD: list[Tensor], manifest: DirectionManifest) -> Direction:
-    """The mean of each pair's difference [E, L, D]. RecipeError where it is zero in a block that was learned."""
+    """Return the direction that is the mean of the differences [E, L, D], one per pair and seed.
+
+    Raises RecipeError if the mean is zero in a block of `manifest.blocks`.
+    """
     mean_ELD = torch.stack([d.double() for d in differences_ELD]).mean(0)
     lengths_EL = mean_ELD.norm(dim=-1)
     for block in manifest.blocks:
         if not bool((lengths_EL[:, block] > 0).all()):
             raise RecipeError(
                 f"the prompts of the pairs do not differ in block {block}",
-                "at block 0 all hidden states are still the noise's own" if block == 0 else "their difference is zero",
-                "pairs that differ in one word, and for hidden states blocks from 1 on",
+                "the hidden states that enter block 0 do not depend on the text"
+                if block == 0
+                else "their mean difference is zero",
+                "use pairs that differ in one word, and for hidden states blocks from 1 on",
             )
     return Direction(mean_ELD.float(), manifest)
 
 
 def read_direction(path: Path | str) -> Direction:
-    """A stored direction. RecipeError for a file that is none."""
+    """Read a stored direction. Raises RecipeError for a file that is not a direction or cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -155,9 +174,12 @@ def read_direction(path: Path | str) -> Direction:
     except (OSError, ValueError, SafetensorError) as error:
         raise RecipeError(f"{path} cannot be read as a direction", str(error)) from None
     if not metadata or tensor is None or tensor.ndim != 3 or not torch.isfinite(tensor).all():
-        raise RecipeError(f"{path} holds no direction", "it was not written by wanscope's learning of directions", "")
+        raise RecipeError(f"{path} does not contain a direction", "`wanscope direction learn` writes one", "")
     if metadata.get("version", 0) > VERSION:
-        raise RecipeError(f"{path} was written by a newer wanscope", f"its version is {metadata['version']}")
+        raise RecipeError(
+            f"{path} was written by a newer wanscope",
+            f"its format version is {metadata['version']}, and this wanscope reads up to {VERSION}",
+        )
     manifest = DirectionManifest(
         on=metadata["on"],
         model=metadata["model"],

@@ -1,4 +1,4 @@
-"""A donor: what an injection brings into a block."""
+"""A donor: the text, embedding or state that an injection puts into a block."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from wanscope.spec.settings import Spec
 class Donor(Spec):
     """What is injected: a prompt, an expression over prompts and embeddings, or a stored embedding.
 
-    expression: as `edit/expression.py` reads it; names: what its names mean, prompts or `{embedding: file}`.
-    embedding: a .safetensors file with one token matrix [L, D] of the model's own text encoder; sha256 is filled in for
-    the recipe. after_block: inject the state that the donor's own pass has after this many blocks, in every chosen
-    block, instead of the state at each block's own place.
+    expression: see `edit/expression.py`. names: the prompts or `{embedding: file}` that its names refer to.
+    embedding: a .safetensors file with one token matrix [L, D] of the model's own text encoder, or the key, label or
+    prompt of an embedding in the catalog. sha256 is filled in for the recipe. after_block: inject the hidden state that
+    the donor's own pass has after this many blocks into every selected block, instead of its state at that block.
     """
 
     prompt: Text | None = None
@@ -46,9 +46,9 @@ class Donor(Spec):
         if len(given) != 1:
             raise ValueError("a donor is exactly one of a prompt, an expression and an embedding")
         if self.expression is None and self.names:
-            raise ValueError("names belong to an expression, and there is none")
+            raise ValueError("names are only used with an expression")
         if self.sha256 is not None and self.embedding is None:
-            raise ValueError("sha256 belongs to an embedding, and there is none")
+            raise ValueError("sha256 is only used with an embedding")
         if self.expression is not None:
             with as_value_error():
                 parsed = parse_expression(self.expression)
@@ -58,15 +58,15 @@ class Donor(Spec):
                 raise ValueError(f"the expression does not use {unused[0]!r}; {nearest(unused[0], parsed.names)}")
             for name, inner in self.names.items():
                 if inner.expression is not None or inner.after_block is not None:
-                    raise ValueError(f"the name {name!r} stands for a prompt or a stored embedding, nothing else")
+                    raise ValueError(f"the name {name!r} can only refer to a prompt or a stored embedding")
         return self
 
     def prompts(self) -> list[str]:
-        """The texts that it is made of."""
+        """Return the prompts that the donor is made of."""
         if self.prompt is not None:
             return [self.prompt]
         return [text for inner in self.names.values() for text in inner.prompts()]
 
     def files(self) -> list[Donor]:
-        """Itself or its parts that are stored embeddings."""
+        """Return the stored embeddings that the donor is made of."""
         return [self] if self.embedding is not None else [d for inner in self.names.values() for d in inner.files()]

@@ -1,4 +1,4 @@
-"""The kinds of edits there are, and what is asked of a recipe's list of edits. No torch.
+"""The registry of edit kinds, and checks of a recipe's list of edits. Does not need torch.
 
     Inject    a donor's text (or hidden states) into chosen blocks
     Bend      the cross-attention maps of chosen words: moved, scaled, rotated, amplified, masked
@@ -6,10 +6,10 @@
     Skip      a block, or only its cross-attention
     Prompts   other prompts at other steps
 
-Each kind is one file in `edit/kinds/`. All are frozen and refuse keys that they do not know. Blocks, strengths and
-schedules are written as `edit/blocks.py`, `strengths.py` and `schedule.py` read them, and are kept in one canonical
-form, so that equal edits have equal ids. What depends on the model (its number of blocks, steps and heads) is checked
-by `check_edits`, what depends on its tokenizer by `edit/word_places.py`, both before any work.
+Each kind is one file in `edit/kinds/`. All are frozen and reject unknown keys. Blocks, strengths and schedules are read
+by `edit/blocks.py`, `strengths.py` and `schedule.py` and kept in one canonical form, so that equal edits have equal
+ids. What depends on the model (its number of blocks, steps and heads) is checked by `check_edits`, what depends on its
+tokenizer by `edit/word_places.py`, both before any work.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _kind_of(value: Any) -> str | None:
 
 
 def text_keys(value: Any) -> Any:
-    """A mapping with text for keys. In YAML a bare `on` is the truth value; here nothing else can be meant by it."""
+    """Return a mapping with text keys. YAML reads a bare `on` as true; here it can only be the field `on`."""
     if isinstance(value, Mapping) and not all(isinstance(key, str) for key in value):
         return {("on" if key is True else str(key)): item for key, item in value.items()}
     return value
@@ -78,7 +78,7 @@ Edit = Annotated[
 
 
 def check_edits(edits: Sequence[Edit], blocks: int, steps: int, heads: int) -> None:
-    """RecipeError, naming the edit, for what a model of so many blocks and heads cannot do in so many steps."""
+    """Raise RecipeError, naming the edit, if a model with these blocks and heads cannot do an edit in `steps` steps."""
     for i, edit in enumerate(edits):
         try:
             edit.check(blocks, steps, heads)
@@ -89,15 +89,15 @@ def check_edits(edits: Sequence[Edit], blocks: int, steps: int, heads: int) -> N
 def with_hashes(
     edits: Iterable[Edit], text_dim: int, file_hash: Callable[[Path], str], find: Find | None = None
 ) -> tuple[Edit, ...]:
-    """The edits with the hash of every file that they name, which is what a recipe's id covers instead of its path.
+    """Return the edits with the hash of every file that they name. A recipe's id covers the hash, not the path.
 
-    See NamedFiles. Raises RecipeError for a file or embedding that is missing, belongs to another model, or is not the
-    one recorded.
+    text_dim, file_hash, find: see NamedFiles. Raises RecipeError for a file or embedding that is missing, belongs to
+    another model, or is not the recorded one.
     """
     files = NamedFiles(text_dim, file_hash, find)
     return tuple(edit.with_hashes(replace(files, where=f"edits.{i}")) for i, edit in enumerate(edits))
 
 
 def stored_of(edits: Iterable[Edit]) -> list[Donor]:
-    """The stored embeddings that the edits name."""
+    """Return the stored embeddings that the edits name."""
     return [donor for edit in edits for donor in edit.stored_donors()]

@@ -1,8 +1,9 @@
-"""Embedding algebra: difference, weighted sum, product, normalise, and paths between prompts.
+"""Embedding algebra: difference, weighted sum, product, normalization, and paths between prompts.
 
-Operands are token matrices [L, D] of one prompt each, in any float dtype. Those of unequal token counts are aligned by
-rows of zeros at the end, which is what padding is to Wan; the result says so. Everything is computed in float64 and
-rounded once; the result has the operands' dtype. Operands are never changed.
+Operands are token matrices [L, D] of one prompt each, in any float dtype. Operands with different token counts are
+aligned by appending rows of zeros, as Wan pads its prompts, and the result has a note of it. Everything is computed in
+float64 and rounded once; the result has the operands' dtype (promoted, if they differ). Operands are never changed. All
+functions raise RecipeError for operands that have different D, are empty, or are not finite.
 
 Shape suffixes: L tokens, D dimension.
 """
@@ -26,7 +27,7 @@ MAX_STEPS = 10_000
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A new token matrix. note: what should be known of how it came to be, empty if nothing."""
+    """A new token matrix [L, D]. note: a remark for the user on how it was computed, or empty."""
 
     embedding: Tensor
     note: str = ""
@@ -34,7 +35,7 @@ class Result:
 
 @dataclass(frozen=True, eq=False)
 class Path:
-    """A path through prompts: `embeddings[i]` lies at `positions[i]`, where operand k is at k."""
+    """A path through prompts: `embeddings[i]` [L, D] is at `positions[i]`, where operand k is at position k."""
 
     embeddings: tuple[Tensor, ...]
     positions: tuple[float, ...]
@@ -42,7 +43,7 @@ class Path:
 
 
 def difference(a_LD: Tensor, b_LD: Tensor, *, normalize: bool = False, scale: float = 1.0) -> Result:
-    """scale (A - B), with every token scaled to length 1 before that where `normalize` is set."""
+    """Return scale * (A - B). With `normalize`, every token of A - B is first scaled to norm 1."""
     rows, common = _aligned([a_LD, b_LD])
     d_LD = rows[0] - rows[1]
     if normalize:
@@ -51,9 +52,9 @@ def difference(a_LD: Tensor, b_LD: Tensor, *, normalize: bool = False, scale: fl
 
 
 def weighted_sum(operands: Sequence[Tensor], weights: Sequence[float]) -> Result:
-    """The sum of weight times operand, over any number of them."""
+    """Return the sum of weight times operand over any number of operands [L, D]."""
     if len(weights) != len(operands):
-        raise RecipeError(f"{len(operands)} embeddings have {len(weights)} weights", "each has its own", "")
+        raise RecipeError(f"{len(operands)} embeddings have {len(weights)} weights", "each embedding needs one", "")
     rows, common = _aligned(operands)
     total_LD = torch.zeros_like(rows[0])
     for row_LD, weight in zip(rows, weights, strict=True):
@@ -62,7 +63,7 @@ def weighted_sum(operands: Sequence[Tensor], weights: Sequence[float]) -> Result
 
 
 def product(operands: Sequence[Tensor]) -> Result:
-    """The element-wise product. A token that one operand lacks is zero in the result."""
+    """Return the element-wise product of operands [L, D]. A token that one operand lacks is zero in the result."""
     rows, common = _aligned(operands)
     out_LD = rows[0].clone()
     for row_LD in rows[1:]:
@@ -71,7 +72,7 @@ def product(operands: Sequence[Tensor]) -> Result:
 
 
 def normalize(embedding_LD: Tensor, length: float = 1.0) -> Result:
-    """Every token scaled to the same length (L2 norm). Tokens that are zero stay zero."""
+    """Scale every token to the L2 norm `length`. Tokens that are zero stay zero."""
     rows, common = _aligned([embedding_LD])
     return common.result(_weight(length) * unit_rows(rows[0]))
 
@@ -79,27 +80,27 @@ def normalize(embedding_LD: Tensor, length: float = 1.0) -> Result:
 def interpolate(
     operands: Sequence[Tensor], steps: int, method: Method = "linear", *, include_endpoints: bool = True
 ) -> Path:
-    """A path of `steps` prompts through two or more operands, in order, at equal distances of position.
+    """Return a path of `steps` prompts through two or more operands [L, D], in order, at evenly spaced positions.
 
-    With `include_endpoints` it begins at the first operand and ends at the last; without, both are left out and the
-    steps divide the path evenly between them. At an operand's own position the path is that operand, to the bit.
+    With `include_endpoints`, the path begins at the first operand and ends at the last; without it, both are left out
+    and the steps are evenly spaced between them. At an operand's own position, the path is exactly that operand.
 
-    linear: straight between neighbours.
-    spherical: per token, the direction turns at constant speed on the great circle between both directions and the
-    length goes straight between both lengths (Shoemake 1985). Where a token is zero on one side (padding) it has no
-    direction, and the path is straight. Opposite directions have no shortest way; the path turns through a fixed
-    perpendicular one (of the axis in which the token is smallest).
-    cubic: the uniform Catmull-Rom spline through all operands (Catmull and Rom 1974), with end tangents from the
-    operands mirrored at both ends (2 P0 - P1). Through two operands that is the straight line.
+    linear: piecewise linear.
+    spherical: slerp per token (Shoemake 1985): the direction rotates at constant speed along the great circle between
+    the two directions, and the norm is interpolated linearly. If a token is zero on one side (padding), it has no
+    direction and is interpolated linearly. Opposite directions have no unique great circle; the path then goes through
+    a fixed perpendicular direction, made from the axis in which the token is smallest.
+    cubic: the uniform Catmull-Rom spline through all operands (Catmull and Rom 1974), with the first and the last
+    operand extrapolated by mirroring (2 P0 - P1). Through two operands it is a straight line.
 
-    Raises RecipeError for fewer than two operands, a number of steps that makes no path, an unknown method.
+    Raises RecipeError for fewer than two operands, too few or too many steps, or an unknown method.
     """
-    way = _way(method)
+    interpolated = _method(method)
     if len(operands) < 2:
-        raise RecipeError(f"{len(operands)} embedding", "a path goes through two or more", "")
+        raise RecipeError(f"a path cannot go through {len(operands)} embeddings", "it needs two or more", "")
     fewest = 2 if include_endpoints else 1
     if isinstance(steps, bool) or not isinstance(steps, int) or not fewest <= steps <= MAX_STEPS:
-        raise RecipeError(f"steps is {steps!r}", f"this path has from {fewest} to {MAX_STEPS}", "steps: 5")
+        raise RecipeError(f"steps is {steps!r}", f"this path can have {fewest} to {MAX_STEPS} steps", "steps: 5")
     rows, common = _aligned(operands)
     last = len(rows) - 1
     out: list[Tensor] = []
@@ -108,43 +109,48 @@ def interpolate(
         position = last * i / (steps - 1) if include_endpoints else last * (i + 1) / (steps + 1)
         before = min(int(position), last - 1)
         share = position - before
-        point_LD = rows[before + int(share)] if share in (0.0, 1.0) else way(rows, before, share)
+        point_LD = rows[before + int(share)] if share in (0.0, 1.0) else interpolated(rows, before, share)
         positions.append(position)
         out.append(common.result(point_LD).embedding)
     note = common.note
     if method == "cubic" and last == 1:
-        note = " ".join(filter(None, [note, "Through two embeddings the cubic path is the straight line."]))
+        note = " ".join(filter(None, [note, "Through two embeddings, the cubic path is a straight line."]))
     return Path(tuple(out), tuple(positions), note)
 
 
 def between(a_LD: Tensor, b_LD: Tensor, share: float, method: Method = "linear") -> Result:
-    """The prompt at a share of the way from a (0) to b (1), as `interpolate` has it. Raises RecipeError."""
-    way = _way(method)
+    """Return the prompt at the fraction `share` of the path from a (0) to b (1); see `interpolate`.
+
+    Raises RecipeError for a share outside 0 to 1 or an unknown method.
+    """
+    interpolated = _method(method)
     if not 0 <= share <= 1:
-        raise RecipeError(f"the place between two prompts is {share:g}", "it is a share, from 0 to 1", "0.5")
+        raise RecipeError(f"the position between two prompts is {share:g}", "it is a fraction from 0 to 1", "0.5")
     rows, common = _aligned([a_LD, b_LD])
-    return common.result(rows[int(share)] if share in (0, 1) else way(rows, 0, share))
+    return common.result(rows[int(share)] if share in (0, 1) else interpolated(rows, 0, share))
 
 
-def _way(method: str) -> Callable[[list[Tensor], int, float], Tensor]:
-    ways: dict[str, Callable[[list[Tensor], int, float], Tensor]] = {
+def _method(method: str) -> Callable[[list[Tensor], int, float], Tensor]:
+    """Return the function (operands, index of the one before, fraction toward the next) -> [L, D] of a method."""
+    methods: dict[str, Callable[[list[Tensor], int, float], Tensor]] = {
         "linear": _linear,
         "spherical": _spherical,
         "cubic": _catmull_rom,
     }
-    if method not in ways:
-        raise RecipeError(f"{method!r} is not a way to interpolate", nearest(str(method), ways), "method: spherical")
-    return ways[method]
+    if method not in methods:
+        hint = nearest(str(method), methods)
+        raise RecipeError(f"{method!r} is not an interpolation method", hint, "method: spherical")
+    return methods[method]
 
 
 def trim(embedding_LD: Tensor) -> Tensor:
-    """Without the rows of zeros at its end, at least one row. A view, not a copy."""
+    """Return [L, D] without the rows of zeros at the end, but with at least one row. A view, not a copy."""
     check_same_dim([embedding_LD])
     return embedding_LD[: max(1, real_tokens(embedding_LD))]
 
 
 def unit_rows(rows_LD: Tensor) -> Tensor:
-    """Every row divided by its L2 norm; rows of zeros stay."""
+    """Divide every row of [L, D] by its L2 norm. Rows of zeros stay zero."""
     norm_L1 = torch.linalg.vector_norm(rows_LD, dim=1, keepdim=True)
     return rows_LD / torch.where(norm_L1 == 0, torch.ones_like(norm_L1), norm_L1)
 
@@ -155,14 +161,14 @@ class _Common:
     note: str
 
     def result(self, exact_LD: Tensor) -> Result:
-        # copied, so that a result never shares memory with an operand
+        # a copy, so that a result never shares memory with an operand
         return Result(rounded(exact_LD, self.dtype).clone(), self.note)
 
 
 def _aligned(operands: Sequence[Tensor]) -> tuple[list[Tensor], _Common]:
-    """All operands in the precision of the computation, on the first one's device, with the same number of rows."""
+    """Return all operands in the precision of the computation, on the first one's device, padded to equal lengths."""
     if not operands:
-        raise RecipeError("no embedding is given", "an operation needs at least one", "")
+        raise RecipeError("no embedding is given", "at least one is needed", "")
     check_same_dim(operands)
     counts = [len(operand) for operand in operands]
     length = max(counts)
@@ -174,7 +180,7 @@ def _aligned(operands: Sequence[Tensor]) -> tuple[list[Tensor], _Common]:
 
 
 def alignment_note(counts: Sequence[int]) -> str:
-    """What is said of operands with these token counts; nothing where all are equal."""
+    """Return the note on operands with these token counts; empty if all are equal."""
     if len(set(counts)) <= 1:
         return ""
     return f"Token counts {', '.join(map(str, counts))}: aligned to {max(counts)} by rows of zeros."
@@ -196,9 +202,10 @@ def _spherical(rows: list[Tensor], before: int, share: float) -> Tensor:
     u_LD, v_LD = unit_rows(a_LD), unit_rows(b_LD)
     cosine_L1 = (u_LD * v_LD).sum(1, keepdim=True)
     away_LD = v_LD - cosine_L1 * u_LD
-    away_LD = away_LD - (away_LD * u_LD).sum(1, keepdim=True) * u_LD  # once more: near the ends rounding is all of it
+    # orthogonalized a second time, because for nearly parallel directions away_LD is mostly rounding error
+    away_LD = away_LD - (away_LD * u_LD).sum(1, keepdim=True) * u_LD
     sine_L1 = torch.linalg.vector_norm(away_LD, dim=1, keepdim=True)
-    # Parallel directions span no plane. Equal ones turn by no angle, in whichever; opposite ones are given one.
+    # Parallel directions do not span a plane, so one is chosen. For equal directions the angle is 0 anyway.
     no_plane_L1 = sine_L1 < torch.finfo(u_LD.dtype).eps * max(16, u_LD.shape[1])
     across_LD = torch.where(no_plane_L1, _perpendicular(u_LD), unit_rows(away_LD))
     sine_L1 = torch.where(no_plane_L1, torch.zeros_like(sine_L1), sine_L1)
@@ -206,13 +213,13 @@ def _spherical(rows: list[Tensor], before: int, share: float) -> Tensor:
     turned_LD = torch.cos(share * angle_L1) * u_LD + torch.sin(share * angle_L1) * across_LD
     length_L1 = (1 - share) * norm_a_L1 + share * norm_b_L1
     straight_L1 = (norm_a_L1 == 0) | (norm_b_L1 == 0)
-    if rows[0].shape[1] == 1:  # on a line there is nothing to turn through
+    if rows[0].shape[1] == 1:  # with D = 1 there is no rotation
         straight_L1 = torch.ones_like(straight_L1)
     return torch.where(straight_L1, _linear(rows, before, share), length_L1 * turned_LD)
 
 
 def _perpendicular(unit_LD: Tensor) -> Tensor:
-    """For each unit row a unit row perpendicular to it: the axis in which it is smallest, made perpendicular."""
+    """Return a unit row perpendicular to each unit row: the axis in which it is smallest, orthogonalized."""
     axis_LD = torch.zeros_like(unit_LD).scatter_(1, unit_LD.abs().argmin(1, keepdim=True), 1.0)
     return unit_rows(axis_LD - (axis_LD * unit_LD).sum(1, keepdim=True) * unit_LD)
 

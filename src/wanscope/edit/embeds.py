@@ -1,4 +1,4 @@
-"""Where 0.1 had `embedding_algebra`. Kept for scripts that import it from here."""
+"""The name of `embedding_algebra` in 0.1, kept for scripts that import from here."""
 
 from wanscope.edit.embedding_algebra import Result, difference, interpolate, normalize, product, weighted_sum
 

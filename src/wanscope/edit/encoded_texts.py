@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from wanscope.edit.donor import Donor
 
 Columns = tuple[int, ...]
-# Token columns of an edit's words, by the text that holds them.
+# Token columns of an edit's words, by the text that contains them.
 Places = dict[str, Columns]
 
 
 @dataclass(frozen=True, eq=False)
 class DonorText:
-    """A donor's embedding [L, D]. note: what should be known of it. amplified: how it was moved, where it was."""
+    """A donor's embedding [L, D]. note: shown to the user. amplified: how it was moved, if it was."""
 
     embedding: Tensor
     note: str = ""
@@ -34,11 +34,12 @@ class DonorText:
 
 @dataclass(frozen=True, eq=False)
 class DonorTexts:
-    """The encoded texts of one recipe, on the CPU. Nothing that it hands out may be changed in place.
+    """The encoded texts of one recipe, on the CPU. The tensors must not be changed in place.
 
-    main, uncond: what the loop reads, weights of marked words applied. raw: by text, as encoded. stored: by the
-    file's hash. places: for each edit that names words (by its place in the list), their columns in each text.
-    word_texts: and the texts that hold each of its words.
+    main, uncond: [L, D], what the sampling loop reads, with the weights of marked words applied. raw: embeddings [L, D]
+    by text, as encoded. stored: stored embeddings [L, D] by hash. text_length: the number of positions that the model
+    reads. places: for each edit that names words (by its position in the list), their columns in each text.
+    word_texts: for each such edit and each of its words, the texts that contain the word.
     """
 
     prompt: str
@@ -54,9 +55,9 @@ class DonorTexts:
     def donor(
         self, donor: Donor, difference: float | None = None, mode: Mode = "push_apart", keep_norm: bool = False
     ) -> DonorText:
-        """A donor's embedding; with `difference`, moved to that difference from the prompt by the amplifier's `mode`.
+        """Return a donor's embedding, amplified to `difference` (relative L2 from the prompt) with `mode` if given.
 
-        Raises RecipeError where that difference cannot be reached, or the donor has more tokens than the model reads.
+        Raises RecipeError if the difference cannot be reached, or the donor has more tokens than the model reads.
         """
         note = ""
         if donor.expression is not None:
@@ -77,7 +78,7 @@ class DonorTexts:
 
         try:
             moved = amplify(self.main, embedding_LD, difference, mode=mode, keep_norm=keep_norm)
-        except RecipeError as error:  # the target has another name in an edit
+        except RecipeError as error:  # in an edit, the target is the field `difference`
             raise RecipeError(error.what, error.why, error.fix.replace("target: ", "difference: ")) from None
         return DonorText(moved.embedding, " ".join(filter(None, (note, moved.describe()))), moved)
 

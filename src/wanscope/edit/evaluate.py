@@ -1,6 +1,6 @@
-"""Evaluates parsed expressions over embeddings. What each operation means is written in `expression.py`.
+"""Evaluation of parsed expressions over embeddings. The operations are defined in `expression.py`.
 
-Shape suffixes: L tokens, D dimension; a mean token is [1, D] until it meets an embedding.
+Shape suffixes: L tokens, D dimension; a mean token is [1, D] until it is combined with an embedding.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from wanscope.errors import ExpressionError
 
 @dataclass(frozen=True)
 class _Rows:
-    """An embedding, or (spread) one token that stands at every place of what it meets."""
+    """An embedding [L, D], or (spread) one token [1, D] that is broadcast over the rows of the other operand."""
 
     rows_LD: Tensor
     spread: bool = False
@@ -32,10 +32,10 @@ _Value = float | _Rows
 
 @torch.no_grad()
 def evaluate(text: str, root: Node, names: Sequence[str], bindings: Mapping[str, Tensor]) -> Result:
-    """The embedding that an expression means; `Expression.evaluate` says what it raises.
+    """Compute the embedding of an expression; see `Expression.evaluate` for errors.
 
-    text: the expression as it was written, for errors. root: its tree. names: those it uses, in order of appearance,
-    each of them bound to a token matrix [L, D] in `bindings`.
+    text: the expression as written, for errors. root: its tree. names: those it uses, in order of appearance, each
+    bound to a token matrix [L, D] in `bindings`. L may differ; the result has the largest L.
     """
     used = [bindings[name] for name in names]
     check_same_dim(used, [f"the embedding {name!r}" for name in names])
@@ -43,7 +43,7 @@ def evaluate(text: str, root: Node, names: Sequence[str], bindings: Mapping[str,
     rows = {name: exact(e).to(device) for name, e in zip(names, used, strict=True)}
     evaluation = _Evaluation(text, rows)
     value = evaluation.of(root)
-    if not isinstance(value, _Rows):  # only functions of embeddings and numbers exist, so a name makes rows of it
+    if not isinstance(value, _Rows):  # every operation on an embedding gives an embedding
         raise AssertionError("an expression with a name is an embedding")
     return Result(rounded(value.rows_LD, dtype).clone(), alignment_note(sorted(evaluation.aligned)))
 
@@ -51,7 +51,7 @@ def evaluate(text: str, root: Node, names: Sequence[str], bindings: Mapping[str,
 class _Evaluation:
     def __init__(self, text: str, rows: Mapping[str, Tensor]) -> None:
         self.text, self.rows = text, rows
-        self.aligned: set[int] = set()  # the token counts that met and were not equal
+        self.aligned: set[int] = set()  # the token counts of operands that had to be aligned
 
     def of(self, node: Node) -> _Value:
         if isinstance(node, Number):
@@ -71,7 +71,7 @@ class _Evaluation:
     def call(self, node: Call) -> _Rows:
         value = self.of(node.inside)
         if not isinstance(value, _Rows):
-            raise ExpressionError(self.text, node.at, f"{node.function}() is of an embedding, and this is a number")
+            raise ExpressionError(self.text, node.at, f"{node.function}() takes an embedding, and this is a number")
         if node.function == "norm":
             return _Rows(unit_rows(value.rows_LD), value.spread)
         if value.spread:
@@ -112,7 +112,7 @@ class _Evaluation:
         counts = {len(x.rows_LD) for x in (a, b) if not x.spread}
         if len(counts) > 1:
             self.aligned |= counts
-        # a mean token broadcasts over the rows of the other side
+        # a mean token is broadcast over the rows of the other operand
         a_LD, b_LD = (x.rows_LD if x.spread else padded(x.rows_LD, max(counts)) for x in (a, b))
         out_LD = a_LD + b_LD if operator == "+" else a_LD - b_LD if operator == "-" else a_LD * b_LD
         return _Rows(out_LD, a.spread and b.spread)

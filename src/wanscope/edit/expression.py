@@ -1,4 +1,4 @@
-"""Expressions over embeddings: `beach + 0.5*(gothic - regular)`. Parsed by hand, so nothing else can be said in them.
+"""Expressions over embeddings: `beach + 0.5*(gothic - regular)`. The parser is hand-written; nothing is passed to eval.
 
     sum      := product (("+" | "-") product)*
     product  := signed (("*" | "/") signed)*
@@ -10,9 +10,9 @@ A name is bound to a prompt's or a stored embedding when the expression is evalu
     embedding + - * embedding    element by element, the shorter one aligned by rows of zeros
     number * embedding, embedding / number
     norm(x)    x with every token scaled to length 1; tokens that are zero stay zero
-    mean(x)    the mean token of x; beside an embedding it stands at each of that one's tokens
+    mean(x)    the mean token of x; combined with an embedding, it is broadcast over that embedding's tokens
 
-A number cannot be added to an embedding, and nothing can be divided by one. Parsing needs no torch.
+A number cannot be added to an embedding, and nothing can be divided by an embedding. Parsing does not need torch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from wanscope.edit.embedding_algebra import Result
 
-MAX_DEPTH = 50  # parentheses, functions and signs inside one another
+MAX_DEPTH = 50  # of nested parentheses, functions and signs
 MAX_CHARACTERS = 10_000
 FUNCTIONS = ("norm", "mean")
 
@@ -43,18 +43,18 @@ _space = re.compile(r"\s*")
 
 @dataclass(frozen=True)
 class Expression:
-    """A parsed expression. names: those it uses, in order of appearance; each has to be bound to evaluate it."""
+    """A parsed expression. names: those it uses, in order of appearance; each must be bound when it is evaluated."""
 
     text: str = field(compare=False)
     root: Node
     names: tuple[str, ...]
 
     def evaluate(self, bindings: Mapping[str, Tensor]) -> Result:
-        """The embedding that it means, in the dtype of the embeddings bound to its names (which are not changed).
+        """Return the embedding that the expression denotes, in the dtype of the embeddings bound to its names.
 
-        bindings: token matrices [L, D] by name; names that the expression does not use are ignored.
-        Raises ExpressionError (with a caret) for a name that is not bound, and for what cannot be computed;
-        RecipeError for embeddings of different dimensions, or not finite.
+        bindings: token matrices [L, D] by name, which are not changed; L may differ. Names that the expression does not
+        use are ignored. Raises ExpressionError (with a caret) for a name that is not bound and for what cannot be
+        computed; RecipeError for embeddings that have different dimensions or are not finite.
         """
         from wanscope.edit.evaluate import evaluate
 
@@ -62,7 +62,7 @@ class Expression:
         return evaluate(self.text, self.root, self.names, bindings)
 
     def check_names(self, known: Iterable[str]) -> None:
-        """ExpressionError for the first name that is not known."""
+        """Raise ExpressionError for the first name of the expression that is not in `known`."""
         known = set(known)
         for node in walk(self.root):
             if isinstance(node, Name) and node.name not in known:
@@ -74,7 +74,7 @@ class Expression:
 
 
 def parse_expression(text: str) -> Expression:
-    """The expression in `text`. Raises ExpressionError, with a caret, and nothing else."""
+    """Parse an expression. Raises ExpressionError, with a caret."""
     if len(text) > MAX_CHARACTERS:
         raise ExpressionError(text, MAX_CHARACTERS, f"an expression has at most {MAX_CHARACTERS} characters")
     parser = _Parser(text)
@@ -82,18 +82,18 @@ def parse_expression(text: str) -> Expression:
     parser.end()
     names = tuple(dict.fromkeys(node.name for node in walk(root) if isinstance(node, Name)))
     if not names:
-        raise ExpressionError(text, 0, "it names no embedding", "beach + 0.5*(gothic - regular)")
+        raise ExpressionError(text, 0, "it does not name an embedding", "beach + 0.5*(gothic - regular)")
     return Expression(text, root, names)
 
 
 def check_name(name: str) -> None:
-    """RecipeError for a name that an expression could not use."""
+    """Raise RecipeError for a name that cannot be used in an expression."""
     if name in FUNCTIONS:
         raise RecipeError(f"{name!r} cannot name an embedding", "it is a function of expressions", f"{name}_1")
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise RecipeError(
             f"{name!r} cannot name an embedding",
-            "a name is made of the letters a-z and A-Z, digits and '_', and does not begin with a digit",
+            "a name consists of the letters a-z and A-Z, digits and '_', and does not begin with a digit",
             re.sub(r"\W+", "_", name, flags=re.ASCII).lstrip("0123456789") or "beach",
         )
 
@@ -119,14 +119,14 @@ class _Parser:
         if self.word:
             hint = "write * to multiply and parentheses to group"
             allowed = "numbers, names, + - * /, parentheses, norm() and mean()"
-            self.fail(f"{self.word!r} has no meaning here; an expression holds {allowed}", hint)
+            self.fail(f"{self.word!r} is not allowed here; an expression consists of {allowed}", hint)
 
     def fail(self, why: str, fix: str = "") -> None:
         raise ExpressionError(self.text, self.at, why, fix)
 
     def end(self) -> None:
         if self.kind == "sign" and self.word == ")":
-            self.fail("this ')' closes nothing")
+            self.fail("this ')' has no matching '('")
         if self.kind:
             self.fail(f"an operator is missing before {self.word!r}", f"* {self.word}")
 
@@ -159,7 +159,7 @@ class _Parser:
         if self.kind == "number":
             value = float(word)
             if not math.isfinite(value):
-                self.fail(f"{word} is too large for a number")
+                self.fail(f"{word} is too large")
             self.advance()
             return Number(value, at)
         if self.kind == "name":
@@ -195,11 +195,11 @@ class _Parser:
 
     def guard(self, depth: int) -> None:
         if depth > MAX_DEPTH:
-            self.fail(f"more than {MAX_DEPTH} parentheses, functions and signs inside one another")
+            self.fail(f"parentheses, functions and signs are nested more than {MAX_DEPTH} deep")
 
 
 def _written(node: Node, tight: bool = False) -> str:
-    """The expression again, with the parentheses that it needs. tight: where a sum has to stand in parentheses."""
+    """Return a node as text, with the parentheses that it needs. tight: whether a chain needs parentheses here."""
     if isinstance(node, Number):
         return f"{node.value:g}" if float(f"{node.value:g}") == node.value else repr(node.value)
     if isinstance(node, Name):
@@ -218,7 +218,7 @@ def _written(node: Node, tight: bool = False) -> str:
 
 
 def _operand(node: Node, in_sum: bool) -> str:
-    """An operand of a chain. A product may stand bare in a sum; every other chain needs its parentheses."""
+    """Return an operand of a chain as text. A product in a sum needs no parentheses; every other chain does."""
     if isinstance(node, Chain):
         bare = in_sum and node.operators[0] in "*/"
         return _written(node, tight=not bare)

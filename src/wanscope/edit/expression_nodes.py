@@ -1,4 +1,4 @@
-"""The parts of a parsed expression. `at` is where a part begins in the text, for carets; comparisons leave it out."""
+"""The nodes of a parsed expression. `at` is where a node begins in the text, for carets; comparisons ignore it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Negative:
 
 @dataclass(frozen=True)
 class Chain:
-    """Operands of one precedence, from left to right. operators[i] stands before operands[i + 1], at ats[i]."""
+    """Operands of one precedence, from left to right. operators[i] comes before operands[i + 1], at ats[i]."""
 
     operands: tuple[Node, ...]
     operators: tuple[str, ...]
@@ -45,7 +45,7 @@ Node = Union[Number, Name, Call, Negative, Chain]  # noqa: UP007  forward refere
 
 
 def walk(node: Node) -> Iterable[Node]:
-    """A node and all below it, from left to right."""
+    """Yield a node and all its descendants, from left to right."""
     yield node
     below = node.operands if isinstance(node, Chain) else (node.inside,) if isinstance(node, Call | Negative) else ()
     for child in below:

@@ -1,4 +1,4 @@
-"""The types of edits' fields, each read into one canonical form (see canonical_fields.py)."""
+"""Types of the fields of edits. Each converts its value to a canonical form (see canonical_fields.py)."""
 
 from __future__ import annotations
 

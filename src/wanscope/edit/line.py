@@ -1,8 +1,8 @@
-"""An edit's line while it is read, token by token, into the mapping that the edit is made from.
+"""The parser of the one-line form of edits: reads a line token by token into the mapping that the edit is made from.
 
-What all kinds share is here: `in` (or `into`) the blocks, `at` a strength, `during` a schedule, `on` context or hidden
-states, and `name=value` for every other field. A kind reads its own beginning (`EditBase.read_beginning`) with the
-methods below.
+The parts that all kinds share are read here: `in` (or `into`) the blocks, `at` a strength, `during` a schedule, `on`
+context or hidden states, and `name=value` for every other field. A kind reads its own beginning
+(`EditBase.read_beginning`) with the methods below.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from wanscope.errors import EditError, nearest
 from wanscope.spec.strict_yaml import read_yaml
 
 KEYWORDS = {"in": "blocks", "into": "blocks", "at": "strength", "during": "schedule", "on": "on"}
-# Words that only some kinds know. No kind takes them for anything else, so that a line means the same in all.
+# `after` and `where` are keywords of some kinds only, but reserved in all, so that lines are parsed the same way.
 RESERVED = (*KEYWORDS, "after", "where")
 _plain_word = re.compile(r"[^\W\d_]\w*")
 _setting = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
@@ -26,7 +26,7 @@ Reader = Callable[["Line", Token], Any]
 
 
 class Line:
-    """One line, read from its first token to its last. kind: its first word. data: what was read so far."""
+    """One line, read from left to right. kind: its first word. data: the fields read so far. place: the next token."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -43,10 +43,10 @@ class Line:
         reserved: Sequence[str],
         read_own: Callable[[Line, Token, Token | None], None],
     ) -> None:
-        """Reads everything behind the kind's own beginning.
+        """Read everything after the kind's own beginning.
 
-        fields: what the kind has. readers: of fields that are no plain text. reserved, read_own: the kind's own words,
-        and what reads the part of the line that one of them begins.
+        fields: the fields of the kind. readers: parsers of fields that are not plain text. reserved: the kind's own
+        keywords. read_own: reads the part of the line that begins with one of them.
         """
         while self.place < len(self.tokens):
             token = self.take()
@@ -67,12 +67,12 @@ class Line:
                 known = [*KEYWORDS, *reserved]
                 self.fail(
                     token,
-                    f"{token.text!r} is not expected here ({nearest(token.text, known)}), or it needs quotes",
+                    f"{token.text!r} is not expected here ({nearest(token.text, known)}); a text needs quotes",
                     self.example,
                 )
 
     def put(self, name: str, value: Any, token: Token, fields: Collection[str]) -> None:
-        """Sets a field; EditError for one that the kind does not have, or that is given twice."""
+        """Set a field. Raises EditError for a field that the kind does not have or that is given twice."""
         if name not in fields:
             self.fail(token, f"{self.kind} has no {name!r}; {nearest(name, fields)}", self.example)
         if name in self.data:
@@ -80,7 +80,7 @@ class Line:
         self.data[name] = value
 
     def value(self, name: str, token: Token, readers: Mapping[str, Reader]) -> Any:
-        """What the text of a field means."""
+        """Return the value that the text of a field denotes."""
         text = token.text.strip()
         if name in readers:
             return readers[name](self, Token(text, token.at))
@@ -91,24 +91,24 @@ class Line:
     # ---- tokens
 
     def here(self) -> Any:
-        """The next token; None at the end."""
+        """Return the next token without consuming it; None at the end."""
         return self.tokens[self.place] if self.place < len(self.tokens) else None
 
     def take(self) -> Token:
-        """The next token, which is then behind."""
+        """Consume the next token and return it."""
         self.place += 1
         return self.tokens[self.place - 1]
 
     def end(self) -> Token:
-        """An empty token where the line ends."""
+        """Return an empty token at the end of the line, for errors."""
         return Token("", len(self.text.rstrip()))
 
     def begins_a_part(self, token: Token) -> bool:
-        """Whether a token begins a part of the line: `in`, `at`, `after`, `name=value` and the like."""
+        """Return whether a token begins a part of the line, as `in`, `at`, `after` and `name=value` do."""
         return not is_quoted(token.text) and (token.text in (*KEYWORDS, "after") or is_setting(token))
 
     def until(self, stops: Sequence[str] = ()) -> str:
-        """The text up to the next part, or to one of `stops`; commas inside it are kept."""
+        """Consume and return the text up to the next part, or to one of `stops`. Commas inside it are kept."""
         first = last = None
         while (token := self.here()) and token.text not in (*RESERVED, *stops) and not is_setting(token):
             last = self.take()
@@ -116,41 +116,41 @@ class Line:
         return self.text[first.at : last.end].rstrip(" ,") if first and last else ""
 
     def rest_of_part(self, word: Token) -> str:
-        """The text behind a word that begins a part. EditError where there is none."""
+        """Consume and return the text after a keyword. Raises EditError if there is none."""
         text = self.until()
         if not text:
             self.fail(self.here() or self.end(), f"something is missing after {word.text!r}", self.example)
         return text
 
     def fail(self, token: Token, why: str, fix: str = "") -> NoReturn:
-        """EditError with a caret under the token."""
+        """Raise EditError with a caret under the token."""
         raise EditError(self.text, token.at, why, fix)
 
 
 def is_setting(token: Token) -> bool:
-    """Whether a token is `name=value`."""
+    """Return whether a token is `name=value`."""
     return _setting.fullmatch(token.text) is not None
 
 
 def setting_of(token: Token) -> tuple[str, Token] | None:
-    """The name of a `name=value`, and its value where it is in the line."""
+    """Split `name=value` into the name and the value, a token with its position in the line. None for other tokens."""
     found = _setting.fullmatch(token.text)
     return (found[1], Token(found[2], token.at + len(found[1]) + 1)) if found else None
 
 
 def items_of(text: str) -> list[str]:
-    """`[a, 'b c']` or `a, 'b c'` as a list."""
+    """Return `[a, 'b c']` or `a, 'b c'` as a list."""
     inner = text[1:-1] if text[:1] == "[" and text[-1:] == "]" else text
     return [bare(item.strip()) for item in top_level(inner, ",") if item.strip()]
 
 
 def is_plain_word(word: str) -> bool:
-    """Whether a word needs no quotes in a line."""
+    """Return whether a word can be written without quotes."""
     return _plain_word.fullmatch(word) is not None and word not in RESERVED
 
 
 def field_text(value: Any) -> str:
-    """A field's value as a line has it."""
+    """Return a field's value as it is written in a line."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):

@@ -1,4 +1,4 @@
-"""A line cut into tokens: at spaces, but not inside quotes and brackets. For edits in one line."""
+"""The tokenizer of the one-line form of edits: splits a line at spaces that are not inside quotes or brackets."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from wanscope.errors import EditError
 QUOTES = "'\""
 OPENING, CLOSING = "([{", ")]}"
 _plain_file = re.compile(r"[\w./~+-]+\.safetensors")
-# A quote begins a text at the start of a token or after one of these; elsewhere (circle's) it is a letter.
+# A quote opens a text at the start of a token or after one of these characters; elsewhere it is an apostrophe.
 _BEFORE_QUOTE = "=:,([{ "
 
 
 @dataclass(frozen=True)
 class Token:
-    """A piece of the line, quotes included, where it begins, and where it ends with a comma that it may have."""
+    """A piece of the line, including quotes. at: where it begins. end: where it ends, including a trailing comma."""
 
     text: str
     at: int
@@ -25,18 +25,18 @@ class Token:
 
 
 def tokens(line: str) -> list[Token]:
-    """The tokens of a line, without commas at their ends. EditError for a quote or bracket left open."""
+    """Return the tokens of a line, without trailing commas. Raises EditError for an unclosed quote or bracket."""
     found = (Token(line[start:end].removesuffix(","), start, end) for start, end in _pieces(line, None))
     return [token for token in found if token.text]
 
 
 def top_level(text: str, separator: str) -> list[str]:
-    """The text cut at every separator that is not inside quotes or brackets."""
+    """Split the text at every separator that is not inside quotes or brackets."""
     return [text[start:end] for start, end in _pieces(text, separator)]
 
 
 def _pieces(line: str, separator: str | None) -> Iterator[tuple[int, int]]:
-    """Where the pieces between separators (spaces for None) begin and end."""
+    """Yield (begin, end) of the pieces between separators (None: whitespace)."""
     start, i = 0, 0
     opened: list[int] = []
     while i < len(line):
@@ -71,7 +71,7 @@ def _closing(line: str, at: int) -> int:
 
 
 def is_quoted(text: str) -> bool:
-    """Whether the whole text is one quoted text."""
+    """Return whether the whole text is one quoted text."""
     return len(text) >= 2 and text[0] in QUOTES and _closing_or(text) == len(text) - 1
 
 
@@ -83,7 +83,7 @@ def _closing_or(text: str) -> int:
 
 
 def contents(text: str) -> str:
-    """What stands between the quotes."""
+    """Return the content of a quoted text, with escapes resolved."""
     out, i, inner = [], 0, text[1:-1]
     while i < len(inner):
         if inner[i] == "\\" and inner[i + 1 : i + 2] in ("\\", *QUOTES):
@@ -94,16 +94,16 @@ def contents(text: str) -> str:
 
 
 def bare(text: str) -> str:
-    """The text without quotes around it, where it has any."""
+    """Return the text without the quotes around it, if there are any."""
     return contents(text) if is_quoted(text) else text
 
 
 def quoted(text: str) -> str:
-    """In quotes, so that `contents` gives it back."""
+    """Put a text in quotes, so that `contents` returns it."""
     quote = '"' if "'" in text and '"' not in text else "'"
     return quote + text.replace("\\", "\\\\").replace(quote, "\\" + quote) + quote
 
 
 def is_plain_file(text: str) -> bool:
-    """Whether the text is a .safetensors file that needs no quotes."""
+    """Return whether the text is the path of a .safetensors file that can be written without quotes."""
     return _plain_file.fullmatch(text) is not None

@@ -1,4 +1,4 @@
-"""The files and stored embeddings that edits name: found, checked against the model, and hashed.
+"""Lookup of the files and stored embeddings that edits name. They are checked against the model and hashed.
 
 Shape suffixes: L real tokens, D text dim.
 """
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Remembered:
-    """An embedding that a catalogue holds: its whole key, the SHA-256 of its content, its shape [L, D]."""
+class CatalogEmbedding:
+    """An embedding of the catalog: its full key, the SHA-256 of its content, and its shape [L, D]."""
 
     key: str
     content: str
     shape: tuple[int, ...]
 
 
-Find = Callable[[str], Remembered]  # by key, label or prompt; RequestError where there is none
+Find = Callable[[str], CatalogEmbedding]  # by key, label or prompt; raises RequestError if there is none
 
 
 @dataclass(frozen=True)
 class NamedFiles:
-    """How the files and stored embeddings that edits name are found, checked and hashed.
+    """Finds, checks and hashes the files and stored embeddings that an edit names.
 
-    text_dim: of the model's text encoder. file_hash: SHA-256 of a file. find: looks a stored embedding that is not a
-    file up in a catalog; the edit then names it by its key.
+    text_dim: D of the model's text encoder. file_hash: returns the SHA-256 of a file. find: looks up a stored embedding
+    that is not a file in the catalog; the edit then names it by its key. where: the edit's name in messages.
     """
 
     text_dim: int
@@ -43,7 +43,7 @@ class NamedFiles:
     where: str = ""
 
     def donor(self, donor: Donor, where: str = "") -> Donor:
-        """A donor with the hash of every stored embedding in it."""
+        """Return the donor with the hash of every stored embedding in it. Raises RecipeError; see `with_hashes`."""
         where = where or self.where
         if donor.embedding is None:
             names = {name: self.donor(inner, f"{where}.{name}") for name, inner in donor.names.items()}
@@ -55,7 +55,7 @@ class NamedFiles:
         return donor.model_copy(update={"sha256": self._hash(path, donor.sha256, where)})
 
     def direction(self, name: str, recorded: str | None) -> str:
-        """The hash of a direction's file, which has to be the recorded one where there is one."""
+        """Return the hash of a direction's file. Raises RecipeError if it is not the `recorded` one."""
         return self._hash(_file(name, f"{self.where}.direction", "a direction"), recorded, self.where)
 
     def _hash(self, path: Path, recorded: str | None, where: str) -> str:
@@ -69,7 +69,7 @@ class NamedFiles:
 
 
 def in_a_file(donor: Donor) -> bool:
-    """Whether a stored embedding is a file; else it is one of the catalogue's, by key, label or prompt."""
+    """Return whether a donor's embedding is a file; otherwise it is in the catalog, by key, label or prompt."""
     name = donor.embedding or ""
     return name.endswith(".safetensors") or Path(name).expanduser().exists()
 
@@ -98,8 +98,8 @@ def _require_dim(name: str, shape: tuple[int, ...], text_dim: int, where: str) -
     if len(shape) != 2 or shape[1] != text_dim:
         raise RecipeError(
             f"{where}: {name} does not fit this model",
-            f"its tensor is {list(shape)}, and an embedding here is [tokens, {text_dim}]",
-            "an embedding made with this model's own text encoder",
+            f"its shape is {list(shape)}, and this model's embeddings are [tokens, {text_dim}]",
+            "use an embedding made with this model's own text encoder",
         )
 
 
@@ -112,23 +112,24 @@ def _file(name: str, where: str, what: str) -> Path:
 
 
 def _stored_shape(path: Path) -> tuple[int, ...]:
-    """Of the one tensor in the file; nothing of it is read but its header."""
+    """Return the shape of the one tensor in the file. Only the header is read."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="np") as file:
             names = list(file.keys())
             if len(names) != 1:
-                raise RecipeError(f"{path} holds {len(names)} tensors", "a stored embedding is one token matrix")
+                raise RecipeError(f"{path} contains {len(names)} tensors", "a stored embedding is one token matrix")
             return tuple(file.get_slice(names[0]).get_shape())
     except (OSError, SafetensorError) as error:
         raise RecipeError(f"{path} cannot be read as an embedding", str(error)) from None
 
 
 def read_stored(donor: Donor, read: Callable[[str], Tensor] | None = None) -> Tensor:
-    """The token matrix of a stored embedding, [L, D], trimmed to its real tokens, as it was stored.
+    """Return the token matrix [L, D] of a stored embedding in its stored dtype, trimmed to its real tokens.
 
-    read: the catalogue's embedding of a key.
+    read: returns the catalog's embedding for a key. Raises RecipeError for an embedding that is all zeros, not finite,
+    or not a matrix.
     """
     from safetensors.torch import load_file
 
@@ -142,5 +143,5 @@ def read_stored(donor: Donor, read: Callable[[str], Tensor] | None = None) -> Te
     check_rows(embedding_LD, donor.embedding)
     tokens = real_tokens(embedding_LD)
     if not tokens:
-        raise RecipeError(f"{donor.embedding} is all zeros", "it has no real token", "")
+        raise RecipeError(f"{donor.embedding} is all zeros", "it has no real tokens", "")
     return embedding_LD[:tokens].contiguous()

@@ -1,7 +1,7 @@
-"""The operations that edits are made of: all that a runtime has to be able to do.
+"""The operations that edits are made of, which is all that a runtime has to implement.
 
-For each part of a block that it touches, an edit names the operation that is done there (`EditBase.operation_at`).
-Runtimes know operations and no kinds of edits, so a new kind made of these needs no change in any runtime.
+For each part of a block that it touches, an edit returns the operation to perform (`EditBase.operation_at`). Runtimes
+know operations and not kinds of edits, so a new kind made of these operations needs no change in any runtime.
 
     part        operations
     context     ReadInstead, MixIn, Append, BlendTokens, ShiftTokens    (carried out by runtime/compose.py)
@@ -9,8 +9,8 @@ Runtimes know operations and no kinds of edits, so a new kind made of these need
     hidden      BlendState, ShiftState                                  (the session of each runtime)
     block       SkipBlock
 
-An operation on the context also says which prompts each text read there then holds (`prompts_read`), so that words can
-be checked before the run. Plain data; no torch is loaded here.
+An operation on the context also says which prompts the texts read after it contain (`prompts_read`), so that words can
+be checked before the run. Operations are plain data; this module does not import torch.
 
 Shape suffixes: D model dim.
 """
@@ -25,20 +25,20 @@ from wanscope.edit.planned_texts import PlannedText
 if TYPE_CHECKING:
     from torch import Tensor
 
-# The prompts in each text that a cross-attention reads.
+# The prompts contained in each text that a cross-attention reads.
 Prompts = list[frozenset[str]]
 
 
 class Direction(Protocol):
-    """A concept direction, stored (`direction.Direction`) or learned for one call."""
+    """A concept direction, stored (`direction.Direction`) or made for one call."""
 
     def at(self, expert: int, block: int) -> Tensor:
-        """[D]: the direction in one block of one expert."""
+        """Return the direction in one block of one expert, [D]."""
         ...
 
 
 class MapChange(Protocol):
-    """What a bend does to attention maps; `runtime.bend.map_operation` reads it."""
+    """The parameters of a bend of attention maps, which `runtime.bend.map_operation` reads. See `kinds.bend.Bend`."""
 
     @property
     def operation(self) -> str: ...
@@ -64,16 +64,16 @@ class MapChange(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Operation:
-    """What is done at one part of one site."""
+    """Base class: an operation on one part of a block, at one site."""
 
     def prompts_read(self, read: Prompts) -> Prompts:
-        """The prompts in each text that is read after it; `read`: before it."""
+        """Return the prompts in each text that is read after the operation. read: those before it."""
         return read
 
 
 @dataclass(frozen=True, eq=False)
 class ReadInstead(Operation):
-    """The text is read in place of everything that would be read."""
+    """Read the text instead of everything that would be read."""
 
     text: PlannedText
 
@@ -83,7 +83,7 @@ class ReadInstead(Operation):
 
 @dataclass(frozen=True, eq=False)
 class MixIn(Operation):
-    """The text is read too: of the cross-attentions' outputs, (1 - share) of what was there and share of its own."""
+    """Also attend to the text: the output is (1 - share) times the previous output plus share times the text's."""
 
     text: PlannedText
     share: float
@@ -94,7 +94,7 @@ class MixIn(Operation):
 
 @dataclass(frozen=True, eq=False)
 class Append(Operation):
-    """The text's tokens take the place of padding, each with log(weight) added to its attention logits."""
+    """Write the text's tokens over padding, with log(weight) added to their attention logits."""
 
     text: PlannedText
     weight: float
@@ -105,9 +105,9 @@ class Append(Operation):
 
 @dataclass(frozen=True, eq=False)
 class BlendTokens(Operation):
-    """The context is combined with the text's, token by token (`operation`: blend, replace, add).
+    """Combine the context with the text's, token by token (`operation`: blend, replace, add).
 
-    words_only: at the places of the edit's words alone.
+    words_only: only at the positions of the edit's words.
     """
 
     text: PlannedText
@@ -121,7 +121,7 @@ class BlendTokens(Operation):
 
 @dataclass(frozen=True, eq=False)
 class ShiftTokens(Operation):
-    """Every real token of the context moves along a direction (`operation`: add, ablate, rotate)."""
+    """Move every real token of the context along a direction (`operation`: add, ablate, rotate)."""
 
     direction: Direction
     operation: str
@@ -130,7 +130,7 @@ class ShiftTokens(Operation):
 
 @dataclass(frozen=True, eq=False)
 class BendMaps(Operation):
-    """The attention maps of the edit's words are changed. key: the same for all sites of one edit."""
+    """Change the attention maps of the edit's words. key: the same for all sites of one edit, for caching."""
 
     change: MapChange
     strength: float
@@ -139,14 +139,14 @@ class BendMaps(Operation):
 
 @dataclass(frozen=True, eq=False)
 class SkipAttention(Operation):
-    """The block's cross-attention does not run."""
+    """Do not run the block's cross-attention."""
 
 
 @dataclass(frozen=True, eq=False)
 class BlendState(Operation):
-    """The block's input is combined with that of a second pass, which reads `text` (`operation`: blend, replace, add).
+    """Combine the block's input with that of a second pass that reads `text` (`operation`: blend, replace, add).
 
-    after_block: the state of that pass after so many blocks, instead of its state at each block's own place.
+    after_block: use the state of that pass after this many blocks, instead of its input of the same block.
     """
 
     text: PlannedText
@@ -157,7 +157,7 @@ class BlendState(Operation):
 
 @dataclass(frozen=True, eq=False)
 class ShiftState(Operation):
-    """The block's input moves along a direction (`operation`: add, ablate, rotate)."""
+    """Move the block's input along a direction (`operation`: add, ablate, rotate)."""
 
     direction: Direction
     operation: str
@@ -166,4 +166,4 @@ class ShiftState(Operation):
 
 @dataclass(frozen=True, eq=False)
 class SkipBlock(Operation):
-    """The block does not run: its output is its input."""
+    """Do not run the block: its output is its input."""

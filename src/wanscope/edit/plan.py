@@ -1,14 +1,15 @@
-"""The plan: a recipe's edits resolved against one model and one run, and refused where they cannot work.
+"""The plan: a recipe's edits resolved for one model and one run. Edits that cannot work are refused here.
 
-Every edit becomes tables of strength x schedule, [steps, blocks] for each branch, and the texts that it reads. A site
-(edit, block, branch, step) is planned where its table is not zero and the branch's pass is run; the runtime acts there
-and nowhere else, and both are counted and compared. Factor 1, angle 0 and strength 0 leave the plan.
+Every edit becomes tables of strength x schedule, [S, L] for each branch, and the texts that it reads. A site (edit,
+block, branch, step) is planned if its table is not zero there and the branch's pass is run. The runtime acts exactly at
+the planned sites; planned and applied counts are compared. Strength 0 and bends that change nothing (factor 1, angle 0)
+are not planned.
 
-In which order edits act, and which one leaves nothing of which, is in `rules.py`. A `bend` acts on the words in every
-text that is read at that point, and a `mix` after it adds one that is not bent. A donor's own pass (for hidden states)
-knows no edit but its text.
+The order in which edits act, and which edits override which, is in `rules.py`. A `bend` acts on the words in every text
+that is read at that point; a `mix` after it adds a text that is not bent. A donor's own pass (for hidden states) has
+the donor's text and no other edit.
 
-Shape suffixes: S steps, L blocks or tokens (said where), D text dim.
+Shape suffixes: S steps, L blocks.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 
 from wanscope.edit.edits import Edit, check_edits
 from wanscope.edit.encoded_texts import DonorTexts
-from wanscope.edit.planned import Passes, PlannedEdit, Resolving
+from wanscope.edit.planned import Passes, PlannedEdit, ResolveInputs
 from wanscope.edit.planned_texts import PlannedText
 from wanscope.edit.rules import acting_order, silenced
 from wanscope.edit.sites import BRANCHES, Branch, Site
@@ -33,11 +34,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class EditPlan:
-    """All edits of one run on one model. edits: in the order in which they act; `index` is the recipe's.
+    """All edits of one run on one model. edits: in acting order; their `index` is the position in the recipe.
 
-    blocks: of the model. text_length: positions of its text. grid: tokens of the video (frames, rows, columns). main:
-    what the loop itself reads, by branch. real: the largest number of real rows that any edited context has. notes:
-    what a person should know, each beginning with the edit's name (`edits.0`).
+    blocks: number of blocks of the model. text_length: number of text positions. grid: tokens of the video (frames,
+    rows, columns). main: the texts that the unedited run reads, by branch. real: the largest number of real rows in any
+    edited context. notes: remarks for the user, each beginning with the edit's name (`edits.0`).
     """
 
     edits: tuple[PlannedEdit, ...]
@@ -51,17 +52,17 @@ class EditPlan:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing acts anywhere."""
+        """Whether no edit acts anywhere."""
         return not any(edit.acts for edit in self.edits)
 
     def notes_on(self, index: int) -> tuple[str, ...]:
-        """The notes on one edit, without its name."""
+        """Return the notes on the edit at a position in the recipe, without its name."""
         name = f"edits.{index}"
         own = (note.removeprefix(name) for note in self.notes if note.startswith((f"{name}:", f"{name} ")))
         return tuple(note.removeprefix(":").strip() for note in own)
 
     def sites(self, branch: str, step: int) -> Iterator[tuple[PlannedEdit, int]]:
-        """(edit, block) of every site of a pass."""
+        """Yield (edit, block) of every site of a pass."""
         for edit in self.edits:
             table = edit.tables.get(branch)  # type: ignore[call-overload]
             if table is not None:
@@ -69,10 +70,10 @@ class EditPlan:
                     yield edit, int(block)
 
     def planned(self) -> dict[Site, int]:
-        """How often each site acts, once for every evaluation of its step.
+        """Return how often each site acts: once per model evaluation of its step.
 
-        Where the experts of Wan 2.2 differ in whether they are guided, a site on uncond that only one of them has is
-        counted as if it had all evaluations of its step; the runtime knows which expert made each.
+        If only one of Wan 2.2's experts is guided at a step, a site on uncond is counted for all evaluations of the
+        step, because the plan does not know which expert makes each; the runtime does.
         """
         return {
             (edit.index, block, branch, step): self.passes.evaluations[step]
@@ -93,10 +94,11 @@ def make_plan(
     grid: tuple[int, int, int],
     directions: Mapping[str, Direction] | None = None,
 ) -> EditPlan:
-    """Resolve `edits` for a model of so many blocks and heads, a video of `grid` tokens and the calls of one run.
+    """Resolve `edits` for one run.
 
-    texts: everything encoded. directions: of `steer` edits, by the file's hash. Raises RecipeError, naming the edit,
-    for what cannot work.
+    texts: the encoded texts. passes: the model calls of the run. blocks, heads: of the model. grid: tokens of the video
+    (frames, rows, columns). directions: those of `steer` edits, by file hash. Raises RecipeError, naming the edit, for
+    an edit that cannot work.
     """
     check_edits(edits, blocks, passes.steps, heads)
     main: dict[Branch, PlannedText] = {
@@ -104,24 +106,24 @@ def make_plan(
         "uncond": PlannedText(texts.uncond, frozenset((texts.negative,))),
     }
     notes: list[str] = []
-    kept: list[PlannedText] = []
+    plan_texts: list[PlannedText] = []
     planned: list[PlannedEdit] = []
     for i, edit in enumerate(edits):
         table_SL = edit.table(passes, blocks, f"edits.{i}")
-        notes += _where_it_does_not_act(edit, table_SL, passes, blocks, f"edits.{i}")
-        against = Resolving(f"edits.{i}", texts, passes, blocks, main, table_SL, directions or {}, notes, kept)
-        brought = edit.resolve(against)
+        notes += _inactive_notes(edit, table_SL, passes, blocks, f"edits.{i}")
+        inputs = ResolveInputs(f"edits.{i}", texts, passes, blocks, main, table_SL, directions or {}, notes, plan_texts)
+        resolved = edit.resolve(inputs)
         tables = dict.fromkeys(edit.branches, table_SL)
         columns = texts.places.get(i, {})
-        planned.append(PlannedEdit(i, edit, tables, brought.donor, brought.keyed, columns, brought.direction))
-    planned = _ruled(edits, planned, notes)
+        planned.append(PlannedEdit(i, edit, tables, resolved.donor, resolved.keyed, columns, resolved.direction))
+    planned = _apply_rules(edits, planned, notes)
     real = max(real_rows(planned, branch, main[branch], texts.text_length) for branch in main)
     plan = EditPlan(tuple(planned), passes, blocks, texts.text_length, grid, main, real, tuple(dict.fromkeys(notes)))
     return replace(plan, notes=(*plan.notes, *_check_words(plan, texts.word_texts)))
 
 
-def _where_it_does_not_act(edit: Edit, table_SL: np.ndarray, passes: Passes, blocks: int, where: str) -> Iterator[str]:
-    """A note on an edit whose table is zero, or that acts only where its pass is not run."""
+def _inactive_notes(edit: Edit, table_SL: np.ndarray, passes: Passes, blocks: int, where: str) -> Iterator[str]:
+    """Yield a note on an edit whose table is zero, or that would act only where its pass is not run."""
     if not table_SL.any():
         reason = edit.inactive_reason(blocks) or "its schedule is 0 at every step"
         yield f"{where} acts nowhere: {reason}"
@@ -130,16 +132,16 @@ def _where_it_does_not_act(edit: Edit, table_SL: np.ndarray, passes: Passes, blo
     if not any(passes.has(branch, int(step)) for branch in edit.branches for step in acting):
         late = not table_SL[passes.first :].any()
         why = f"the run begins at step {passes.first}" if late else "guidance is 1 there"
-        yield f"{where} acts on no pass: {edit.branch} is not run where it would ({why})"
+        yield f"{where} acts nowhere: the {edit.branch} pass is not run at its steps ({why})"
 
 
-def _ruled(edits: Sequence[Edit], planned: Sequence[PlannedEdit], notes: list[str]) -> list[PlannedEdit]:
-    """The edits in acting order, with tables that are zero where another edit leaves nothing of them."""
+def _apply_rules(edits: Sequence[Edit], planned: Sequence[PlannedEdit], notes: list[str]) -> list[PlannedEdit]:
+    """Return the edits in acting order, with tables that are zero where another edit silences them."""
     ordered = [planned[i] for i in acting_order(edits)]
     kinds = [edits[edit.index] for edit in ordered]
-    tables, told = silenced(kinds, [edit.tables for edit in ordered])
-    for silence in told:
-        # A prompt is for the blocks that read one: where none is read, nothing is lost of it.
+    tables, silences = silenced(kinds, [edit.tables for edit in ordered])
+    for silence in silences:
+        # No note if `prompts` is silent in skipped blocks: it applies to the blocks that read a prompt.
         if silence.why == "replaced" or not kinds[silence.silent].sets_prompt:
             names = (f"edits.{ordered[i].index}" for i in (silence.silent, silence.by))
             notes.append(silence.sentence(*names))
@@ -153,9 +155,10 @@ def real_rows(
     length: int,
     name: Callable[[int], str] = "edits.{}".format,
 ) -> int:
-    """The most real rows that any context of a branch has, of `length` in all.
+    """Return the largest number of real rows of any context of a branch.
 
-    name: what messages call the edit of an index. Raises RecipeError where there is no room for appended tokens.
+    length: rows of a context, with padding. name: returns the name of the edit at an index, for messages. Raises
+    RecipeError if there is no room for appended tokens.
     """
     real = main.real
     for edit in planned:
@@ -168,8 +171,8 @@ def real_rows(
             elif real + text.real > length:
                 raise RecipeError(
                     f"{name(edit.index)}: the donor's {text.real} tokens cannot be appended",
-                    f"{real} of the {length} places are taken",
-                    "mode: mix, or a shorter donor",
+                    f"{real} of the {length} text positions are in use; mode: mix needs none",
+                    "mode: mix",
                 )
             else:
                 real += text.real
@@ -177,8 +180,10 @@ def real_rows(
 
 
 def _check_words(plan: EditPlan, word_texts: Mapping[int, Mapping[str, frozenset[str]]]) -> Iterator[str]:
-    """RecipeError where an edit would act on words that no text read at that place has. A note for each word that none
-    of the texts read where it acts has, while they have another."""
+    """Yield a note for each word of an edit that is in none of the texts read where the edit acts.
+
+    Raises RecipeError if, at any site of an edit, no text that is read there has any of its words.
+    """
     for edit in plan.edits:
         if not edit.columns:
             continue
@@ -194,7 +199,7 @@ def _check_words(plan: EditPlan, word_texts: Mapping[int, Mapping[str, frozenset
                         raise RecipeError(
                             f"edits.{edit.index} would do nothing in block {block} at step {step} on {branch}",
                             f"no text that is read there has {' or '.join(repr(word) for word in words)}",
-                            "branch: cond, other words, or other blocks or steps",
+                            "branch: cond" if branch == "uncond" else "use other words, blocks or steps",
                         )
                     everywhere.update(*read)
         for word, holding in word_texts.get(edit.index, {}).items():
@@ -205,7 +210,10 @@ def _check_words(plan: EditPlan, word_texts: Mapping[int, Mapping[str, frozenset
 def texts_read(
     plan: EditPlan, branch: Branch, step: int, block: int, before: PlannedEdit | None = None
 ) -> list[frozenset[str]]:
-    """The prompts in each text that a block's cross-attention reads, after the edits that come before one."""
+    """Return the prompts in each text that a block's cross-attention reads at a step.
+
+    before: count only the edits that act before this one.
+    """
     read = [plan.main[branch].prompts]
     for edit in plan.edits:
         if edit is before:

@@ -1,4 +1,4 @@
-"""Records of a plan: the model calls of a run, and one edit with nothing left open.
+"""The records of a plan: the model calls of a run, and an edit that is resolved for it.
 
 Shape suffixes: S steps, L blocks.
 """
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Passes:
-    """Which model calls a run makes.
+    """The model calls of a run.
 
-    sigmas: the noise level that each step begins at. evaluations: of the model, in each step. first: the step that the
-    run begins with. guided: for each expert the steps at which it also runs the uncond pass.
+    sigmas: the noise level at the start of each step. evaluations: the number of model evaluations in each step. first:
+    the step at which the run begins. guided: for each expert, the steps at which it also runs the uncond pass.
     """
 
     sigmas: tuple[float, ...]
@@ -35,10 +35,11 @@ class Passes:
 
     @property
     def steps(self) -> int:
+        """The number of steps of the schedule, including those before `first`."""
         return len(self.evaluations)
 
     def has(self, branch: str, step: int, expert: int | None = None) -> bool:
-        """Whether the branch's pass is run at a step; without `expert`, whether any expert would run it."""
+        """Return whether the branch's pass is run at a step, by `expert` or, if it is None, by any expert."""
         if step < self.first or branch == "cond":
             return step >= self.first
         experts = self.guided if expert is None else (self.guided[expert],)
@@ -46,7 +47,7 @@ class Passes:
 
 
 class EditKind(Protocol):
-    """What a plan and the runtimes ask of an edit; see `EditBase`, which answers it."""
+    """The part of the interface of `EditBase` that plans and runtimes use."""
 
     @property
     def parts(self) -> tuple[Part, ...]: ...
@@ -67,11 +68,11 @@ class EditKind(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class PlannedEdit:
-    """One edit with nothing left open.
+    """One edit, resolved for a run.
 
-    index: its place in the recipe's list. tables: float64 [S, L] for each branch that it acts on. donor: the text that
-    it brings, by branch. keyed: the text of each step (None before the first). columns: token columns of its words, by
-    the prompt that holds them. direction: a concept direction.
+    index: its position in the recipe's list. tables: strength x schedule, float64 [S, L], for each branch that it acts
+    on. donor: the donor's text by branch. keyed: the text of each step (None before the first key). columns: token
+    columns of its words, by the prompt that contains them. direction: a concept direction.
     """
 
     index: int
@@ -84,45 +85,45 @@ class PlannedEdit:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """What of a block it touches."""
+        """The parts of a block that the edit touches."""
         return self.edit.parts
 
     @property
     def appends(self) -> bool:
-        """Whether its text takes the place of padding, so that the contexts get longer."""
+        """Whether the donor's tokens are written over padding, so that contexts have more real rows."""
         return self.edit.appends
 
     def strength(self, branch: str, step: int, block: int) -> float:
-        """Its strength at a site; 0 where it does not act."""
+        """Return the strength at a site; 0 where the edit does not act."""
         table = self.tables.get(branch)  # type: ignore[call-overload]
         return 0.0 if table is None else float(table[step, block])
 
     def operation_at(self, part: Part, branch: str, step: int, strength: float) -> Operation:
-        """What is done to one of its parts at a site where its strength is this, and not 0."""
+        """Return the operation on `part` at a site where the edit has this strength, which is not 0."""
         return self.edit.operation_at(self, part, branch, step, strength)  # type: ignore[arg-type]
 
     @property
     def acts(self) -> bool:
-        """Whether it acts anywhere."""
+        """Whether the edit acts anywhere."""
         return any(table.any() for table in self.tables.values())
 
     def columns_in(self, prompts: frozenset[str]) -> tuple[int, ...]:
-        """The columns of its words in a text that holds these prompts."""
+        """Return the token columns of the edit's words in a text that contains these prompts, ascending."""
         return tuple(sorted({column for prompt in prompts for column in self.columns.get(prompt, ())}))
 
     def texts_on(self, branch: str) -> list[PlannedText]:
-        """Every text that it brings into a branch."""
+        """Return every text that the edit adds to a branch."""
         donor = self.donor.get(branch)  # type: ignore[call-overload]
         return [*([donor] if donor is not None else []), *(text for text in self.keyed if text is not None)]
 
 
 @dataclass
-class Resolving:
-    """What an edit is resolved against (`EditBase.resolve`), and where it puts its notes.
+class ResolveInputs:
+    """The inputs of `EditBase.resolve`, and the list that it adds its notes to.
 
-    where: the edit's name in messages. main: what the loop itself reads, by branch. table: strength x schedule
-    [S, L]. directions: stored ones, by the file's hash. kept: the plan's texts so far; one of the same content is the
-    same text, so that its context, keys and own pass are made once.
+    where: the edit's name in messages. blocks: number of blocks of the model. main: the texts that the unedited run
+    reads, by branch. table_SL: strength x schedule. directions: stored ones, by file hash. plan_texts: the plan's texts
+    so far. Equal texts are one object, so that contexts, keys and donor passes are computed once.
     """
 
     where: str
@@ -133,23 +134,23 @@ class Resolving:
     table_SL: np.ndarray
     directions: Mapping[str, Any]
     notes: list[str]
-    kept: list[PlannedText]
+    plan_texts: list[PlannedText]
 
     def note(self, text: str) -> None:
-        """What a person should know of the edit."""
+        """Add a note on the edit for the user."""
         self.notes.append(f"{self.where}: {text}")
 
-    def once(self, text: PlannedText) -> PlannedText:
-        """The text, or the one of the same content that the plan has already."""
-        found = next((known for known in self.kept if known.same_as(text)), None)
+    def deduplicated(self, text: PlannedText) -> PlannedText:
+        """Return the text, or an equal one that the plan already has."""
+        found = next((known for known in self.plan_texts if known.same_as(text)), None)
         if found is None:
-            self.kept.append(text)
+            self.plan_texts.append(text)
         return found or text
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """What an edit brings to its plan; see PlannedEdit."""
+    """The result of `EditBase.resolve`; the fields are those of PlannedEdit."""
 
     donor: Mapping[Branch, PlannedText] = field(default_factory=dict)
     keyed: tuple[PlannedText | None, ...] = ()

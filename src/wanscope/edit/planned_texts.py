@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class PlannedText:
-    """A text that is read: its raw embedding [L, D] (real tokens only), and the prompts whose words are in it.
+    """A text that is read: its raw embedding [L, D] (real tokens only), and the prompts whose words it contains.
 
-    boost: how the difference of its context from another text's is multiplied, after projection. passing: one of many
-    texts that are each read at a single step, so that caching its context would not pay.
+    boost: multiplies the difference of its context from another text's, after projection. passing: whether it is read
+    at a single step only, so that its context need not be kept.
     """
 
     embedding: Tensor
@@ -27,11 +27,11 @@ class PlannedText:
 
     @property
     def real(self) -> int:
-        """How many tokens are not padding."""
+        """The number of rows of its context that are not padding."""
         return max(len(self.embedding), len(self.boost.main.embedding) if self.boost else 0)
 
     def same_as(self, other: PlannedText) -> bool:
-        """Whether both are the same text to the bit, with the same prompts and boost."""
+        """Return whether both have bit-identical embeddings, and the same prompts and boost."""
         import torch
 
         a, b = self.embedding, other.embedding
@@ -41,7 +41,7 @@ class PlannedText:
 
 @dataclass(frozen=True)
 class Boost:
-    """A context's difference from that of `main`, multiplied by `factor`; `keep_norm`: at each token's old length."""
+    """Multiplies a context's difference from that of `main` by `factor`. keep_norm: see `amplify.boost`."""
 
     main: PlannedText
     factor: float

@@ -1,18 +1,19 @@
-"""The rulebook: in which order edits act, and which edit leaves nothing of which. Every runtime applies it.
+"""The rules of combining edits: the order in which they act, and which edits silence which. All runtimes apply them.
 
-Order. Edits that set the prompt (`prompts`) act first, wherever they are written: they say what the prompt is at each
-step. All others act in the order written, each on what those before it left. What only observes (ComfyUI's attention
-maps) comes last.
+Order. Edits that set the prompt (`prompts`) act first, wherever they are listed: they say what the prompt is at each
+step. All others act in the order listed, each on the result of those before it. Edits that only observe (ComfyUI's
+attention maps) come last.
 
-Silence. Where an edit would be overwritten, or what it acts on does not run, its table is set to zero, so it is
-neither planned nor counted there:
+Silence. Where an edit would be overwritten, or where the part that it acts on does not run, its table is set to zero,
+so it is neither planned nor counted there:
 
-1. In a skipped block no text is read. Silent there are all edits on its context or attention, `on: both` with both of
-   its parts, and skips of its cross-attention. Edits on hidden states alone act on the state that passes through.
-2. Skipped cross-attention reads no text either. Silent there is what rule 1 names, except other skips.
-3. Where an edit replaces all that is read (a `mix` or a blend of `tokens` at strength 1, replaced `tokens`, `prompts`),
-   edits before it on the context or attention are silent. Skips are not, and neither is an injection `on: both`, whose
-   state remains.
+1. A skipped block reads no text. All edits of its context or attention are silent there, including both parts of an
+   `on: both` injection, and so are skips of its cross-attention. Edits of hidden states only act on the state that
+   passes through.
+2. A skipped cross-attention reads no text either. The edits of rule 1 are silent there, except other skips.
+3. Where an edit replaces everything that is read (a `mix` or a blend of `tokens` at strength 1, `replace` of `tokens`,
+   `prompts`), earlier edits of the context or attention are silent. Skips are not, and neither is an `on: both`
+   injection, because its hidden states remain.
 
 Shape suffixes: S steps, L blocks; in ComfyUI a table has the one row of a model call.
 """
@@ -32,33 +33,33 @@ READS_TEXT = frozenset[Part](("context", "attention"))
 Tables = Mapping[Branch, "np.ndarray"]
 
 
-class Ruled(Protocol):
-    """What the rules ask of an edit."""
+class RuledEdit(Protocol):
+    """The part of an edit's interface that the rules use; see `EditBase`."""
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """What of a block it touches."""
+        """The parts of a block that the edit touches."""
         ...
 
-    skips: ClassVar[bool]  # whether its parts do not run at all
-    sets_prompt: ClassVar[bool]  # whether it says what the prompt is, and so acts first
+    skips: ClassVar[bool]  # whether the parts that it touches do not run
+    sets_prompt: ClassVar[bool]  # whether it sets the prompt, and so acts first
     observes: ClassVar[bool]  # whether it changes nothing, and so acts last
 
     def replaces(self, table: Any) -> Any:
-        """Where, by its strengths, it leaves nothing of what would be read: bool, of the table's shape."""
+        """Return where the edit replaces everything that would be read, given its strengths: bool, same shape."""
         ...
 
 
 @dataclass(frozen=True)
 class Silence:
-    """Edit `silent` does not act where edit `by` does; both are places in the list that `silenced` was given."""
+    """Edit `silent` does not act where edit `by` acts. Both are positions in the list given to `silenced`."""
 
     silent: int
     by: int
     why: Literal["block skipped", "attention skipped", "replaced"]
 
     def sentence(self, silent: str, by: str) -> str:
-        """What a person is told, with the names of both edits."""
+        """Return the note for the user, with the names of both edits."""
         why = {
             "block skipped": f"{by} skips the blocks it acts in",
             "attention skipped": f"{by} skips the cross-attention it acts in",
@@ -67,15 +68,17 @@ class Silence:
         return f"{silent} does not act where {why[self.why]}"
 
 
-def acting_order(edits: Sequence[Ruled]) -> list[int]:
-    """The places of the edits in the order in which they act."""
+def acting_order(edits: Sequence[RuledEdit]) -> list[int]:
+    """Return the positions of the edits in the order in which they act."""
     return sorted(range(len(edits)), key=lambda i: (not edits[i].sets_prompt, edits[i].observes))
 
 
-def silenced(edits: Sequence[Ruled], tables: Sequence[Tables]) -> tuple[list[dict[Branch, np.ndarray]], list[Silence]]:
-    """The tables of edits that are in acting order, zero where an edit is silent, and what silences what.
+def silenced(
+    edits: Sequence[RuledEdit], tables: Sequence[Tables]
+) -> tuple[list[dict[Branch, np.ndarray]], list[Silence]]:
+    """Return the tables of edits with zeros where an edit is silent, and the list of which edit silences which.
 
-    tables: strengths of each edit by branch, all of one shape. They are not changed.
+    edits: in acting order. tables: strengths of each edit by branch, all of the same shape [S, L]; not changed.
     """
     out = [dict(table) for table in tables]
     found: list[Silence] = []
@@ -95,19 +98,19 @@ def silenced(edits: Sequence[Ruled], tables: Sequence[Tables]) -> tuple[list[dic
     return out, found
 
 
-def _needs_what_is_skipped(other: Ruled, skip: Ruled) -> bool:
+def _needs_what_is_skipped(other: RuledEdit, skip: RuledEdit) -> bool:
     if other.skips:
         return "block" in skip.parts and "block" not in other.parts
     return bool(READS_TEXT & set(other.parts))
 
 
-def _without(tables: dict[Branch, np.ndarray], gone: Mapping[Any, np.ndarray], told: Silence) -> list[Silence]:
-    """Sets an edit's tables to zero where it is silent; gives what is told of it, if it would have acted there."""
-    silent = False
+def _without(tables: dict[Branch, np.ndarray], gone: Mapping[Any, np.ndarray], silence: Silence) -> list[Silence]:
+    """Set an edit's tables to zero at `gone`, in place. Returns [silence] if the edit would have acted there."""
+    changed = False
     for branch, where in gone.items():
         if branch in tables and tables[branch][where].any():
             kept = tables[branch].copy()
             kept[where] = 0.0
             tables[branch] = kept
-            silent = True
-    return [told] if silent else []
+            changed = True
+    return [silence] if changed else []

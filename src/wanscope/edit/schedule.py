@@ -1,15 +1,15 @@
-"""When an edit acts: a multiplier over the steps of a run, or over sigma.
+"""Schedules: when an edit acts, as a multiplier of its strength over the steps of a run or over sigma.
 
     constant    `value` (1) throughout
-    linear      from `start` (1) to `end` (0), straight
-    cosine      the same, easing in and out: the share s of the way becomes (1 - cos(pi s)) / 2
+    linear      from `start` (1) to `end` (0), linearly
+    cosine      the same with ease-in and ease-out: the fraction s becomes (1 - cos(pi s)) / 2
     step        `start` (1) before `at`, `end` (0) from there on
-    keyframes   `{0: 1.0, 10: 0.2}`: values at places, constant before the first and after the last, between them
-                `interpolate`d: linear, step (a value holds until the next place) or cosine
+    keyframes   `{0: 1.0, 10: 0.2}`: values at places, constant before the first and after the last, and in between as
+                `interpolate` says: linear, step (a value holds until the next place) or cosine
 
-A place is a step of the whole schedule (0 to steps - 1, counted through both experts of Wan 2.2), or with
-`over: sigma` a noise level, which falls from 1 to 0. `linear` and `cosine` run from `first` to `last`: the first and
-the last step, or sigma 1 and 0, where these are left out. No torch is needed here.
+A place is a step of the whole schedule (0 to steps - 1, counted over both experts of Wan 2.2), or with `over: sigma` a
+noise level, which falls from 1 to 0. `linear` and `cosine` go from `first` to `last`, by default the first and the last
+step, or sigma 1 and 0. This module does not need torch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from wanscope.spec.interpolation import INTERPOLATIONS, value_at
 
 _FIX = "schedule: linear, schedule: step(10) or schedule: {0: 1.0, 10: 0.2}"
 
-# The parameters of each kind, with their defaults, in the order in which they may be given by place.
+# The parameters of each kind, with their defaults, in the order of positional arguments.
 KINDS: dict[str, dict[str, float | None]] = {
     "constant": {"value": 1.0},
     "linear": {"start": 1.0, "end": 0.0, "first": None, "last": None},
@@ -35,9 +35,9 @@ KINDS: dict[str, dict[str, float | None]] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """A multiplier over steps or sigma, as values at places in the order of the run.
+    """A multiplier over steps or sigma, given as values at places in the order of the run.
 
-    keys: (place, value); a place that is None is the run's own beginning (first key) or end (last key).
+    keys: (place, value). A place of None is the beginning of the run (first key) or its end (last key).
     """
 
     keys: tuple[tuple[float | None, float], ...] = ((None, 1.0),)
@@ -45,7 +45,7 @@ class Schedule:
     over: Literal["steps", "sigma"] = "steps"
 
     def at(self, step: int, steps: int, sigma: float) -> float:
-        """The multiplier at one model evaluation: of step `step` (from 0) of `steps`, at noise level `sigma`."""
+        """Return the multiplier at a model evaluation of step `step` (from 0) of `steps`, at noise level `sigma`."""
         if not 0 <= step < steps:
             raise ValueError(f"step {step} of {steps}")
         keys = self._placed(steps)
@@ -53,26 +53,30 @@ class Schedule:
         return value_at(keys, place, self.interpolate)
 
     def values(self, sigmas: Sequence[float]) -> tuple[float, ...]:
-        """The multiplier of every step of a run. sigmas: of each step, without the closing 0. Checks as `check`."""
+        """Return the multiplier of every step of a run. sigmas: those of the steps, without the final 0.
+
+        Raises RecipeError; see `check`.
+        """
         self.check(len(sigmas))
         return tuple(self.at(step, len(sigmas), sigma) for step, sigma in enumerate(sigmas))
 
     def check(self, steps: int) -> None:
-        """Raises RecipeError when a place lies behind the end of a run of `steps` steps."""
+        """Raise RecipeError if a place is after the end of a run of `steps` steps."""
         for place, _ in self.keys:
             if self.over == "steps" and place is not None and place > steps:
                 raise RecipeError(
                     f"the schedule names step {place:g}",
                     f"the run has {steps} steps, 0 to {steps - 1}",
-                    "a step of the run, or places in sigma: over: sigma",
+                    "use steps of the run, or noise levels with over: sigma",
                 )
 
     @property
     def is_constant(self) -> bool:
+        """Whether the multiplier is the same at every step."""
         return len({value for _, value in self.keys}) == 1
 
     def as_data(self) -> dict[str, Any]:
-        """Plain data that `parse_schedule` turns into an equal schedule."""
+        """Return plain data that `parse_schedule` turns into an equal schedule."""
         return {"kind": "keyframes", "keys": [list(key) for key in self.keys]} | {
             "interpolate": self.interpolate,
             "over": self.over,
@@ -80,7 +84,7 @@ class Schedule:
 
     @property
     def text(self) -> str:
-        """One line that `parse_schedule` reads as a schedule with the same values."""
+        """The schedule in one line, which `parse_schedule` reads as a schedule with the same values."""
         if self.is_constant:
             return _text(self.keys[0][1])
         sigma = ["over=sigma"] if self.over == "sigma" else []
@@ -103,7 +107,7 @@ class Schedule:
         return ", ".join([*parts, *(["over:sigma"] if sigma else [])])
 
     def describe(self) -> str:
-        """In one line."""
+        """Return a description in words, in one line."""
         if self.is_constant:
             return f"{self.keys[0][1]:g} throughout"
         unit = "sigma" if self.over == "sigma" else "step"
@@ -115,7 +119,7 @@ class Schedule:
         return f"{', '.join(parts)} ({self.interpolate} between)"
 
     def _placed(self, steps: int) -> list[tuple[float, float]]:
-        """Keys at places that grow along the run."""
+        """Return the keys with every place filled in, as numbers that increase along the run."""
         sigma = self.over == "sigma"
         first, last = (_forward(1.0), _forward(0.0)) if sigma else (0.0, float(steps - 1))
         out = []
@@ -125,7 +129,7 @@ class Schedule:
             else:
                 out.append((_forward(place) if sigma else place, value))
         if len(out) > 1 and self.keys[-1][0] is None and out[-1][0] <= out[-2][0]:
-            out.pop()  # a run too short for the slope: its end is never reached
+            out.pop()  # the run is too short to reach the end of the slope
         return out
 
 
@@ -133,12 +137,12 @@ CONSTANT = Schedule()
 
 
 def parse_schedule(value: Any) -> Schedule:
-    """The schedule that `value` means.
+    """Return the schedule that `value` denotes.
 
     value: None or 1 (always 1), a number, a kind's name (`linear`), `cosine(0.2, 1)`, `step(10)`, `linear(1, 0,
     over=sigma)`, keyframes `{0: 1.0, 10: 0.2, interpolate: cosine, over: steps}` or their text `0:1, 10:0.2`,
     `{kind: linear, start: 1, end: 0, first: 5, last: 15}`, or a Schedule. The first and the last place of keyframes may
-    be the words `first` and `last`, the run's own ends.
+    be the words `first` and `last`, for the beginning and the end of the run.
 
     Raises RecipeError for anything else.
     """
@@ -168,7 +172,7 @@ def parse_schedule(value: Any) -> Schedule:
 
 
 def _text(value: float) -> str:
-    """The shortest text that reads back as the same number."""
+    """Return the shortest text that is read back as the same number."""
     short = f"{value:g}"
     return short if float(short) == value else repr(value)
 
@@ -182,7 +186,7 @@ def _is_number(text: str) -> bool:
 
 
 def _forward(sigma: float) -> float:
-    """A place that grows along the run, from a noise level that falls."""
+    """Map a noise level, which falls along the run, to a number that increases."""
     return -sigma
 
 
@@ -202,13 +206,14 @@ def _kind(name: str, data: Mapping[str, Any]) -> Schedule:
     start, end = p["start"] or 0.0, p["end"] or 0.0
     if name == "step":
         if p["at"] is None:
-            raise RecipeError("the schedule step does not say when", "it changes at one step or sigma", "step(10)")
+            why = "it needs the step or sigma at which the value changes"
+            raise RecipeError("the schedule step has no place", why, "schedule: step(10)")
         return Schedule(((None, start), (p["at"], end)), "step", over)
     first, last = p["first"], p["last"]
     if first is not None and last is not None and not _before(first, last, over):
         raise RecipeError(
             f"the schedule {name} runs from {first:g} to {last:g}",
-            "it ends before it begins" + ("; sigma falls along a run" if over == "sigma" else ""),
+            "its end is before its beginning" + ("; sigma falls along a run" if over == "sigma" else ""),
             f"first: {last:g}, last: {first:g}",
         )
     return Schedule(((first, start), (last, end)), "cosine" if name == "cosine" else "linear", over)
@@ -224,7 +229,7 @@ def _keyframes(data: Mapping[str, Any]) -> Schedule:
     if "keys" in rest:
         keys = rest.pop("keys")
         if rest or not isinstance(keys, list | tuple) or any(not _is_pair(key) for key in keys):
-            raise RecipeError("the keyframes cannot be read", "keys is a list of pairs [place, value]", _FIX)
+            raise RecipeError("the keyframes cannot be read", "keys must be a list of pairs [place, value]", _FIX)
         pairs = [(key[0], key[1]) for key in keys]
     if not pairs:
         raise RecipeError("the schedule has no keyframe", "it needs at least one place with a value", _FIX)
@@ -233,7 +238,7 @@ def _keyframes(data: Mapping[str, Any]) -> Schedule:
         if place == ("first" if i == 0 else "last"):
             place = None
         if place is None and i not in (0, len(pairs) - 1):
-            raise RecipeError("a keyframe has no place", "only the first and the last may be the run's own ends", _FIX)
+            raise RecipeError("a keyframe has no place", "only the first and the last keyframe may omit it", _FIX)
         if place is not None:
             place = number(place, "the place of a keyframe", _FIX)
             _check_place(place, over)

@@ -1,4 +1,4 @@
-"""Edits in one line, for the command line and for labels.
+"""The one-line form of edits, for the command line and for labels.
 
     inject 'a green square moves left' into late at 0.4
     inject 'beach + 0.5*(gothic - plain)' where beach='a beach' gothic='a gothic hall' plain=hall.safetensors
@@ -12,10 +12,10 @@
 
 `in` (or `into`) is followed by the blocks, `at` by the strength, `during` by the schedule, `on` by context or hidden,
 `after` by the block at which a donor is captured; every other field is `name=value`. Texts are in single or double
-quotes, where a backslash makes the next quote or backslash an ordinary character.
+quotes; inside them, a backslash escapes a quote or a backslash.
 
-`parse` reads such a line or an edit's JSON. `shorthand` writes one, with everything that is not at its default except
-hashes of files: parse(shorthand(edit)) is the edit.
+`parse` reads such a line or an edit's JSON. `shorthand` writes one, with every field that is not at its default, except
+hashes of files: parse(shorthand(edit)) equals the edit.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ EXAMPLES = {name: kind.example for name, kind in KINDS.items()}
 
 
 def parse(text: str) -> Edit:
-    """The edit that one line means, or that its JSON object is. EditError, with a caret, or RecipeError."""
+    """Read an edit from its one-line form or its JSON object. Raises EditError, with a caret, or RecipeError."""
     stripped = text.strip()
     if stripped.startswith("{"):
         return edit_from(_mapping(stripped))
@@ -42,13 +42,16 @@ def parse(text: str) -> Edit:
 
 
 def edit_from(data: Any, where: str = "") -> Edit:
-    """An edit from plain data (a mapping with `kind`, or one line of text). RecipeError where it is none."""
+    """Return an edit from plain data (a mapping with `kind`, or one line of text). Raises RecipeError.
+
+    where: a prefix for messages.
+    """
     if isinstance(data, str):
         return parse(data)
     kind = data.get("kind") if isinstance(data, Mapping) else None
     if not isinstance(kind, str) or kind not in KINDS:
         hint = nearest(kind, KINDS) if isinstance(kind, str) else f"its kind is one of {', '.join(KINDS)}"
-        raise RecipeError(f"{where}the edit has the kind {kind!r}", hint, EXAMPLES["inject"])
+        raise RecipeError(f"{where}the kind of the edit is {kind!r}", hint, EXAMPLES["inject"])
     try:
         edit: Any = validated(KINDS[kind], text_keys(data))
     except RecipeError as error:
@@ -58,7 +61,7 @@ def edit_from(data: Any, where: str = "") -> Edit:
 
 
 def _in_one_line(fix: str) -> str:
-    """A fix as it is written in a line: `blocks: late` is `into late` there."""
+    """Rewrite a fix for the one-line form: `blocks: late` becomes `into late`."""
     for word, key in (("into", "blocks"), ("at", "strength"), ("during", "schedule")):
         fix = re.sub(rf"\b{key}: (?=\S)", f"{word} ", fix)
     return fix
@@ -73,10 +76,10 @@ def _short(text: str) -> str:
 
 
 def _read(text: str) -> dict[str, Any]:
-    """The mapping that a line means."""
+    """Read a line into the mapping that the edit is made from."""
     line = Line(text)
     if not line.tokens:
-        raise RecipeError("the edit is empty", "it names what is to be done", EXAMPLES["inject"])
+        raise RecipeError("the edit is empty", f"an edit begins with {', '.join(KINDS)}", EXAMPLES["inject"])
     first = line.take()
     name = first.text.lower()
     if name not in KINDS:
@@ -90,5 +93,5 @@ def _read(text: str) -> dict[str, Any]:
 
 
 def shorthand(edit: Edit) -> str:
-    """The edit in one line, with everything that is not at its default except hashes of files."""
+    """Return the edit in one line, with every field that is not at its default, except hashes of files."""
     return edit.in_one_line()

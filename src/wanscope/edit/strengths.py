@@ -1,6 +1,6 @@
-"""How strongly an edit acts in each block: one number, a shape over the depth, or a number per block.
+"""Strengths: how strongly an edit acts in each block, as one number, a shape over the depth, or a number per block.
 
-A shape gives each of L blocks a weight from 0 to 1, which its `base` multiplies (i counts the blocks from 0):
+A shape gives each of L blocks a weight from 0 to 1, which is multiplied by its `base` (i is the block, from 0):
 
     uniform             1
     linear_decay        1 - i / (L - 1)
@@ -8,13 +8,13 @@ A shape gives each of L blocks a weight from 0 to 1, which its `base` multiplies
     gaussian_peak       exp(-(i - peak)^2 / (2 spread^2)); peak = floor(L / 2), spread = L / 8
     inverse_gaussian    1 - gaussian_peak
     sine_wave           (1 + sin(2 pi cycles i / L)) / 2; cycles = 1
-    stepped             `size` blocks 1, the next `size` 0, and so on; size = floor(L / 8), at least 1
+    stepped             1 in the first `size` blocks, 0 in the next `size`, and so on; size = max(1, floor(L / 8))
     random              uniform in [0, 1) from `seed` (0), the same on every machine
     focus_early, focus_mid, focus_late    1 in that preset, `rest` (0.1) elsewhere
     custom              `values`: a number for each block, or a mapping of blocks to numbers
 
-On 40 blocks and with `base` the defaults are those of the earlier ComfyUI nodes (peak 20, spread 5, steps of 5).
-No torch is needed here. A further shape is one function under `@strength_shape`.
+On 40 blocks the defaults are those of the earlier ComfyUI nodes (peak 20, spread 5, steps of 5).
+This module does not need torch. To add a shape, decorate a function with `@strength_shape`.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _bar = re.compile(rf"\s*(?:block\s*)?([0-9]+)\s+[{FULL}{EMPTY}▒-]*\s*([+-]?[0-
 
 
 def strength_shape(function: Callable[..., Weights]) -> Callable[..., Weights]:
-    """Registers `function(count, *, parameter=default, ...) -> [count weights]` as a shape, under its own name.
+    """Register `function(count, *, parameter=default, ...) -> [count weights]` as a shape under its own name.
 
-    Parameters are numbers; None stands for a default that depends on the depth.
+    Parameters are numbers; a default of None means that it depends on the depth.
     """
     for parameter in list(inspect.signature(function).parameters.values())[1:]:
         if parameter.default is parameter.empty:
@@ -73,7 +73,7 @@ def gaussian_peak(count: int, *, peak: float | None = None, spread: float | None
     if not 0 <= peak <= count - 1:
         raise RecipeError(f"the peak is at block {peak:g}", f"blocks are numbered from 0 to {count - 1}", "peak: 0")
     if spread <= 0:
-        raise RecipeError(f"spread is {spread:g}", "it is a number of blocks above zero", f"spread: {count / 8:g}")
+        raise RecipeError(f"spread is {spread:g}", "it is a number of blocks above 0", f"spread: {count / 8:g}")
     return [math.exp(-(((i - peak) / spread) ** 2) / 2) for i in range(count)]
 
 
@@ -99,7 +99,7 @@ def stepped(count: int, *, size: float | None = None) -> Weights:
 def random(count: int, *, seed: float = 0) -> Weights:
     if seed != int(seed) or seed < 0:
         raise RecipeError(f"seed is {seed:g}", "a seed is a whole number from 0", "seed: 0")
-    draw = _random.Random(int(seed))  # Python promises this sequence for a seed, on every version
+    draw = _random.Random(int(seed))  # Python guarantees the same sequence for a seed in every version
     return [draw.random() for _ in range(count)]
 
 
@@ -124,22 +124,23 @@ def _focus(preset: str, count: int, rest: float) -> Weights:
 
 @dataclass(frozen=True)
 class Strengths:
-    """A number for each block of a model."""
+    """One number for each block of a model."""
 
     values: tuple[float, ...]
 
     @property
     def count(self) -> int:
+        """The number of blocks of the model."""
         return len(self.values)
 
     @property
     def blocks(self) -> Blocks:
-        """Where the strength is not zero: where the edit acts."""
+        """The blocks whose strength is not zero, in which the edit acts."""
         return Blocks(tuple(value != 0 for value in self.values))
 
     @property
     def name(self) -> str | None:
-        """The shape that these numbers have with its default parameters, whatever the base; None if none has."""
+        """The shape that gives these numbers with its default parameters and some base; None if there is none."""
         if not any(self.values):
             return None
         for name, shape in SHAPES.items():
@@ -153,13 +154,13 @@ class Strengths:
         return None
 
     def within(self, blocks: Blocks) -> Strengths:
-        """These in the chosen blocks, 0 elsewhere."""
+        """Return these strengths in the selected blocks and 0 elsewhere."""
         if blocks.count != self.count:
             raise ValueError(f"{self.count} strengths and {blocks.count} blocks")
         return Strengths(tuple(v if chosen else 0.0 for v, chosen in zip(self.values, blocks.mask, strict=True)))
 
     def describe(self) -> str:
-        """In one line: how strong, where."""
+        """Return one line: how strong, and in which blocks."""
         acting = {value for value in self.values if value}
         if len(acting) <= 1:
             at = f"{acting.pop():g} in " if acting else ""
@@ -169,9 +170,10 @@ class Strengths:
         return f"{shape}at most {self.values[top]:g} in block {top}; {self.blocks.describe()}"
 
     def bars(self, width: int = 20, digits: int | None = 3) -> str:
-        """A line a block: number, bar, strength. A full bar is 1, or the largest where one is larger.
+        """Return one line per block: its number, a bar, and its strength. A full bar is 1, or the maximum if larger.
 
-        digits: after the point; None writes every digit, so that `parse_bars` gives the same numbers back.
+        width: characters of a full bar. digits: decimal places; None writes all digits, so that `parse_bars` returns
+        exactly the same numbers.
         """
         full = max(1.0, *(abs(value) for value in self.values))
         places = len(str(self.count - 1))
@@ -184,21 +186,21 @@ class Strengths:
 
 
 def parse_strengths(value: Any, count: int, *, low: float | None = 0.0, high: float | None = 1.0) -> Strengths:
-    """The strengths that `value` means on a model of `count` blocks.
+    """Return the strengths that `value` denotes on a model of `count` blocks.
 
     value: a number (or its text); a shape's name, `gaussian_peak(0.8, peak=20)` or `{shape: gaussian_peak, base: 0.8,
-    peak: 20}` (base 1 where it is left out); a list with a number for each block; a mapping of blocks to numbers
+    peak: 20}` (the default base is 1); a list with one number per block; a mapping of blocks to numbers
     (`{early: 0.2, 10-29: 0.8}`, 0 elsewhere); or Strengths.
-    low, high: bounds that every strength has to keep; None for no bound.
+    low, high: bounds of every strength; None for no bound.
 
-    Raises RecipeError: what cannot be read, a wrong number of strengths, a block the model lacks or named twice, a
-    strength out of bounds.
+    Raises RecipeError for a value that cannot be read, a wrong number of strengths, a block that the model does not
+    have or that is named twice, or a strength out of bounds.
     """
     return Strengths(tuple(_bounded(_values(value, count), low, high)))
 
 
 def check_strengths(value: Any, *, low: float | None = 0.0, high: float | None = 1.0) -> None:
-    """Everything that can be said about `value` before the model is known. Raises RecipeError."""
+    """Check everything about `value` that does not depend on the model. Raises RecipeError."""
     if isinstance(value, Strengths):
         _bounded(value.values, low, high)
     elif isinstance(value, Mapping) and "shape" not in value:
@@ -224,23 +226,23 @@ def check_strengths(value: Any, *, low: float | None = 0.0, high: float | None =
 
 
 def parse_bars(text: str) -> Strengths:
-    """The strengths that a picture by `Strengths.bars` shows. Raises RecipeError for lines that are not such bars."""
+    """Read the strengths from the output of `Strengths.bars`. Raises RecipeError for lines that are not such bars."""
     values = []
     for line in filter(str.strip, text.splitlines()):
         match = _bar.fullmatch(line)
         if not match or int(match[1]) != len(values):
             raise RecipeError(
                 f"the line {line.strip()!r} is not the bar of block {len(values)}",
-                "a line holds a block's number, its bar and its strength",
+                "a line has a block's number, its bar and its strength",
                 f"{len(values)} {FULL * 10}{EMPTY * 10} 0.5",
             )
         values.append(number(match[2], f"the strength of block {match[1]}"))
     if not values:
-        raise RecipeError("the picture of strengths is empty", "it has a line for each block", "")
+        raise RecipeError("the picture of strengths is empty", "it needs one line per block", "")
     return Strengths(tuple(values))
 
 
-_FIX = "strength: 0.4, strength: linear_decay or strength: {early: 0.2, late: 0.8}"
+_FIX = "strength: 0.4"
 
 
 def _values(value: Any, count: int) -> Sequence[float]:
@@ -252,7 +254,7 @@ def _values(value: Any, count: int) -> Sequence[float]:
         numbers = _numbers(value)
         if len(numbers) != count:
             raise RecipeError(
-                f"{len(numbers)} strengths are given", f"this model has {count} blocks, and each needs one", _FIX
+                f"{len(numbers)} strengths are given", f"this model has {count} blocks and needs one for each", _FIX
             )
         return numbers
     call = shape_call(value)
@@ -270,13 +272,17 @@ def _mapped(value: Mapping[Any, Any], count: int) -> list[float]:
         strength = number(item, f"the strength of blocks {key!r}", "0.5")
         for i in parse_blocks(key, count).indices:
             if out[i] is not None:
-                raise RecipeError(f"block {i} is given two strengths", f"{key!r} names it once more", _FIX)
+                fix = "strength: {early: 0.2, late: 0.8}"
+                raise RecipeError(f"block {i} is given two strengths", f"{key!r} names it again", fix)
             out[i] = strength
     return [0.0 if v is None else v for v in out]
 
 
 def shape_call(value: Any) -> tuple[str, float, dict[str, Any]] | None:
-    """A shape's name, base and other parameters, checked against what the shape takes; None if it is no shape."""
+    """Return a shape's name, base and other parameters, checked against its signature; None if `value` is not a shape.
+
+    Raises RecipeError for an unknown shape or parameter.
+    """
     if isinstance(value, str):
         try:
             float(value)
@@ -286,7 +292,7 @@ def shape_call(value: Any) -> tuple[str, float, dict[str, Any]] | None:
             return None
         call = split_call(value, ("base",))
         if call is None:
-            raise RecipeError(f"strength is {value!r}", "it is neither a number nor a shape", _FIX)
+            raise RecipeError(f"strength is {value!r}", "it is neither a number nor a shape", "strength: linear_decay")
         name, arguments = call[0], dict[str, Any](call[1])
         if name not in SHAPES:
             raise RecipeError(f"strength is {value!r}", f"no shape has that name; {nearest(name, SHAPES)}", _FIX)
@@ -305,12 +311,12 @@ def shape_call(value: Any) -> tuple[str, float, dict[str, Any]] | None:
     known = ["values"] if name == "custom" else _parameters(name)
     for key in arguments:
         if key not in known:
-            takes = nearest(key, known) if known else "it has none but base"
+            takes = nearest(key, known) if known else "its only parameter is base"
             raise RecipeError(f"the shape {name} has no parameter {key!r}", takes, _FIX)
     if name == "custom":
         values = arguments.get("values")
         if not (_is_list(values) or (isinstance(values, Mapping) and "shape" not in values)):
-            raise RecipeError("the shape custom has no values", "it needs a number for each block", _FIX)
+            raise RecipeError("the shape custom has no values", "it needs one number per block", _FIX)
         return name, base, arguments
     return name, base, {key: _parameter(v, f"{key} of {name}") for key, v in arguments.items() if v is not None}
 
@@ -328,7 +334,7 @@ def _numbers(values: Sequence[Any]) -> list[float]:
 
 
 def _parameter(item: Any, what: str) -> float:
-    """A number; whole ones stay whole, because a seed may be larger than a float holds exactly."""
+    """Return a number. Integers stay integers, because a seed may be too large for an exact float."""
     if isinstance(item, Integral) and not isinstance(item, bool):
         return int(item)
     return int(item) if isinstance(item, str) and _whole.fullmatch(item) else number(item, what)
@@ -342,6 +348,8 @@ def _bounded(values: Sequence[float], low: float | None, high: float | None) -> 
             why = f"from {low:g} to {high:g}" if low is not None and high is not None else ""
             why = why or (f"at least {low:g}" if below else f"at most {high:g}")
             raise RecipeError(
-                f"strength {value:g}{where} is out of range", f"it is {why}", f"strength: {low if below else high:g}"
+                f"strength {value:g}{where} is out of range",
+                f"it must be {why}",
+                f"strength: {low if below else high:g}",
             )
     return values

@@ -1,4 +1,4 @@
-"""Sweeps: `{edits.0.blocks: [early, mid, late], edits.0.strength: [0.2, 0.5, 1.0]}` makes every combination.
+"""Sweeps: `{edits.0.blocks: [early, mid, late], edits.0.strength: [0.2, 0.5, 1.0]}` gives every combination.
 
 The first key varies slowest.
 """
@@ -31,7 +31,7 @@ class Swept:
 
     @property
     def label(self) -> str:
-        """What tells it from the others of its sweep: `late, strength 0.4`."""
+        """What distinguishes it from the others of its sweep: `late, strength 0.4`."""
         parts = []
         for key, text in self.values.items():
             number = text[:1].isdigit() or text[:1] in "-.[{" or text in ("true", "false", "null")
@@ -40,14 +40,14 @@ class Swept:
 
 
 def edit_labels(lists: Sequence[Sequence[Edit]]) -> list[str]:
-    """For each of several lists of edits what tells it from the others; `baseline` where there are none.
+    """Return a label for each of several lists of edits that distinguishes it from the others; `baseline` for no edits.
 
-    Lists of the same kinds of edits are told apart by the fields that differ, others by their shorthand.
+    Lists of the same kinds of edits are labeled by the fields that differ, others by their shorthand.
     """
     edited = {tuple(map(shorthand, edits)): edits for edits in lists if edits}
     kinds = {tuple(edit.kind for edit in edits) for edits in edited.values()}
     if len(edited) < 2 or len(kinds) > 1:
-        return [_line(edits) for edits in lists]
+        return [_edits_text(edits) for edits in lists]
     fields = {key: _fields(edits) for key, edits in edited.items()}
     names = dict.fromkeys(name for found in fields.values() for name in found)
     varying = [name for name in names if len({found.get(name) for found in fields.values()}) > 1]
@@ -58,14 +58,14 @@ def edit_labels(lists: Sequence[Sequence[Edit]]) -> list[str]:
     return [labels[tuple(map(shorthand, edits))] if edits else BASELINE for edits in lists]
 
 
-def _line(edits: Sequence[Edit]) -> str:
+def _edits_text(edits: Sequence[Edit]) -> str:
     return "; ".join(map(shorthand, edits)) or BASELINE
 
 
 def _fields(edits: Sequence[Edit]) -> dict[str, str]:
-    """Every field of a list of edits that has a value, as text."""
+    """Return every field of a list of edits that has a value, as text."""
     return {
-        f"edits.{i}.{name}": _said(value)
+        f"edits.{i}.{name}": _value_text(value)
         for i, edit in enumerate(edits)
         for name, value in edit.model_dump(mode="json").items()
         if value is not None and name != "sha256"
@@ -73,18 +73,18 @@ def _fields(edits: Sequence[Edit]) -> dict[str, str]:
 
 
 def sweep_values(sweep: Any) -> Any:
-    """The mapping with every value a tuple. ValueError, for pydantic, where it is none."""
+    """Return a sweep with every value as a tuple. Raises ValueError, for pydantic, if it is not a sweep."""
     if sweep is None:
         return {}
     if not isinstance(sweep, Mapping):
-        raise ValueError(f"it maps settings of edits to lists of values{_FIX}")
+        raise ValueError(f"it maps fields of edits to lists of values{_FIX}")
     out: dict[str, tuple[Any, ...]] = {}
     for key, values in sweep.items():
         parts = str(key).split(".")
         if len(parts) < 3 or parts[0] != "edits" or not parts[1].isdigit():
-            raise ValueError(f"{key!r} is not a setting of an edit{_FIX}")
+            raise ValueError(f"{key!r} is not a field of an edit{_FIX}")
         if not isinstance(values, list | tuple) or not values:
-            raise ValueError(f"{key} should be a list of the values that it takes{_FIX}")
+            raise ValueError(f"{key} should be a list of values{_FIX}")
         out[str(key)] = tuple(values)
     if prod(map(len, out.values())) > MAX_COMBINATIONS:
         raise ValueError(
@@ -97,9 +97,10 @@ _FIX = "; for example sweep: {edits.0.blocks: [early, mid, late], edits.0.streng
 
 
 def swept_edits(edits: Sequence[Edit], sweep: Mapping[str, Sequence[Any]]) -> list[Swept]:
-    """Every combination, in order; one without values where nothing is swept, none where there are no edits.
+    """Return every combination, in order.
 
-    Raises ValueError, with the key, for a place that is not there and a value that it cannot take.
+    Without a sweep, the result is one combination without values, or none if there are no edits. Raises ValueError,
+    with the key, for a field that does not exist or a value that it does not accept.
     """
     if not sweep:
         return [Swept(tuple(edits), {})] if edits else []
@@ -109,8 +110,8 @@ def swept_edits(edits: Sequence[Edit], sweep: Mapping[str, Sequence[Any]]) -> li
         changed = plain
         for key, value in zip(sweep, combination, strict=True):
             changed = _with(changed, key, value)
-        values = {key: _said(value) for key, value in zip(sweep, combination, strict=True)}
-        out.append(Swept(_made(changed, values), values))
+        values = {key: _value_text(value) for key, value in zip(sweep, combination, strict=True)}
+        out.append(Swept(_edits_from(changed, values), values))
     seen: dict[tuple[str, ...], Swept] = {}
     for swept in out:
         same = seen.setdefault(tuple(map(shorthand, swept.edits)), swept)
@@ -119,7 +120,7 @@ def swept_edits(edits: Sequence[Edit], sweep: Mapping[str, Sequence[Any]]) -> li
     return out
 
 
-def _made(data: list[Any], values: Mapping[str, str]) -> tuple[Edit, ...]:
+def _edits_from(data: list[Any], values: Mapping[str, str]) -> tuple[Edit, ...]:
     with as_value_error():
         try:
             return tuple(edit_from(item) for item in data)
@@ -129,7 +130,7 @@ def _made(data: list[Any], values: Mapping[str, str]) -> tuple[Edit, ...]:
 
 
 def _with(edits: list[Any], key: str, value: Any) -> list[Any]:
-    """The edits as plain data with one value set."""
+    """Return the edits as plain data with one value set."""
     _, place, *path = key.split(".")
     if int(place) >= len(edits):
         have = f"0 to {len(edits) - 1}" if edits else "none"
@@ -141,7 +142,7 @@ def _set(data: Any, path: Sequence[str], value: Any, key: str) -> Any:
     head, rest = path[0], path[1:]
     if isinstance(data, list):
         if not head.isdigit() or int(head) >= len(data):
-            raise ValueError(f"{key}: there is no place {head!r} in a list of {len(data)}")
+            raise ValueError(f"{key}: there is no item {head!r} in a list of {len(data)}")
         place = int(head)
         return [*data[:place], _set(data[place], rest, value, key) if rest else value, *data[place + 1 :]]
     if isinstance(data, str) and key.split(".")[2:] in (["donor", "prompt"], ["donor", "after_block"]):
@@ -153,7 +154,7 @@ def _set(data: Any, path: Sequence[str], value: Any, key: str) -> Any:
     return inner
 
 
-def _said(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -161,7 +162,7 @@ def _said(value: Any) -> str:
     if isinstance(value, int | float):
         return number_text(value)
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_said(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {_value_text(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_said, value)) + "]"
+        return "[" + ", ".join(map(_value_text, value)) + "]"
     return str(value)

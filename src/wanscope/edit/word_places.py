@@ -1,8 +1,8 @@
-"""Which texts the edits of a recipe need encoded, and where the words that they name are in them.
+"""The texts that the edits of a recipe need, and the token positions of the words that they name.
 
-texts_of(edits)                 every text that has to be encoded, and what it is
-check_texts(tokenizer, ...)     lengths and words, before any work
-word_places(tokenizer, ...)     the token columns of each word, in each text that holds it
+texts_of(edits)                 every text that has to be encoded
+check_texts(tokenizer, ...)     checks lengths and words, before any work
+word_places(tokenizer, ...)     the token columns of each word in each text that contains it
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from wanscope.prompt.tokens import check_length, find_words
 
 
 def texts_of(edits: Iterable[EditBase]) -> dict[str, str]:
-    """Every text that the edits need encoded, each once, and what errors call it."""
+    """Return every text that has to be encoded for the edits, with the name that errors use for it."""
     out: dict[str, str] = {}
     for edit in edits:
         for text, name in edit.texts().items():
@@ -26,7 +26,7 @@ def texts_of(edits: Iterable[EditBase]) -> dict[str, str]:
 
 
 def check_texts(tokenizer: Any, prompt: str, edits: Sequence[EditBase], text_length: int) -> None:
-    """RecipeError for a donor that is longer than the model reads, and for words that occur nowhere."""
+    """Raise RecipeError for a text with more than `text_length` tokens, and for words that occur in no text."""
     for text, name in texts_of(edits).items():
         check_length(tokenizer, text, text_length, name)
     for index in range(len(edits)):
@@ -36,9 +36,9 @@ def check_texts(tokenizer: Any, prompt: str, edits: Sequence[EditBase], text_len
 def word_places(
     tokenizer: Any, prompt: str, edits: Sequence[EditBase], index: int, text_length: int
 ) -> dict[str, Places]:
-    """For each word that edit `index` names, its token columns in each text of the recipe that holds it.
+    """Return, for each word that edit `index` names, its token columns in each text of the recipe that contains it.
 
-    The texts are the prompt, the donors and the prompts of later steps. {} for an edit without words.
+    The texts are the prompt, the donors and the prompts of `prompts` edits. The result is {} for an edit without words.
     Raises RecipeError for a word that occurs in none of them.
     """
     edit = edits[index]
@@ -53,14 +53,14 @@ def word_places(
             except RecipeError as error:
                 missing = missing or error
         if not found and missing is not None:
-            beside = ", nor in a donor" if others else ""
-            raise RecipeError(f"edits.{index}: {missing.what}{beside}", missing.why, missing.fix)
+            donors = ", nor in a donor" if others else ""
+            raise RecipeError(f"edits.{index}: {missing.what}{donors}", missing.why, missing.fix)
         places[word] = found
     return places
 
 
 def united(places: Mapping[str, Places]) -> Places:
-    """The columns of any of the words, in each text that holds one."""
+    """Return the token columns of any of the words, in each text that contains one."""
     columns: dict[str, set[int]] = {}
     for found in places.values():
         for text, own in found.items():

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from wanscope import events
 from wanscope.catalog.catalog import Catalog, New
-from wanscope.edit.named_files import Find, Remembered
+from wanscope.edit.named_files import CatalogEmbedding, Find
 from wanscope.errors import EmbeddingNotFound, WanscopeError
 from wanscope.recipe import Recipe
 from wanscope.wan.variants import VARIANTS
@@ -105,7 +105,7 @@ def finder(space: Workspace) -> Find:
     """
     catalog = Catalog(space, wait_seconds=WAIT_SECONDS)
 
-    def find(name: str) -> Remembered:
+    def find(name: str) -> CatalogEmbedding:
         if not catalog.exists:
             raise EmbeddingNotFound(f"there is no embedding {name!r}", "the workspace has no catalog yet")
         found = catalog.get(name, count=False)
@@ -113,7 +113,7 @@ def finder(space: Workspace) -> Find:
             raise EmbeddingNotFound(
                 f"{name!r} is in the space {found.row['space']!r}", "a donor is the output of a text encoder", ""
             )
-        return Remembered(found.key, found.tokens.content, (found.tokens.tokens, found.tokens.dim))
+        return CatalogEmbedding(found.key, found.tokens.content, (found.tokens.tokens, found.tokens.dim))
 
     return find
 

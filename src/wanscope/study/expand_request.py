@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from wanscope.edit.named_files import Find, Remembered
+from wanscope.edit.named_files import CatalogEmbedding, Find
 from wanscope.errors import ModelError, RecipeError
 from wanscope.recipe import LoraSpec, Study
 from wanscope.study.expand import DTYPE_NAMES, Expansion, expand
@@ -96,7 +96,7 @@ def _expanded_on(model: WanModel, study: Study, find: Find) -> Expansion:
 def embedding_finder(space: Workspace) -> Find:
     """Return a function that looks up an embedding that an edit names in the workspace's catalog."""
 
-    def find(name: str) -> Remembered:
+    def find(name: str) -> CatalogEmbedding:
         from wanscope.study.embedding_reuse import finder  # imported here: most requests need no database
 
         return finder(space)(name)

@@ -1,4 +1,4 @@
-"""Bend: the cross-attention maps of chosen words, moved, scaled, rotated, amplified or masked."""
+"""Bend: changes the cross-attention maps of chosen words."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wanscope.edit.sites import Branch, Part
 from wanscope.errors import RecipeError, nearest
 from wanscope.spec.settings import Finite
 
-# What each operation needs, and what else it may have.
+# The required and the optional parameters of each operation.
 BENDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "amplify": (("factor",), ()),
     "suppress": (("factor",), ()),
@@ -35,12 +35,12 @@ BEND_PARAMETERS = ("factor", "x", "y", "angle", "axis", "sigma", "box")
 class Bend(EditWithStrength):
     """Changes the cross-attention maps of chosen words.
 
-    amplify: multiplied by `factor`, from 1 on. suppress: divided by it. scale: about the frame's center, `factor` 2 is
-    twice as large. rotate: by `angle` degrees about the center, counterclockwise as seen. translate: by `x` (to the
-    right) and `y` (down) in shares of the frame. flip: along `axis` x (left and right change places) or y. blur:
-    Gaussian, `sigma` in tokens. region: kept inside `box` (left, top, right, bottom in shares of the frame), 0 outside.
-    strength: from the map as it is (0) to the changed one (1). heads: () for all. renormalize: whether the changed
-    attention still sums to 1.
+    amplify: multiply by `factor`, at least 1. suppress: divide by it. scale: about the frame's center, `factor` 2 is
+    twice as large. rotate: by `angle` degrees about the center, counterclockwise on screen. translate: by `x` (to the
+    right) and `y` (down), as fractions of the frame. flip: `axis` x swaps left and right, y top and bottom. blur:
+    Gaussian, `sigma` in tokens. region: 0 outside `box` (left, top, right, bottom, as fractions of the frame).
+    strength: interpolates from the unchanged map (0) to the changed one (1). heads: () for all. renormalize: whether
+    each position's attention still sums to 1.
     """
 
     kind: Literal["bend"] = "bend"
@@ -66,7 +66,7 @@ class Bend(EditWithStrength):
     @classmethod
     def _some_word(cls, words: tuple[str, ...]) -> tuple[str, ...]:
         if not words:
-            raise ValueError("it names no word whose attention is bent")
+            raise ValueError("it needs at least one word")
         return words
 
     @field_validator("heads")
@@ -80,7 +80,7 @@ class Bend(EditWithStrength):
     @classmethod
     def _box(cls, box: tuple[float, ...] | None) -> tuple[float, ...] | None:
         if box is not None and not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
-            raise ValueError("a box is [left, top, right, bottom] in shares of the frame, such as [0, 0, 0.5, 1]")
+            raise ValueError("a box is [left, top, right, bottom] as fractions of the frame, such as [0, 0, 0.5, 1]")
         return box
 
     @model_validator(mode="after")
@@ -94,15 +94,15 @@ class Bend(EditWithStrength):
                 has = " and ".join((*needed, *allowed))
                 raise ValueError(f"{self.operation} has no {name}; it has {has}")
         if self.operation == "translate" and self.x is None and self.y is None:
-            raise ValueError("translate needs x, y or both, in shares of the frame")
+            raise ValueError("translate needs x, y or both, as fractions of the frame")
         low, high = FACTORS.get(self.operation, (0.0, 0.0))
         if self.factor is not None and not low <= self.factor <= high:
-            raise ValueError(f"the factor of {self.operation} is from {low:g} to {high:g}, not {self.factor:g}")
+            raise ValueError(f"the factor of {self.operation} must be from {low:g} to {high:g}, not {self.factor:g}")
         return self
 
     @property
     def changes_nothing(self) -> bool:
-        """Factor 1, angle 0 and their kin: the map would be the one that is there, so it is not planned at all."""
+        """Whether the parameters leave every map as it is (factor 1, angle 0 and so on), so that it is not planned."""
         if self.operation in ("amplify", "suppress", "scale"):
             return self.factor == 1
         if self.operation == "rotate":
@@ -119,8 +119,8 @@ class Bend(EditWithStrength):
         return (0.0,) * count if self.changes_nothing else super().acting_strengths(count)
 
     def inactive_reason(self, count: int) -> str:
-        unmoved = "its map would stay as it is" if self.changes_nothing else ""
-        return super().inactive_reason(count) or unmoved
+        unchanged = "its parameters leave the map as it is" if self.changes_nothing else ""
+        return super().inactive_reason(count) or unchanged
 
     def operation_at(self, planned: PlannedEdit, part: Part, branch: Branch, step: int, strength: float) -> Operation:
         return BendMaps(self, strength, planned.index)
@@ -134,7 +134,7 @@ class Bend(EditWithStrength):
             if head >= heads:
                 raise RecipeError(f"there is no head {head}", f"heads are numbered from 0 to {heads - 1}", "heads: []")
 
-    # ---- in one line
+    # ---- the one-line form
 
     readers: ClassVar[Mapping[str, Reader]] = {
         "words": lambda line, token: items_of(token.text),
@@ -148,11 +148,11 @@ class Bend(EditWithStrength):
         while (token := line.here()) and not (token.text in BENDS and words) and not line.begins_a_part(token):
             words.append(bare(line.take().text))
         if not words:
-            line.fail(token or line.end(), "it names no word whose attention is bent", cls.example)
+            line.fail(token or line.end(), "the words to bend are missing", cls.example)
         line.data["words"] = words
         if not (token and token.text in BENDS):
             hint = next((nearest(w, BENDS) for w in words[1:] if "mean" in nearest(w, BENDS)), f"{', '.join(BENDS)}")
-            line.fail(token or line.end(), f"what to do is missing after the words: {hint}", cls.example)
+            line.fail(token or line.end(), f"the operation is missing after the words: {hint}", cls.example)
         operation = line.data["operation"] = line.take().text
         needed, allowed = BENDS[operation]
         token = line.here()
@@ -171,5 +171,5 @@ class Bend(EditWithStrength):
 
 
 def word_text(word: str) -> str:
-    """A word of a prompt as a line has it."""
+    """Return a word of a prompt as it is written in a line."""
     return word if word not in BENDS and is_plain_word(word) else quoted(word)

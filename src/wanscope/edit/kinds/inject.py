@@ -1,4 +1,4 @@
-"""Inject: a donor's text into chosen blocks, or its hidden states (activation patching)."""
+"""Inject: puts a donor's text or its hidden states (activation patching) into chosen blocks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wanscope.edit.kinds.bend import word_text
 from wanscope.edit.line import Line, Reader, is_setting, items_of, setting_of
 from wanscope.edit.line_tokens import Token, contents, is_plain_file, is_quoted, quoted
 from wanscope.edit.operations import Append, BlendState, BlendTokens, MixIn, Operation, ReadInstead
-from wanscope.edit.planned import PlannedEdit, Resolved, Resolving
+from wanscope.edit.planned import PlannedEdit, Resolved, ResolveInputs
 from wanscope.edit.planned_texts import Boost, PlannedText
 from wanscope.edit.sites import BRANCHES, Branch, Part
 from wanscope.errors import RecipeError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from wanscope.edit.named_files import NamedFiles
 
 MAX_DIFFERENCE = 10.0
-SHORT_DONOR = 0.5  # of the prompt's tokens; below that, a note says what mode `tokens` does with a donor so short
+SHORT_DONOR = 0.5  # of the prompt's tokens; for a shorter donor, a note says what mode `tokens` does with it
 _alternatives = re.compile(r"\[[^\[\]]*\|[^\[\]]*\]")
 
 
@@ -34,15 +34,15 @@ class Inject(EditWithStrength):
 
     on: `context` (what cross-attention reads), `hidden` (a block's input, from the donor's own pass on the same
     latents), or `both`.
-    mode, on the context: `mix` the outputs of the two cross-attentions, `append` the donor's tokens to the prompt's
-    with weight `strength`, or blend `tokens` place by place.
-    operation, of tokens and hidden states a with the donor's b at strength s: `blend` (1 - s) a + s b, `replace` b
+    mode, for the context: `mix` the outputs of two cross-attentions, one to each text, `append` the donor's tokens to
+    the prompt's with weight `strength`, or blend `tokens` position by position.
+    operation, for tokens and hidden states a with the donor's b at strength s: `blend` (1 - s) a + s b, `replace` b
     wherever s is above 0, `add` a + s b.
-    words: limit mode `tokens` to the places of these words of the prompt.
-    difference: move the donor first, to this relative L2 distance from the prompt (raw embeddings, exact), by the
-    amplifier's mode `amplify`. boost: multiply the difference after projection. keep_norm: whether the two keep every
-    token's length; left out, boost does and difference does not.
-    donor_negative: with branch `both`, what the other pass gets.
+    words: limits mode `tokens` to the positions of these words of the prompt.
+    difference: first moves the donor to exactly this relative L2 distance from the prompt (raw embeddings); `amplify`
+    chooses the method. boost: multiplies the difference after projection. keep_norm: whether the two keep the norm of
+    each token; by default, boost does and difference does not.
+    donor_negative: with branch `both`, the donor for the unconditional pass.
     """
 
     kind: Literal["inject"] = "inject"
@@ -65,26 +65,26 @@ class Inject(EditWithStrength):
 
     @property
     def strength_range(self) -> tuple[float, float]:
-        # With `on: both` the context is mixed or appended to, whose strength is a share or a weight.
+        # With `on: both` and modes mix or append, the strength is also a share or a weight, so it must be in 0 to 1.
         adds_alone = self.operation == "add" and (self.mode == "tokens" or self.on == "hidden")
         return (-10.0, 10.0) if adds_alone else (0.0, 1.0)
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if self.operation != "blend" and self.on == "context" and self.mode != "tokens":
-            raise ValueError(f"operation {self.operation} works on tokens or hidden states; mode: tokens or on: hidden")
+            raise ValueError(f"operation {self.operation} needs mode: tokens or on: hidden")
         if self.mode != "mix" and self.on == "hidden":
-            raise ValueError(f"mode {self.mode} is about the context, and on is hidden; on: context")
+            raise ValueError(f"mode {self.mode} applies to the context; it needs on: context")
         if self.words and (self.mode != "tokens" or self.on != "context"):
-            raise ValueError("words limit an injection of tokens into the context; mode: tokens")
+            raise ValueError("words needs mode: tokens and on: context")
         if self.boost is not None and self.on == "hidden":
-            raise ValueError("boost multiplies a difference of contexts, and on is hidden; on: context")
+            raise ValueError("boost multiplies a difference of contexts; it needs on: context")
         if self.amplify != "push_apart" and self.difference is None:
-            raise ValueError(f"amplify {self.amplify} is a way to reach a difference, and no difference is given")
+            raise ValueError(f"amplify {self.amplify} needs a difference to reach; add difference: 0.6")
         if self.keep_norm is not None and self.difference is None and self.boost is None:
-            raise ValueError("keep_norm belongs to difference or boost, and neither is given")
+            raise ValueError("keep_norm needs difference or boost")
         if self.donor_negative is not None and self.branch != "both":
-            raise ValueError("donor_negative is what the uncond pass gets; branch: both")
+            raise ValueError("donor_negative is the donor of the uncond pass; it needs branch: both")
         return self
 
     @property
@@ -129,43 +129,43 @@ class Inject(EditWithStrength):
         except RecipeError as error:
             raise RecipeError(f"{where}: {error.what}", error.why, error.fix) from None
 
-    def resolve(self, against: Resolving) -> Resolved:
-        """Its donor in each branch, moved to the difference asked for. RecipeError where that cannot be reached."""
-        texts, main = against.texts, against.main
-        found = self._encoded(texts, against.where)
+    def resolve(self, inputs: ResolveInputs) -> Resolved:
+        """Return the donor of each branch, at the requested difference. Raises RecipeError if it cannot be reached."""
+        texts, main = inputs.texts, inputs.main
+        found = self._encoded(texts, inputs.where)
         for note in filter(None, (found.note, *map(_unread_syntax, self.donor.prompts()))):
-            against.note(note)
+            inputs.note(note)
         own = frozenset((self.donor.prompt,)) if self.donor.prompt is not None else frozenset()
         donor: dict[Branch, PlannedText] = {}
         for branch in BRANCHES:
             embedding_LD, prompts = found.embedding, own
             if branch == "uncond" and self.donor_negative is not None:
                 embedding_LD, prompts = texts.raw[self.donor_negative], frozenset((self.donor_negative,))
-            donor[branch] = against.once(PlannedText(embedding_LD, prompts, self.boosted(main[branch])))
+            donor[branch] = inputs.deduplicated(PlannedText(embedding_LD, prompts, self.boosted(main[branch])))
         if self.mode == "tokens" and self.on != "hidden":
             tokens, own_tokens = len(donor["cond"].embedding), len(main["cond"].embedding)
             if self.branch != "uncond" and tokens < SHORT_DONOR * own_tokens:
-                against.note(
+                inputs.note(
                     f"the donor has {tokens} tokens and the prompt {own_tokens}, so most of the prompt is blended "
-                    "with padding; mode: mix blends what the texts do instead of their tokens"
+                    "with padding; mode: mix blends attention outputs instead of tokens"
                 )
-        only_block_0 = not against.table_SL[:, 1:].any()
+        only_block_0 = not inputs.table_SL[:, 1:].any()
         idle = [self._idle_reason(donor[branch], main[branch], only_block_0) for branch in self.branches]
-        if against.table_SL.any() and all(idle):
-            against.notes.append(f"{against.where} changes nothing: {idle[0]}")
+        if inputs.table_SL.any() and all(idle):
+            inputs.notes.append(f"{inputs.where} changes nothing: {idle[0]}")
         return Resolved(donor=donor)
 
     def boosted(self, main: PlannedText) -> Boost | None:
-        """How the difference of its context from the prompt's is multiplied; None where it is left as it is."""
+        """Return the boost of the donor's context relative to `main`; None if the edit has no boost."""
         keep_norm = True if self.keep_norm is None else self.keep_norm
         return None if self.boost is None else Boost(main, self.boost, keep_norm)
 
     def _idle_reason(self, donor: PlannedText, main: PlannedText, only_block_0: bool) -> str:
-        """Why it changes nothing; empty where it does. only_block_0: whether it acts nowhere else."""
+        """Return why the edit changes nothing; empty if it does. only_block_0: whether it acts in block 0 only."""
         if self.operation == "add" and (self.mode == "tokens" or self.on != "context"):
             return ""
         if self.on == "hidden" and only_block_0 and not self.donor.after_block:
-            return "the state that enters block 0 has read no text yet, so the donor's is the same"
+            return "the hidden states that enter block 0 do not depend on the text"
         if self.mode != "append" and donor.same_as(PlannedText(main.embedding, donor.prompts, donor.boost)):
             return "the donor is the prompt itself"
         return ""
@@ -196,7 +196,7 @@ class Inject(EditWithStrength):
     def with_hashes(self, files: NamedFiles) -> Self:
         return self.model_copy(update={"donor": files.donor(self.donor)}) if self.donor.files() else self
 
-    # ---- in one line
+    # ---- the one-line form
 
     blocks_word: ClassVar[str] = "into"
     reserved: ClassVar[tuple[str, ...]] = ("where", "after", "after_block")
@@ -208,7 +208,7 @@ class Inject(EditWithStrength):
     @classmethod
     def read_beginning(cls, line: Line) -> None:
         if not line.here() or is_setting(line.here()):
-            return  # the donor may follow by name, or is found to be missing
+            return  # the donor may follow as donor=...; if it does not, the checks of the fields report it
         token = line.take()
         donor = _donor_in(token)
         if donor is None:
@@ -231,13 +231,13 @@ class Inject(EditWithStrength):
         names: dict[str, Any] = {}
         while (token := line.here()) and (found := setting_of(token)):
             name, given = found
-            meant = _donor_in(Token(given.text.rstrip(","), given.at))
-            if meant is None:
+            inner = _donor_in(Token(given.text.rstrip(","), given.at))
+            if inner is None:
                 break  # a field of the edit
             line.take()
-            names[name] = meant
+            names[name] = inner
         if not names:
-            line.fail(token or line.end(), "'where' gives the meaning of the names", "where beach='a beach'")
+            line.fail(token or line.end(), "'where' is followed by the names' donors", "where beach='a beach'")
         line.data["donor"] = {"expression": text, "names": names}
 
     def write_beginning(self, data: dict[str, Any]) -> list[str]:
@@ -255,17 +255,17 @@ class Inject(EditWithStrength):
 
 
 def _unread_syntax(text: str) -> str:
-    """A note on what a donor's text looks like and is not read as; empty for plain words."""
+    """Return a note on a donor's text that looks like a file or a template but is read as a plain prompt; else ""."""
     if text.rstrip().endswith(".safetensors"):
         name = text.strip()
-        return f"the donor is the words {text!r}, not a file; a file is {{embedding: {name}}} or file({quoted(name)})"
+        return f"the donor is the text {text!r}, not a file; a file is {{embedding: {name}}} or file({quoted(name)})"
     if _alternatives.search(text):
-        return f"the donor {text!r} is read as it is, brackets and all: sweep the donor for alternatives"
+        return f"the donor {text!r} is used literally, including the brackets; sweep the donor for alternatives"
     return ""
 
 
 def _donor_in(token: Token) -> dict[str, Any] | None:
-    """A prompt in quotes, a file, or an embedding of the catalog."""
+    """Read a donor: a prompt in quotes, a file, or an embedding in the catalog. None for anything else."""
     if is_quoted(token.text):
         return {"prompt": contents(token.text)}
     inside = re.fullmatch(r"(?:file|stored)\((.*)\)", token.text, re.DOTALL)

@@ -1,4 +1,4 @@
-"""Prompts: other prompts at other steps."""
+"""Prompts: uses different prompts at different steps (prompt scheduling)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wanscope.edit.field_types import Text
 from wanscope.edit.line import Line
 from wanscope.edit.line_tokens import Token, contents, is_quoted, quoted
 from wanscope.edit.operations import Operation, ReadInstead
-from wanscope.edit.planned import Passes, PlannedEdit, Resolved, Resolving
+from wanscope.edit.planned import Passes, PlannedEdit, Resolved, ResolveInputs
 from wanscope.edit.planned_texts import PlannedText
 from wanscope.edit.sites import Branch, Part
 from wanscope.errors import RecipeError
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 class Prompts(EditBase):
     """Uses different prompts at different steps (prompt scheduling).
 
-    keys: a prompt from each of these steps on, `{0: "a red circle", 10: "a blue circle"}`.
-    Before the first key the prompt itself holds, from the last key on the last one does. interpolate between two keys:
-    `step` holds each until the next, `linear` and `spherical` go from one embedding to the next token by token.
+    keys: maps steps to prompts, `{0: "a red circle", 10: "a blue circle"}`. The recipe's own prompt is used before the
+    first key, the last one from the last key on. interpolate: `step` keeps a prompt until the next key; `linear` and
+    `spherical` interpolate from one embedding to the next, token by token.
     """
 
     kind: Literal["prompts"] = "prompts"
     keys: dict[int, Text]
     interpolate: Literal["step", "linear", "spherical"] = "step"
-    schedule: ClassVar[None] = None  # type: ignore[assignment]  # its keys say when
+    schedule: ClassVar[None] = None  # type: ignore[assignment]  # replaced by its keys
 
     example: ClassVar[str] = "prompts 0 'a red circle', 10 'a blue circle'"
     sets_prompt: ClassVar[bool] = True
@@ -51,7 +51,7 @@ class Prompts(EditBase):
         except (TypeError, ValueError):
             out = {}
         if len(out) != len(keys) or min(out) < 0:
-            raise ValueError("its keys are steps: whole numbers from 0, each named once")
+            raise ValueError("its keys are steps: whole numbers from 0, without repetition")
         return dict(sorted(out.items()))
 
     @property
@@ -63,7 +63,7 @@ class Prompts(EditBase):
         return ("context",)
 
     def table(self, passes: Passes, blocks: int, where: str) -> np.ndarray:
-        """1 from the first key's step on, in every block."""
+        """Return 1 in every block from the first key's step on, float64 [S, L]."""
         import numpy as np
 
         from_step = np.arange(passes.steps) >= min(self.keys)
@@ -77,13 +77,14 @@ class Prompts(EditBase):
         assert text is not None
         return ReadInstead(text)
 
-    def resolve(self, against: Resolving) -> Resolved:
-        """The text of each step: that of the last key, or one between it and the next. None before the first key."""
+    def resolve(self, inputs: ResolveInputs) -> Resolved:
+        """Return the text of each step: that of the last key, or an interpolation to the next; None before the first
+        key."""
         from wanscope.edit.embedding_algebra import interpolate
 
-        at_key = {step: PlannedText(against.texts.raw[text], frozenset((text,))) for step, text in self.keys.items()}
+        at_key = {step: PlannedText(inputs.texts.raw[text], frozenset((text,))) for step, text in self.keys.items()}
         keyed: list[PlannedText | None] = [None] * min(self.keys)
-        for start, end in pairwise([*self.keys, against.passes.steps]):
+        for start, end in pairwise([*self.keys, inputs.passes.steps]):
             keyed.append(at_key[start])
             if self.interpolate == "step" or end not in at_key:
                 keyed += [at_key[start]] * (end - start - 1)
@@ -103,9 +104,10 @@ class Prompts(EditBase):
     def check(self, blocks: int, steps: int, heads: int) -> None:
         last = max(self.keys)
         if last >= steps:
-            raise RecipeError(f"a prompt is given for step {last}", f"the run has steps 0 to {steps - 1}", "")
+            why = f"the run has steps 0 to {steps - 1}"
+            raise RecipeError(f"a prompt is given for step {last}", why, f"steps: {last + 1}")
 
-    # ---- in one line
+    # ---- the one-line form
 
     @classmethod
     def read_beginning(cls, line: Line) -> None:
@@ -114,14 +116,14 @@ class Prompts(EditBase):
             step, _, rest = line.take().text.partition(":")
             prompt = Token(rest, token.at + len(step) + 1) if rest else line.here()
             if not step.isdigit() or prompt is None or not is_quoted(prompt.text):
-                line.fail(prompt or line.end(), "each step is followed by its prompt in quotes", cls.example)
+                line.fail(prompt or line.end(), "each step needs to be followed by its prompt in quotes", cls.example)
             if not rest:
                 line.take()
             if str(int(step)) in keys:
                 line.fail(token, f"step {step} is given twice")
             keys[str(int(step))] = contents(prompt.text)
         if not keys:
-            line.fail(token or line.end(), "it begins with a step and its prompt", cls.example)
+            line.fail(token or line.end(), "the first step and its prompt are missing", cls.example)
         line.data["keys"] = keys
         if (token := line.here()) and token.text in ("step", "linear", "spherical"):
             line.data["interpolate"] = line.take().text

@@ -1,4 +1,4 @@
-"""Skip: a block does not run, or only its cross-attention does not."""
+"""Skip: does not run a block, or only its cross-attention."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _PARTS = ("block", "cross_attention", "attention")
 class Skip(EditInBlocks):
     """Skips a block, or only its cross-attention.
 
-    schedule: skipped at the steps where it is not zero.
+    schedule: the block is skipped at the steps where it is not zero.
     """
 
     kind: Literal["skip"] = "skip"
-    blocks: BlocksText  # type: ignore[reportGeneralTypeIssues]  # no default: all of them should be asked for
+    blocks: BlocksText  # type: ignore[reportGeneralTypeIssues]  # no default: skipping all blocks must be explicit
     part: Literal["block", "cross_attention"] = "block"
 
     example: ClassVar[str] = "skip 3"
@@ -43,7 +43,7 @@ class Skip(EditInBlocks):
     def operation_at(self, planned: PlannedEdit, part: Part, branch: Branch, step: int, strength: float) -> Operation:
         return SkipBlock() if part == "block" else SkipAttention()
 
-    # ---- in one line
+    # ---- the one-line form
 
     @classmethod
     def read_beginning(cls, line: Line) -> None:

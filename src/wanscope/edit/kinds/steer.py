@@ -1,4 +1,4 @@
-"""Steer: along a concept direction, learned from pairs of prompts and stored in a file."""
+"""Steer: moves activations along a concept direction that was learned from pairs of prompts and stored in a file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from wanscope.edit.base import EditWithStrength
 from wanscope.edit.line import Line
 from wanscope.edit.line_tokens import bare, is_plain_file, quoted
 from wanscope.edit.operations import Operation, ShiftState, ShiftTokens
-from wanscope.edit.planned import PlannedEdit, Resolved, Resolving
+from wanscope.edit.planned import PlannedEdit, Resolved, ResolveInputs
 from wanscope.edit.sites import Branch, Part
 from wanscope.errors import RecipeError
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class Steer(EditWithStrength):
     """Moves activations along a concept direction learned from pairs of prompts (activation steering).
 
-    add: the direction times `strength`, in units of the length that the learned difference had. ablate: take its part
-    out (strength 1: all of it). rotate: turn toward it (strength 1: all the way).
+    add: add the direction times `strength`, in units of the learned mean difference. ablate: project the direction out
+    (strength 1: completely). rotate: rotate toward the direction (strength 1: all the way).
     """
 
     kind: Literal["steer"] = "steer"
@@ -55,17 +55,17 @@ class Steer(EditWithStrength):
     def with_hashes(self, files: NamedFiles) -> Self:
         return self.model_copy(update={"sha256": files.direction(self.direction, self.sha256)})
 
-    def resolve(self, against: Resolving) -> Resolved:
-        """Its stored direction, which has to be of its site and of all its blocks. RecipeError where it is not."""
-        found = against.directions.get(self.sha256 or "")
+    def resolve(self, inputs: ResolveInputs) -> Resolved:
+        """Return the stored direction. Raises RecipeError if it was learned at another site or not in all blocks."""
+        found = inputs.directions.get(self.sha256 or "")
         if found is None:
-            what = f"{against.where}: the direction {self.direction} was not read"
+            what = f"{inputs.where}: the direction {self.direction} was not read"
             raise RecipeError(what, "it has no recorded hash", "")
-        acting = (block for block in range(against.blocks) if against.table_SL[:, block].any())
-        found.require(self.on, tuple(acting), against.where)
+        acting = (block for block in range(inputs.blocks) if inputs.table_SL[:, block].any())
+        found.require(self.on, tuple(acting), inputs.where)
         return Resolved(direction=found)
 
-    # ---- in one line
+    # ---- the one-line form
 
     @classmethod
     def read_beginning(cls, line: Line) -> None:
