@@ -20,7 +20,7 @@ from helpers.edits import WAYS
 from helpers.tiny import tiny_model, tiny_pipeline
 from wanscope.edit.edits import Bend, Edit, Inject, Skip
 from wanscope.errors import EditNotApplied
-from wanscope.runtime.diffusers.guard import VARIANTS
+from wanscope.runtime.diffusers.guard import RECOMPILE_LIMIT
 from wanscope.wan.model import WanModel
 
 EDITS: dict[str, list[Edit]] = {
@@ -167,7 +167,7 @@ def test_more_kinds_of_edits_than_torch_keeps_compiled_by_itself():
     with config.patch(recompile_limit=2):
         for kind in ("replaced", "append", "bend", "several"):
             assert apart(edited(model, EDITS[kind], steps=2).latents, unedited(model, steps=2)) > 1e-3
-        assert config.recompile_limit == VARIANTS
+        assert config.recompile_limit == RECOMPILE_LIMIT
 
 
 @pytest.mark.gpu
