@@ -205,7 +205,8 @@ class Database:
                     return stack.enter_context(attached(self.path, read_only=read_only))
                 # This process has the file open, for example in a notebook: use that instance.
                 con = stack.enter_context(duckdb.connect(str(self.path), read_only=read_only))
-                con.execute("PRAGMA disable_checkpoint_on_shutdown")
+                if not read_only:
+                    con.execute("PRAGMA disable_checkpoint_on_shutdown")
                 return con
 
             yield self._waiting(deadline, open_file)
