@@ -10,6 +10,7 @@ Files written, by default to `studies/<name>/analysis/`:
     summary.txt              what was found, and what cannot be concluded
     metrics.parquet, .csv    take, name, group, seed, slots, metric, state, sigma, part, value
     tests.parquet, .csv      one row per contrast and metric
+    courses.parquet, .csv    one test per contrast, metric and state, and per word, step and block
     groups.parquet, .csv     dispersion, distances and separability of groups at each step
     attention.parquet, .csv  if takes have maps: mass, concentration, travel by step and block; centers, overlap
     figures/                 PNG and SVG of every figure
@@ -31,10 +32,11 @@ import numpy as np
 from wanscope import events
 from wanscope.analysis import attention_section, latent_pass
 from wanscope.analysis.collection import Collection, Member, collect
-from wanscope.analysis.contrast_tests import Test, tested, unconfirmed
+from wanscope.analysis.contrast_tests import metric_columns, run_tests, unconfirmed
 from wanscope.analysis.groups import GroupResult, analyze_groups
 from wanscope.analysis.latent_path import EPSILON, LatentPath
 from wanscope.analysis.metric import Metric, Subject, all_metrics
+from wanscope.analysis.paired_columns import attention_columns, course_columns
 from wanscope.analysis.pairing import Comparison, Unit, compare
 from wanscope.analysis.path_volume import common_rank
 from wanscope.analysis.remove_outdated import FACTS, FILES, remove_outdated
@@ -42,12 +44,39 @@ from wanscope.analysis.result import Analysis
 from wanscope.analysis.store_metrics import remember
 from wanscope.analysis.summary import summarized
 from wanscope.analysis.table import tabulated, write_rows
+from wanscope.analysis.test_result import Correction, Test
 from wanscope.errors import NotCaptured
 from wanscope.take.disk import guarded, require_writable, write_atomic
 from wanscope.workspace import Workspace
 
 FOLDER = "analysis"
 SUMMARY = "summary.txt"
+COURSE_COLUMNS = (
+    "factor",
+    "a",
+    "b",
+    "metric",
+    "title",
+    "part",
+    "state",
+    "block",
+    "measure",
+    "unit",
+    "units",
+    "mean_a",
+    "mean_b",
+    "difference",
+    "low",
+    "high",
+    "interval",
+    "p",
+    "smallest_p",
+    "p_corrected",
+    "p_holm",
+    "q_bh",
+    "family",
+    "correction",
+)
 
 
 def analyze(
@@ -59,6 +88,7 @@ def analyze(
     contrast: Sequence[str] | None = None,
     baseline: str | None = None,
     unit: Unit | None = None,
+    correction: Correction = "max-t",
     write: bool = True,
     report: bool = True,
     on_event: events.Listener = events.ignore,
@@ -66,7 +96,8 @@ def analyze(
     """Analyze a study: its name, folder, study.yaml or workspace, the result of `run`, or a list of takes.
 
     by, contrast, baseline: what is compared (pairing.py); by default what the study's design names, or else every
-    slot. unit: "seed" or "scene"; by default chosen from the number of scenes. out: the output folder; write=False
+    slot. unit: "seed" or "scene"; by default chosen from the number of scenes. correction: for multiple testing, a key
+    of test_result.CORRECTIONS. out: the output folder; write=False
     writes nothing. report: whether to make the figures and the report page.
 
     Raises RequestError, RecipeError or TakeNotFound before any work starts, and NotCaptured if no take has a record of
@@ -80,7 +111,7 @@ def analyze(
         require_writable(folder)
     for left in collection.left_out:
         on_event(events.Note(f"left out: {left.name}: {left.why}"))
-    result = _computed(collection, comparison, metrics, folder, on_event)
+    result = _computed(collection, comparison, metrics, folder, correction, on_event)
     if folder is not None:
         result = write_analysis(result, folder, report=report, on_event=on_event)
         remember(result.table, on_event)
@@ -100,6 +131,7 @@ def _computed(
     comparison: Comparison,
     metrics: Sequence[Metric],
     folder: Path | None,
+    correction: Correction,
     on_event: events.Listener,
 ) -> Analysis:
     members, notes = collection.members, list(comparison.notes)
@@ -125,14 +157,35 @@ def _computed(
     }
     table = tabulated(members, metrics, subjects)
     groups = analyze_groups(members, comparison, between, compared, states)
-    tests = tested(collection, comparison, table, groups.tests)
+    attention = attention_section.rows(members)
+    tests = run_tests(
+        collection,
+        comparison,
+        metric_columns(table),
+        groups.drafts,
+        attention_columns(members, attention),
+        course_columns(members, table, attention),
+        correction,
+    )
     notes += unconfirmed(collection, comparison, tests.tests)
     damaged = attention_section.damaged(members)
     notes += damaged
     for note in damaged:
         on_event(events.Note(note))
     result = Analysis(
-        collection, comparison, table, tests, groups, rank, paths, between, compared, states, tuple(notes), ""
+        collection,
+        comparison,
+        table,
+        tests,
+        groups,
+        rank,
+        paths,
+        between,
+        compared,
+        states,
+        tuple(notes),
+        "",
+        tuple(attention),
     )
     return replace(result, summary=summarized(result))
 
@@ -201,14 +254,15 @@ def write_analysis(
         tests = [test.record() for test in result.tests.tests]
         written += write_rows(tests, folder / "tests", columns=list(Test.__annotations__))
         written += write_rows(result.groups.records(), folder / "groups", columns=GroupResult.COLUMNS)
-        attention = attention_section.rows(result)
-        if attention:
-            written += write_rows(attention, folder / "attention")
+        courses = [{name: getattr(test, name) for name in COURSE_COLUMNS} for test in result.tests.courses]
+        written += write_rows(courses, folder / "courses", columns=COURSE_COLUMNS)
+        if result.attention:
+            written += write_rows(result.attention, folder / "attention")
         write_atomic(folder / SUMMARY, result.summary + "\n")
         if report:
             from wanscope.analysis.report import write_report
 
-            written += write_report(result, folder, attention, on_event=on_event)
+            written += write_report(result, folder, result.attention, on_event=on_event)
         remove_outdated(folder, written, on_event)
         facts = {**result.facts(), FILES: sorted(path.relative_to(folder).as_posix() for path in written)}
         write_atomic(folder / FACTS, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")

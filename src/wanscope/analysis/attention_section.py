@@ -36,10 +36,10 @@ def with_maps(members: Sequence[Member]) -> list[Member]:
     return [member for member, stored in kept if stored is not None and "probability" in stored.measures]
 
 
-def rows(analysis: Analysis) -> list[dict[str, Any]]:
+def rows(members: Sequence[Member]) -> list[dict[str, Any]]:
     """Return tidy rows for all takes with maps, except those with damaged maps, which `damaged` names."""
     out = []
-    for member in with_maps(analysis.members):
+    for member in with_maps(members):
         try:
             attention = member.take.attention
             found = [*profile(attention).rows(), *of_means(attention)]

@@ -27,11 +27,11 @@ from typing import Any
 from wanscope import __version__, events
 from wanscope.analysis.analyze import analyze, write_analysis
 from wanscope.analysis.confidence_intervals import BCA_PAIRS
-from wanscope.analysis.contrast_tests import Family
 from wanscope.analysis.pairing import Unit
 from wanscope.analysis.permutation_tests import DRAWS, EXACT_PAIRS
 from wanscope.analysis.remove_outdated import FACTS
 from wanscope.analysis.result import Analysis
+from wanscope.analysis.test_result import TestResults
 from wanscope.errors import RequestError
 from wanscope.take.disk import file_sha256, files_below, guarded, require_writable
 from wanscope.take.store import VIDEO
@@ -207,8 +207,8 @@ def methods(analysis: Analysis) -> str:
     return " ".join(parts)
 
 
-def _of_all(family: Family) -> str:
-    if not any(test.kind == "omnibus" for test in family.tests):
+def _of_all(results: TestResults) -> str:
+    if not any(test.kind == "omnibus" for test in results.tests):
         return ""
     return (
         "Factors with more than two values were also tested as a whole, by permuting values within units: with F of a "

@@ -74,10 +74,14 @@ class Pairs:
     def scenes(self) -> list[str]:
         return sorted({scene for scene, _ in self.cells})
 
+    def units(self, unit: Unit) -> list[str]:
+        """The unit of each pair, [P]: its seed or its scene."""
+        return [str(seed) if unit == "seed" else scene for scene, seed in self.cells]
+
     def differences(self, values_NM: np.ndarray, unit: Unit) -> np.ndarray:
-        """Mean difference a - b of every unit, [units, M]."""
+        """Mean difference a - b of every unit, [units, M], in the order in which `units` names them first."""
         d_PM = values_NM[self.a] - values_NM[self.b]
-        keys = [str(seed) if unit == "seed" else scene for scene, seed in self.cells]
+        keys = self.units(unit)
         order = list(dict.fromkeys(keys))
         rows = [d_PM[[i for i, key in enumerate(keys) if key == wanted]].mean(axis=0) for wanted in order]
         return np.array(rows) if rows else np.empty((0, values_NM.shape[1]))

@@ -19,12 +19,12 @@ from wanscope.analysis.attention_charts import attention_charts
 from wanscope.analysis.attention_section import section as attention_section
 from wanscope.analysis.charts import Chart, charts
 from wanscope.analysis.collection import Member
-from wanscope.analysis.contrast_tests import Family, Test
 from wanscope.analysis.figures import plotly_figure, write_static
 from wanscope.analysis.metric import Metric
 from wanscope.analysis.preview import Preview, previews
 from wanscope.analysis.remove_outdated import REPORT
 from wanscope.analysis.result import Analysis
+from wanscope.analysis.test_result import Test, TestResults
 from wanscope.take.compare import table as rows_and_columns
 from wanscope.take.disk import guarded, write_atomic
 
@@ -156,7 +156,7 @@ def _clip(member: Member, preview: Preview) -> dict[str, Any]:
     }
 
 
-def _tests(family: Family) -> dict[str, Any]:
+def _tests(family: TestResults) -> dict[str, Any]:
     """Confirmatory tests first, then by p."""
     tests = sorted(family.tests, key=lambda t: (not t.confirmatory, 2.0 if t.p is None else t.p))
     return {"family": family, "rows": [_row(test) for test in tests]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,13 +10,13 @@ from typing import Any
 
 from wanscope import __version__
 from wanscope.analysis.collection import Collection, LeftOut, Member
-from wanscope.analysis.contrast_tests import Family
 from wanscope.analysis.groups import GroupResult
 from wanscope.analysis.latent_pass import OnePass
 from wanscope.analysis.latent_path import LatentPath
 from wanscope.analysis.pairing import Comparison
 from wanscope.analysis.remove_outdated import REPORT
 from wanscope.analysis.table import Table
+from wanscope.analysis.test_result import TestResults
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Analysis:
     collection: Collection
     comparison: Comparison
     table: Table
-    tests: Family
+    tests: TestResults
     groups: GroupResult
     rank: int
     paths: dict[int, LatentPath]
@@ -38,6 +39,7 @@ class Analysis:
     states: tuple[int, ...]
     notes: tuple[str, ...]
     summary: str
+    attention: tuple[Mapping[str, Any], ...] = ()
     folder: Path | None = None
     page: bool = False
 
@@ -70,6 +72,8 @@ class Analysis:
             "rank": self.rank,
             "tests": self.tests.size,
             "smallest_p": self.tests.smallest_p,
+            "correction": self.tests.correction,
+            "families": {name: len(tests) for name, tests in self.tests.families.items()},
             "found": [t.record() for t in self.tests.tests if t.found],
             "notes": list(self.notes),
             "summary": self.summary,

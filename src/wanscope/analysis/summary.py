@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from wanscope.analysis.contrast_tests import Test
 from wanscope.analysis.pairing import SCENES, Contrast
 from wanscope.analysis.power import ALPHA, power_sentence
 from wanscope.analysis.result import Analysis
+from wanscope.analysis.test_result import Test
 
 LISTED = 12
 

@@ -12,8 +12,8 @@ from wanscope.errors import RequestError
 from wanscope.take.disk import size_text
 
 if TYPE_CHECKING:
-    from wanscope.analysis.contrast_tests import Test
     from wanscope.analysis.result import Analysis
+    from wanscope.analysis.test_result import Test
 
 UNITS = ("seed", "scene")
 SHOWN = 12
