@@ -44,8 +44,8 @@ from wanscope.analysis.result import Analysis
 from wanscope.analysis.store_metrics import remember
 from wanscope.analysis.summary import summarized
 from wanscope.analysis.table import tabulated, write_rows
-from wanscope.analysis.test_result import Correction, Test
-from wanscope.errors import NotCaptured
+from wanscope.analysis.test_result import CORRECTIONS, Correction, Test
+from wanscope.errors import NotCaptured, RequestError, nearest
 from wanscope.take.disk import guarded, require_writable, write_atomic
 from wanscope.workspace import Workspace
 
@@ -103,6 +103,12 @@ def analyze(
     Raises RequestError, RecipeError or TakeNotFound before any work starts, and NotCaptured if no take has a record of
     its path. Damaged or missing takes are left out and named in the result.
     """
+    if correction not in CORRECTIONS:
+        raise RequestError(
+            f"{correction!r} is not a correction for multiple testing",
+            nearest(correction, CORRECTIONS),
+            "--correction max-t",
+        )
     collection = collect(source, workspace)
     folder = _folder(collection, workspace, out) if write else None
     comparison = compare(collection, by, contrast, baseline, unit)
@@ -262,7 +268,7 @@ def write_analysis(
         if report:
             from wanscope.analysis.report import write_report
 
-            written += write_report(result, folder, result.attention, on_event=on_event)
+            written += write_report(result, folder, on_event=on_event)
         remove_outdated(folder, written, on_event)
         facts = {**result.facts(), FILES: sorted(path.relative_to(folder).as_posix() for path in written)}
         write_atomic(folder / FACTS, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")

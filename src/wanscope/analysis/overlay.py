@@ -33,10 +33,16 @@ COLORS = ((0, 0, 0), (60, 10, 90), (150, 25, 105), (225, 70, 60), (250, 160, 20)
 
 @dataclass(frozen=True)
 class Panel:
-    """A map over the video, float32 [T, Y, X], and its label."""
+    """A map over a video, float32 [T, Y, X], and its label.
+
+    frames_FHW3: the video, by default that of the take. top: the value with the brightest color, by default the map's
+    own 99.5th percentile.
+    """
 
     label: str
     map_TYX: np.ndarray
+    frames_FHW3: np.ndarray | None = None
+    top: float | None = None
 
 
 def panels(
@@ -75,14 +81,18 @@ def _panel(
     )
 
 
-def overlay_video(take: Take, shown: Sequence[Panel], out: Path) -> tuple[int, int]:
-    """Write the video with the panels' maps over it; gives (rows, columns) of panels."""
+def overlay_video(take: Take, shown: Sequence[Panel], out: Path, columns: int | None = None) -> tuple[int, int]:
+    """Write the video with the panels' maps over it and return the number of rows and columns of panels.
+
+    columns: chosen by the number of panels by default. All panels have videos of the same size. Raises RequestError if
+    there are no panels, too many, or if they are too large together.
+    """
     if not 0 < len(shown) <= MAX_PANELS:
         raise RequestError(f"{len(shown)} panels cannot be shown", f"from 1 to {MAX_PANELS} can", "fewer words")
     frames_FHW3 = take.frames
     F, H, W, _ = frames_FHW3.shape
     zoom = max(1, round(LEAST_CELL / W))
-    columns = min(len(shown), max(1, round(len(shown) ** 0.5 + 0.49)))
+    columns = columns or min(len(shown), max(1, round(len(shown) ** 0.5 + 0.49)))
     rows = -(-len(shown) // columns)
     size = (columns * (W * zoom + GAP) + GAP, rows * (H * zoom + LABEL_PIXELS + GAP) + GAP)
     if max(size) > MAX_SIDE:
@@ -96,7 +106,9 @@ def overlay_video(take: Take, shown: Sequence[Panel], out: Path) -> tuple[int, i
     def composed() -> Iterator[np.ndarray]:
         for frame in range(F):
             for panel, top, left in zip(shown, tops, lefts, strict=True):
-                picture = overlaid(frames_FHW3[frame], panel.map_TYX[latent_frame(frame)], _top(panel.map_TYX))
+                under_FHW3 = frames_FHW3 if panel.frames_FHW3 is None else panel.frames_FHW3
+                top_value = _top(panel.map_TYX) if panel.top is None else panel.top
+                picture = overlaid(under_FHW3[frame], panel.map_TYX[latent_frame(frame)], top_value)
                 canvas_HW3[top : top + H * zoom, left : left + W * zoom] = picture.repeat(zoom, 0).repeat(zoom, 1)
             yield canvas_HW3
 

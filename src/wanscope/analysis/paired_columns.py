@@ -22,7 +22,8 @@ from wanscope.analysis.collection import Member
 from wanscope.analysis.contrast_tests import Column, Columns
 from wanscope.analysis.table import Table
 
-PAD = "pad"
+PAD = "pad"  # the row of the padding in the maps
+PADDING = "padding"  # the name under which it is compared
 MEASURES = {
     "mass": ("Share of attention", "1"),
     "concentration": ("Concentration of attention", "1"),
@@ -36,39 +37,46 @@ IN_COURSES = ("mass", "concentration")
 PREFIX = "attention_"
 
 
-def words_of(members: Sequence[Member]) -> dict[str, dict[str, str]]:
-    """Return for each take (by id) the name under which each of its words is compared: a slot's, in brackets, if any.
+def compared_names(members: Sequence[Member], rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """Return for each take (by id) the names under which its words are compared: the slot's in brackets, or their own.
 
-    A word that is the value of several slots, or of a slot and part of the fixed text, keeps its own name.
+    rows: of the table `attention`. A word that all takes have, or that is the value of several slots, keeps its own
+    name.
     """
-    out = {}
+    words: dict[str, dict[str, None]] = {}
+    for row in rows:
+        words.setdefault(row["take"], {})[row["word"]] = None
+    everywhere = set.intersection(*map(set, words.values())) if words else set()
+    out: dict[str, dict[str, str]] = {}
     for member in members:
         slots: dict[str, list[str]] = {}
         for slot, value in member.labels.items():
             slots.setdefault(value, []).append(slot)
-        out[member.id] = {value: f"[{names[0]}]" for value, names in slots.items() if len(names) == 1}
+        out[member.id] = {word: word for word in words.get(member.id, ())} | {
+            value: f"[{names[0]}]" for value, names in slots.items() if len(names) == 1 and value not in everywhere
+        }
+        out[member.id][PAD] = PADDING
     return out
 
 
-def attention_columns(members: Sequence[Member], rows: Iterable[Mapping[str, Any]]) -> Columns:
+def attention_columns(members: Sequence[Member], rows: Sequence[Mapping[str, Any]]) -> Columns:
     """Return the attention of each take as one number per word and measure. rows: of the table `attention`."""
-    names = words_of(members)
+    names = compared_names(members, rows)
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
     for row in rows:
         measure, word = row["measure"], row["word"]
         if measure not in MEASURES or (word == PAD and measure not in OF_PADDING) or row.get("other") == PAD:
             continue
         own = names[row["take"]]
-        part: str = own.get(word, "padding" if word == PAD else word)
+        part = own[word]
         if row.get("other"):
-            other = str(row["other"])
-            part = " and ".join(sorted((part, own.get(other, other))))
+            part = " and ".join(sorted((part, own[row["other"]])))
         found.setdefault((measure, part), {}).setdefault(row["take"], []).append(float(row["value"]))
     columns = tuple(Column(PREFIX + measure, *MEASURES[measure], part) for measure, part in found)
     return Columns("attention", columns, _values(members, list(found.values())))
 
 
-def course_columns(members: Sequence[Member], table: Table, rows: Iterable[Mapping[str, Any]]) -> Columns:
+def course_columns(members: Sequence[Member], table: Table, rows: Sequence[Mapping[str, Any]]) -> Columns:
     """Return each metric at each state, and the attention of each word at each step and each block.
 
     Metrics of many parts (channels, bands) are left out.
@@ -84,13 +92,13 @@ def course_columns(members: Sequence[Member], table: Table, rows: Iterable[Mappi
         for state, found in sorted(by_state.items()):
             columns.append(Column(metric.name, metric.title, metric.unit, "", state))
             values.append(found)
-    names = words_of(members)
+    names = compared_names(members, rows)
     maps: dict[tuple[str, str, str, int], dict[str, list[float]]] = {}
     for row in rows:
         measure, word = row["measure"], row["word"]
         if measure not in IN_COURSES or (word == PAD and measure not in OF_PADDING):
             continue
-        part = names[row["take"]].get(word, "padding" if word == PAD else word)
+        part = names[row["take"]][word]
         for axis in ("step", "block"):
             if row.get(axis) is not None:
                 at = maps.setdefault((measure, part, axis, row[axis]), {})
