@@ -201,6 +201,11 @@ def test_centers_overlaps_and_profiles_are_in_the_tables_and_drawn(with_maps: li
     assert attention_charts(replace(found, attention=(none,)))[0].series[0].y == [None]
 
 
+def opened(takes: list[Take]) -> list[Take]:
+    """Return the takes read again, with the maps that were added."""
+    return [Take.open(take.folder) for take in takes]
+
+
 def test_attention_is_tested_in_pairs_like_every_other_number(with_maps: list[Take], tmp_path: Path) -> None:
     found = analyze("made", workspace=tmp_path, write=False)
     tests = {(test.metric, test.part): test for test in found.tests.families["attention"]}
@@ -209,7 +214,9 @@ def test_attention_is_tested_in_pairs_like_every_other_number(with_maps: list[Ta
         ("attention_mass", "padding"),
         ("attention_overlap", "circle and red"),
     }
-    profiles = {take.recipe.labels["color"] + str(take.recipe.seed): profile(take.attention) for take in with_maps}
+    profiles = {
+        take.recipe.labels["color"] + str(take.recipe.seed): profile(take.attention) for take in opened(with_maps)
+    }
     differences = [profiles[f"red{s}"].mass[..., 0].mean() - profiles[f"blue{s}"].mass[..., 0].mean() for s in (0, 1)]
     mass = tests["attention_mass", "circle"]
     assert mass.difference == pytest.approx(np.mean(differences)) and mass.units == 2 and mass.p is not None
@@ -226,15 +233,12 @@ def test_words_that_are_values_of_a_slot_are_compared_with_each_other(with_maps:
     """In the blue takes the second word is "blue": it is the color's word in both groups."""
     for take in with_maps:
         if take.recipe.labels["color"] == "blue":
-            values = take.attention[:]
-            add_maps(take, np.asarray(values), ("circle", "blue"))
+            add_maps(take, np.asarray(Take.open(take.folder).attention[:]), ("circle", "blue"))
     found = analyze("made", workspace=tmp_path, write=False)
     parts = {test.part for test in found.tests.families["attention"]}
     assert parts == {"circle", "[color]", "padding", "[color] and circle"}
     test = next(t for t in found.tests.tests if (t.metric, t.part) == ("attention_mass", "[color]"))
-    maps = {
-        (t.recipe.labels["color"], t.recipe.seed): t.attention for t in map(Take.open, [t.folder for t in with_maps])
-    }
+    maps = {(take.recipe.labels["color"], take.recipe.seed): take.attention for take in opened(with_maps)}
     differences = [maps["red", s].word("red").mean() - maps["blue", s].word("blue").mean() for s in (0, 1)]
     assert test.difference == pytest.approx(np.mean(differences), rel=1e-5)
     shown = attention_section.section(found)

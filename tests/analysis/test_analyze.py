@@ -198,7 +198,7 @@ def test_a_page_of_sixty_takes_stays_under_forty_megabytes(tmp_path: Path, monke
     share = preview.BUDGET_BYTES // 60
     clips = [Preview("video/mp4", bytes(share), 320, 184)] * 60
     overlay = Preview("video/mp4", bytes(attention_section.BUDGET_BYTES), 640, 368)
-    maps = {"notes": [], "overlays": [("red, seed 0", overlay)], "more": 0}
+    maps = {"notes": [], "overlays": [("red and blue, seed 0", overlay, "")], "more": 0, "in_pairs": True}
     monkeypatch.setattr(report, "attention_section", lambda analysis: maps)
     size = len(rendered(found, charts(found), clips).encode())
     assert (preview.BUDGET_BYTES // 60 * 60 + attention_section.BUDGET_BYTES) * 4 // 3 < size < 40_000_000
