@@ -164,6 +164,8 @@ def _drawn(chart: Chart) -> Any:
     axes.set_ylabel(_escaped(chart.y))
     if chart.log_y:
         axes.set_yscale("log")
+    if chart.zero_y and not chart.log_y:
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 4), useMathText=True)
     if chart.zero_y:
         axes.axhline(0, color="#888888", linewidth=1)
     if chart.zero_x:

@@ -18,7 +18,8 @@ SINGLE: tuple[tuple[str, str, str, str, Callable[[LatentStatistics], float]], ..
         "detail",
         "Detail",
         "1",
-        "Share of the spatial power at 0.25 cycles per latent pixel and above.",
+        "Share of the spatial power, without the mean of each channel and frame, at 0.25 cycles per latent pixel and "
+        "above.",
         lambda s: s.detail,
     ),
     (
