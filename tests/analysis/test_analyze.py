@@ -376,7 +376,7 @@ def test_a_third_party_metric_appears_everywhere(place: Path, tmp_path: Path, mo
 def test_the_names_allowed_in_hypotheses_are_those_of_the_tests(place: Path) -> None:
     """Also in docs/statistics.md."""
     from wanscope.analysis.metric import REGISTRY, all_metrics
-    from wanscope.spec.metric_names import OF_GROUPS, TESTED
+    from wanscope.spec.metric_names import OF_ATTENTION, OF_GROUPS, TESTED
 
     all_metrics()
     found = analyze("made", workspace=place, write=False)
@@ -384,7 +384,7 @@ def test_the_names_allowed_in_hypotheses_are_those_of_the_tests(place: Path) -> 
     assert set(TESTED) <= {test.metric for test in found.tests.tests}
     page = " ".join((Path(__file__).parents[2] / "docs" / "statistics.md").read_text(encoding="utf-8").split())
     listed = page[page.index("Hypotheses can name") : page.index("and metrics from installed packages")]
-    assert re.findall(r"`(\w+)`", listed) == [*TESTED, *OF_GROUPS]
+    assert re.findall(r"`(\w+)`", listed) == [*TESTED, *OF_GROUPS, *OF_ATTENTION]
 
 
 def test_errors_of_unusable_metrics_name_their_package() -> None:
