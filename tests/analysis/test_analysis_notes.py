@@ -19,7 +19,7 @@ from wanscope.analysis.attention import centers, overlaps, profile
 from wanscope.analysis.attention_charts import attention_charts
 from wanscope.analysis.bundle import methods
 from wanscope.analysis.preview import Preview, previews
-from wanscope.analysis.report import rendered
+from wanscope.analysis.report import render_page
 from wanscope.capture.arrays import create_array
 from wanscope.doors.cli.analyze import _cells
 from wanscope.take.manifest import MANIFEST, StoredAttention, list_files
@@ -92,7 +92,7 @@ def test_a_requested_unit_with_few_scenes_suggests_no_other(tmp_path: Path) -> N
     path = tmp_path / "studies" / "made" / "study.yaml"
     path.write_text("prompt: 'a circle'\ndesign: {factor: color, blocks: [seed, where]}\n")
     found = analyze("made", workspace=tmp_path, unit="scene", write=False)
-    assert found.tests.units == 3 and "holds for these prompts" in found.summary
+    assert found.tests.units == 3 and "hold for these prompts" in found.summary
     assert "scenes like these" not in found.summary
 
 
@@ -169,7 +169,7 @@ def test_damaged_maps_are_named_and_those_of_another_seed_shown(with_maps: list[
     assert [title for title, _, _ in shown["overlays"]] == ["red and blue, seed 1"] and shown["more"] == 0
     assert shown["in_pairs"]
     assert len(shown["notes"]) == 1 and "red_seed00 are left out" in shown["notes"][0]
-    page = rendered(found, [], [Preview("", b"", 0, 0, "none")] * 4)
+    page = render_page(found, [], [Preview("", b"", 0, 0, "none")] * 4)
     assert page.count("data:video/mp4;base64,") == 1 and shown["notes"][0] in page
     assert "<h3>red and blue, seed 1</h3>" in page
 

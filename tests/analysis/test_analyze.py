@@ -20,7 +20,7 @@ from wanscope.analysis import report
 from wanscope.analysis.analyze import analyze
 from wanscope.analysis.charts import charts
 from wanscope.analysis.preview import Preview, previews
-from wanscope.analysis.report import custom_figures, rendered
+from wanscope.analysis.report import custom_figures, render_page
 from wanscope.analysis.result import Analysis
 from wanscope.capture.path_gram import increments
 from wanscope.errors import NotCaptured, RequestError, TakeNotFound
@@ -200,7 +200,7 @@ def test_a_page_of_sixty_takes_stays_under_forty_megabytes(tmp_path: Path, monke
     overlay = Preview("video/mp4", bytes(attention_section.BUDGET_BYTES), 640, 368)
     maps = {"notes": [], "overlays": [("red and blue, seed 0", overlay, "")], "more": 0, "in_pairs": True}
     monkeypatch.setattr(report, "attention_section", lambda analysis: maps)
-    size = len(rendered(found, charts(found), clips).encode())
+    size = len(render_page(found, charts(found), clips).encode())
     assert (preview.BUDGET_BYTES // 60 * 60 + attention_section.BUDGET_BYTES) * 4 // 3 < size < 40_000_000
 
 
@@ -210,7 +210,8 @@ def test_videos_that_are_too_much_together_are_made_smaller_then_stills(
     takes = [member.take for member in found.members[:3]]
     sizes = {320: 1_000, 240: 500, 160: 300}
     monkeypatch.setattr(
-        "wanscope.analysis.preview._video", lambda take, side, rate: Preview("video/mp4", bytes(sizes[side]), side, 1)
+        "wanscope.analysis.preview._video_copy",
+        lambda take, side, rate: Preview("video/mp4", bytes(sizes[side]), side, 1),
     )
     assert {clip.width for clip in previews(takes, 3_000)} == {320}
     assert {clip.width for clip in previews(takes, 2_999)} == {240}
@@ -369,7 +370,7 @@ def test_a_third_party_metric_appears_everywhere(place: Path, tmp_path: Path, mo
     assert values[0].row.value == pytest.approx(share, rel=1e-6)
     assert any(test.metric == "example_last_step" for test in found.tests.tests)
     clips = [Preview("", b"", 0, 0, "none")] * 24
-    page = rendered(found, charts(found), clips, custom_figures(found))
+    page = render_page(found, charts(found), clips, custom_figures(found))
     assert "custom-example_last_step" in page and "Share of the last step" in page
 
 

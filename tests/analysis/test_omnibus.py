@@ -15,7 +15,7 @@ from wanscope.analysis import omnibus
 from wanscope.analysis.analyze import analyze
 from wanscope.analysis.charts import charts
 from wanscope.analysis.preview import Preview
-from wanscope.analysis.report import rendered
+from wanscope.analysis.report import render_page
 
 
 def made(units: int, values: int, metrics: int = 3, effect: float = 0.0, seed: int = 0) -> np.ndarray:
@@ -144,7 +144,7 @@ def test_an_analysis_of_three_values_runs_the_omnibus_test_first(tmp_path: Path)
     assert found.tests.size == sum(test.p is not None for test in found.tests.tests)
     # with four seeds no pair of values can be significant, which is reported
     assert "no test of two values" in found.summary and "all values of a factor" in found.summary
-    page = rendered(found, charts(found)[:1], [Preview("", b"", 0, 0, "none")] * 12)
+    page = render_page(found, charts(found)[:1], [Preview("", b"", 0, 0, "none")] * 12)
     assert "all of men, women, people" in page and length.note in page
     assert "with 2 and 6 degrees of freedom" in length.note
 

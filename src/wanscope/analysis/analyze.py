@@ -41,9 +41,9 @@ from wanscope.analysis.pairing import Comparison, Unit, compare
 from wanscope.analysis.path_volume import common_rank
 from wanscope.analysis.remove_outdated import FACTS, FILES, remove_outdated
 from wanscope.analysis.result import Analysis
-from wanscope.analysis.store_metrics import remember
-from wanscope.analysis.summary import summarized
-from wanscope.analysis.table import tabulated, write_rows
+from wanscope.analysis.store_metrics import store_metrics
+from wanscope.analysis.summary import summarize
+from wanscope.analysis.table import compute_table, write_rows
 from wanscope.analysis.test_result import CORRECTIONS, Correction, Test
 from wanscope.errors import NotCaptured, RequestError, nearest
 from wanscope.take.disk import guarded, require_writable, write_atomic
@@ -120,7 +120,7 @@ def analyze(
     result = _computed(collection, comparison, metrics, folder, correction, on_event)
     if folder is not None:
         result = write_analysis(result, folder, report=report, on_event=on_event)
-        remember(result.table, on_event)
+        store_metrics(result.table, on_event)
     return result
 
 
@@ -161,7 +161,7 @@ def _computed(
         )
         for i, path in paths.items()
     }
-    table = tabulated(members, metrics, subjects)
+    table = compute_table(members, metrics, subjects)
     groups = analyze_groups(members, comparison, between, compared, states)
     attention = attention_section.rows(members)
     tests = run_tests(
@@ -193,7 +193,7 @@ def _computed(
         "",
         tuple(attention),
     )
-    return replace(result, summary=summarized(result))
+    return replace(result, summary=summarize(result))
 
 
 def _paths(collection: Collection, notes: list[str]) -> dict[int, LatentPath]:
@@ -208,7 +208,7 @@ def _paths(collection: Collection, notes: list[str]) -> dict[int, LatentPath]:
         raise NotCaptured(
             f"no take of {collection.name} has a record of its path",
             "they were generated without storing latents",
-            "wanscope generate STUDY --store-latents",
+            f"wanscope generate {collection.name} --store-latents",
         )
     if without:
         notes.append(f"left out of all metrics, because they have no record of their path: {', '.join(without)}")

@@ -50,7 +50,7 @@ class Columns:
 
 def metric_columns(table: Table) -> Columns:
     """Return the tested metrics of the whole path."""
-    columns, values_NM = table.tested()
+    columns, values_NM = table.tested_columns()
     return Columns(
         "metrics", tuple(Column(metric.name, metric.title, metric.unit, part) for metric, part in columns), values_NM
     )

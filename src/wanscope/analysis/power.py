@@ -108,5 +108,5 @@ def power_sentence(pairs: int, tests: int, alpha: float = ALPHA, of: str = "", c
 
 
 def pairs_needed(level: float) -> int | None:
-    """The fewest pairs whose smallest p is at most `level`; None where drawn patterns never get there."""
+    """Return the fewest pairs whose smallest p is at most `level`; None if no number of pairs has one."""
     return next((pairs for pairs in range(1, EXACT_PAIRS + 2) if smallest_p(pairs) <= level), None)

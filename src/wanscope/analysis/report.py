@@ -1,8 +1,8 @@
-"""`report.html`: a study's videos, tests, figures and recipe on one page that opens without a network.
+"""`report.html`: a study's videos, tests, figures and recipe on one page that works offline.
 
-Everything is in the file: small copies of the videos, Plotly's program, the figures' numbers. A rule in the page itself
-(Content-Security-Policy) keeps it from loading anything. The HTML is in templates/, where every text is escaped; this
-file gathers what the templates show.
+The file contains everything: small copies of the videos, Plotly, and the figures' numbers. Its Content-Security-Policy
+keeps it from loading anything else. The HTML is in templates/, where every text is escaped; this module collects the
+data that the templates show.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ def write_report(
     with guarded(folder):
         figures = write_static(drawn, folder / FIGURES)
         on_event(events.Note(f"making small copies of {len(analysis.members)} videos"))
-        page = rendered(analysis, drawn, previews([member.take for member in analysis.members]), custom)
+        page = render_page(analysis, drawn, previews([member.take for member in analysis.members]), custom)
         path = folder / REPORT
         write_atomic(path, page)
     return [path, *figures]
 
 
 def custom_figures(analysis: Analysis) -> list[tuple[Metric, dict[str, Any]]]:
-    """The figures that metrics draw themselves, as Plotly JSON."""
+    """Return the figures that metrics draw themselves, as Plotly JSON."""
     return [
         (metric, json.loads(metric.figure(analysis.table.of(metric.name)).to_json()))
         for metric in analysis.table.metrics
@@ -71,13 +71,13 @@ def custom_figures(analysis: Analysis) -> list[tuple[Metric, dict[str, Any]]]:
     ]
 
 
-def rendered(
+def render_page(
     analysis: Analysis,
     drawn: Sequence[Chart],
     clips: Sequence[Preview],
     custom: Sequence[tuple[Metric, dict[str, Any]]] = (),
 ) -> str:
-    """The page's text. clips: a preview for each member, in order. custom: metrics with the figures they drew."""
+    """Return the page's text. clips: a preview of each member, in order. custom: metrics and the figures they drew."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from plotly.offline import get_plotlyjs
 
@@ -126,12 +126,12 @@ def _sections(
 
 
 def _key(metric: Metric) -> str:
-    """Of the figure that a metric draws itself."""
+    """Return the name of the figure that a metric draws itself."""
     return f"custom-{metric.name}"
 
 
 def _block(text: str) -> dict[str, Any]:
-    """A paragraph of the plain summary and the list below it; either may be empty."""
+    """Return a paragraph of the summary and the list below it; either may be empty."""
     lines = text.split("\n")
     return {
         "text": " ".join(line for line in lines if not line.startswith("- ")),
@@ -140,7 +140,7 @@ def _block(text: str) -> dict[str, Any]:
 
 
 def _videos(analysis: Analysis, clips: Sequence[Preview]) -> dict[str, Any]:
-    """The takes as a grid. Seeds head its columns and labels its rows where every column is of one seed."""
+    """Return the takes as a grid. If every column has a single seed, columns are headed by seeds and rows by labels."""
     members = analysis.members
     grid = rows_and_columns([member.take for member in members])
     seeds = [{members[i].seed for i in column if i is not None} for column in zip(*grid, strict=True)]

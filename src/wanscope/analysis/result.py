@@ -1,4 +1,4 @@
-"""The record of an analysis: what was measured, compared and tested, before any of it is drawn or written."""
+"""The result of an analysis: what was measured, compared and tested."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from wanscope.analysis.test_result import TestResults
 
 @dataclass(frozen=True)
 class Analysis:
-    """What an analysis found. folder: where it was written, None where nothing was; page: whether with a report.
+    """What an analysis found. folder: where it was written, or None; page: whether with a report.
 
-    rank: the one rank of log-volumes. between: inner products of the takes at each state, and their joint places; None
-    where fewer than two takes have comparable latents. compared: the members that `between` is of, by index.
+    rank: the number of eigenvalues in all log-volumes. between: inner products of the takes at each state and their
+    joint coordinates, or None if fewer than two takes have comparable latents. compared: indices of the members in
+    `between`. states: indices in the loop of the stored states. attention: rows of the table `attention`.
     """
 
     collection: Collection
@@ -60,7 +61,7 @@ class Analysis:
         return self.folder / REPORT if self.folder is not None and self.page else None
 
     def facts(self) -> dict[str, Any]:
-        """What was analyzed and found, for machines."""
+        """Return what was analyzed and found as a dictionary that can be written as JSON."""
         return {
             "study": self.name,
             "wanscope": __version__,

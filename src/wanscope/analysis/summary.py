@@ -1,4 +1,4 @@
-"""What can be said, in plain sentences that claim no more than the tests allow."""
+"""The summary of an analysis in plain sentences, which claim no more than the tests allow."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from wanscope.analysis.test_result import CORRECTIONS, FAMILIES, Test, TestResul
 LISTED = 12
 
 
-def summarized(analysis: Analysis) -> str:
-    """The whole summary: what was analyzed, what was found, what cannot be said."""
+def summarize(analysis: Analysis) -> str:
+    """Return the summary: what was analyzed, what was found, and what cannot be concluded."""
     parts = [
         " ".join(_subject(analysis)),
         *_findings(analysis),
@@ -74,11 +74,11 @@ def _findings(analysis: Analysis) -> Iterator[str]:
             lines.append(f"and {len(shown) - LISTED} more in the table of tests")
         yield "Exploratory, significant after correction:\n" + "\n".join(f"- {line}" for line in lines)
         yield from courses
-        yield f"What is not listed is not shown to be equal. {family.power}"
+        yield f"Tests that are not listed do not show that there is no difference. {family.power}"
     else:
         what = "Of the other tests none" if confirmed else "None"
         yield (
-            f"{what} shows a difference after correction. That is no proof that there is none: "
+            f"{what} shows a difference after correction. This does not prove that there is none: "
             + _first_lower(family.power)
         )
         yield from courses
@@ -87,7 +87,7 @@ def _findings(analysis: Analysis) -> Iterator[str]:
             expected = ALPHA * family.size
             yield (
                 f"{_count(len(hints), 'test')} had p of at most 0.05 before correction; about {expected:.1f} would by "
-                "chance alone. They are leads for a new run with a hypothesis written first, not results."
+                "chance alone. They are not results, but suggest hypotheses for a new run."
             )
 
 
@@ -132,7 +132,7 @@ def _places(tests: Sequence[Test]) -> str:
 
 
 def _sentence(test: Test, analysis: Analysis) -> str:
-    """One test in words: direction, size, interval, p, and whom it speaks of."""
+    """Return a test as a sentence: direction, size, interval, p and the number of units."""
     title = test.title + (f" ({test.part})" if test.part else "")
     p = "not tested" if test.decisive_p is None else f"corrected p = {_p(test.decisive_p)}"
     if test.kind == "omnibus":
@@ -161,17 +161,17 @@ def _limits(analysis: Analysis) -> Iterator[str]:
     if comparison.contrasts and family.tests:
         if comparison.unit == "seed":
             lines.append(
-                "What is found holds for these prompts: seeds repeat the noise, not the wording. To speak of what the "
-                f"words mean, put at least {SCENES} scenes or paraphrases into the prompt as a slot and name it in "
+                "The findings hold for these prompts: seeds repeat the noise, not the wording. To generalize to what "
+                f"the words mean, put at least {SCENES} scenes or paraphrases into the prompt as a slot and name it in "
                 "design.blocks."
             )
-        elif family.units >= SCENES:  # fewer were asked for by name; a note says what that means
+        elif family.units >= SCENES:  # fewer only if --unit scene asks for it, which a note explains
             lines.append(
-                f"Units are {_count(family.units, 'scene')}: what is found speaks of scenes like these, made with "
+                f"Units are {_count(family.units, 'scene')}: the findings hold for scenes like these, made with "
                 "these seeds and this model."
             )
         lines += list(_tokens(family.tests, comparison.contrasts))
-        lines.append("Differences of a path say that the model moved differently, not that one video is better.")
+        lines.append("A difference between paths means that the model moved differently, not that one video is better.")
     lines += [note[:1].upper() + note[1:] + "." * (not note.endswith(".")) for note in analysis.notes]
     if analysis.rank:
         lines.append(f"Log-volumes are over {_count(analysis.rank, 'axis', 'axes')}, the same for all takes.")
@@ -180,7 +180,7 @@ def _limits(analysis: Analysis) -> Iterator[str]:
 
 
 def _tokens(tests: Sequence[Test], contrasts: Sequence[Contrast]) -> Iterator[str]:
-    """Whether the sides of a contrast have prompts of different length, which is a difference of its own."""
+    """Yield a sentence for each contrast whose prompts differ in length, which confounds their meaning."""
     for contrast in contrasts:
         test = next((t for t in tests if (t.factor, t.a, t.b) == (contrast.factor, contrast.a, contrast.b)), None)
         if test is None or test.tokens_a is None or test.tokens_b is None:
@@ -188,7 +188,7 @@ def _tokens(tests: Sequence[Test], contrasts: Sequence[Contrast]) -> Iterator[st
         if test.tokens_a != test.tokens_b:
             yield (
                 f"The prompts of {contrast.a} have {test.tokens_a:.3g} text tokens and those of {contrast.b} "
-                f"{test.tokens_b:.3g}: length differs along with meaning."
+                f"{test.tokens_b:.3g}: they differ in length as well as in meaning."
             )
 
 
