@@ -17,7 +17,7 @@ FILES = "files"  # the key in analysis.json
 
 
 def remove_outdated(folder: Path, written: Iterable[Path], on_event: events.Listener) -> None:
-    """Remove the files that the folder's analysis.json lists and that are not in `written`, with a note of their names."""
+    """Remove the files that the folder's analysis.json lists and that are not in `written`; a note names them."""
     kept = {path.relative_to(folder).as_posix() for path in written}
     gone = [name for name in _recorded_files(folder) if name not in kept and (folder / name).is_file()]
     for name in gone:
