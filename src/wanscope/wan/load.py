@@ -82,7 +82,7 @@ def load(
             if module is not None:
                 align(module)
     model.spec = " + ".join(map(str, spec)) if isinstance(spec, tuple) else str(spec)
-    lora_files.apply_all(model, chosen)
+    lora_files.apply_all(model, chosen, on_event)
     on_event(
         events.ModelReady(
             model.variant.name, str(torch_device), SHORT.get(torch_dtype, str(torch_dtype)), time.monotonic() - started

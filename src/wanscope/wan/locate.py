@@ -23,11 +23,11 @@ from typing import Any, Literal
 from wanscope import events
 from wanscope.errors import ModelError
 from wanscope.wan import download, identity, variants
+from wanscope.wan.experts import SUFFIXES, in_order, refuse_half, split_pair
 from wanscope.wan.pickles import PICKLES, is_pickle, refuse_pickle
 from wanscope.wan.variant import Files, Variant
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-SUFFIXES = (".safetensors", ".gguf")
 COMFY_FOLDERS = {"text_encoder": ("text_encoders", "clip"), "vae": ("vae",)}
 
 
@@ -75,7 +75,7 @@ def locate(
 
     The arguments are those of `load`. Raises ModelError, which says what is missing.
     """
-    paths = [Path(p).expanduser() for p in spec] if isinstance(spec, tuple) else _paths(str(spec))
+    paths = [Path(p).expanduser() for p in (spec if isinstance(spec, tuple) else split_pair(str(spec)))]
     if all(_looks_like_a_file(path) for path in paths):
         return _from_files(paths, encoder, vae, tokenizer, on_event)
     name = str(spec)
@@ -90,10 +90,6 @@ def locate(
     given = {"text_encoder": encoder, "vae": vae, "tokenizer": tokenizer}
     replaced = {k: _given_part(k, v, on_event) for k, v in given.items() if v is not None}
     return replace(source, parts={**source.parts, **replaced}) if replaced else source
-
-
-def _paths(spec: str) -> list[Path]:
-    return [Path(part.strip()).expanduser() for part in spec.split(" + ")]
 
 
 def _looks_like_a_file(path: Path) -> bool:
@@ -195,8 +191,11 @@ def _from_files(
         raise ModelError(
             "the two files are not experts of one model", f"{paths[0]} and {paths[1]} differ in their dims"
         )
-    if len(paths) == 2 and _noise(paths[0]) == "low" and _noise(paths[1]) != "low":
-        paths.reverse()  # the high-noise expert comes first
+    if len(paths) == 2:
+        ordered, named = in_order(*paths)
+        if not named:
+            on_event(events.Note(f"{paths[0]} is taken for the high-noise expert, because it comes first"))
+        paths = list(ordered)
     variant = _variant_of_files(paths, configs[0])
     given = {"text_encoder": encoder, "vae": vae, "tokenizer": tokenizer}
     parts = {"transformer": Part("file", paths[0])}
@@ -246,23 +245,13 @@ def _refuse(path: Path) -> None:
         raise ModelError(f"there is no file {path}")
 
 
-def _noise(path: Path) -> str | None:
-    """Return `high` or `low` where a file's name says which expert of Wan 2.2 it is, else None."""
-    match = re.search(r"(high|low)[_-]?noise", path.name.lower())
-    return match[1] if match else None
-
-
 def _variant_of_files(paths: list[Path], config: dict[str, Any]) -> Variant:
     """Return the variant of one or two transformer files. Their dims decide, and where those are shared, the name."""
     experts, channels = len(paths), config["out_channels"]
-    if experts == 1 and (noise := _noise(paths[0])):
-        other = "low" if noise == "high" else "high"
-        raise ModelError(
-            f"{paths[0].name} is one of Wan 2.2's two experts",
-            f"the {other}-noise file is needed as well",
-            f'model: "{paths[0].name} + {paths[0].name.replace(noise, other)}"',
-        )
     five_b = channels == 48
+    # Only Wan 2.2's A14B models have two experts.
+    if experts == 1 and not five_b and not _has_one_expert(paths[0], config):
+        refuse_half(paths[0])
     vae = variants.VARIANTS["wan2.2-ti2v-5b" if five_b else "wan2.1-t2v-1.3b"].vae_config()
     image = config["in_channels"] != channels
     boundary = None if experts == 1 else (0.9 if image else 0.875)
@@ -274,6 +263,13 @@ def _variant_of_files(paths: list[Path], config: dict[str, Any]) -> Variant:
         boundary_ratio=boundary,
         expand_timesteps=five_b,
     )
+
+
+def _has_one_expert(path: Path, config: dict[str, Any]) -> bool:
+    """Return whether a file is of Wan 2.1, by its width or its name."""
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    named = re.search(r"wan[ _.-]?2[ _.-]?1", path.name.lower()) is not None
+    return named or width == variants.VARIANTS["wan2.1-t2v-1.3b"].dim
 
 
 def _find_nearby(path: Path, names: tuple[str, ...], folders: tuple[str, ...]) -> Path | None:

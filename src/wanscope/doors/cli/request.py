@@ -19,6 +19,7 @@ from wanscope.recipe import Study
 from wanscope.spec.validation import validated
 from wanscope.study.read_request import STUDY_ENDINGS, Request, read_source
 from wanscope.study.study_file import config_names, edit_with_paths, find_study_file, load_study_data, read_yaml
+from wanscope.wan.experts import split_pair
 from wanscope.workspace import Workspace
 
 # Options that are short for one setting.
@@ -268,8 +269,7 @@ def _without(data: dict[str, Any], path: Sequence[str]) -> dict[str, Any]:
 
 def absolute_model(model: str) -> str:
     """Make the paths of files and folders absolute, so that a take made here can be made again from elsewhere."""
-    parts = [part.strip() for part in model.split(" + ")]
-    return " + ".join(_absolute(part) for part in parts)
+    return " + ".join(_absolute(part) for part in split_pair(model))
 
 
 def _absolute(name: str) -> str:
