@@ -118,6 +118,11 @@ def _tensor(tensor: torch.Tensor, shape: tuple[int, ...], linear: bool, name: st
     block, size = GGML_QUANT_SIZES[tensor.quant_type]  # type: ignore[attr-defined]
     rows = (*tensor.shape[:-1], tensor.shape[-1] // size * block)
     if linear and rows == shape:
+        if not _scales_are_finite(tensor, size):
+            raise ModelError(
+                f"{path} contains weights that are not numbers",
+                f"{name} has blocks whose scale is NaN or infinite. The file is damaged",
+            )
         return tensor
     values = dequantize_gguf_tensor(tensor)
     if values.numel() != int(torch.Size(shape).numel()):
@@ -125,3 +130,28 @@ def _tensor(tensor: torch.Tensor, shape: tuple[int, ...], linear: bool, name: st
             f"{path} cannot be loaded", f"{name} has {values.numel()} values, which do not fit the shape {shape}"
         )
     return values.as_subclass(torch.Tensor).reshape(shape)
+
+
+# Bytes from the start of a quantized block to its fp16 scales, by ggml's name of the type (ggml-common.h).
+SCALES = {
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q5_0": (0,),
+    "Q5_1": (0, 2),
+    "Q8_0": (0,),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
+}
+
+
+def _scales_are_finite(tensor: torch.Tensor, size: int) -> bool:
+    """Return whether the fp16 scales of all blocks of a quantized tensor are finite. size: of a block, in bytes."""
+    kind = tensor.quant_type.name  # type: ignore[attr-defined]
+    blocks = tensor.as_subclass(torch.Tensor).reshape(-1, size)
+    scales = [blocks[:, at : at + 2].contiguous().view(torch.float16) for at in SCALES.get(kind, ())]
+    return all(bool(torch.isfinite(scale).all()) for scale in scales)

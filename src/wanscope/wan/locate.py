@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from wanscope import events
 from wanscope.errors import ModelError
-from wanscope.wan import download, identity, variants
+from wanscope.wan import download, identity, tokenizer_files, variants
 from wanscope.wan.experts import SUFFIXES, in_order, refuse_half, split_pair
 from wanscope.wan.pickles import PICKLES, is_pickle, refuse_pickle
 from wanscope.wan.variant import Files, Variant
@@ -81,12 +81,12 @@ def locate(
     name = str(spec)
     folder = Path(name).expanduser()
     if folder.is_dir():
-        source = _from_folder(folder, str(folder.resolve().name), str(folder))
+        source = _from_folder(folder, str(folder.resolve().name), str(folder), on_event)
     elif name.strip().lower() == "marbles":
         source = _marbles()
     else:
         hub_id = _hub_id(name)
-        source = _from_folder(download.snapshot(hub_id, on_event), hub_id, hub_id)
+        source = _from_folder(download.snapshot(hub_id, on_event), hub_id, hub_id, on_event)
     given = {"text_encoder": encoder, "vae": vae, "tokenizer": tokenizer}
     replaced = {k: _given_part(k, v, on_event) for k, v in given.items() if v is not None}
     return replace(source, parts={**source.parts, **replaced}) if replaced else source
@@ -119,7 +119,7 @@ def _marbles() -> Source:
     return replace(source, variant=variants.VARIANTS["marbles"])
 
 
-def _from_folder(folder: Path, name: str, shown: str) -> Source:
+def _from_folder(folder: Path, name: str, shown: str, on_event: events.Listener = events.ignore) -> Source:
     gone = download.missing(folder)
     if gone == ["model_index.json"] and (folder / "config.json").is_file():
         raise ModelError(
@@ -152,7 +152,12 @@ def _from_folder(folder: Path, name: str, shown: str) -> Source:
         text_length=_text_length(folder / "tokenizer"),
     )
     scheduler_file = folder / "scheduler" / "scheduler_config.json"
-    scheduler = json.loads(scheduler_file.read_text()) if scheduler_file.is_file() else variant.scheduler_config()
+    variant = _without_long_negative(variant, folder / "tokenizer", on_event)
+    if scheduler_file.is_file():
+        scheduler = json.loads(scheduler_file.read_text())
+        variant = variants.with_scheduler(variant, scheduler)
+    else:
+        scheduler = variant.scheduler_config()
     return Source(
         variant,
         parts,
@@ -161,6 +166,25 @@ def _from_folder(folder: Path, name: str, shown: str) -> Source:
         index.get("boundary_ratio"),
         bool(index.get("expand_timesteps")),
     )
+
+
+def _without_long_negative(variant: Variant, tokenizer: Path, on_event: events.Listener) -> Variant:
+    """Return the variant without its default negative prompt, where a folder reads too few tokens for it."""
+    own = variant.defaults
+    if variant.text_length >= Variant.text_length or not own.negative_prompt:
+        return variant
+    reader = tokenizer_files.from_folder(tokenizer)
+    if reader is None:
+        return variant
+    count = len(reader(own.negative_prompt)["input_ids"])
+    if count <= variant.text_length:
+        return variant
+    on_event(
+        events.Note(
+            f"the default negative prompt is left out: it has {count} tokens, and the model reads {variant.text_length}"
+        )
+    )
+    return replace(variant, defaults=replace(own, negative_prompt=""))
 
 
 def _check_class(shown: str, name: str | None) -> None:

@@ -4,8 +4,8 @@ Every tensor of the file is accounted for: low-rank pairs become PEFT adapters (
 and `.diff_m` (full differences of weights, biases and modulation, which diffusers drops with only a log line) are added
 to the parameters; anything else is refused by name. Modules are found by the tail of a name, whatever prefixes a
 trainer has put before it: `diffusion_model.*` (lightx2v, Kijai, ComfyUI), `lora_unet_*` (kohya, musubi),
-`base_model.model.*` (PEFT), `transformer.*` and, for the low-noise expert, `transformer_2.*` (diffusers). LoKr, LoHa and
-DoRA are refused.
+`base_model.model.*` (PEFT), `transformer.*` and, for the low-noise expert, `transformer_2.*` (diffusers). LoKr, LoHa
+and DoRA are refused.
 
 An adapter adds weight * (alpha / rank) * up @ down; alpha equals the rank where the file does not give it.
 """

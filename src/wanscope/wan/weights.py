@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -134,6 +134,35 @@ def fill(
         {**state, **{name: state[source] for name, source in tied.items()}}, strict=True, assign=True
     )
     return module.eval().requires_grad_(False)
+
+
+def check_finite(model: Any, files: Mapping[str, Path]) -> None:
+    """Raise ModelError if a weight is NaN or infinite, naming its tensors and the file or folder they come from.
+
+    model: has the components as attributes. files: {component: where it was loaded from}. For weights that are packed
+    (GGUF), the scales were checked when they were read.
+    """
+    for component, path in files.items():
+        module = getattr(model, component, None)
+        if not isinstance(module, nn.Module):
+            continue
+        broken = [name for name, tensor in module.state_dict().items() if not is_finite(tensor)]
+        if broken:
+            raise ModelError(
+                f"{path} contains weights that are not numbers",
+                f"{len(broken)} tensors of the {component.replace('_', ' ')} have NaN or infinite values: "
+                f"{listed(broken)}. The file is damaged, or was converted to a dtype that cannot hold its values",
+            )
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Return whether all values of a tensor are finite; True for integers and for packed weights."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    if tensor.dtype.itemsize == 1:  # fp8 has no reductions
+        tensor = tensor.float()
+    low, high = torch.aminmax(tensor.detach())  # NaN in any value gives NaN
+    return bool(torch.isfinite(low) and torch.isfinite(high))
 
 
 def align(module: nn.Module) -> None:
