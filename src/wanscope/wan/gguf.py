@@ -16,12 +16,14 @@ import torch
 from torch import nn
 
 from wanscope.errors import ModelError
+from wanscope.wan.file_kinds import unreadable
 from wanscope.wan.single_file import PREFIXES, config_of, diffusers_names
 from wanscope.wan.weights import check_names
 
 if TYPE_CHECKING:
     from diffusers import WanTransformer3DModel
 
+TEXT_ENCODERS = ("t5", "t5encoder", "umt5")
 ARCHITECTURE = "wan"
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
 
@@ -34,11 +36,13 @@ def _reader(path: Path):
     try:
         reader = GGUFReader(path)
     except (ValueError, OSError, IndexError, KeyError) as error:
-        raise ModelError(
-            f"{path} cannot be read", f"it is not a complete GGUF file ({error}); download it again"
-        ) from None
+        raise unreadable(path, error) from None
     field = reader.get_field("general.architecture")
     architecture = str(field.contents()) if field is not None else "unknown"
+    if architecture in TEXT_ENCODERS:
+        raise ModelError(
+            f"{path} is a text encoder", "the transformer is needed here; text encoders in GGUF files are not read"
+        )
     if architecture != ARCHITECTURE:
         raise ModelError(f"{path} is not a Wan transformer", f"its header says the architecture is {architecture!r}")
     return reader

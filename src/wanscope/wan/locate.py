@@ -24,6 +24,7 @@ from wanscope import events
 from wanscope.errors import ModelError
 from wanscope.wan import download, identity, tokenizer_files, variants
 from wanscope.wan.experts import SUFFIXES, in_order, refuse_half, split_pair
+from wanscope.wan.file_kinds import shard_files
 from wanscope.wan.pickles import PICKLES, is_pickle, refuse_pickle
 from wanscope.wan.variant import Files, Variant
 
@@ -40,7 +41,9 @@ class Part:
 
     def hash(self) -> str:
         """Return the SHA-256 of the component's weights in hex (identity.py)."""
-        return identity.folder_hash(self.path) if self.kind == "folder" else identity.file_hash(self.path)
+        if self.kind == "folder":
+            return identity.folder_hash(self.path)
+        return identity.files_hash(shard_files(self.path))
 
     def config(self) -> dict[str, Any]:
         """Return the content of a folder's config.json."""
@@ -121,6 +124,14 @@ def _marbles() -> Source:
 
 def _from_folder(folder: Path, name: str, shown: str, on_event: events.Listener = events.ignore) -> Source:
     gone = download.missing(folder)
+    if "model_index.json" in gone and _is_original(folder):
+        raise ModelError(
+            f"{shown} has the layout of Wan's original repositories",
+            "its VAE and text encoder are pickles, which are never opened. Use the repository in diffusers' layout, "
+            "whose name ends in -Diffusers, or the transformer's files with a VAE and a text encoder as safetensors",
+            f'--model "{folder}/{_original_transformer(folder)}" --vae {Files().vae[0]} --text-encoder '
+            f"{Files().encoder[0]}",
+        )
     if gone == ["model_index.json"] and (folder / "config.json").is_file():
         raise ModelError(
             f"{shown} is a single component, not a complete model",
@@ -166,6 +177,20 @@ def _from_folder(folder: Path, name: str, shown: str, on_event: events.Listener 
         index.get("boundary_ratio"),
         bool(index.get("expand_timesteps")),
     )
+
+
+def _is_original(folder: Path) -> bool:
+    """Return whether a folder is a copy of one of Wan's original repositories, or an expert's folder in one."""
+    places = [folder, *(folder / name for name in ("high_noise_model", "low_noise_model"))]
+    files = [place / "config.json" for place in places if (place / "config.json").is_file()]
+    pickles = any(folder.glob("Wan2*_VAE.pth")) or any(folder.glob("models_t5_*.pth"))
+    return pickles or any('"WanModel"' in file.read_text(encoding="utf-8") for file in files)
+
+
+def _original_transformer(folder: Path) -> str:
+    """Return the name of the first weight file of an original repository's transformer."""
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*_noise_model/*.safetensors"))
+    return files[0].relative_to(folder).as_posix() if files else "diffusion_pytorch_model.safetensors"
 
 
 def _without_long_negative(variant: Variant, tokenizer: Path, on_event: events.Listener) -> Variant:
@@ -307,6 +332,12 @@ def _given_part(name: str, value: str | Path, on_event: events.Listener) -> Part
     path = Path(value).expanduser()
     usual = {"text_encoder": Files().encoder, "vae": Files().vae}
     refuse_pickle(path, usual.get(name, ()))
+    if path.suffix.lower() == ".gguf":
+        raise ModelError(
+            f"{path} cannot be the {name.replace('_', ' ')}",
+            "of GGUF files, only transformers are read",
+            f"--{name.replace('_', '-')} {next(iter(usual.get(name, ())), 'FOLDER')}",
+        )
     if path.is_file():
         return Part("file", path)
     if path.is_dir():
@@ -334,14 +365,16 @@ def _tokenizer_with_encoder(parts: dict[str, Part]) -> None:
 
 def _from_hub(variant: Variant, path: Path, wanted: list[str], on_event: events.Listener) -> dict[str, Part]:
     needs = {
-        "text_encoder": f"encoder={' or '.join(variant.files.encoder) or 'a UMT5 encoder file or folder'}",
-        "vae": f"vae={' or '.join(variant.files.vae) or 'a Wan VAE file or folder'}",
-        "tokenizer": "tokenizer=a folder with tokenizer.json",
+        "text_encoder": f"a text encoder ({' or '.join(variant.files.encoder) or 'a UMT5 encoder file or folder'})",
+        "vae": f"a VAE ({' or '.join(variant.files.vae) or 'a Wan VAE file or folder'})",
+        "tokenizer": "a tokenizer (a folder with tokenizer.json)",
     }
     what = f"{path} contains only a transformer"
     why = "it also needs " + ", ".join(needs[name] for name in wanted)
     if variant.hub_id is None:
-        raise ModelError(what, why, f"load({path.name!r}, encoder=..., vae=..., tokenizer=...)")
+        options = " ".join(f"--{name.replace('_', '-')} PATH" for name in wanted)
+        arguments = ", ".join(f"{name.removeprefix('text_')}=PATH" for name in wanted)
+        raise ModelError(what, why, f"{options}, in Python load({path.name!r}, {arguments})")
     try:
         folder = download.snapshot(variant.hub_id, on_event, parts=tuple(wanted))
     except ModelError as error:

@@ -6,8 +6,8 @@ Then every parameter is filled. Extra names, missing names and wrong shapes are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from wanscope.errors import ModelError
+from wanscope.wan.file_kinds import shard_files, unreadable
 from wanscope.wan.pickles import refuse_pickle
 
 SHOWN = 6
@@ -24,12 +25,16 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class WeightFile:
-    """An open safetensors file: names, shapes and tensors without `prefix`; tensors are read one at a time."""
+    """Open safetensors: names, shapes and tensors without `prefix`; tensors are read one at a time.
 
-    def __init__(self, path: Path, handle, prefix: str = "") -> None:
-        self.path, self._handle, self.prefix = path, handle, prefix
-        self.metadata: dict[str, str] = handle.metadata() or {}
-        self.all_names: list[str] = list(handle.keys())
+    handles: of one file, or of all shards of a set.
+    """
+
+    def __init__(self, path: Path, handles: Sequence[Any], prefix: str = "") -> None:
+        self.path, self.prefix = path, prefix
+        self._handle_of = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118
+        self.metadata: dict[str, str] = handles[0].metadata() or {}
+        self.all_names: list[str] = list(self._handle_of)
         self.names = [name.removeprefix(prefix) for name in self.all_names if name.startswith(prefix)]
 
     def strip(self, prefixes: tuple[str, ...], known: str) -> None:
@@ -47,33 +52,37 @@ class WeightFile:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape, read from the header."""
-        return tuple(self._handle.get_slice(self.prefix + name).get_shape())
+        return tuple(self._handle_of[self.prefix + name].get_slice(self.prefix + name).get_shape())
 
     def dtype(self, name: str) -> str:
         """Return a tensor's dtype with safetensors' name: F32, BF16, F8_E4M3, ..."""
-        return self._handle.get_slice(self.prefix + name).get_dtype()
+        return self._handle_of[self.prefix + name].get_slice(self.prefix + name).get_dtype()
 
     def read(self, name: str) -> torch.Tensor:
         """Return a tensor in the file's dtype and shape, on the CPU."""
-        return self._handle.get_tensor(self.prefix + name)
+        return self._handle_of[self.prefix + name].get_tensor(self.prefix + name)
 
 
 @contextmanager
 def open_weights(path: Path) -> Iterator[WeightFile]:
-    """Open a safetensors file for reading inside the `with` block.
+    """Open a safetensors file, or all shards of the set it belongs to, for reading inside the `with` block.
 
     Raises ModelError for pickles, missing files and damaged files.
     """
     refuse_pickle(path)
     if not path.is_file():
         raise ModelError(f"there is no file {path}")
-    try:
-        with safe_open(path, framework="pt", device="cpu") as handle:
-            yield WeightFile(path, handle)
-    except SafetensorError as error:
-        raise ModelError(
-            f"{path} cannot be read", f"it is not a complete safetensors file ({error}); download it again"
-        ) from None
+    with ExitStack() as stack:
+        handles = []
+        for file in shard_files(path):
+            try:
+                handles.append(stack.enter_context(safe_open(file, framework="pt", device="cpu")))
+            except SafetensorError as error:
+                raise unreadable(file, error) from None
+        try:
+            yield WeightFile(path, handles)
+        except SafetensorError as error:
+            raise unreadable(path, error) from None
 
 
 def listed(names: list[str]) -> str:

@@ -27,6 +27,9 @@ SETTINGS = {
     "template": "prompt",
     "negative": "negative",
     "model": "model",
+    "vae": "components.vae",
+    "text_encoder": "components.text_encoder",
+    "tokenizer": "components.tokenizer",
     "name": "name",
     "dtype": "dtype",
     "width": "video.width",
@@ -177,6 +180,9 @@ def _changes(options: Options, workspace: Workspace) -> dict[str, Any]:
             flag = f"--{option.replace('_', '-')}"
             raise RequestError(f"{flag} and --set {key} set the same thing", "give one of them", f"{flag} {value}")
         changes[key] = value
+    for key in ("components.vae", "components.text_encoder", "components.tokenizer"):
+        if isinstance(changes.get(key), str):
+            changes[key] = _absolute(changes[key])
     if isinstance(changes.get("model"), str):
         changes["model"] = absolute_model(changes["model"])
     if options.seeds is not None and options.videos_per_variation is not None:
