@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wanscope.catalog.connect import Database
-from wanscope.catalog.content import SPACES, Header, Tokens, pack
+from wanscope.catalog.content import SPACES, Tokens
+from wanscope.catalog.embedding_file import Header, pack
 from wanscope.catalog.files import EmbeddingFiles
 from wanscope.catalog.rows import changed, find_key, insert, now, select
 from wanscope.catalog.vectors import compact_rows
