@@ -6,11 +6,11 @@ whatever it is called.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from wanscope import events
+from wanscope.spec.strict_json import read_json
 
 REPORT, FACTS = "report.html", "analysis.json"
 FILES = "files"  # the key in analysis.json
@@ -31,7 +31,7 @@ def remove_outdated(folder: Path, written: Iterable[Path], on_event: events.List
 def _recorded(folder: Path) -> list[str]:
     """Names relative to the folder, none of which leads out of it."""
     try:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        facts = read_json((folder / FACTS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
     if not isinstance(facts, dict):

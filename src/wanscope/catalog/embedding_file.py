@@ -31,6 +31,7 @@ import numpy as np
 
 from wanscope.catalog.content import SPACES, WIDTHS, Tokens
 from wanscope.errors import CatalogDamaged, RecipeError
+from wanscope.spec.strict_json import read_json
 
 MAGIC, OLD_MAGIC = b"WANSEMB2", b"WANSEMB1"
 PREFIX, OLD_PREFIX = struct.Struct("<8s16sII16s"), struct.Struct("<8sI")
@@ -161,7 +162,7 @@ def _read_head(more: Callable[[int], bytes], size: int) -> Head:
     data = more(start + mean_bytes)
     if digest and _digest(memoryview(data)[8 + DIGEST_BYTES : start + mean_bytes]) != digest:
         raise ValueError("its header or its mean token does not match their checksum")
-    dtype, tokens, dim, norm, header = _checked(json.loads(data[start - length : start]))
+    dtype, tokens, dim, norm, header = _checked(read_json(data[start - length : start]))
     end = start + 2 * dim
     if end > size or (digest and mean_bytes != 2 * dim):
         raise ValueError(f"its mean token does not have {dim} values")

@@ -30,6 +30,7 @@ from wanscope.catalog.files import EmbeddingFiles
 from wanscope.catalog.migrations import VERSION
 from wanscope.catalog.rows import SHARED, count, insert, now, select
 from wanscope.errors import CatalogDamaged, CatalogNewer, EmbeddingNotFound, RecipeError, StorageError, TakeNotFound
+from wanscope.spec.strict_json import read_json
 from wanscope.take.disk import guarded, sync_file
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ def read_export(db: Database, files: EmbeddingFiles, folder: Path, *, origin: st
     import pyarrow.parquet as pq
 
     try:
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        card = read_json((folder / CARD).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise TakeNotFound(f"{folder} is not an export", f"it has no {CARD}", "wanscope db export FOLDER") from None
     except (OSError, ValueError) as error:

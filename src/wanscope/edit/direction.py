@@ -26,6 +26,7 @@ from torch import Tensor
 
 from wanscope.edit.blocks import parse_blocks
 from wanscope.errors import RecipeError
+from wanscope.spec.strict_json import read_json
 
 KEY, TENSOR = "wanscope_direction", "direction"
 VERSION = 1
@@ -168,7 +169,7 @@ def read_direction(path: Path | str) -> Direction:
 
     try:
         with safe_open(Path(path).expanduser(), framework="pt") as file:
-            metadata: dict[str, Any] = json.loads((file.metadata() or {}).get(KEY, "null")) or {}
+            metadata: dict[str, Any] = read_json((file.metadata() or {}).get(KEY, "null")) or {}
             names = list(file.keys())
             tensor = file.get_tensor(TENSOR) if TENSOR in names else None
     except (OSError, ValueError, SafetensorError) as error:

@@ -6,7 +6,6 @@ report whether it produced the same bits.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from wanscope.errors import DamagedTake, RecipeError, RequestError, TakeNotFound
 from wanscope.recipe import Recipe, Study
+from wanscope.spec.strict_json import read_json
 from wanscope.spec.validation import validated
 from wanscope.study.study_file import config_names, load_study_data
 from wanscope.take.manifest import Environment
@@ -112,7 +112,7 @@ def _from_json(path: Path) -> Request:
     if path.name == MANIFEST:
         return _replay(Take.open(path.parent))
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RequestError(f"{path} cannot be read as JSON", str(error)) from None
     if isinstance(data, dict) and isinstance(data.get("recipe"), dict):  # a take.json under another name

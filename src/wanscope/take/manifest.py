@@ -17,6 +17,7 @@ from typing import Any, Literal
 from wanscope import __version__
 from wanscope.errors import DamagedTake, RecipeError
 from wanscope.recipe import Recipe, Spec
+from wanscope.spec.strict_json import read_json
 from wanscope.spec.validation import validated
 from wanscope.take.applied_edits import AppliedEdit
 from wanscope.take.disk import file_sha256, files_below
@@ -136,7 +137,7 @@ def read_manifest(folder: Path) -> Manifest:
     damaged = f"{path} is damaged"
     again = "run the take's study again: it replaces damaged takes"
     try:
-        data = json.loads(path.read_bytes())
+        data = read_json(path.read_bytes())
     except FileNotFoundError:
         raise DamagedTake(f"{folder} is not a finished take", f"it has no {MANIFEST}", again) from None
     except OSError as error:

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import shutil
 from collections.abc import Iterable
@@ -36,6 +35,7 @@ from wanscope.capture.arrays import open_array
 from wanscope.capture.attention_sink import FOLDERS, exponents_file
 from wanscope.errors import DamagedTake, NotCaptured, RecipeError
 from wanscope.recipe import CaptureSpec, LatentsCapture, Recipe
+from wanscope.spec.strict_json import read_json
 from wanscope.take.disk import guarded, sync_file, sync_folder, sync_tree
 from wanscope.take.manifest import Manifest, check_content, check_sizes, read_manifest
 from wanscope.workspace import MANIFEST
@@ -184,7 +184,7 @@ class Take:
     def events(self) -> list[dict[str, Any]]:
         """Return the events of its making; StepDone has each step's seconds and the device's memory in bytes."""
         self._check(EVENTS)
-        return [json.loads(line) for line in (self.folder / EVENTS).read_text(encoding="utf-8").splitlines()]
+        return [read_json(line) for line in (self.folder / EVENTS).read_text(encoding="utf-8").splitlines()]
 
     def verify(self) -> None:
         """Compare every file with its checksum. Raises DamagedTake for the first that differs, is missing or is new."""

@@ -9,7 +9,6 @@ Shape suffixes: F frames, H height, W width; frames are uint8 RGB.
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wanscope.errors import DamagedTake, RequestError, StorageError
+from wanscope.spec.strict_json import read_json
 from wanscope.take.disk import guarded
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
             "the take.json next to the original",
         )
     try:
-        data = json.loads(written)
+        data = read_json(written)
     except ValueError:
         data = None
     if not isinstance(data, dict) or "recipe" not in data:
