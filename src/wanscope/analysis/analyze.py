@@ -21,6 +21,7 @@ The metrics are also added to the workspace's catalog, if it has one.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +44,8 @@ from wanscope.analysis.store_metrics import remember
 from wanscope.analysis.summary import summarized
 from wanscope.analysis.table import tabulated, write_rows
 from wanscope.errors import NotCaptured
-from wanscope.take.disk import guarded, require_writable, write_atomic
+from wanscope.take.building import new_folder, write_atomic
+from wanscope.take.disk import guarded, require_writable
 from wanscope.workspace import Workspace
 
 FOLDER = "analysis"
@@ -195,21 +197,25 @@ def write_analysis(
     Files of an earlier analysis that this one does not write are removed: they would contradict the new tables.
     """
     result = replace(analysis, folder=folder, page=report)
-    with guarded(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        written = write_rows(result.table.records(), folder / "metrics")
+    with new_folder(folder, FACTS) as new, guarded(folder):
+        written = write_rows(result.table.records(), new / "metrics")
         tests = [test.record() for test in result.tests.tests]
-        written += write_rows(tests, folder / "tests", columns=list(Test.__annotations__))
-        written += write_rows(result.groups.records(), folder / "groups", columns=GroupResult.COLUMNS)
+        written += write_rows(tests, new / "tests", columns=list(Test.__annotations__))
+        written += write_rows(result.groups.records(), new / "groups", columns=GroupResult.COLUMNS)
         attention = attention_section.rows(result)
         if attention:
-            written += write_rows(attention, folder / "attention")
-        write_atomic(folder / SUMMARY, result.summary + "\n")
+            written += write_rows(attention, new / "attention")
+        write_atomic(new / SUMMARY, result.summary + "\n")
         if report:
             from wanscope.analysis.report import write_report
 
-            written += write_report(result, folder, attention, on_event=on_event)
-        remove_outdated(folder, written, on_event)
-        facts = {**result.facts(), FILES: sorted(path.relative_to(folder).as_posix() for path in written)}
+            written += write_report(result, new, attention, on_event=on_event)
+        names = sorted(path.relative_to(new).as_posix() for path in written)
+        # All of them at once, so that a kill does not leave the tables of one analysis beside the figures of another.
+        for name in [*names, SUMMARY]:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(new / name, folder / name)
+        remove_outdated(folder, names, on_event)
+        facts = {**result.facts(), FILES: names}
         write_atomic(folder / FACTS, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     return result

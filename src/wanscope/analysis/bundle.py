@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import platform
 import shutil
 from collections.abc import Sequence
@@ -33,6 +32,7 @@ from wanscope.analysis.permutation_tests import DRAWS, EXACT_PAIRS
 from wanscope.analysis.remove_outdated import FACTS
 from wanscope.analysis.result import Analysis
 from wanscope.errors import RequestError
+from wanscope.take.building import built_beside
 from wanscope.take.disk import file_sha256, files_below, guarded, require_writable
 from wanscope.take.store import VIDEO
 from wanscope.workspace import Workspace
@@ -74,14 +74,8 @@ def export_bundle(
     if place.exists() and not place.is_dir():
         raise RequestError(f"{place} is a file", "a bundle is a folder", f"--out {place}-bundle")
     require_writable(place.parent)
-    partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
-    with guarded(place.parent):
-        try:
-            _write(analysis, partial, on_event)
-            shutil.rmtree(place, ignore_errors=True)
-            os.rename(partial, place)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with built_beside(place) as folder, guarded(place.parent):
+        _write(analysis, folder, on_event)
     return place
 
 

@@ -16,9 +16,9 @@ REPORT, FACTS = "report.html", "analysis.json"
 FILES = "files"  # the key in analysis.json
 
 
-def remove_outdated(folder: Path, written: Iterable[Path], on_event: events.Listener) -> None:
-    """Remove what the folder's analysis.json says was written and is not among `written`; say so."""
-    kept = {path.relative_to(folder).as_posix() for path in written}
+def remove_outdated(folder: Path, written: Iterable[str], on_event: events.Listener) -> None:
+    """Remove what the folder's analysis.json says was written and is not among `written`, names in it; say so."""
+    kept = set(written)
     gone = [name for name in _recorded(folder) if name not in kept and (folder / name).is_file()]
     for name in gone:
         (folder / name).unlink()

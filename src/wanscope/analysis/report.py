@@ -25,8 +25,9 @@ from wanscope.analysis.metric import Metric
 from wanscope.analysis.preview import Preview, previews
 from wanscope.analysis.remove_outdated import REPORT
 from wanscope.analysis.result import Analysis
+from wanscope.take.building import write_atomic
 from wanscope.take.compare import table as rows_and_columns
-from wanscope.take.disk import guarded, write_atomic
+from wanscope.take.disk import guarded
 
 FIGURES = "figures"
 SHOWN_SIDE = 176  # pixels; smaller videos are enlarged on the page

@@ -26,6 +26,7 @@ from wanscope import __version__
 from wanscope.catalog import migrations
 from wanscope.catalog.instances import attached
 from wanscope.errors import CatalogBusy, CatalogDamaged, CatalogNewer, RequestError, StorageError, WanscopeError
+from wanscope.take.building import new_file
 from wanscope.take.disk import full_disk, guarded, sync_folder
 
 if TYPE_CHECKING:
@@ -239,7 +240,8 @@ class Database:
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.new")
         with self._translate_errors(), guarded(self.path.parent):
             try:
-                temporary.unlink(missing_ok=True)
+                for left in self.path.parent.glob(f".{self.path.name}.*.new*"):  # of killed processes: this is our turn
+                    left.unlink(missing_ok=True)
                 with attached(temporary) as con:
                     con.execute("BEGIN")
                     migrations.create(con)
@@ -280,12 +282,8 @@ class Database:
         with self._translate_errors(), self._opened(deadline) as con:
             con.execute("CHECKPOINT")  # so that a copy of the file alone is complete
         backup = _free_name(self.path, f"version-{version}")
-        with guarded(self.path.parent):
-            try:
-                shutil.copy2(self.path, backup)
-            except BaseException:
-                backup.unlink(missing_ok=True)
-                raise
+        with guarded(self.path.parent), new_file(backup) as new:
+            shutil.copy2(self.path, new)
         with self._translate_errors(), self._opened(deadline) as con:
             con.execute("BEGIN")
             migrations.migrate(con, version)

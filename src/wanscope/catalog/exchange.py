@@ -31,7 +31,8 @@ from wanscope.catalog.migrations import VERSION
 from wanscope.catalog.rows import SHARED, count, insert, now, select
 from wanscope.errors import CatalogDamaged, CatalogNewer, EmbeddingNotFound, RecipeError, StorageError, TakeNotFound
 from wanscope.spec.strict_json import read_json
-from wanscope.take.disk import guarded, sync_file
+from wanscope.take.building import built_beside
+from wanscope.take.disk import guarded
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,7 +62,7 @@ class Exchanged:
 def export(
     db: Database, files: EmbeddingFiles, folder: Path, *, anonymous: bool = False, half: bool = False
 ) -> Exchanged:
-    """Write everything to a new or empty folder.
+    """Write everything to a new or empty folder, which is complete or, after a kill, as it was.
 
     anonymous: without prompts and other text. half: values as fp16 numbers, which are smaller and which every tool
     reads, but which cannot reproduce a take bit for bit. Raises RecipeError where the folder is not empty or values do
@@ -74,17 +75,14 @@ def export(
         rows = select(con, "SELECT * FROM embeddings ORDER BY key")
     if anonymous:
         rows, tables = without_words(rows, tables)
-    with guarded(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_embeddings(folder / EMBEDDINGS, rows, files, half)
+    with built_beside(folder) as new, guarded(folder):
+        _write_embeddings(new / EMBEDDINGS, rows, files, half)
         for name, table in tables.items():
-            _write(folder / f"{name}.parquet", table)
+            _write(new / f"{name}.parquet", table)
         counts = {"embeddings": rows.num_rows, **{name: table.num_rows for name, table in tables.items()}}
         card = _card(rows, tables, counts, anonymous, half)
-        (folder / README).write_text(_readme(card, folder), encoding="utf-8")
-        (folder / CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        for path in folder.iterdir():
-            sync_file(path)
+        (new / README).write_text(_readme(card, folder), encoding="utf-8")
+        (new / CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return Exchanged(str(folder), counts, bytes=sum(path.stat().st_size for path in folder.iterdir()))
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -27,7 +28,8 @@ from wanscope.spec.validation import validated
 from wanscope.study.expand import Expansion
 from wanscope.study.lock import STUDY_WAIT_SECONDS, held
 from wanscope.study.study_file import read_yaml
-from wanscope.take.disk import guarded, write_atomic
+from wanscope.take.building import write_atomic
+from wanscope.take.disk import guarded
 from wanscope.take.store import VIDEO
 from wanscope.workspace import Workspace
 
@@ -75,7 +77,7 @@ class StudyFolder:
                 earlier = _read_study(path)
                 if earlier == expansion.study:
                     return []
-                number = 1 + sum(1 for _ in self.folder.glob("study.*.yaml"))
+                number = next(n for n in itertools.count(1) if not (self.folder / f"study.{n}.yaml").exists())
                 os.replace(path, self.folder / f"study.{number}.yaml")
                 changed = _changes(earlier, expansion.study)
                 notes.append(

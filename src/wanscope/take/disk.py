@@ -1,4 +1,4 @@
-"""Files on disk: atomic writing, syncing, checksums, free space, and the disk's errors in plain words."""
+"""Files on disk: syncing, checksums, free space, and the disk's errors in plain words."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ def require_writable(folder: Path) -> None:
     try:
         with guarded(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / f".write-{os.getpid()}"
-            probe.write_bytes(b"x")
-            probe.unlink()
+            (folder / f".write-{os.getpid()}").write_bytes(b"x")
+            for probe in folder.glob(".write-*"):  # those of killed processes, too
+                probe.unlink(missing_ok=True)
     except StorageError as error:
         raise StorageRefused(error.what, error.why, error.fix) from error
 
@@ -144,19 +144,6 @@ def sync_tree(folder: Path) -> None:
         list(pool.map(sync_file, (folder / path for path in files_below(folder))))
     for root, _, _ in os.walk(folder):
         sync_folder(Path(root))
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Replace the text of a file atomically: at any moment it holds the old text or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        sync_file(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
 
 
 def file_sha256(path: Path) -> str:
