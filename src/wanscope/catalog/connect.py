@@ -186,8 +186,9 @@ class Database:
             return None  # nobody can write here, and DuckDB allows several readers
         line, lock = (FileLock(folder / f".{self.path.name}.{name}") for name in ("line", "lock"))
         try:
-            _acquire(line, deadline, 4 * POLL_SECONDS)
-            _acquire(lock, deadline, POLL_SECONDS)
+            with guarded(folder):
+                _acquire(line, deadline, 4 * POLL_SECONDS)
+                _acquire(lock, deadline, POLL_SECONDS)
         except Timeout:
             raise self._busy("another wanscope program") from None
         finally:
