@@ -5,7 +5,6 @@ A study is given by its name, its folder, its study.yaml, its workspace, the res
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -183,10 +182,7 @@ def _of_study(folder: Path) -> Collection:
     from wanscope.study.study_folder import StudyFolder
 
     space = Workspace(folder.parent.parent.resolve())
-    try:
-        rows = [row for row in StudyFolder(space, folder.name).rows() if row.current]
-    except csv.Error as error:
-        raise RequestError(f"{folder / 'index.csv'} cannot be read", str(error)) from error
+    rows = [row for row in StudyFolder(space, folder.name).rows() if row.current]
     study = _study(folder / STUDY_FILE)
     template = parse(study.prompt) if study is not None else None
     found = _Members()

@@ -11,6 +11,7 @@ the name of their origin.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,7 @@ from wanscope.catalog.rows import SHARED, count, insert, now, select
 from wanscope.errors import CatalogDamaged, CatalogNewer, EmbeddingNotFound, RecipeError, StorageError, TakeNotFound
 from wanscope.spec.strict_json import read_json
 from wanscope.take.building import built_beside
-from wanscope.take.disk import guarded
+from wanscope.take.disk import file_sha256, guarded
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -80,10 +81,48 @@ def export(
         for name, table in tables.items():
             _write(new / f"{name}.parquet", table)
         counts = {"embeddings": rows.num_rows, **{name: table.num_rows for name, table in tables.items()}}
-        card = _card(rows, tables, counts, anonymous, half)
+        sums = {path.name: file_sha256(path) for path in sorted(new.glob("*.parquet"))}
+        card = {**_card(rows, tables, counts, anonymous, half), "sha256": sums}
+        card["card_sha256"] = _card_sum(card)
         (new / README).write_text(_readme(card, folder), encoding="utf-8")
         (new / CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return Exchanged(str(folder), counts, bytes=sum(path.stat().st_size for path in folder.iterdir()))
+
+
+def _card_sum(card: dict[str, Any]) -> str:
+    """Return the SHA-256 of a card without its own."""
+    own = {name: value for name, value in card.items() if name != "card_sha256"}
+    return hashlib.sha256(json.dumps(own, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    """Return the card of an export whose files are as they were written. Exports of version 0.1 have no checksums.
+
+    Raises TakeNotFound, CatalogDamaged or CatalogNewer.
+    """
+    try:
+        card = read_json((folder / CARD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TakeNotFound(f"{folder} is not an export", f"it has no {CARD}", "wanscope db export FOLDER") from None
+    except (OSError, ValueError) as error:
+        raise CatalogDamaged(f"{folder / CARD} is damaged", str(error)) from None
+    if not isinstance(card, dict) or not isinstance(card.get("schema", 0), int):
+        raise CatalogDamaged(f"{folder / CARD} is damaged", "it does not describe an export")
+    if card.get("format") != FORMAT or card.get("schema", 0) > VERSION:
+        raise CatalogNewer(
+            f"{folder} was written by another wanscope ({card.get('wanscope')})",
+            f"its format is {card.get('format')}, schema {card.get('schema')}; this reads {FORMAT}, up to {VERSION}",
+            "pip install --upgrade wanscope",
+        )
+    if card.get("values") not in ("exact", "fp16"):
+        raise CatalogDamaged(f"{folder / CARD} is damaged", "it does not say how values are stored")
+    if "card_sha256" in card or "sha256" in card:
+        if card.get("card_sha256") != _card_sum(card):
+            raise CatalogDamaged(f"{folder / CARD} is damaged", "it does not match its own checksum")
+        for name in (EMBEDDINGS, *(f"{table}.parquet" for table in SHARED)):
+            if (folder / name).is_file() and file_sha256(folder / name) != card["sha256"].get(name):
+                raise CatalogDamaged(f"{folder / name} is damaged", f"it does not match its checksum in {CARD}")
+    return card
 
 
 def _write(path: Path, table: pa.Table) -> None:
@@ -197,18 +236,7 @@ def read_export(db: Database, files: EmbeddingFiles, folder: Path, *, origin: st
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        card = read_json((folder / CARD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise TakeNotFound(f"{folder} is not an export", f"it has no {CARD}", "wanscope db export FOLDER") from None
-    except (OSError, ValueError) as error:
-        raise CatalogDamaged(f"{folder / CARD} is damaged", str(error)) from None
-    if card.get("format") != FORMAT or card.get("schema", 0) > VERSION:
-        raise CatalogNewer(
-            f"{folder} was written by another wanscope ({card.get('wanscope')})",
-            f"its format is {card.get('format')}, schema {card.get('schema')}; this reads {FORMAT}, up to {VERSION}",
-            "pip install --upgrade wanscope",
-        )
+    card = _read_card(folder)
     exact = card["values"] == "exact"
     try:
         tables = {name: pq.read_table(folder / f"{name}.parquet") for name in SHARED}
@@ -216,7 +244,7 @@ def read_export(db: Database, files: EmbeddingFiles, folder: Path, *, origin: st
         return _import_rows(
             db, files, (_decoded(batch, exact) for batch in batches), tables, origin or folder.name, str(folder), exact
         )
-    except (pa.ArrowException, FileNotFoundError) as error:
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:  # a table of another form, too
         raise CatalogDamaged(f"the export in {folder} is damaged", str(error).split("\n")[0]) from None
 
 

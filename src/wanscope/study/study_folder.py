@@ -2,7 +2,7 @@
 
     study.yaml                the study as it was last run, with the settings it left open in comments
     study.1.yaml, ...         earlier versions, oldest first
-    index.csv                 one row per take: name, take, seed, prompt, slots, status
+    index.csv                 one row per take: name, take, seed, prompt, slots, status, and a checksum of the table
     two-women_seed07.mp4      -> ../../takes/<id>/video.mp4
 
 Running a changed study under the same name keeps both versions. The earlier file is numbered, its takes stay in the
@@ -13,8 +13,6 @@ support links, a small text file `two-women_seed07.txt` contains the path instea
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,9 +29,10 @@ from wanscope.study.study_file import read_yaml
 from wanscope.take.building import write_atomic
 from wanscope.take.disk import guarded
 from wanscope.take.store import VIDEO
+from wanscope.take.study_table import INDEX, read_table, table_text
 from wanscope.workspace import Workspace
 
-STUDY, INDEX = "study.yaml", "index.csv"
+STUDY = "study.yaml"
 COLUMNS = ("name", "take", "variation", "seed", "status", "current", "seconds", "prompt", "error")
 SLOT = "slot:"
 EDIT = "edit"  # a column only where a study has edits
@@ -107,8 +106,7 @@ class StudyFolder:
         path = self.folder / INDEX
         if not path.exists():
             return []
-        with path.open(encoding="utf-8", newline="") as file:
-            return [_row(line) for line in csv.DictReader(file)]
+        return [_row(line) for line in read_table(path)]
 
     def _video(self, take: str) -> Path:
         return self.workspace.take_folder(take) / VIDEO
@@ -179,16 +177,14 @@ def _csv(rows: list[IndexRow]) -> str:
     slots = list(dict.fromkeys(slot for row in rows for slot in row.slots))
     swept = list(dict.fromkeys(key for row in rows for key in row.swept))
     edit = [EDIT] if any(row.edit for row in rows) else []
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*COLUMNS, *edit, *swept, *(SLOT + slot for slot in slots)])
+    table: list[list[object]] = [[*COLUMNS, *edit, *swept, *(SLOT + slot for slot in slots)]]
     for row in rows:
         seconds = "" if row.seconds is None else f"{row.seconds:.3f}"
         current = "yes" if row.current else "no"
         fixed = [row.name, row.take, row.variation, row.seed, row.status, current, seconds, row.prompt, row.error]
         edits = [*([row.edit] if edit else []), *(row.swept.get(key, "") for key in swept)]
-        writer.writerow([*fixed, *edits, *(row.slots.get(slot, "") for slot in slots)])
-    return text.getvalue()
+        table.append([*fixed, *edits, *(row.slots.get(slot, "") for slot in slots)])
+    return table_text(table)
 
 
 def _row(line: dict[str, str]) -> IndexRow:
