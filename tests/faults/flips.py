@@ -67,7 +67,8 @@ def of_mp4(space: Path, file: Path) -> Iterator[Any]:
     from wanscope.workspace import Workspace
 
     alone = space / "alone.mp4"
-    shutil.copyfile(file, alone)
+    if file.exists():
+        shutil.copyfile(file, alone)
     request = read_source(alone, Workspace(space))
     yield [recipe.model_dump_json() for recipe in request.recipes], sorted(map(repr, request.replays.items()))
 
@@ -151,7 +152,7 @@ def told(kind: str, space: Path, file: Path) -> dict[str, Any]:
             found = list(READERS.get(kind, of_take)(space, file))
     except WanscopeError as error:
         return {"error": str(error)}
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - it is what is looked for
         import traceback
 
         return {"crash": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}

@@ -1,8 +1,8 @@
 """Kills a process at its n-th file operation, does the same work again, and looks for what was lost.
 
-The work is whatever writes: generating, generating after a change, analyzing, exporting a bundle and a catalog, importing,
-merging, indexing. Operations are those of Python's `os` and `open`; what DuckDB, FFmpeg and Arrow write on their own is
-reached by kills at a random moment.
+The work is whatever writes: generating, generating after a change, analyzing, exporting a bundle and a catalog,
+importing, merging, indexing. Operations are those of Python's `os` and `open`; what DuckDB, FFmpeg and Arrow write on
+their own is reached by kills at a random moment.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ import PIL.Image  # noqa: F401  isort: skip
 import plotly.offline  # noqa: F401  isort: skip
 import pyarrow.parquet  # noqa: F401  isort: skip
 import torch
+
 import zarr  # noqa: F401  isort: skip
 
 import wanscope.analysis.report as report
@@ -36,7 +37,7 @@ from helpers.figures import one_of_each_form
 from helpers.studies import STUDY, Events, model
 from wanscope.analysis.analyze import analyze
 from wanscope.analysis.bundle import export_bundle
-from wanscope.catalog.catalog import Catalog, New
+from wanscope.catalog.catalog import Catalog
 from wanscope.events import TakeDone
 from wanscope.study.run import run
 
@@ -107,7 +108,7 @@ def forked(work: Callable[[], Any], seconds: float = WAIT_SECONDS) -> dict[str, 
             silence = os.open(os.devnull, os.O_WRONLY)
             os.dup2(silence, 1)
             told = {"result": work()}
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the parent is told
             told = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
         try:
             with os.fdopen(write, "w") as file:

@@ -15,9 +15,9 @@ from wanscope.errors import DamagedTake, RequestError, TakeNotFound, WanscopeErr
 from wanscope.prompt.template import Template, parse
 from wanscope.recipe import Study
 from wanscope.spec.settings import DesignSpec
+from wanscope.spec.strict_yaml import read_yaml_file
 from wanscope.spec.validation import validated
 from wanscope.study.check_design import EDIT
-from wanscope.study.study_file import read_yaml
 from wanscope.take.manifest import check_sizes
 from wanscope.take.store import Take
 from wanscope.workspace import Workspace
@@ -215,7 +215,7 @@ def _labels(row: IndexRow, take: Take, template: Template | None) -> Mapping[str
 def _study(path: Path) -> Study | None:
     if not path.is_file():
         return None
-    return validated(Study, read_yaml(path.read_text(encoding="utf-8"), str(path)))
+    return validated(Study, read_yaml_file(path))
 
 
 def _written(folder: Path, study: Study | None, members: Sequence[Member]) -> tuple[bool, ...]:

@@ -21,6 +21,7 @@ from wanscope.catalog.content import Tokens
 from wanscope.catalog.embeddings import Embedding, New
 from wanscope.catalog.files import EmbeddingFiles
 from wanscope.catalog.rows import count, find_key, insert, select
+from wanscope.catalog.turns import forget_lost
 from wanscope.errors import EmbeddingNotFound, RequestError
 from wanscope.workspace import Workspace
 
@@ -280,6 +281,8 @@ class Catalog:
         if not rebuild:
             return found
         adopted, unreadable = adopt(self.db, self.files)
+        with self.db.writing() as con:
+            forget_lost(con, self.db.path)
         return replace(
             found,
             adopted=adopted,

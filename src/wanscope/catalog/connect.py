@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from wanscope import __version__
 from wanscope.catalog import migrations
 from wanscope.catalog.instances import attached
+from wanscope.catalog.turns import count_turn, note_turn
 from wanscope.errors import CatalogBusy, CatalogDamaged, CatalogNewer, RequestError, StorageError, WanscopeError
 from wanscope.take.building import new_file
 from wanscope.take.disk import full_disk, guarded, sync_folder
@@ -122,11 +123,14 @@ class Database:
                 con.execute("BEGIN")
                 try:
                     yield con
+                    turn = count_turn(con, self.path)
                 except BaseException:
                     with contextlib.suppress(Exception):  # the block's own error is the one to report
                         con.execute("ROLLBACK")
                     raise
                 con.execute("COMMIT")
+                with guarded(self.path.parent):
+                    note_turn(self.path, turn)
                 if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
                     con.execute("CHECKPOINT")
 

@@ -19,6 +19,7 @@ from wanscope.catalog.embeddings import remove_rows
 from wanscope.catalog.files import EmbeddingFiles
 from wanscope.catalog.rows import SHARED, count, find_key, insert, now, one, select
 from wanscope.catalog.seal import seal
+from wanscope.catalog.turns import lost_turns
 from wanscope.errors import CatalogDamaged, RecipeError, StorageError
 
 if TYPE_CHECKING:
@@ -169,6 +170,12 @@ def check(db: Database, files: EmbeddingFiles, *, deep: bool = False) -> Check:
             "WHERE e.key IS NULL",
         )
         there = set(files.keys())
+        lost = lost_turns(con, db.path)
+    if lost:
+        problems.append(
+            f"the catalog lacks {lost} of the changes that were made to it: its file or its log was removed, cut "
+            "short, or replaced by an older copy; `wanscope index --rebuild` reads takes and embeddings again"
+        )
     old = []
     for key, file_bytes, raw_bytes, values, dtype in rows:
         size = files.size(key)

@@ -7,6 +7,7 @@ aliases that multiply or contain themselves.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from pathlib import Path
 from typing import Any
 
 from wanscope.errors import RecipeError
@@ -77,6 +78,17 @@ def read_yaml(text: str, source: str = "the study", what: str = STUDY[0], exampl
         why = "it is too long, or its aliases (*name) repeat or contain themselves"
         raise RecipeError(f"{source} has more than {MOST_VALUES} values", why)
     return data
+
+
+def read_yaml_file(path: Path, source: str = "", what: str = STUDY[0], example: str = STUDY[1]) -> dict[str, Any]:
+    """Return the mapping in a YAML file. Raises RecipeError as `read_yaml`, and where the file cannot be read as text."""
+    source = source or str(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise RecipeError(f"{source} cannot be read", why) from None
+    return read_yaml(text, source, what, example)
 
 
 def _values(data: Any, known: dict[int, float]) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 from wanscope.edit.shorthand import edit_from
 from wanscope.errors import RecipeError
-from wanscope.spec.strict_yaml import read_yaml
+from wanscope.spec.strict_yaml import read_yaml_file
 
 
 def config_names() -> list[str]:
@@ -42,12 +42,7 @@ def load_study_data(name: str) -> dict[str, Any]:
     Raises RecipeError for a file that cannot be read.
     """
     path = find_study_file(name)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"the study file {name!r} cannot be read", str(error)) from None
-    data = read_yaml(text, str(name))
-    return _anchored(data, path.parent)
+    return _anchored(read_yaml_file(path, str(name)), path.parent)
 
 
 def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:

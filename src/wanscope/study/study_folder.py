@@ -22,10 +22,10 @@ from pathlib import Path
 from wanscope.errors import RecipeError, StorageError
 from wanscope.events import Note
 from wanscope.recipe import Study
+from wanscope.spec.strict_yaml import read_yaml_file
 from wanscope.spec.validation import validated
 from wanscope.study.expand import Expansion
 from wanscope.study.lock import STUDY_WAIT_SECONDS, held
-from wanscope.study.study_file import read_yaml
 from wanscope.take.building import write_atomic
 from wanscope.take.disk import guarded
 from wanscope.take.store import VIDEO
@@ -164,7 +164,7 @@ def _inline(value: object) -> str:
 
 
 def _read_study(path: Path) -> Study:
-    return validated(Study, read_yaml(path.read_text(encoding="utf-8"), str(path)))
+    return validated(Study, read_yaml_file(path))
 
 
 def _changes(before: Study, after: Study) -> str:

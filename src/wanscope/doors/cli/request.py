@@ -16,9 +16,10 @@ from typing import Any
 from wanscope.errors import RequestError
 from wanscope.events import Note
 from wanscope.recipe import Study
+from wanscope.spec.strict_yaml import read_yaml
 from wanscope.spec.validation import validated
 from wanscope.study.read_request import STUDY_ENDINGS, Request, read_source
-from wanscope.study.study_file import config_names, edit_with_paths, find_study_file, load_study_data, read_yaml
+from wanscope.study.study_file import config_names, edit_with_paths, find_study_file, load_study_data
 from wanscope.workspace import Workspace
 
 # Options that are short for one setting.
