@@ -69,7 +69,7 @@ class Workspace:
         Raises TakeNotFound when there is none, or when several ids begin that way.
         """
         path = Path(name)
-        if path.exists():
+        if os.path.exists(path):  # unlike Path.exists, also False where no disk takes such a name
             real = path.resolve()
             folder = real if real.is_dir() else real.parent
             if (folder / MANIFEST).is_file():

@@ -18,6 +18,7 @@ from wanscope.spec.settings import DesignSpec
 from wanscope.spec.strict_yaml import read_yaml_file
 from wanscope.spec.validation import validated
 from wanscope.study.check_design import EDIT
+from wanscope.take.disk import guarded
 from wanscope.take.manifest import check_sizes
 from wanscope.take.store import Take
 from wanscope.workspace import Workspace
@@ -121,8 +122,11 @@ def collect(source: Any, workspace: Workspace | Path | str | None = None) -> Col
         source = [source]
     if isinstance(source, Sequence) and not isinstance(source, str):
         return _of_takes(source)
-    space = Workspace.find(workspace)
-    name = str(source)
+    with guarded(Workspace.find(workspace).folder, "read"):  # a name may be too long for any disk
+        return _of_name(str(source), Workspace.find(workspace))
+
+
+def _of_name(name: str, space: Workspace) -> Collection:
     if (space.studies / name / "index.csv").is_file() and name not in ("", ".", ".."):
         return _of_study(space.studies / name)
     path = Path(name).expanduser().absolute()

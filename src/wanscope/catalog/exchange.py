@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -100,10 +101,10 @@ def _read_card(folder: Path) -> dict[str, Any]:
 
     Raises TakeNotFound, CatalogDamaged or CatalogNewer.
     """
+    if not os.path.isfile(folder / CARD):  # also where no disk takes such a name
+        raise TakeNotFound(f"{folder} is not an export", f"it has no {CARD}", "wanscope db export FOLDER")
     try:
         card = read_json((folder / CARD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise TakeNotFound(f"{folder} is not an export", f"it has no {CARD}", "wanscope db export FOLDER") from None
     except (OSError, ValueError) as error:
         raise CatalogDamaged(f"{folder / CARD} is damaged", str(error)) from None
     if not isinstance(card, dict) or not isinstance(card.get("schema", 0), int):
@@ -233,6 +234,7 @@ def read_export(db: Database, files: EmbeddingFiles, folder: Path, *, origin: st
 
     Raises TakeNotFound where the folder is not an export, CatalogDamaged, or CatalogNewer.
     """
+    import duckdb
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -244,7 +246,7 @@ def read_export(db: Database, files: EmbeddingFiles, folder: Path, *, origin: st
         return _import_rows(
             db, files, (_decoded(batch, exact) for batch in batches), tables, origin or folder.name, str(folder), exact
         )
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:  # a table of another form, too
+    except (pa.ArrowException, duckdb.Error, OSError, KeyError, TypeError, ValueError) as error:  # another form, too
         raise CatalogDamaged(f"the export in {folder} is damaged", str(error).split("\n")[0]) from None
 
 

@@ -81,7 +81,7 @@ def read_yaml(text: str, source: str = "the study", what: str = STUDY[0], exampl
 
 
 def read_yaml_file(path: Path, source: str = "", what: str = STUDY[0], example: str = STUDY[1]) -> dict[str, Any]:
-    """Return the mapping in a YAML file. Raises RecipeError as `read_yaml`, and where the file cannot be read as text."""
+    """Return the mapping in a YAML file. Raises RecipeError as `read_yaml`, and where it is not text."""
     source = source or str(path)
     try:
         text = path.read_text(encoding="utf-8")

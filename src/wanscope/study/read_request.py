@@ -16,6 +16,7 @@ from wanscope.recipe import Recipe, Study
 from wanscope.spec.strict_json import read_json
 from wanscope.spec.validation import validated
 from wanscope.study.study_file import config_names, load_study_data
+from wanscope.take.disk import guarded
 from wanscope.take.manifest import Environment
 from wanscope.take.store import Take
 from wanscope.workspace import MANIFEST, Workspace
@@ -67,7 +68,8 @@ def read_source(source: StudySource | Request, workspace: Workspace) -> Request:
     if isinstance(source, Mapping):
         return Request(study=validated(Study, dict(source)))
     if isinstance(source, str | Path):
-        return _from_name(str(source), workspace)
+        with guarded(workspace.folder, "read"):  # a name may be too long for any disk
+            return _from_name(str(source), workspace)
     recipes = tuple(source)
     if not recipes or not all(isinstance(recipe, Recipe) for recipe in recipes):
         raise RecipeError("there is nothing to make", "run accepts a study, its file, recipes, or a take to make again")

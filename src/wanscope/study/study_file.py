@@ -27,10 +27,10 @@ def find_study_file(name: str) -> Path:
     Raises RecipeError where there is none.
     """
     path = Path(name)
-    if path.is_file():
+    if os.path.isfile(path):  # unlike Path.is_file, also False where no disk takes such a name
         return path
     packaged = _config_folder() / f"{path.stem}.yaml"
-    if packaged.is_file() and str(path.parent) in (".", "configs"):
+    if os.path.isfile(packaged) and str(path.parent) in (".", "configs"):
         return packaged
     known = ", ".join(config_names())
     raise RecipeError(f"there is no study file {name!r}", f"the packaged ones are {known}", "wanscope generate --help")
@@ -47,7 +47,7 @@ def load_study_data(name: str) -> dict[str, Any]:
 
 def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     def anchor(value: Any) -> Any:
-        if isinstance(value, str) and not Path(value).is_absolute() and (folder / value).exists():
+        if isinstance(value, str) and not Path(value).is_absolute() and os.path.exists(folder / value):
             return os.path.abspath(folder / value)
         return value
 

@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import field_validator
+
 from wanscope import __version__
 from wanscope.errors import DamagedTake, RecipeError, StorageError, UnreadableTake
 from wanscope.recipe import Recipe, Spec
@@ -120,6 +122,13 @@ class Manifest(Spec):
     earlier: tuple[Earlier, ...] = ()
     files: tuple[FileRecord, ...]
 
+    @field_validator("gram")
+    @classmethod
+    def _square(cls, gram: tuple[tuple[float, ...], ...] | None) -> tuple[tuple[float, ...], ...] | None:
+        if gram is not None and any(len(row) != len(gram) for row in gram):
+            raise ValueError("it should be a square matrix")
+        return gram
+
     def dumped(self) -> str:
         """Return the text of take.json. Floats are exact: Python writes the shortest digits that read back equal."""
         data = self.model_dump(mode="json")
@@ -138,7 +147,7 @@ def read_manifest(folder: Path) -> Manifest:
     again = "run the take's study again: it replaces damaged takes"
     try:
         with guarded(path, "read"):
-            data = read_json(path.read_bytes())
+            data = read_json(path.read_bytes(), finite=True)
     except (FileNotFoundError, NotADirectoryError):
         raise DamagedTake(f"{folder} is not a finished take", f"it has no {MANIFEST}", again) from None
     except StorageError as error:

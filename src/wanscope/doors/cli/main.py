@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from wanscope.errors import WanscopeError
+from wanscope.errors import StorageError, WanscopeError
 
 DEBUG_VARIABLE = "WANSCOPE_DEBUG"
 INTERRUPTED = 130
@@ -69,9 +69,15 @@ def _of_the_disk(error: Exception) -> WanscopeError | None:
     """Return the plain error for a limit of the disk or the machine that no layer below has named."""
     from pathlib import Path
 
-    from wanscope.take.disk import ending
+    from wanscope.take.disk import ending, guarded
 
-    return ending(error, Path.cwd())
+    try:
+        with guarded(Path(), "used"):
+            raise error
+    except StorageError as named:
+        return named
+    except Exception as other:  # noqa: BLE001 - the same error again
+        return ending(other, Path())
 
 
 def _run(arguments: list[str]) -> int:
