@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import wanscope
 from wanscope.doors.cli import main
 
 LONG = "x" * 300
@@ -36,6 +37,28 @@ COMMANDS = {
     "db export": ["db", "export", LONG],
     "pairs": ["direction", "learn", "--pairs", LONG, "--out", "x.safetensors"],
 }
+
+
+HOMELESS = {what: [word.replace(LONG, "~nobody-of-that-name/x") for word in words] for what, words in COMMANDS.items()}
+
+
+@pytest.mark.parametrize("words", HOMELESS.values(), ids=HOMELESS)
+def test_the_home_of_a_user_who_does_not_exist_is_a_name_like_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    if words[0] == "generate" and "--dry-run" not in words:
+        words = [*words, "--dry-run"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WANSCOPE_HOME", raising=False)
+    main(words)
+    said = capsys.readouterr()
+    assert "did not foresee" not in said.err and "Traceback" not in said.err
+
+
+def test_names_of_users_are_expanded_and_looked_for_by_functions_that_take_any_text() -> None:
+    """Path.expanduser raises RuntimeError for an unknown user; os.path.expanduser leaves the text as it is."""
+    source = Path(wanscope.__file__).parent
+    assert [str(path) for path in sorted(source.rglob("*.py")) if ".expanduser()" in path.read_text("utf-8")] == []
 
 
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)

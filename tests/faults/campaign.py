@@ -23,10 +23,10 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[variable] = "1"
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from faults import inputs
-from faults.flips import KINDS, Flips
-from faults.kills import Kills
-from faults.workspace import few_figures, model, say
+from faults import inputs  # noqa: E402
+from faults.flips import KINDS, Flips  # noqa: E402
+from faults.kills import Kills  # noqa: E402
+from faults.workspace import few_figures, model, say  # noqa: E402
 
 PARTS = ("kill", "flip", "input")
 

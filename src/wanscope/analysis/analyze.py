@@ -91,7 +91,7 @@ def analyze(
 
 def _folder(collection: Collection, workspace: Any, out: Path | str | None) -> Path:
     if out is not None:
-        return Path(out).expanduser().absolute()
+        return Path(os.path.expanduser(out)).absolute()
     if collection.folder is not None:
         return collection.folder / FOLDER
     return Workspace.find(workspace).folder / FOLDER

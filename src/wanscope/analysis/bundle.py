@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import platform
 import shutil
 from collections.abc import Sequence
@@ -68,7 +69,7 @@ def export_bundle(
         write=False,
         on_event=on_event,
     )
-    place = Path(out).expanduser().absolute() if out is not None else _default(analysis, workspace)
+    place = Path(os.path.expanduser(out)).absolute() if out is not None else _default(analysis, workspace)
     if place.is_dir() and any(place.iterdir()) and not (place / SUMS).is_file():
         raise RequestError(f"{place} contains other files", "a bundle needs an empty folder", f"--out {place}-bundle")
     if place.exists() and not place.is_dir():

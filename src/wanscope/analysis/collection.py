@@ -5,6 +5,7 @@ A study is given by its name, its folder, its study.yaml, its workspace, the res
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -129,7 +130,7 @@ def collect(source: Any, workspace: Workspace | Path | str | None = None) -> Col
 def _of_name(name: str, space: Workspace) -> Collection:
     if (space.studies / name / "index.csv").is_file() and name not in ("", ".", ".."):
         return _of_study(space.studies / name)
-    path = Path(name).expanduser().absolute()
+    path = Path(os.path.expanduser(name)).absolute()
     if path.name == STUDY_FILE and path.is_file():
         path = path.parent
     if (path / "index.csv").is_file():

@@ -168,7 +168,7 @@ def read_direction(path: Path | str) -> Direction:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(Path(path).expanduser(), framework="pt") as file:
+        with safe_open(Path(os.path.expanduser(path)), framework="pt") as file:
             metadata: dict[str, Any] = read_json((file.metadata() or {}).get(KEY, "null")) or {}
             names = list(file.keys())
             tensor = file.get_tensor(TENSOR) if TENSOR in names else None

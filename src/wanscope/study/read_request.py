@@ -6,6 +6,7 @@ report whether it produced the same bits.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,13 +80,13 @@ def read_source(source: StudySource | Request, workspace: Workspace) -> Request:
 def _from_name(name: str, workspace: Workspace) -> Request:
     path = Path(name)
     ending = path.suffix.lower()
-    if path.is_dir() and (path / MANIFEST).is_file():
+    if os.path.isdir(path) and (path / MANIFEST).is_file():
         return _replay(Take.open(path))
     if ending in (".json", ".mp4"):
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise TakeNotFound(f"there is no file {name}", "", "wanscope takes")
         return _from_json(path) if ending == ".json" else _from_video(path)
-    if path.is_file() or ending in STUDY_ENDINGS or path.name in config_names():
+    if os.path.isfile(path) or ending in STUDY_ENDINGS or path.name in config_names():
         return Request(study=study_from_file(name))
     try:
         return _replay(Take.open(workspace.find_take(name)))

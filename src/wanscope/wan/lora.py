@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import warnings
 from collections.abc import Iterable
@@ -231,7 +232,7 @@ def as_triple(lora: Any) -> tuple[Path, float, Literal["both", "high", "low"]]:
     path, weight, expert = (*lora, "both")[:3]
     if expert not in EXPERTS:
         raise ModelError(f"{expert!r} is not an expert", "a LoRA is for high, low or both")
-    return Path(path).expanduser(), float(weight), expert
+    return Path(os.path.expanduser(path)), float(weight), expert
 
 
 def apply_all(model: WanModel, loras: Iterable[Any]) -> None:

@@ -108,11 +108,11 @@ def _is_study_file(name: str) -> bool:
     path, ending = Path(name), Path(name).suffix.lower()
     if ending in STUDY_ENDINGS or path.name in config_names():
         return True
-    return path.is_file() and ending not in (".json", ".mp4")
+    return os.path.isfile(path) and ending not in (".json", ".mp4")
 
 
 def _require_no_prompt(name: str) -> None:
-    if not Path(name).exists() and any(c in name for c in " []|()"):
+    if not os.path.exists(Path(name)) and any(c in name for c in " []|()"):
         raise RequestError(
             f"there is no study file {name!r}",
             "it reads like a prompt, and those are given with --template",
@@ -271,12 +271,12 @@ def absolute_model(model: str) -> str:
 
 
 def _absolute(name: str) -> str:
-    path = Path(name).expanduser()
-    return os.path.abspath(path) if path.exists() else name
+    path = Path(os.path.expanduser(name))
+    return os.path.abspath(path) if os.path.exists(path) else name
 
 
 def _absolute_lora(text: str) -> str:
-    if Path(text).expanduser().exists():
+    if os.path.exists(Path(os.path.expanduser(text))):
         return _absolute(text)
     path, colon, weight = text.rpartition(":")
     return f"{_absolute(path)}:{weight}" if colon else text
