@@ -75,17 +75,18 @@ def import_(space: Path) -> None:
     Catalog(space.with_name(f"{space.name}.other")).import_(space / "exports" / "db")
 
 
+# First those that the short campaign tries; kills of generating are tested in tests/study/test_study_killed.py, too.
 WORK: dict[str, Callable[[Path], Any]] = {
+    "db export": db_export,
+    "bundle": lambda space: export_bundle(NAME, workspace=space, on_event=Events()),
+    "put": put,
+    "analyze": lambda space: analyze(NAME, workspace=space, report=True, on_event=Events()),
     "generate": generate,
     "more seeds": more,
     "other captures": again,
     "another prompt": changed,
-    "analyze": lambda space: analyze(NAME, workspace=space, report=True, on_event=Events()),
-    "bundle": lambda space: export_bundle(NAME, workspace=space, on_event=Events()),
-    "db export": db_export,
     "db import": import_,
     "db merge": merge,
-    "put": put,
     "index": lambda space: Catalog(space).index(rebuild=True),
 }
 FROM_NOTHING = ("generate",)

@@ -155,8 +155,8 @@ def _variations(path: Path) -> list[dict[str, Any]]:
             "study": path.parent.name,
             "name": line["name"],
             "take": line["take"],
-            "variation": int(line["variation"]),
-            "seed": int(line["seed"]),
+            "variation": _whole(line["variation"]),
+            "seed": _whole(line["seed"]),
             "status": line["status"],
             "current": line["current"] == "yes",
             "slots": json.dumps(
@@ -166,6 +166,13 @@ def _variations(path: Path) -> list[dict[str, Any]]:
         }
         for line in read_table(path)
     ]
+
+
+def _whole(text: str) -> int:
+    number = int(text)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{text[:40]} does not fit into 64 bits")
+    return number
 
 
 # writing
