@@ -79,13 +79,15 @@ def latent_metrics() -> str:
 
 
 def tested_metrics() -> str:
-    from wanscope.spec.metric_names import OF_GROUPS, TESTED
+    from wanscope.spec.metric_names import OF_ATTENTION, OF_GROUPS, TESTED
 
     *most, last = map(code, TESTED)
     *first, end = map(code, OF_GROUPS)
+    *words, overlap = map(code, OF_ATTENTION)
     text = (
         f"Hypotheses can name {', '.join(most)} and {last} ([definitions](trajectories.md)), {', '.join(first)} and "
-        f"{end} (see below), and metrics from installed packages."
+        f"{end} (see below), {', '.join(words)} and {overlap} ([definitions](attention.md)), and metrics "
+        "from installed packages."
     )
     return wrapped(text)
 

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.takes import recipe, write_take
 from wanscope.analysis import attention as maps_of
-from wanscope.analysis.overlay import OPACITY, latent_frame, overlaid, overlay_video, panels
+from wanscope.analysis.overlay import OPACITY, latent_frame, overlay_frame, overlay_video, panels
 from wanscope.capture.arrays import create_array, open_array
 from wanscope.errors import NotCaptured, RequestError
 from wanscope.take import attention_maps as take_attention
@@ -154,7 +154,7 @@ def test_overlays_show_the_map_where_it_is(tmp_path: Path) -> None:
     assert len(read_frames(out)) == len(take.frames)
 
     frame = take.frames[0]
-    picture = overlaid(frame, values[0, 0, 0, 0], 0.5)
+    picture = overlay_frame(frame, values[0, 0, 0, 0], 0.5)
     assert picture.shape == frame.shape
     bright = np.array([250, 250, 150]) * OPACITY + frame[5, 5] * (1 - OPACITY)
     assert np.abs(picture[5, 5] - bright).max() <= 1

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from wanscope.analysis import groups
+from wanscope.analysis import group_statistics as groups
 from wanscope.analysis.pairing import Pairs
 from wanscope.analysis.permutation_tests import paired_permutation, smallest_p
 
@@ -59,7 +59,7 @@ def test_p_values_equal_those_of_all_swaps(distance: bool) -> None:
         a = np.array([i if s > 0 else i + 6 for i, s in enumerate(signs)])
         b = np.array([i + 6 if s > 0 else i for i, s in enumerate(signs)])
         if distance:
-            return groups.energy_distance(far, a, b)
+            return groups.energy_distance(far, a, b, range(6))
         return groups.permanova(gram, Pairs(pairs.cells, a, b))[0]
 
     observed = statistic((1,) * 6)
@@ -68,11 +68,51 @@ def test_p_values_equal_those_of_all_swaps(distance: bool) -> None:
     assert groups.flipped_form(form) == pytest.approx(wanted)
 
 
-def test_energy_distance_is_scipys_in_one_dimension() -> None:
+def test_energy_distance_is_the_mean_over_takes_of_different_units() -> None:
+    """Against loops over the definition, in one dimension also against scipy with its biased part taken out."""
     x, pairs = made(8, dimension=1, effect=1.0)
     far = np.abs(x - x.T)
-    theirs = scipy.stats.energy_distance(x[:8, 0], x[8:, 0])
-    assert groups.energy_distance(far, pairs.a, pairs.b) == pytest.approx(theirs**2)
+    found = groups.energy_distance(far, pairs.a, pairs.b, range(8))
+    a, b = x[:8, 0], x[8:, 0]
+    other = [(i, j) for i in range(8) for j in range(8) if i != j]
+    direct = np.mean([2 * abs(a[i] - b[j]) - abs(a[i] - a[j]) - abs(b[i] - b[j]) for i, j in other])
+    assert found == pytest.approx(direct)
+    scipys = scipy.stats.energy_distance(a, b) ** 2  # over all i and j: i = j adds the distance in pairs
+    assert found == pytest.approx((64 * scipys - 2 * np.abs(a - b).sum()) / 56)
+    units = ["p", "p", "q", "q", "r", "r", "s", "s"]
+    other = [(i, j) for i in range(8) for j in range(8) if units[i] != units[j]]
+    direct = np.mean([2 * abs(a[i] - b[j]) - abs(a[i] - a[j]) - abs(b[i] - b[j]) for i, j in other])
+    assert groups.energy_distance(far, pairs.a, pairs.b, units) == pytest.approx(direct)
+    assert np.isnan(groups.energy_distance(far, pairs.a, pairs.b, ["one"] * 8))
+
+
+def test_without_a_difference_energy_distance_is_zero_on_average_and_r2_is_as_expected() -> None:
+    """600 simulations of 8 pairs that share their seed's noise; the mean over all takes is far from 0."""
+    energies, biased, r2s, expected = [], [], [], []
+    for trial in range(600):
+        x, pairs = made(8, dimension=12, seed=trial)
+        gram = x @ x.T
+        far = np.sqrt(groups.squared_distances(gram))
+        energies.append(groups.energy_distance(far, pairs.a, pairs.b, range(8)))
+        ab, aa, bb = far[:8, 8:], far[:8, :8], far[8:, 8:]
+        biased.append(2 * ab.mean() - aa.mean() - bb.mean())
+        r2s.append(groups.permanova(gram, pairs)[1])
+        expected.append(groups.expected_r2(groups.pair_form(gram, pairs.a, pairs.b), range(8)))
+    error = np.std(energies) / np.sqrt(600)
+    assert abs(np.mean(energies)) < 4 * error and np.mean(biased) > 40 * error
+    assert expected == pytest.approx([1 / 8] * 600)
+    assert np.mean(r2s) == pytest.approx(1 / 8, abs=4 * np.std(r2s) / np.sqrt(600))
+
+
+def test_the_expected_r2_is_the_mean_over_all_signs_of_the_units() -> None:
+    x, pairs = made(6, dimension=4, effect=1.0)
+    form = groups.pair_form(x @ x.T, pairs.a, pairs.b)
+    units = ["p", "p", "q", "q", "r", "s"]
+    found = []
+    for signs in product((1, -1), repeat=4):
+        by_pair = np.array([signs["pqrs".index(unit)] for unit in units])
+        found.append(by_pair @ form @ by_pair / (6 * np.trace(form)))
+    assert groups.expected_r2(form, units) == pytest.approx(np.mean(found))
 
 
 def test_separability_is_nearest_centroid_with_a_seed_left_out() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from wanscope.analysis.attention import centers, overlaps, profile
 from wanscope.analysis.attention_charts import attention_charts
 from wanscope.analysis.bundle import methods
 from wanscope.analysis.preview import Preview, previews
-from wanscope.analysis.report import rendered
+from wanscope.analysis.report import render_page
 from wanscope.capture.arrays import create_array
 from wanscope.doors.cli.analyze import _cells
 from wanscope.take.manifest import MANIFEST, StoredAttention, list_files
@@ -90,7 +92,7 @@ def test_a_requested_unit_with_few_scenes_suggests_no_other(tmp_path: Path) -> N
     path = tmp_path / "studies" / "made" / "study.yaml"
     path.write_text("prompt: 'a circle'\ndesign: {factor: color, blocks: [seed, where]}\n")
     found = analyze("made", workspace=tmp_path, unit="scene", write=False)
-    assert found.tests.units == 3 and "holds for these prompts" in found.summary
+    assert found.tests.units == 3 and "hold for these prompts" in found.summary
     assert "scenes like these" not in found.summary
 
 
@@ -104,13 +106,17 @@ def test_a_damaged_poster_is_named(tmp_path: Path) -> None:
 # ---- attention maps
 
 
-def add_maps(take: Take, values: np.ndarray) -> None:
-    """Add maps [S, L, 3, T, Y, X] of circle, red and the padding to a take."""
+ATTENTION = ("mass", "concentration", "travel", "center_x", "center_y")
+
+
+def add_maps(take: Take, values: np.ndarray, words: tuple[str, str] = ("circle", "red")) -> None:
+    """Add maps [S, L, 3, T, Y, X] of two words and the padding to a take."""
+    shutil.rmtree(take.folder / "attention.zarr", ignore_errors=True)
     array = create_array(take.folder / "attention.zarr", values.shape, (1, 1, *GRID), "fp16", {})
     array[:] = values.astype(np.float16)
     rows: list[dict[str, Any]] = [
         {"name": name, "kind": kind, "columns": [i]}
-        for i, (name, kind) in enumerate([("circle", "word"), ("red", "word"), ("pad", "pad")])
+        for i, (name, kind) in enumerate([(words[0], "word"), (words[1], "word"), ("pad", "pad")])
     ]
     array.attrs.update(
         {
@@ -128,7 +134,7 @@ def add_maps(take: Take, values: np.ndarray) -> None:
     )
     kept = StoredAttention(
         measures=("probability",),
-        words=("circle", "red"),
+        words=words,
         rows=3,
         blocks=values.shape[1],
         evaluations=len(values),
@@ -156,19 +162,21 @@ def test_damaged_maps_are_named_and_those_of_another_seed_shown(with_maps: list[
     assert len(found.members) == 4 and not found.left_out
     assert "The attention maps of red_seed00 are left out" in found.summary and shard.name in found.summary
     assert str(tmp_path) not in found.summary
-    assert {row["name"] for row in attention_section.rows(found)} == {"red_seed01", "blue_seed00", "blue_seed01"}
+    assert {row["name"] for row in found.attention} == {"red_seed01", "blue_seed00", "blue_seed01"}
     shown = attention_section.section(found)
     assert shown is not None
-    assert [title for title, _ in shown["overlays"]] == ["red, seed 1", "blue, seed 0"] and shown["more"] == 0
+    # the pair of seed 0 has damaged maps, so the report shows that of seed 1
+    assert [title for title, _, _ in shown["overlays"]] == ["red and blue, seed 1"] and shown["more"] == 0
+    assert shown["in_pairs"]
     assert len(shown["notes"]) == 1 and "red_seed00 are left out" in shown["notes"][0]
-    page = rendered(found, [], [Preview("", b"", 0, 0, "none")] * 4)
-    assert page.count("data:video/mp4;base64,") == 2 and shown["notes"][0] in page
-    assert "<h3>red, seed 1</h3>" in page and "<h3>blue, seed 0</h3>" in page
+    page = render_page(found, [], [Preview("", b"", 0, 0, "none")] * 4)
+    assert page.count("data:video/mp4;base64,") == 1 and shown["notes"][0] in page
+    assert "<h3>red and blue, seed 1</h3>" in page
 
 
 def test_centers_overlaps_and_profiles_are_in_the_tables_and_drawn(with_maps: list[Take], tmp_path: Path) -> None:
     found = analyze("made", workspace=tmp_path, write=False)
-    rows = attention_section.rows(found)
+    rows = found.attention
     takes = [Take.open(take.folder) for take in with_maps]
     maps = takes[0].attention
     mine = [row for row in rows if row["take"] == takes[0].id]
@@ -177,8 +185,9 @@ def test_centers_overlaps_and_profiles_are_in_the_tables_and_drawn(with_maps: li
     (shared,) = [r["value"] for r in mine if r["measure"] == "overlap" and (r["word"], r["other"]) == ("circle", "pad")]
     assert shared == pytest.approx(overlaps(maps)[0, 2])
 
-    drawn = {chart.key: chart for chart in attention_charts(rows)}
-    assert set(drawn) == {f"attention-{m}-by-{o}" for m in ("mass", "concentration") for o in ("block", "step")}
+    drawn = {chart.key: chart for chart in attention_charts(found)}
+    plain = {f"attention-{m}-by-{o}" for m in ("mass", "concentration") for o in ("block", "step")}
+    assert set(drawn) == plain | {f"{key}-difference-{word}" for key in plain for word in ("circle", "red")}
     profiles = [profile(take.attention) for take in takes]
     lines = {series.name: series for series in drawn["attention-mass-by-block"].series}
     assert list(lines) == ["circle", "red", "pad"] and list(lines["pad"].x) == [0, 1]
@@ -186,7 +195,51 @@ def test_centers_overlaps_and_profiles_are_in_the_tables_and_drawn(with_maps: li
     steps = {series.name: series for series in drawn["attention-concentration-by-step"].series}["red"]
     assert list(steps.x) == [1, 2, 3, 4]
     assert np.allclose(np.array(steps.y, float), np.mean([p.by_step("concentration")[:, 1] for p in profiles], axis=0))
-    assert attention_charts([]) == []
+    assert attention_charts(replace(found, attention=())) == []
     assert drawn["attention-mass-by-step"].log_y and not drawn["attention-concentration-by-step"].log_y
     none = {"measure": "mass", "word": "circle", "block": 0, "step": 0, "value": 0.0}
-    assert attention_charts([none])[0].series[0].y == [None]
+    assert attention_charts(replace(found, attention=(none,)))[0].series[0].y == [None]
+
+
+def opened(takes: list[Take]) -> list[Take]:
+    """Return the takes read again, with the maps that were added."""
+    return [Take.open(take.folder) for take in takes]
+
+
+def test_attention_is_tested_in_pairs_like_every_other_number(with_maps: list[Take], tmp_path: Path) -> None:
+    found = analyze("made", workspace=tmp_path, write=False)
+    tests = {(test.metric, test.part): test for test in found.tests.families["attention"]}
+    assert set(tests) == {
+        *((f"attention_{m}", word) for m in ATTENTION for word in ("circle", "red")),
+        ("attention_mass", "padding"),
+        ("attention_overlap", "circle and red"),
+    }
+    profiles = {
+        take.recipe.labels["color"] + str(take.recipe.seed): profile(take.attention) for take in opened(with_maps)
+    }
+    differences = [profiles[f"red{s}"].mass[..., 0].mean() - profiles[f"blue{s}"].mass[..., 0].mean() for s in (0, 1)]
+    mass = tests["attention_mass", "circle"]
+    assert mass.difference == pytest.approx(np.mean(differences)) and mass.units == 2 and mass.p is not None
+    # and at each step and block, as courses
+    at = [t for t in found.tests.courses if (t.metric, t.part) == ("attention_mass", "circle")]
+    assert [(t.state, t.block) for t in at if t.block is None] == [(s, None) for s in range(4)]
+    assert [(t.state, t.block) for t in at if t.state is None] == [(None, b) for b in range(2)]
+    third = [profiles[f"red{s}"].mass[2, :, 0].mean() - profiles[f"blue{s}"].mass[2, :, 0].mean() for s in (0, 1)]
+    assert next(t for t in at if t.state == 2).difference == pytest.approx(np.mean(third))
+    assert "by the step-down max-T method" in found.summary and "attention to words" in found.summary
+
+
+def test_words_that_are_values_of_a_slot_are_compared_with_each_other(with_maps: list[Take], tmp_path: Path) -> None:
+    """In the blue takes the second word is "blue": it is the color's word in both groups."""
+    for take in with_maps:
+        if take.recipe.labels["color"] == "blue":
+            add_maps(take, np.asarray(Take.open(take.folder).attention[:]), ("circle", "blue"))
+    found = analyze("made", workspace=tmp_path, write=False)
+    parts = {test.part for test in found.tests.families["attention"]}
+    assert parts == {"circle", "[color]", "padding", "[color] and circle"}
+    test = next(t for t in found.tests.tests if (t.metric, t.part) == ("attention_mass", "[color]"))
+    maps = {(take.recipe.labels["color"], take.recipe.seed): take.attention for take in opened(with_maps)}
+    differences = [maps["red", s].word("red").mean() - maps["blue", s].word("blue").mean() for s in (0, 1)]
+    assert test.difference == pytest.approx(np.mean(differences), rel=1e-5)
+    shown = attention_section.section(found)
+    assert shown is not None and "[color]" in shown["overlays"][0][2] and "padding" in shown["overlays"][0][2]

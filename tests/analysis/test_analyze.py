@@ -20,7 +20,7 @@ from wanscope.analysis import report
 from wanscope.analysis.analyze import analyze
 from wanscope.analysis.charts import charts
 from wanscope.analysis.preview import Preview, previews
-from wanscope.analysis.report import custom_figures, rendered
+from wanscope.analysis.report import custom_figures, render_page
 from wanscope.analysis.result import Analysis
 from wanscope.capture.path_gram import increments
 from wanscope.errors import NotCaptured, RequestError, TakeNotFound
@@ -100,7 +100,7 @@ def test_an_existing_catalog_gets_the_metrics_and_keeps_them(tmp_path: Path) -> 
 
 def test_csv_and_parquet_agree(found: Analysis) -> None:
     assert found.folder is not None
-    for name in ("metrics", "tests", "groups"):
+    for name in ("metrics", "tests", "courses", "groups"):
         table = pq.read_table(found.folder / f"{name}.parquet").to_pylist()
         with (found.folder / f"{name}.csv").open(newline="") as file:
             lines = list(csv.DictReader(file))
@@ -120,7 +120,9 @@ def test_a_true_difference_is_found_and_reported(found: Analysis) -> None:
     assert length.found and length.units == 12 and (length.a, length.b) == ("red", "blue")
     assert length.difference is not None and length.difference < 0
     assert length.p == length.smallest_p == 2 / 4096
-    assert length.p_holm == pytest.approx(length.p * found.tests.size)
+    assert length.p_corrected == length.p  # the most extreme of its family
+    assert length.p_holm == pytest.approx(length.p * length.family)
+    assert found.tests.size == sum(len(tests) for name, tests in found.tests.families.items() if name != "courses")
     assert length.interval == "BCa" and length.coverage is not None
     assert not tests["linearity"].found  # scaling a path leaves it as straight as it was
     assert "Path length is lower for red than for blue" in found.summary
@@ -196,9 +198,9 @@ def test_a_page_of_sixty_takes_stays_under_forty_megabytes(tmp_path: Path, monke
     share = preview.BUDGET_BYTES // 60
     clips = [Preview("video/mp4", bytes(share), 320, 184)] * 60
     overlay = Preview("video/mp4", bytes(attention_section.BUDGET_BYTES), 640, 368)
-    maps = {"notes": [], "overlays": [("red, seed 0", overlay)], "more": 0}
+    maps = {"notes": [], "overlays": [("red and blue, seed 0", overlay, "")], "more": 0, "in_pairs": True}
     monkeypatch.setattr(report, "attention_section", lambda analysis: maps)
-    size = len(rendered(found, charts(found), clips).encode())
+    size = len(render_page(found, charts(found), clips).encode())
     assert (preview.BUDGET_BYTES // 60 * 60 + attention_section.BUDGET_BYTES) * 4 // 3 < size < 40_000_000
 
 
@@ -208,7 +210,8 @@ def test_videos_that_are_too_much_together_are_made_smaller_then_stills(
     takes = [member.take for member in found.members[:3]]
     sizes = {320: 1_000, 240: 500, 160: 300}
     monkeypatch.setattr(
-        "wanscope.analysis.preview._video", lambda take, side, rate: Preview("video/mp4", bytes(sizes[side]), side, 1)
+        "wanscope.analysis.preview._video_copy",
+        lambda take, side, rate: Preview("video/mp4", bytes(sizes[side]), side, 1),
     )
     assert {clip.width for clip in previews(takes, 3_000)} == {320}
     assert {clip.width for clip in previews(takes, 2_999)} == {240}
@@ -367,14 +370,14 @@ def test_a_third_party_metric_appears_everywhere(place: Path, tmp_path: Path, mo
     assert values[0].row.value == pytest.approx(share, rel=1e-6)
     assert any(test.metric == "example_last_step" for test in found.tests.tests)
     clips = [Preview("", b"", 0, 0, "none")] * 24
-    page = rendered(found, charts(found), clips, custom_figures(found))
+    page = render_page(found, charts(found), clips, custom_figures(found))
     assert "custom-example_last_step" in page and "Share of the last step" in page
 
 
 def test_the_names_allowed_in_hypotheses_are_those_of_the_tests(place: Path) -> None:
     """Also in docs/statistics.md."""
     from wanscope.analysis.metric import REGISTRY, all_metrics
-    from wanscope.spec.metric_names import OF_GROUPS, TESTED
+    from wanscope.spec.metric_names import OF_ATTENTION, OF_GROUPS, TESTED
 
     all_metrics()
     found = analyze("made", workspace=place, write=False)
@@ -382,7 +385,7 @@ def test_the_names_allowed_in_hypotheses_are_those_of_the_tests(place: Path) -> 
     assert set(TESTED) <= {test.metric for test in found.tests.tests}
     page = " ".join((Path(__file__).parents[2] / "docs" / "statistics.md").read_text(encoding="utf-8").split())
     listed = page[page.index("Hypotheses can name") : page.index("and metrics from installed packages")]
-    assert re.findall(r"`(\w+)`", listed) == [*TESTED, *OF_GROUPS]
+    assert re.findall(r"`(\w+)`", listed) == [*TESTED, *OF_GROUPS, *OF_ATTENTION]
 
 
 def test_errors_of_unusable_metrics_name_their_package() -> None:

@@ -18,8 +18,9 @@ from wanscope.analysis import metric as metric_module
 from wanscope.analysis.analyze import analyze
 from wanscope.analysis.latent_path import LatentPath
 from wanscope.analysis.metric import REGISTRY, Subject, all_metrics
+from wanscope.analysis.paired_columns import MEASURES, PREFIX
 from wanscope.capture.path_gram import increments
-from wanscope.spec.metric_names import TESTED, UNTESTED
+from wanscope.spec.metric_names import OF_ATTENTION, TESTED, UNTESTED
 
 ROOT = Path(__file__).parents[2]
 DIMENSION = 1024
@@ -113,6 +114,7 @@ def test_the_names_that_a_hypothesis_may_use_are_those_that_are_registered() -> 
     ours = {m.name: m.tested for m in all_metrics() if m.rows.__module__.startswith("wanscope.")}
     listed = {**dict.fromkeys(TESTED, True), **dict.fromkeys(UNTESTED, False)}
     assert ours == listed, "TESTED and UNTESTED of src/wanscope/spec/metric_names.py"
+    assert [PREFIX + measure for measure in MEASURES] == list(OF_ATTENTION)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

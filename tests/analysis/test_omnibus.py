@@ -15,7 +15,7 @@ from wanscope.analysis import omnibus
 from wanscope.analysis.analyze import analyze
 from wanscope.analysis.charts import charts
 from wanscope.analysis.preview import Preview
-from wanscope.analysis.report import rendered
+from wanscope.analysis.report import render_page
 
 
 def made(units: int, values: int, metrics: int = 3, effect: float = 0.0, seed: int = 0) -> np.ndarray:
@@ -37,7 +37,7 @@ def anova_f(x_nk: np.ndarray) -> float:
 @pytest.mark.parametrize(("units", "values"), [(4, 3), (3, 4), (5, 3)])
 def test_f_and_p_are_those_of_every_shuffle_within_units(units: int, values: int) -> None:
     x = made(units, values, effect=0.6)
-    f, p = omnibus.permuted_f(x)
+    f, p, _ = omnibus.permuted_f(x)
     assert omnibus.counted(units, values)
     for m in range(3):
         assert f[m] == pytest.approx(anova_f(x[..., m]))
@@ -52,11 +52,11 @@ def test_f_and_p_are_those_of_every_shuffle_within_units(units: int, values: int
 
 def test_two_values_are_the_squared_paired_t_and_ranks_are_friedmans() -> None:
     x = made(9, 2)
-    f, _ = omnibus.permuted_f(x)
+    f, _, _ = omnibus.permuted_f(x)
     assert f[0] == pytest.approx(scipy.stats.ttest_rel(x[:, 0, 0], x[:, 1, 0]).statistic ** 2)
     x = made(12, 4, metrics=1, effect=0.3, seed=4)
     ranks = scipy.stats.rankdata(x[..., 0], axis=1)
-    f, p = omnibus.permuted_f(ranks[..., None])
+    f, p, _ = omnibus.permuted_f(ranks[..., None])
     friedman = scipy.stats.friedmanchisquare(*x[..., 0].T)
     n, k = 12, 4  # Friedman's chi squared is this function of F
     assert n * (k - 1) * f[0] / (n - 1 + f[0]) == pytest.approx(friedman.statistic)
@@ -66,7 +66,7 @@ def test_two_values_are_the_squared_paired_t_and_ranks_are_friedmans() -> None:
 def test_drawn_shuffles_come_near_the_f_distribution() -> None:
     x = made(20, 3, metrics=4, effect=0.35, seed=2)
     assert not omnibus.counted(20, 3)
-    f, p = omnibus.permuted_f(x)
+    f, p, _ = omnibus.permuted_f(x)
     assert p == pytest.approx(scipy.stats.f.sf(f, 2, 38), abs=0.015)
     assert omnibus.smallest_p(20, 3) == 1 / 10_000
 
@@ -74,38 +74,39 @@ def test_drawn_shuffles_come_near_the_f_distribution() -> None:
 def test_permanova_is_the_sum_over_dimensions_with_the_same_shuffles() -> None:
     x = made(4, 3, metrics=7, effect=0.5, seed=1)
     flat = x.reshape(12, 7)
-    f, r2, p = omnibus.permanova((flat @ flat.T).reshape(4, 3, 4, 3))
+    f, p, r2_B = omnibus.permanova((flat @ flat.T).reshape(4, 3, 4, 3))
 
     def parts(y: np.ndarray) -> tuple[float, float]:
         inside = y - y.mean(axis=1, keepdims=True)
         return 4 * (inside.mean(axis=0) ** 2).sum(), (inside**2).sum()
 
     between, within = parts(x)
-    assert (f, r2) == pytest.approx(((between / 2) / ((within - between) / 6), between / within))
+    assert (f, r2_B[0]) == pytest.approx(((between / 2) / ((within - between) / 6), between / within))
     orders = [list(order) for order in permutations(range(3))]
     every = [parts(np.stack([x[u, o] for u, o in enumerate(chosen)]))[0] for chosen in product(orders, repeat=4)]
     assert p == pytest.approx(np.mean(np.array(every) >= between * (1 - 1e-9)))
-    one, one_p = omnibus.permuted_f(x[..., :1])
+    one, one_p, one_r2 = omnibus.permuted_f(x[..., :1])
     line = x[..., 0].reshape(12, 1)
-    f, _, p = omnibus.permanova((line @ line.T).reshape(4, 3, 4, 3))
+    f, p, r2_B = omnibus.permanova((line @ line.T).reshape(4, 3, 4, 3))
     assert (f, p) == pytest.approx((one[0], one_p[0]))
+    assert r2_B == pytest.approx(one_r2[:, 0])
 
 
 def test_constant_or_missing_values_are_not_tested() -> None:
     x = made(4, 3)
     x[..., 0] = np.arange(4)[:, None]
     x[1, 2, 1] = np.nan
-    f, p = omnibus.permuted_f(x)
+    f, p, _ = omnibus.permuted_f(x)
     assert np.isnan(f[:2]).all() and np.isnan(p[:2]).all() and np.isfinite([f[2], p[2]]).all()
     same = np.broadcast_to(np.arange(3.0)[None, :, None], (4, 3, 1))
-    f, p = omnibus.permuted_f(same)
+    f, p, _ = omnibus.permuted_f(same)
     assert f[0] == np.inf and p[0] == omnibus.smallest_p(4, 3)
 
 
 @pytest.mark.parametrize(("units", "values"), [(8, 3), (4, 4)])
 def test_the_tests_have_their_nominal_level(units: int, values: int) -> None:
     """2,000 simulated metrics without an effect; latents of 6 dimensions likewise."""
-    _, p = omnibus.permuted_f(made(units, values, metrics=2_000, seed=9))
+    _, p, _ = omnibus.permuted_f(made(units, values, metrics=2_000, seed=9))
     assert 0.035 <= (p <= 0.05).mean() <= 0.065
 
 
@@ -143,7 +144,7 @@ def test_an_analysis_of_three_values_runs_the_omnibus_test_first(tmp_path: Path)
     assert found.tests.size == sum(test.p is not None for test in found.tests.tests)
     # with four seeds no pair of values can be significant, which is reported
     assert "no test of two values" in found.summary and "all values of a factor" in found.summary
-    page = rendered(found, charts(found)[:1], [Preview("", b"", 0, 0, "none")] * 12)
+    page = render_page(found, charts(found)[:1], [Preview("", b"", 0, 0, "none")] * 12)
     assert "all of men, women, people" in page and length.note in page
     assert "with 2 and 6 degrees of freedom" in length.note
 

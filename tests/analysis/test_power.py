@@ -12,9 +12,12 @@ def test_definitions_of_how_many_pairs_are_needed() -> None:
     assert pairs_needed(0.05) == 6
     assert pairs_needed(0.05 / 100) == 12
     assert pairs_needed(0.05 / 600) is None  # 1 of 10,000 patterns is the smallest share that draws can find
-    assert power_sentence(20, 600).endswith("No number of pairs helps, but fewer tests.")
+    assert power_sentence(20, 600, correction="holm").endswith("No number of pairs helps, but fewer tests.")
     assert "no test can reach 5%" in power_sentence(4, 20)
-    assert "none can reach 5% after correction" in power_sentence(8, 100)
+    assert "none can reach 5% after correction" in power_sentence(8, 100, correction="holm")
+    # with max-T, the number of tests does not limit the smallest p
+    assert "four times in five after correction for 600 tests" in power_sentence(20, 600)
+    assert "four times in five after correction for 100 tests" in power_sentence(8, 100)
     assert "nothing can be tested" in power_sentence(1, 10)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import pytest
 
 from helpers.paths import write_study
@@ -17,9 +19,9 @@ from wanscope.analysis import report
 from wanscope.analysis.analyze import analyze
 from wanscope.analysis.charts import charts
 from wanscope.analysis.collection import LeftOut
-from wanscope.analysis.contrast_tests import Test
 from wanscope.analysis.preview import Preview
-from wanscope.analysis.report import rendered
+from wanscope.analysis.report import render_page
+from wanscope.analysis.test_result import Test
 
 HOSTILE = """</pre></script>"'><script>alert("1")</script><img src=x onerror='alert(2)'> {{ 7 * 7 }} &amp;"""
 NO_CLIP = Preview("", b"", 0, 0, "none")
@@ -64,7 +66,7 @@ def test_texts_that_look_like_html_are_shown_and_never_run(tmp_path: Path) -> No
     assert "<script>" in found.summary
     collection = replace(found.collection, name=HOSTILE, left_out=(LeftOut(HOSTILE, HOSTILE),))
     clips = [Preview("video/mp4", b"x", 64, 48, HOSTILE)] * 2 + [Preview("image/webp", b"x", 64, 48), NO_CLIP]
-    text = rendered(replace(found, collection=collection), charts(found), clips)
+    text = render_page(replace(found, collection=collection), charts(found), clips)
     page = Page(text)
     assert [a.get("type") for a in page.all("script")] == [None, "application/json", None]
     assert not [a for _, a in page.elements for name in a if name.startswith("on")]
@@ -91,29 +93,33 @@ def test_texts_that_look_like_html_are_shown_and_never_run(tmp_path: Path) -> No
 def test_a_still_and_a_missing_clip_say_why(tmp_path: Path) -> None:
     write_study(tmp_path, {"color": ("red", "blue")}, 1)
     found = analyze("made", workspace=tmp_path, report=False)
-    page = Page(rendered(found, [], [Preview("image/webp", b"x", 300, 20, "a still"), NO_CLIP]))
+    page = Page(render_page(found, [], [Preview("image/webp", b"x", 300, 20, "a still"), NO_CLIP]))
     assert [(a["width"], a["src"]) for a in page.all("img")] == [("300", "data:image/webp;base64,eA==")]
     assert "a still" in page.said("div") and "blue_seed00: none" in page.said("p")
     assert not page.all("video")
 
 
 def test_every_link_of_the_page_leads_to_a_section(tmp_path: Path) -> None:
-    write_study(tmp_path, {"color": ("red", "blue")}, 3)
+    def larger_blue(labels: Mapping[str, str], states: np.ndarray) -> np.ndarray:
+        return states[:1] + (1.3 if labels["color"] == "blue" else 1.0) * (states - states[:1])
+
+    write_study(tmp_path, {"color": ("red", "blue")}, 3, larger_blue)
     found = analyze("made", workspace=tmp_path, report=False)
-    page = Page(rendered(found, charts(found), [NO_CLIP] * 6))
+    page = Page(render_page(found, charts(found), [NO_CLIP] * 6))
     assert [a["href"] for a in page.all("a")] == [f"#{a['id']}" for a in page.all("section")]
     titles = page.said("h2")
     assert page.said("a") == titles
-    assert titles[:3] == ["Summary", "Videos", "Tests"] and titles[-2:] == ["How to repeat this", "Definitions"]
+    assert titles[:4] == ["What was found", "Summary", "Videos", "Tests"]
+    assert titles[-2:] == ["How to repeat this", "Definitions"]
 
 
 def test_a_missing_template_value_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not leave a gap on the page."""
     write_study(tmp_path, {"color": ("red", "blue")}, 1)
     found = analyze("made", workspace=tmp_path, report=False)
-    monkeypatch.setattr(report, "_tests", lambda family: {"family": family})
-    with pytest.raises(jinja2.UndefinedError, match="rows"):
-        rendered(found, [], [NO_CLIP] * 2)
+    monkeypatch.setattr(report, "_tests", lambda results: {"results": results})
+    with pytest.raises(jinja2.UndefinedError, match="families"):
+        render_page(found, [], [NO_CLIP] * 2)
 
 
 def test_identical_takes_are_reported_as_no_difference() -> None:

@@ -271,6 +271,33 @@ def test_dry_run_reports_what_would_be_made_and_changes_nothing(make, space: Wor
     assert shown["seconds"]["a_take"] == pytest.approx(mean, rel=0.5)
 
 
+@pytest.mark.parametrize(
+    ("seeds", "options", "warned"),
+    [
+        ("5", ("--store-latents",), "with 5 seeds, no difference between two values can be significant at 5%"),
+        ("1", ("--store-latents",), "with 1 seed, no difference"),
+        ("6", ("--store-latents",), ""),
+        ("5", (), ""),  # no latents: no analysis
+    ],
+)
+def test_dry_run_warns_if_no_test_can_be_significant(make, seeds: str, options: tuple[str, ...], warned: str) -> None:
+    shown = json.loads(make("--dry-run", "--json", *options, seeds=seeds).out)
+    assert any(warned in note for note in shown["notes"]) if warned else not any("5%" in n for n in shown["notes"])
+    assert ("--seeds 6" in make("--dry-run", *options, seeds=seeds).out) == bool(warned)
+    assert "--seeds 6" not in make("--dry-run", *options, seeds=seeds, template="a red circle").out
+
+
+def test_dry_run_counts_scenes_as_units_where_the_design_does(cli, tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "scenes.yaml"
+    scenes = "[@where: on the left|on the right|above|below|inside]"
+    path.write_text(
+        f"model: {tiny}\nprompt: 'a [@color: red|blue] circle {scenes}'\nnegative: ''\ncapture: {{latents: true}}\n"
+        "design: {factor: color, blocks: [seed, where]}\nseeds: 8\n"
+    )
+    shown = cli("generate", path, *SMALL[2:], "--dry-run", "-o", tmp_path / "out").out
+    assert "with 5 scenes, no difference between two values" in shown and "6 scenes in the prompt" in shown
+
+
 def test_a_hypothesis_is_checked_and_shown_before_the_run(cli, tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "claims.yaml"
 
@@ -389,8 +416,8 @@ def test_demo_makes_a_grid_and_suggests_what_to_do_next(cli, tiny: Path, tmp_pat
     report = tmp_path / "out" / "studies" / "demo" / "analysis" / "report.html"
     assert event_lines(ran)[-1] == {"event": "ReportWritten", "report": str(report)}
     page = report.read_text(encoding="utf-8")
-    # Eight takes, and the maps of one of each variation.
-    assert page.count("data:video/mp4;base64,") == 8 + 4 and "no test can reach 5%" in page
+    # Eight takes, and the maps of one pair for each of the two contrasts.
+    assert page.count("data:video/mp4;base64,") == 8 + 2 and "no test can reach 5%" in page
 
 
 def test_a_terminal_gets_bars_and_its_cursor_back(make, monkeypatch) -> None:

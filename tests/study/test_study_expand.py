@@ -96,7 +96,7 @@ REFUSED = [
     (
         hypotheses({"text": "x"}, {"text": "y", "metric": "variance"}),
         RecipeError,
-        r"hypotheses\.1\.metric is 'variance': it is described and drawn, not tested.*did you mean 'final_variance'",
+        r"hypotheses\.1\.metric is 'variance': it has many values per take.*did you mean 'final_variance'",
     ),
     (hypotheses({"text": "x", "metric": "beauty"}), RecipeError, "no such metric; known: .*energy.*path_length"),
     (

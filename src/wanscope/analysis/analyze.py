@@ -10,6 +10,7 @@ Files written, by default to `studies/<name>/analysis/`:
     summary.txt              what was found, and what cannot be concluded
     metrics.parquet, .csv    take, name, group, seed, slots, metric, state, sigma, part, value
     tests.parquet, .csv      one row per contrast and metric
+    courses.parquet, .csv    one test per contrast, metric and state, and per word, step and block
     groups.parquet, .csv     dispersion, distances and separability of groups at each step
     attention.parquet, .csv  if takes have maps: mass, concentration, travel by step and block; centers, overlap
     figures/                 PNG and SVG of every figure
@@ -32,24 +33,52 @@ import numpy as np
 from wanscope import events
 from wanscope.analysis import attention_section, latent_pass
 from wanscope.analysis.collection import Collection, Member, collect
-from wanscope.analysis.contrast_tests import Test, tested, unconfirmed
+from wanscope.analysis.contrast_tests import metric_columns, run_tests, unconfirmed
 from wanscope.analysis.groups import GroupResult, analyze_groups
 from wanscope.analysis.latent_path import EPSILON, LatentPath
 from wanscope.analysis.metric import Metric, Subject, all_metrics
+from wanscope.analysis.paired_columns import attention_columns, course_columns
 from wanscope.analysis.pairing import Comparison, Unit, compare
 from wanscope.analysis.path_volume import common_rank
 from wanscope.analysis.remove_outdated import FACTS, FILES, remove_outdated
 from wanscope.analysis.result import Analysis
-from wanscope.analysis.store_metrics import remember
-from wanscope.analysis.summary import summarized
-from wanscope.analysis.table import tabulated, write_rows
-from wanscope.errors import NotCaptured
+from wanscope.analysis.store_metrics import store_metrics
+from wanscope.analysis.summary import summarize
+from wanscope.analysis.table import compute_table, write_rows
+from wanscope.analysis.test_result import CORRECTIONS, Correction, Test
+from wanscope.errors import NotCaptured, RequestError, nearest
 from wanscope.take.building import new_folder, write_atomic
 from wanscope.take.disk import guarded, require_writable
 from wanscope.workspace import Workspace
 
 FOLDER = "analysis"
 SUMMARY = "summary.txt"
+COURSE_COLUMNS = (
+    "factor",
+    "a",
+    "b",
+    "metric",
+    "title",
+    "part",
+    "state",
+    "block",
+    "measure",
+    "unit",
+    "units",
+    "mean_a",
+    "mean_b",
+    "difference",
+    "low",
+    "high",
+    "interval",
+    "p",
+    "smallest_p",
+    "p_corrected",
+    "p_holm",
+    "q_bh",
+    "family",
+    "correction",
+)
 
 
 def analyze(
@@ -61,6 +90,7 @@ def analyze(
     contrast: Sequence[str] | None = None,
     baseline: str | None = None,
     unit: Unit | None = None,
+    correction: Correction = "max-t",
     write: bool = True,
     report: bool = True,
     on_event: events.Listener = events.ignore,
@@ -68,12 +98,19 @@ def analyze(
     """Analyze a study: its name, folder, study.yaml or workspace, the result of `run`, or a list of takes.
 
     by, contrast, baseline: what is compared (pairing.py); by default what the study's design names, or else every
-    slot. unit: "seed" or "scene"; by default chosen from the number of scenes. out: the output folder; write=False
+    slot. unit: "seed" or "scene"; by default chosen from the number of scenes. correction: for multiple testing, a key
+    of test_result.CORRECTIONS. out: the output folder; write=False
     writes nothing. report: whether to make the figures and the report page.
 
     Raises RequestError, RecipeError or TakeNotFound before any work starts, and NotCaptured if no take has a record of
     its path. Damaged or missing takes are left out and named in the result.
     """
+    if correction not in CORRECTIONS:
+        raise RequestError(
+            f"{correction!r} is not a correction for multiple testing",
+            nearest(correction, CORRECTIONS),
+            "--correction max-t",
+        )
     collection = collect(source, workspace)
     folder = _folder(collection, workspace, out) if write else None
     comparison = compare(collection, by, contrast, baseline, unit)
@@ -82,10 +119,10 @@ def analyze(
         require_writable(folder)
     for left in collection.left_out:
         on_event(events.Note(f"left out: {left.name}: {left.why}"))
-    result = _computed(collection, comparison, metrics, folder, on_event)
+    result = _computed(collection, comparison, metrics, folder, correction, on_event)
     if folder is not None:
         result = write_analysis(result, folder, report=report, on_event=on_event)
-        remember(result.table, on_event)
+        store_metrics(result.table, on_event)
     return result
 
 
@@ -102,6 +139,7 @@ def _computed(
     comparison: Comparison,
     metrics: Sequence[Metric],
     folder: Path | None,
+    correction: Correction,
     on_event: events.Listener,
 ) -> Analysis:
     members, notes = collection.members, list(comparison.notes)
@@ -125,18 +163,39 @@ def _computed(
         )
         for i, path in paths.items()
     }
-    table = tabulated(members, metrics, subjects)
+    table = compute_table(members, metrics, subjects)
     groups = analyze_groups(members, comparison, between, compared, states)
-    tests = tested(collection, comparison, table, groups.tests)
+    attention = attention_section.rows(members)
+    tests = run_tests(
+        collection,
+        comparison,
+        metric_columns(table),
+        groups.drafts,
+        attention_columns(members, attention),
+        course_columns(members, table, attention),
+        correction,
+    )
     notes += unconfirmed(collection, comparison, tests.tests)
     damaged = attention_section.damaged(members)
     notes += damaged
     for note in damaged:
         on_event(events.Note(note))
     result = Analysis(
-        collection, comparison, table, tests, groups, rank, paths, between, compared, states, tuple(notes), ""
+        collection,
+        comparison,
+        table,
+        tests,
+        groups,
+        rank,
+        paths,
+        between,
+        compared,
+        states,
+        tuple(notes),
+        "",
+        tuple(attention),
     )
-    return replace(result, summary=summarized(result))
+    return replace(result, summary=summarize(result))
 
 
 def _paths(collection: Collection, notes: list[str]) -> dict[int, LatentPath]:
@@ -151,7 +210,7 @@ def _paths(collection: Collection, notes: list[str]) -> dict[int, LatentPath]:
         raise NotCaptured(
             f"no take of {collection.name} has a record of its path",
             "they were generated without storing latents",
-            "wanscope generate STUDY --store-latents",
+            f"wanscope generate {collection.name} --store-latents",
         )
     if without:
         notes.append(f"left out of all metrics, because they have no record of their path: {', '.join(without)}")
@@ -202,14 +261,15 @@ def write_analysis(
         tests = [test.record() for test in result.tests.tests]
         written += write_rows(tests, new / "tests", columns=list(Test.__annotations__))
         written += write_rows(result.groups.records(), new / "groups", columns=GroupResult.COLUMNS)
-        attention = attention_section.rows(result)
-        if attention:
-            written += write_rows(attention, new / "attention")
+        courses = [{name: getattr(test, name) for name in COURSE_COLUMNS} for test in result.tests.courses]
+        written += write_rows(courses, new / "courses", columns=COURSE_COLUMNS)
+        if result.attention:
+            written += write_rows(result.attention, new / "attention")
         write_atomic(new / SUMMARY, result.summary + "\n")
         if report:
             from wanscope.analysis.report import write_report
 
-            written += write_report(result, new, attention, on_event=on_event)
+            written += write_report(result, new, on_event=on_event)
         names = sorted(path.relative_to(new).as_posix() for path in written)
         # All of them at once, so that a kill does not leave the tables of one analysis beside the figures of another.
         for name in [*names, SUMMARY]:

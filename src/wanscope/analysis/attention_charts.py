@@ -1,4 +1,4 @@
-"""Figures of attention over blocks and steps: each word's share and its concentration, as means over takes."""
+"""Figures of attention over blocks and steps: each word's share and its concentration, and their paired differences."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from wanscope.analysis.charts import Chart, Series
+from wanscope.analysis.chart import Chart, Series
+from wanscope.analysis.effect_charts import course_chart
+from wanscope.analysis.paired_columns import PAD, PADDING, PREFIX
+from wanscope.analysis.result import Analysis
 
 SECTION = "Attention over blocks and steps"
 LINES = 8  # words in a figure, including the padding
-PAD = "pad"
+DIFFERENCES = 3  # words with a figure of their paired differences
 MEASURES = (
     ("mass", "Share of attention", "Each word's share of all attention; the padding absorbs what no word needs."),
     ("concentration", "Concentration", "1 - H / ln N of a word's map: 0 for a uniform map, 1 for a single position."),
@@ -19,17 +22,25 @@ MEASURES = (
 OVER = (("block", "block", 0), ("step", "step", 1))  # column, axis label, number of the first one
 
 
-def attention_charts(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """Return charts of each measure by block and by step, from the rows of the table `attention`.
+def attention_charts(analysis: Analysis) -> list[Chart]:
+    """Return charts of each measure by block and by step, each followed by those of its paired differences.
 
     A chart without values is left out, such as those by step if only means over the steps were kept.
     """
-    return [
-        chart
-        for measure, title, about in MEASURES
-        for column, axis, first in OVER
-        if (chart := _chart(rows, measure, title, about, column, axis, first)).series
-    ]
+    out = []
+    for measure, title, about in MEASURES:
+        for column, axis, first in OVER:
+            chart = _chart(analysis.attention, measure, title, about, column, axis, first)
+            if chart.series:
+                out += [chart, *_differences(analysis, chart, measure, "state" if column == "step" else "block")]
+    return out
+
+
+def _differences(analysis: Analysis, chart: Chart, measure: str, axis: str) -> Iterator[Chart]:
+    parts = dict.fromkeys(test.part for test in analysis.tests.courses if test.metric == PREFIX + measure)
+    for part in [part for part in parts if part != PADDING][:DIFFERENCES]:
+        if (difference := course_chart(analysis, chart, PREFIX + measure, part, axis)) is not None:
+            yield difference
 
 
 def _chart(

@@ -27,11 +27,11 @@ from typing import Any
 from wanscope import __version__, events
 from wanscope.analysis.analyze import analyze, write_analysis
 from wanscope.analysis.confidence_intervals import BCA_PAIRS
-from wanscope.analysis.contrast_tests import Family
 from wanscope.analysis.pairing import Unit
 from wanscope.analysis.permutation_tests import DRAWS, EXACT_PAIRS
 from wanscope.analysis.remove_outdated import FACTS
 from wanscope.analysis.result import Analysis
+from wanscope.analysis.test_result import CORRECTIONS, FAMILIES, Correction, TestResults
 from wanscope.errors import RequestError
 from wanscope.take.building import built_beside
 from wanscope.take.disk import file_sha256, files_below, guarded, require_writable
@@ -51,6 +51,7 @@ def export_bundle(
     contrast: Sequence[str] | None = None,
     baseline: str | None = None,
     unit: Unit | None = None,
+    correction: Correction = "max-t",
     on_event: events.Listener = events.ignore,
 ) -> Path:
     """Analyze a study, write the bundle and return its folder. The other arguments are those of `analyze`.
@@ -66,6 +67,7 @@ def export_bundle(
         contrast=contrast,
         baseline=baseline,
         unit=unit,
+        correction=correction,
         write=False,
         on_event=on_event,
     )
@@ -187,8 +189,8 @@ def methods(analysis: Analysis) -> str:
             f"Variations were compared in pairs of equal seeds ({contrasts}), with {units} as units, by two-sided "
             f"sign-flip permutation tests of the mean difference ({drawn}), with 95% {interval} intervals, and by "
             "standardized mean differences with intervals from the noncentral t distribution. Final latents were "
-            f"compared by PERMANOVA and energy distance, permuting labels within units. {_of_all(family)}All "
-            f"{family.size} p values were corrected together by Holm's method."
+            f"compared by PERMANOVA and energy distance, permuting labels within units. {_of_all(family)}"
+            f"{_corrected(family)}"
         )
         confirmed = sum(test.confirmatory for test in family.tests)
         parts.append(
@@ -202,8 +204,16 @@ def methods(analysis: Analysis) -> str:
     return " ".join(parts)
 
 
-def _of_all(family: Family) -> str:
-    if not any(test.kind == "omnibus" for test in family.tests):
+def _corrected(results: TestResults) -> str:
+    """Return one sentence on the correction for multiple testing."""
+    counts = [f"{len(tests)} of {FAMILIES[name]}" for name, tests in results.families.items()]
+    return (
+        f"p values were corrected by {CORRECTIONS[results.correction]}, within families of tests: {'; '.join(counts)}."
+    )
+
+
+def _of_all(results: TestResults) -> str:
+    if not any(test.kind == "omnibus" for test in results.tests):
         return ""
     return (
         "Factors with more than two values were also tested as a whole, by permuting values within units: with F of a "

@@ -1,59 +1,22 @@
-"""The content of an analysis' figures. figures.py draws them, with Plotly and with matplotlib.
+"""The figures of an analysis. figures.py draws them, with Plotly and with matplotlib.
 
 Every chart labels its axes with units, and its caption states what can be concluded from it and what cannot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from wanscope.analysis.chart import Chart, Series, axis_label
+from wanscope.analysis.effect_charts import course_chart, effect_charts
 from wanscope.analysis.metric import Metric
 from wanscope.analysis.pairing import value_of
 from wanscope.analysis.result import Analysis
 
-Kind = Literal["line", "thin", "points", "interval"]
 MANY_GROUPS = 12  # with more groups, the thin lines of single takes are left out
-
-
-@dataclass(frozen=True)
-class Series:
-    """One data series. kind: a line, a thin line in the background, points, or points with intervals along x.
-
-    group: determines color and dash. legend: whether the legend names it. filled: of each point with an interval,
-    whether it is filled. text: the hover text of each point.
-    """
-
-    name: str
-    x: Sequence[float | str]
-    y: Sequence[float | str | None]
-    kind: Kind = "line"
-    group: int = 0
-    legend: bool = True
-    low: Sequence[float | None] = ()
-    high: Sequence[float | None] = ()
-    filled: Sequence[bool] = ()
-    text: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Chart:
-    """One figure. key: its file name. section: the heading it is shown under. height: in pixels in the report."""
-
-    key: str
-    section: str
-    title: str
-    caption: str
-    x: str
-    y: str
-    series: tuple[Series, ...]
-    log_y: bool = False
-    height: int = 340
-    zero_x: bool = False
-    metric: Metric | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +47,7 @@ def charts(analysis: Analysis) -> list[Chart]:
     """Return all charts in the order of the report. Charts without values are left out."""
     groups = groups_of(analysis)
     found = [
-        *_effects(analysis),
+        *effect_charts(analysis),
         *_courses(analysis, groups),
         *_joint(analysis, groups),
         *_spectra(analysis, groups),
@@ -92,44 +55,6 @@ def charts(analysis: Analysis) -> list[Chart]:
         *_scalars(analysis, groups),
     ]
     return [chart for chart in found if any(len(series.x) for series in chart.series)]
-
-
-def _effects(analysis: Analysis) -> Iterator[Chart]:
-    """Yield one chart per contrast: the effect size of every paired test with its interval."""
-    for number, contrast in enumerate(analysis.comparison.contrasts):
-        tests = [
-            test
-            for test in analysis.tests.tests
-            if (test.factor, test.a, test.b) == (contrast.factor, contrast.a, contrast.b) and test.effect is not None
-        ]
-        if not tests:
-            continue
-        tests = sorted(tests, key=lambda test: test.effect or 0)
-        series = Series(
-            contrast.text,
-            [test.effect or 0.0 for test in tests],
-            [test.title + (f" ({test.part})" if test.part else "") for test in tests],
-            "interval",
-            number % 8,
-            False,
-            [test.effect_low for test in tests],
-            [test.effect_high for test in tests],
-            [test.found for test in tests],
-            [f"p = {test.p:.3g}, corrected {test.decisive_p:.3g}" if test.p is not None else "" for test in tests],
-        )
-        yield Chart(
-            f"effects-{number + 1}",
-            "Differences",
-            f"{contrast.a} against {contrast.b}",
-            f"Effect size: mean difference ({contrast.a} minus {contrast.b}) over the standard deviation of the pairs' "
-            "differences, with 95% intervals. Filled: significant after correction for all tests. With an effect size "
-            "well above 1, nearly every pair shows the difference.",
-            "effect size",
-            "",
-            (series,),
-            height=120 + 24 * len(tests),
-            zero_x=True,
-        )
 
 
 def _courses(analysis: Analysis, groups: Groups) -> Iterator[Chart]:
@@ -144,7 +69,7 @@ def _courses(analysis: Analysis, groups: Groups) -> Iterator[Chart]:
             takes.setdefault(value.member, {})[value.row.state] = value.row.value
         latent = "statistics" in metric.needs
         marks = all(number in (0.0, 1.0) for course in takes.values() for number in course.values())
-        yield Chart(
+        chart = Chart(
             metric.name,
             "Latents over the steps" if latent else "Paths over the steps",
             metric.title,
@@ -154,17 +79,13 @@ def _courses(analysis: Analysis, groups: Groups) -> Iterator[Chart]:
             (*(() if marks else _thin(takes, groups, analysis)), *_means(takes, groups)),
             metric=metric,
         )
+        yield chart
+        if not marks and (difference := course_chart(analysis, chart, metric.name)) is not None:
+            yield difference
 
 
 def _label(metric: Metric) -> str:
-    return _axis(metric.title, metric.unit)
-
-
-def _axis(title: str, unit: str) -> str:
-    """Return a label short enough for the y axis of a small figure, whose heading has the full title."""
-    if len(title) > 26:
-        return "" if unit == "1" else unit
-    return title if unit == "1" else f"{title} ({unit})"
+    return axis_label(metric.title, metric.unit)
 
 
 def _thin(takes: dict[int, dict[int, float]], groups: Groups, analysis: Analysis) -> Iterator[Series]:
@@ -302,10 +223,14 @@ QUANTITIES = (
     (
         "permanova_r2",
         "Share of distance between the groups",
-        "R^2 of PERMANOVA within pairs: 1 where all pairs differ in the same way, about 1 / pairs where their "
-        "differences have nothing in common.",
+        "R^2 of PERMANOVA within pairs: 1 where all pairs differ in the same way. Without any difference, about 1 / "
+        "pairs is expected (`permanova_r2_expected` in the table `groups`).",
     ),
-    ("energy_distance", "Energy distance", "0 for equal groups; its size depends on the number of takes."),
+    (
+        "energy_distance",
+        "Energy distance",
+        "An unbiased estimate: about 0, and as often below as above, for groups that do not differ.",
+    ),
     (
         "nearest_centroid",
         "Nearest centroid",
@@ -328,7 +253,7 @@ def _between(analysis: Analysis) -> Iterator[Chart]:
         for number, (factor, group) in enumerate(names):
             states, values = analysis.groups.course(factor, group, quantity)
             series.append(Series(group, states, [_known(v) for v in values], "line", number))
-        label = _axis(title, rows[0].unit if rows else "1")
+        label = axis_label(title, rows[0].unit if rows else "1")
         yield Chart(quantity, "Groups over the steps", title, about, "step", label, tuple(series))
 
 

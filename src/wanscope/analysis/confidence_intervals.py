@@ -72,6 +72,23 @@ def t_interval(d_n: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, 
     return float(d_n.mean()) - half, float(d_n.mean()) + half
 
 
+def t_intervals(d_nM: np.ndarray, confidence: float = CONFIDENCE) -> tuple[np.ndarray, np.ndarray]:
+    """Return the bounds of Student's t intervals of the means of values [n, M], two arrays [M].
+
+    NaN values are left out; the bounds are NaN where fewer than two values are left or all are equal.
+    """
+    from scipy.stats import t
+
+    have_nM = np.isfinite(d_nM)
+    n_M = have_nM.sum(axis=0)
+    count_M = np.maximum(n_M, 2)
+    mean_M = np.where(have_nM, d_nM, 0.0).sum(axis=0) / count_M
+    variance_M = np.where(have_nM, (d_nM - mean_M) ** 2, 0.0).sum(axis=0) / (count_M - 1)
+    half_M = t.isf((1 - confidence) / 2, count_M - 1) * np.sqrt(variance_M / count_M)
+    usable_M = (n_M > 1) & (half_M > 1e-12 * np.abs(mean_M))
+    return np.where(usable_M, mean_M - half_M, np.nan), np.where(usable_M, mean_M + half_M, np.nan)
+
+
 def bca_interval(
     d_nM: np.ndarray, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:

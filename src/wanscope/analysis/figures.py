@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from wanscope.analysis.charts import Chart, Series
+from wanscope.analysis.chart import Chart, Series
 from wanscope.take.disk import guarded
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A7F00", "#555555")
@@ -22,6 +22,7 @@ MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star", "
 SHAPES = ("o", "s", "D", "^", "X", "P", "*", "v")
 INK, PALE = "#222222", "#e4e4e4"
 DPI = 150
+BAND_OPACITY = 0.2
 
 
 def color(group: int) -> str:
@@ -48,7 +49,10 @@ def plotly_figure(chart: Chart) -> dict[str, Any]:
     }
     if chart.zero_x:
         layout["xaxis"] |= {"zeroline": True, "zerolinewidth": 2, "zerolinecolor": "#888888"}
-    return {"data": [_trace(series) for series in chart.series], "layout": layout}
+    if chart.zero_y:
+        layout["yaxis"] |= {"zeroline": True, "zerolinewidth": 2, "zerolinecolor": "#888888"}
+    bands = [_band(series) for series in chart.series if series.kind == "band"]
+    return {"data": [*bands, *(_trace(series) for series in chart.series)], "layout": layout}
 
 
 def _plain(text: str) -> str:
@@ -72,6 +76,9 @@ def _trace(series: Series) -> dict[str, Any]:
     if series.kind == "line":
         marker = {"size": 4, "color": chosen}
         return trace | {"mode": "lines+markers", "line": {"color": chosen, "dash": DASHES[turn % 4]}, "marker": marker}
+    if series.kind == "band":
+        marker = {"size": [9 if filled else 3 for filled in series.filled], "color": chosen}
+        return trace | {"mode": "lines+markers", "line": {"color": chosen, "dash": DASHES[turn % 4]}, "marker": marker}
     if series.kind == "thin":
         line = {"color": chosen, "width": 1}
         return trace | {"mode": "lines", "line": line, "opacity": 0.3, "hoverinfo": "name"}
@@ -91,6 +98,28 @@ def _trace(series: Series) -> dict[str, Any]:
     marker = {"size": 9, "color": fills, "line": {"color": chosen, "width": 2}}
     hover = "%{y}: %{x:.2f}<br>%{text}<extra></extra>"
     return trace | {"mode": "markers", "marker": marker, "error_x": error, "hovertemplate": hover}
+
+
+def _band(series: Series) -> dict[str, Any]:
+    """Return the filled area between the bounds of a series, drawn below its line."""
+    known = [
+        (x, low, high)
+        for x, low, high in zip(series.x, series.low, series.high, strict=True)
+        if low is not None and high is not None
+    ]
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [x for x, _, _ in known] + [x for x, _, _ in reversed(known)],
+        "y": [low for _, low, _ in known] + [high for _, _, high in reversed(known)],
+        "fill": "toself",
+        "fillcolor": color(series.group),
+        "opacity": BAND_OPACITY,
+        "line": {"width": 0},
+        "hoverinfo": "skip",
+        "showlegend": False,
+        "legendgroup": str(series.group),
+    }
 
 
 def _gap(upper: Any, lower: Any) -> float:
@@ -135,6 +164,10 @@ def _drawn(chart: Chart) -> Any:
     axes.set_ylabel(_escaped(chart.y))
     if chart.log_y:
         axes.set_yscale("log")
+    if chart.zero_y and not chart.log_y:
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 4), useMathText=True)
+    if chart.zero_y:
+        axes.axhline(0, color="#888888", linewidth=1)
     if chart.zero_x:
         axes.axvline(0, color="#888888", linewidth=1)
     axes.grid(color=PALE, linewidth=0.6)
@@ -160,6 +193,12 @@ def _draw(axes: Any, series: Series) -> None:
         axes.plot(x, y, color=chosen, linestyle=LINES[turn % 4], marker=".", markersize=3, linewidth=1.4, label=label)
     elif series.kind == "thin":
         axes.plot(x, y, color=chosen, linewidth=0.6, alpha=0.35)
+    elif series.kind == "band":
+        low, high = ([math.nan if v is None else v for v in bound] for bound in (series.low, series.high))
+        axes.fill_between(x, low, high, color=chosen, alpha=BAND_OPACITY, linewidth=0)
+        axes.plot(x, y, color=chosen, linestyle=LINES[turn % 4], linewidth=1.4, label=label)
+        large = [(place, value) for place, value, filled in zip(x, y, series.filled, strict=True) if filled]
+        axes.plot([p for p, _ in large], [v for _, v in large], color=chosen, linestyle="", marker="o", markersize=5)
     elif series.kind == "points":
         axes.plot(x, y, color=chosen, linestyle="", marker=SHAPES[series.group % 8], markersize=5, label=label)
     else:

@@ -1,20 +1,11 @@
 """Dispersion and separation of groups of takes at every step, from the inner products between takes.
 
-A pair p is two takes that differ only in the factor (pairing.py), and d_p is its difference. For paired takes the test
-statistics are quadratic forms in the pairs' signs, so they follow from one small matrix and the sign patterns:
-
-- PERMANOVA within seeds: SS_between = |sum_p d_p|^2 / 2P, out of SS_total = sum_p |d_p|^2 / 2 within pairs; F has 1
-  and P - 1 degrees of freedom. Anderson 2001, doi 10.1111/j.1442-9993.2001.01070.pp.x.
-- Energy distance: 2 E|A - B| - E|A - A'| - E|B - B'| over all takes. Szekely and Rizzo 2013, doi
-  10.1016/j.jspi.2013.03.018.
-- Spread: distance to the centroid of the take's group, compared in pairs. Anderson 2006, doi
-  10.1111/j.1541-0420.2005.00440.x.
-- Separability: the share of the takes of a left-out seed that are nearer to the centroid of their own group, computed
-  from the other seeds; and the share of its pairs that those centroids put in the right order.
+The statistics and their sources are in group_statistics.py. Spread, the distance to the centroid of the take's group,
+is compared in pairs: Anderson 2006, doi 10.1111/j.1541-0420.2005.00440.x.
 
 Distances are divided by sqrt(D), which makes them root mean squares per latent value.
 
-Shape suffixes: N takes, K states, A axes, P pairs, U units, B sign patterns.
+Shape suffixes: N takes, K states, A axes, P pairs, U units, B permutation patterns.
 """
 
 from __future__ import annotations
@@ -28,13 +19,24 @@ import numpy as np
 from wanscope.analysis import omnibus
 from wanscope.analysis.collection import Member
 from wanscope.analysis.confidence_intervals import mean_interval
-from wanscope.analysis.contrast_tests import Test, omnibus_test
 from wanscope.analysis.effect_size import paired_effect
+from wanscope.analysis.group_statistics import (
+    energy_distance,
+    expected_r2,
+    flipped_form,
+    pair_form,
+    permanova,
+    separability,
+    squared_distances,
+    summed,
+    to_centroid,
+)
 from wanscope.analysis.latent_pass import OnePass
 from wanscope.analysis.latent_path import FLOOR_FACTOR, centered, rounding_floor
 from wanscope.analysis.pairing import Comparison, Contrast, Pairs, others, pairs_of, value_of
 from wanscope.analysis.path_volume import log_volume
-from wanscope.analysis.permutation_tests import DRAWS, TIES, paired_permutation, sign_patterns, smallest_p
+from wanscope.analysis.permutation_tests import paired_permutation, smallest_p
+from wanscope.analysis.test_result import Draft, Test
 from wanscope.analysis.trajectory import coordinates
 
 
@@ -53,7 +55,7 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class GroupResult:
-    """The analysis of groups. rows: at every state. tests: at the last state, uncorrected.
+    """The analysis of groups. rows: at every state. drafts: the tests at the last state.
 
     places_KNA: exact principal coordinates of all takes at each state, / sqrt(D). rank: the number of eigenvalues in
     every dispersion volume.
@@ -62,7 +64,7 @@ class GroupResult:
     COLUMNS = ("factor", "group", "quantity", "unit", "state", "sigma", "value")
 
     rows: tuple[GroupRow, ...] = ()
-    tests: tuple[Test, ...] = ()
+    drafts: tuple[Draft, ...] = ()
     places_KNA: np.ndarray | None = None
     rank: int = 0
 
@@ -74,99 +76,6 @@ class GroupResult:
         """Return the states and the values of one quantity."""
         found = [(r.state, r.value) for r in self.rows if (r.factor, r.group, r.quantity) == (factor, group, quantity)]
         return [state for state, _ in found], [value for _, value in found]
-
-
-def squared_distances(gram_NN: np.ndarray) -> np.ndarray:
-    """Return |x_i - x_j|^2, [N, N], from a Gram matrix [N, N]."""
-    norms_N = np.diag(gram_NN)
-    squared_NN = (norms_N[:, None] + norms_N[None, :] - 2 * gram_NN).clip(min=0)
-    np.fill_diagonal(squared_NN, 0)
-    return squared_NN
-
-
-def pair_form(matrix_NN: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return M[a_p, a_q] - M[a_p, b_q] - M[b_p, a_q] + M[b_p, b_q], [P, P], for pairs of indices a, b [P].
-
-    For a Gram matrix this is the Gram matrix of the pairs' differences.
-    """
-    return matrix_NN[np.ix_(a, a)] - matrix_NN[np.ix_(a, b)] - matrix_NN[np.ix_(b, a)] + matrix_NN[np.ix_(b, b)]
-
-
-def summed(form_PP: np.ndarray, units: Sequence[Any]) -> np.ndarray:
-    """Sum a form [P, P] over the pairs of each unit, [U, U]."""
-    names = list(dict.fromkeys(units))
-    member_UP = np.array([[float(unit == name) for unit in units] for name in names])
-    return member_UP @ form_PP @ member_UP.T
-
-
-def flipped_form(form_UU: np.ndarray, draws: int = DRAWS, seed: int = 0) -> float:
-    """Return p of a one-sided sign-flip test: the share of sign patterns s with s' M s at least as large as observed.
-
-    form_UU: M, [U, U].
-    """
-    signs_BU = sign_patterns(len(form_UU), draws, seed).astype(np.float64)
-    found_B = np.einsum("bu,uv,bv->b", signs_BU, form_UU, signs_BU, optimize=True)
-    scale = np.abs(form_UU).sum()
-    return float((found_B >= found_B[0] - TIES * scale).mean())
-
-
-def permanova(gram_NN: np.ndarray, pairs: Pairs) -> tuple[float, float]:
-    """Return pseudo-F within pairs, and R^2: the share of the squared distance in pairs that is between the groups.
-
-    gram_NN: inner products of the takes. Both are NaN if the takes of every pair are equal.
-    """
-    form_PP = pair_form(gram_NN, pairs.a, pairs.b)
-    count = len(form_PP)
-    between, total = form_PP.sum() / (2 * count), np.trace(form_PP) / 2
-    if total <= 0:
-        return float("nan"), float("nan")
-    rest = total - between
-    f = (
-        between / (rest / (count - 1))
-        if count > 1 and rest > 1e-12 * total
-        else float("inf")
-        if count > 1
-        else float("nan")
-    )
-    return float(f), float(between / total)
-
-
-def energy_distance(distance_NN: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
-    """Return 2 E|A - B| - E|A - A'| - E|B - B'| over all pairs of takes, each take with itself included.
-
-    distance_NN: distances between all takes. a, b: indices of the groups' takes.
-    """
-    ab, aa, bb = (distance_NN[np.ix_(*sides)].mean() for sides in ((a, b), (a, a), (b, b)))
-    return float(2 * ab - aa - bb)
-
-
-def separability(gram_NN: np.ndarray, pairs: Pairs) -> tuple[float, float]:
-    """Return the shares of left-out takes nearest to their group's centroid, and of left-out pairs in the right order.
-
-    gram_NN: inner products of the takes. One seed at a time is left out, with all its scenes. Ties count half. NaN for
-    a single seed.
-    """
-    seeds = np.array([seed for _, seed in pairs.cells])
-    form_PP = pair_form(gram_NN, pairs.a, pairs.b)
-    right, ordered = [], []
-    for seed in np.unique(seeds):
-        held, rest = np.flatnonzero(seeds == seed), np.flatnonzero(seeds != seed)
-        if not len(rest):
-            return float("nan"), float("nan")
-        scores = form_PP[np.ix_(held, rest)].sum(axis=1)
-        ordered += [float(score > 0) + 0.5 * (score == 0) for score in scores]
-        own, other = pairs.a[rest], pairs.b[rest]
-        # |x - c_a|^2 - |x - c_b|^2, in which |x|^2 cancels
-        shift = gram_NN[np.ix_(own, own)].mean() - gram_NN[np.ix_(other, other)].mean()
-        for takes, sign in ((pairs.a[held], 1), (pairs.b[held], -1)):
-            gap = shift - 2 * (gram_NN[np.ix_(takes, own)].mean(axis=1) - gram_NN[np.ix_(takes, other)].mean(axis=1))
-            right += [float(sign * g < 0) + 0.5 * (g == 0) for g in gap]
-    return float(np.mean(right)), float(np.mean(ordered))
-
-
-def to_centroid(gram_NN: np.ndarray, takes: np.ndarray) -> np.ndarray:
-    """Return the distance of each of some takes (indices) to their centroid, from inner products [N, N]."""
-    return np.sqrt(np.diag(centered(gram_NN[np.ix_(takes, takes)])).clip(min=0))
 
 
 def analyze_groups(
@@ -192,27 +101,29 @@ def analyze_groups(
         for factor in factors:
             for group, scenes in cells[factor].items():
                 rows += _spread(between.gram_KNN[k], factor, group, scenes, rank, dimension, at)
-    tests = _of_all(between.gram_KNN[-1], kept, comparison)
+    drafts = _of_all(between.gram_KNN[-1], kept, comparison)
     for contrast in comparison.contrasts:
         pairs = pairs_of(kept, contrast, comparison.scenes)
         if not len(pairs.a):
             continue
         for k, state in enumerate(states):
             at = (int(state), float(sigmas[state]))
-            rows += _apart(between.gram_KNN[k], contrast, pairs, dimension, at)
-        tests += _tests(between.gram_KNN[-1], contrast, pairs, comparison, cells[contrast.factor], dimension)
-    return GroupResult(tuple(rows), tuple(tests), places, rank)
+            rows += _apart(between.gram_KNN[k], contrast, pairs, pairs.units(comparison.unit), dimension, at)
+        drafts += _tests(between.gram_KNN[-1], contrast, pairs, comparison, cells[contrast.factor], dimension)
+    return GroupResult(tuple(rows), tuple(drafts), places, rank)
 
 
-def _of_all(gram_NN: np.ndarray, members: Sequence[Member], comparison: Comparison) -> list[Test]:
+def _of_all(gram_NN: np.ndarray, members: Sequence[Member], comparison: Comparison) -> list[Draft]:
     """Test the last latents for all values of a factor at once."""
     out = []
     for factor, values in omnibus.factors_of(comparison).items():
         blocks = omnibus.blocks_of(members, factor, values, comparison.unit, comparison.scenes)
         if blocks.count > 1:
-            f, r2, p = omnibus.permanova(blocks.gram(gram_NN))
+            f, p, r2_B = omnibus.permanova(blocks.gram(gram_NN))
             title = "Latents of the result (PERMANOVA)"
-            out.append(omnibus_test(blocks, comparison, "permanova", title, "", "R2", f, p, difference=r2))
+            numbers = {"difference": float(r2_B[0]), "expected": _known(r2_B.mean())}
+            test = omnibus.omnibus_test(blocks, comparison, "permanova", title, "", "R2", f, p, **numbers)
+            out.append(Draft(test, blocks.units, r2_B))
     return out
 
 
@@ -270,7 +181,7 @@ def _spread(
 
 
 def _apart(
-    gram_NN: np.ndarray, contrast: Contrast, pairs: Pairs, dimension: int, at: tuple[int, float]
+    gram_NN: np.ndarray, contrast: Contrast, pairs: Pairs, units: Sequence[str], dimension: int, at: tuple[int, float]
 ) -> list[GroupRow]:
     """Return distances and separability of a contrast's two groups."""
     distance_NN = np.sqrt(squared_distances(gram_NN) / dimension)
@@ -283,7 +194,8 @@ def _apart(
         "distance_in_pairs": ("rms", float(distance_NN[pairs.a, pairs.b].mean())),
         "permanova_f": ("1", f),
         "permanova_r2": ("1", r2),
-        "energy_distance": ("rms", energy_distance(distance_NN, pairs.a, pairs.b)),
+        "permanova_r2_expected": ("1", expected_r2(pair_form(gram_NN, pairs.a, pairs.b), units)),
+        "energy_distance": ("rms", energy_distance(distance_NN, pairs.a, pairs.b, units)),
         "nearest_centroid": ("1", nearest),
         "pairs_in_order": ("1", ordered),
     }
@@ -302,45 +214,45 @@ def _tests(
     comparison: Comparison,
     cells: dict[str, list[np.ndarray]],
     dimension: int,
-) -> list[Test]:
-    units = [seed if comparison.unit == "seed" else scene for scene, seed in pairs.cells]
-    count = len(dict.fromkeys(units))
+) -> list[Draft]:
+    units = pairs.units(comparison.unit)
+    names = tuple(dict.fromkeys(units))
     distance_NN = np.sqrt(squared_distances(gram_NN) / dimension)
-    inner_UU = summed(pair_form(gram_NN, pairs.a, pairs.b), units)
+    inner_PP = pair_form(gram_NN, pairs.a, pairs.b)
+    inner_UU = summed(inner_PP, units)
     apart_UU = summed(-pair_form(distance_NN, pairs.a, pairs.b), units)
     _, r2 = permanova(gram_NN, pairs)
-    energy = energy_distance(distance_NN, pairs.a, pairs.b)
-    out = [
-        _group_test(contrast, comparison, "permanova", "Latents of the result (PERMANOVA)", "R2", count, r2, inner_UU),
-        _group_test(
-            contrast, comparison, "energy", "Latents of the result (energy distance)", "rms", count, energy, apart_UU
-        ),
-    ]
+    energy = energy_distance(distance_NN, pairs.a, pairs.b, units)
+    out = []
+    for name, title, measure, value, expected, form_UU in (
+        ("permanova", "PERMANOVA", "R2", r2, expected_r2(inner_PP, units), inner_UU),
+        ("energy", "energy distance", "rms", energy, 0.0, apart_UU),
+    ):
+        p = flipped_form(form_UU) if len(names) > 1 else None
+        numbers = {"difference": value, "expected": _known(expected), "family_name": "latents"}
+        title = f"Latents of the result ({title})"
+        test = _test(contrast, comparison, name, title, measure, "group", len(names), p, **numbers)
+        out.append(Draft(test, names, form_UU))
     spread_N = np.full(len(gram_NN), np.nan)
     for value in (contrast.a, contrast.b):
         for takes in cells[value]:
             if len(takes) > 2:
                 spread_N[takes] = to_centroid(gram_NN, takes) / np.sqrt(dimension)
     if np.isfinite(spread_N[pairs.a]).all() and np.isfinite(spread_N[pairs.b]).all():
-        out.append(_spread_test(contrast, comparison, pairs, spread_N))
+        d_U = pairs.differences(spread_N[:, None], comparison.unit)[:, 0]
+        out.append(Draft(_spread_test(contrast, comparison, pairs, spread_N, d_U), names, d_U))
     return out
 
 
-def _group_test(
-    contrast: Contrast, comparison: Comparison, name: str, title: str, measure: str, units: int, value: float, form: Any
+def _known(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _spread_test(
+    contrast: Contrast, comparison: Comparison, pairs: Pairs, spread_N: np.ndarray, d_U: np.ndarray
 ) -> Test:
-    p = flipped_form(form) if units > 1 else None
-    return _test(contrast, comparison, name, title, measure, "group", units, p, difference=value)
-
-
-def _spread_test(contrast: Contrast, comparison: Comparison, pairs: Pairs, spread_N: np.ndarray) -> Test:
-    """Test the distance to the centroid of the own group, [N], in pairs."""
-    d_U = pairs.differences(spread_N[:, None], comparison.unit)
-    effect, interval = paired_effect(d_U), mean_interval(d_U[:, 0])
-
-    def known(value: float) -> float | None:
-        return float(value) if np.isfinite(value) else None
-
+    """Return the test of the distance to the centroid of the own group, [N], by its differences in units, [U]."""
+    effect, interval = paired_effect(d_U[:, None]), mean_interval(d_U)
     return _test(
         contrast,
         comparison,
@@ -349,17 +261,17 @@ def _spread_test(contrast: Contrast, comparison: Comparison, pairs: Pairs, sprea
         "rms",
         "paired",
         len(d_U),
-        float(paired_permutation(d_U)[0]) if len(d_U) > 1 else None,
+        float(paired_permutation(d_U[:, None])[0]) if len(d_U) > 1 else None,
         mean_a=float(spread_N[pairs.a].mean()),
         mean_b=float(spread_N[pairs.b].mean()),
         difference=float(d_U.mean()),
-        low=known(interval.low),
-        high=known(interval.high),
+        low=_known(interval.low),
+        high=_known(interval.high),
         interval=interval.method,
         coverage=interval.coverage,
-        effect=known(effect.size[0]),
-        effect_low=known(effect.low[0]),
-        effect_high=known(effect.high[0]),
+        effect=_known(effect.size[0]),
+        effect_low=_known(effect.low[0]),
+        effect_high=_known(effect.high[0]),
         note=interval.note,
     )
 

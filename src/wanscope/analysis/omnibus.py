@@ -24,12 +24,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import permutations, product
+from typing import Any
 
 import numpy as np
 
 from wanscope.analysis.collection import PROMPT, Member
 from wanscope.analysis.pairing import Comparison, Unit, others, value_of
 from wanscope.analysis.permutation_tests import DRAWS, TIES
+from wanscope.analysis.test_result import Test
 
 EXACT = 10_000
 
@@ -125,10 +127,11 @@ def _f(between: np.ndarray, within: np.ndarray, units: int, values: int) -> np.n
         return np.where(within <= 0, np.nan, np.where(rest <= 1e-12 * within, np.inf, f))
 
 
-def permuted_f(values_nkM: np.ndarray, draws: int = DRAWS, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return F of each metric and its p by permuting values within units, both [M].
+def permuted_f(values_nkM: np.ndarray, draws: int = DRAWS, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return F of each metric and its p by permuting values within units, both [M], and R^2 under all patterns, [B, M].
 
-    NaN if a value is missing or nothing varies within units. Needs at least two units.
+    R^2 is the share of the sum of squares within units that is between values; F increases with it. The observed
+    pattern is the first. NaN if a value is missing or nothing varies within units. Needs at least two units.
     """
     n, k, M = values_nkM.shape
     inside = values_nkM - values_nkM.mean(axis=1, keepdims=True)
@@ -144,20 +147,22 @@ def permuted_f(values_nkM: np.ndarray, draws: int = DRAWS, seed: int = 0) -> tup
     # F increases with the sum of squares between values, because permuting keeps the sum within units
     p_M = (between_BM >= between_BM[0] - TIES * within_M).mean(axis=0)
     f_M = _f(between_BM[0], within_M, n, k)
-    return np.where(usable_M, f_M, np.nan), np.where(usable_M, p_M, np.nan)
+    r2_BM = np.where(usable_M, between_BM / np.where(usable_M, within_M, 1.0), np.nan)
+    return np.where(usable_M, f_M, np.nan), np.where(usable_M, p_M, np.nan), r2_BM
 
 
-def permanova(gram_nknk: np.ndarray, draws: int = DRAWS, seed: int = 0) -> tuple[float, float, float]:
-    """Return F of all values within units, R^2 and p, from inner products [n, k, n, k].
+def permanova(gram_nknk: np.ndarray, draws: int = DRAWS, seed: int = 0) -> tuple[float, float, np.ndarray]:
+    """Return F of all values within units, p, and R^2 under all patterns, [B], from inner products [n, k, n, k].
 
-    R^2 is the share of the squared distances within units that is between values. All are NaN if nothing varies.
+    R^2 is the share of the squared distances within units that is between values; the observed pattern is the first.
+    All are NaN if nothing varies.
     """
     n, k = gram_nknk.shape[:2]
     inside = gram_nknk - gram_nknk.mean(axis=1, keepdims=True)
     inside = inside - inside.mean(axis=3, keepdims=True)
     within = float(np.einsum("ukuk->", inside))
     if within <= 0:
-        return math.nan, math.nan, math.nan
+        return math.nan, math.nan, np.full(1, math.nan)
     found = patterns(n, k, draws, seed).astype(np.intp)
     flat = inside.reshape(n * k, n * k)
     between_B = np.zeros(len(found))
@@ -167,4 +172,43 @@ def permanova(gram_nknk: np.ndarray, draws: int = DRAWS, seed: int = 0) -> tuple
             between_B += flat[at_Bn[:, unit][:, None], at_Bn].sum(axis=1) / n
     p = float((between_B >= between_B[0] - TIES * within).mean())
     f = float(_f(between_B[:1], np.array([within]), n, k)[0])
-    return f, float(between_B[0]) / within, p
+    return f, p, between_B / within
+
+
+def omnibus_test(
+    blocks: Blocks,
+    comparison: Comparison,
+    name: str,
+    title: str,
+    part: str,
+    measure: str,
+    f: float,
+    p: float,
+    **numbers: Any,
+) -> Test:
+    """Return an uncorrected test of all values of a factor."""
+    n, k = blocks.count, len(blocks.values)
+    blank = dict.fromkeys(
+        ("mean_a", "mean_b", "low", "high", "coverage", "effect", "effect_low", "effect_high", "difference")
+    )
+    freedom = (k - 1, (n - 1) * (k - 1))
+    note = f"F = {f:.3g} with {freedom[0]} and {freedom[1]} degrees of freedom" if np.isfinite(f) else ""
+    return Test(
+        factor=blocks.factor,
+        a=", ".join(blocks.values),
+        b="",
+        metric=name,
+        title=title,
+        part=part,
+        measure=measure,
+        kind="omnibus",
+        unit=comparison.unit,
+        units=n,
+        p=float(p) if np.isfinite(p) else None,
+        smallest_p=smallest_p(n, k),
+        interval="none",
+        note=note,
+        family_name="values",
+        statistic=float(f) if np.isfinite(f) else None,
+        **{**blank, **numbers},
+    )

@@ -1,8 +1,9 @@
-"""Attention maps laid over the video they belong to: one panel a word, a block or a step, in one MP4.
+"""Attention maps over the video they belong to, as an MP4 with one panel per word, block or step.
 
-A latent frame stands for one video frame at the start and for four after that; maps are resized with bilinear
-interpolation. A panel's colors run from nothing to its own 99.5th percentile, so panels are compared by shape and not
-by brightness; the label gives the mean of the map: for probabilities the word's share of all attention.
+The first latent frame corresponds to one video frame, and each later one to four. Maps are resized with bilinear
+interpolation. A panel's colors range from 0 to the 99.5th percentile of its own map unless a common value is given, so
+panels can be compared by shape but not by brightness. The label gives the mean of the map, which for probabilities is
+the word's share of all attention.
 
 Shape suffixes: F frames, H and W pixels, T latent frames, Y and X rows and columns of tokens.
 """
@@ -27,16 +28,23 @@ PERCENTILE = 99.5
 OPACITY = 0.75
 LABEL_PIXELS = 24
 MAX_PANELS = 60
-# Dark to bright through purple, red and orange: brightness rises all along, so that no color has to be told apart.
+FEWER = "name fewer words after --maps, or fewer blocks or steps"
+# From dark to bright through purple, red and orange. Brightness increases throughout, so the hue carries nothing.
 COLORS = ((0, 0, 0), (60, 10, 90), (150, 25, 105), (225, 70, 60), (250, 160, 20), (250, 250, 150))
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A map over the video, float32 [T, Y, X], and its label."""
+    """A map over a video, float32 [T, Y, X], and its label.
+
+    frames_FHW3: the video, by default that of the take. top: the value with the brightest color, by default the map's
+    own 99.5th percentile.
+    """
 
     label: str
     map_TYX: np.ndarray
+    frames_FHW3: np.ndarray | None = None
+    top: float | None = None
 
 
 def panels(
@@ -46,7 +54,10 @@ def panels(
     blocks: Sequence[int] | None = None,
     steps: Sequence[int] | None = None,
 ) -> list[Panel]:
-    """One panel for each word (all words where none is named); or for each block, or step, of one word."""
+    """Return one panel per word (of all words if none is named), or one per block or step of a single word.
+
+    Raises RequestError if panels by block or step are asked for several words, or by step if only means were kept.
+    """
     words = list(words) or list(attention.words)
     if by == "word":
         return [_panel(word, attention, word, blocks, steps) for word in words]
@@ -75,19 +86,23 @@ def _panel(
     )
 
 
-def overlay_video(take: Take, shown: Sequence[Panel], out: Path) -> tuple[int, int]:
-    """Write the video with the panels' maps over it; gives (rows, columns) of panels."""
+def overlay_video(take: Take, shown: Sequence[Panel], out: Path, columns: int | None = None) -> tuple[int, int]:
+    """Write the video with the panels' maps over it and return the number of rows and columns of panels.
+
+    columns: chosen by the number of panels by default. All panels have videos of the same size. Raises RequestError if
+    there are no panels, too many, or if they are too large together.
+    """
     if not 0 < len(shown) <= MAX_PANELS:
-        raise RequestError(f"{len(shown)} panels cannot be shown", f"from 1 to {MAX_PANELS} can", "fewer words")
+        raise RequestError(f"{len(shown)} panels cannot be shown", f"from 1 to {MAX_PANELS} can", FEWER)
     frames_FHW3 = take.frames
     F, H, W, _ = frames_FHW3.shape
     zoom = max(1, round(LEAST_CELL / W))
-    columns = min(len(shown), max(1, round(len(shown) ** 0.5 + 0.49)))
+    columns = columns or min(len(shown), max(1, round(len(shown) ** 0.5 + 0.49)))
     rows = -(-len(shown) // columns)
     size = (columns * (W * zoom + GAP) + GAP, rows * (H * zoom + LABEL_PIXELS + GAP) + GAP)
     if max(size) > MAX_SIDE:
         raise RequestError(
-            f"{len(shown)} panels of this video are too large", f"they would be {size[0]} x {size[1]} pixels", "fewer"
+            f"{len(shown)} panels of this video are too large", f"they would be {size[0]} x {size[1]} pixels", FEWER
         )
     canvas_HW3 = _canvas(size, shown, columns, W * zoom, H * zoom)
     tops = [GAP + (i // columns) * (H * zoom + LABEL_PIXELS + GAP) + LABEL_PIXELS for i in range(len(shown))]
@@ -96,7 +111,9 @@ def overlay_video(take: Take, shown: Sequence[Panel], out: Path) -> tuple[int, i
     def composed() -> Iterator[np.ndarray]:
         for frame in range(F):
             for panel, top, left in zip(shown, tops, lefts, strict=True):
-                picture = overlaid(frames_FHW3[frame], panel.map_TYX[latent_frame(frame)], _top(panel.map_TYX))
+                under_FHW3 = frames_FHW3 if panel.frames_FHW3 is None else panel.frames_FHW3
+                top_value = _brightest(panel.map_TYX) if panel.top is None else panel.top
+                picture = overlay_frame(under_FHW3[frame], panel.map_TYX[latent_frame(frame)], top_value)
                 canvas_HW3[top : top + H * zoom, left : left + W * zoom] = picture.repeat(zoom, 0).repeat(zoom, 1)
             yield canvas_HW3
 
@@ -105,12 +122,15 @@ def overlay_video(take: Take, shown: Sequence[Panel], out: Path) -> tuple[int, i
 
 
 def latent_frame(frame: int) -> int:
-    """The latent frame that a video frame was decoded from: 0, then four each."""
+    """Return the latent frame from which a video frame was decoded: 0 for the first frame, then one per four frames."""
     return (frame + 3) // 4
 
 
-def overlaid(frame_HW3: np.ndarray, map_YX: np.ndarray, top: float) -> np.ndarray:
-    """A frame with a map over it, uint8 [H, W, 3]: the color's weight grows with the map."""
+def overlay_frame(frame_HW3: np.ndarray, map_YX: np.ndarray, top: float) -> np.ndarray:
+    """Return a frame [H, W, 3] with a map [Y, X] over it, uint8 [H, W, 3]; the weight of the color grows with the map.
+
+    top: the value of the map that has the brightest color.
+    """
     from PIL import Image
 
     height, width = frame_HW3.shape[:2]
@@ -122,7 +142,7 @@ def overlaid(frame_HW3: np.ndarray, map_YX: np.ndarray, top: float) -> np.ndarra
     return (frame_HW3 * dim * (1 - weight_HW1) + color_HW3 * weight_HW1).round().astype(np.uint8)
 
 
-def _top(map_TYX: np.ndarray) -> float:
+def _brightest(map_TYX: np.ndarray) -> float:
     return float(np.nanpercentile(map_TYX, PERCENTILE))
 
 

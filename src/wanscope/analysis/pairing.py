@@ -1,12 +1,12 @@
-"""What is compared with what, and what repeats: factors, contrasts, and pairs that share everything but the factor.
+"""Factors, contrasts, and the pairs of takes that share everything except the factor.
 
-A pair is two takes that differ in the factor alone: the same seed, the same values of all other slots. The difference
-of a pair is one number per metric. Pairs are averaged into units, and the units' signs are flipped
+A pair is two takes that differ only in the factor: they have the same seed and the same values of all other slots. The
+difference of a pair is one number per metric. Pairs are averaged into units, whose signs the tests flip
 (permutation_tests.py):
 
-- units are seeds, each averaged over the scenes, where scenes are fixed: a claim about these prompts;
-- units are scenes, each averaged over its seeds, where `design.blocks` names the slots that are scenes and at least
-  SCENES carry the claim: a claim about scenes of that kind.
+- seeds, each averaged over the scenes, if the scenes are fixed: the claim is about these prompts;
+- scenes, each averaged over its seeds, if `design.blocks` names the slots that are scenes and there are at least SCENES
+  of them: the claim is about scenes of that kind.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from wanscope.spec.settings import DesignSpec, Hypothesis
 from wanscope.study.check_design import EDIT
 from wanscope.study.expand import BASELINE
 
-SCENES = 5  # fewer carry no claim beyond themselves
-EVERY_PAIR = 6  # a factor of more values is compared with its first (or the baseline) only
-SWEPT = "edits."  # labels of what is swept begin so; the label EDIT has all edits of a take in one
+SCENES = 5  # fewer do not support a claim about other scenes
+EVERY_PAIR = 6  # with more values, each is compared only with the first one (or the baseline)
+SWEPT = "edits."  # prefix of the labels of swept settings; the label EDIT names all edits of a take
 SEED = "seed"
 
 Unit = Literal["seed", "scene"]
@@ -34,7 +34,7 @@ Unit = Literal["seed", "scene"]
 
 @dataclass(frozen=True)
 class Contrast:
-    """Takes whose `factor` is a, less takes whose `factor` is b."""
+    """The difference between takes whose `factor` is a and takes whose `factor` is b."""
 
     factor: str
     a: str
@@ -49,7 +49,7 @@ class Contrast:
 class Comparison:
     """The contrasts of an analysis and how they are tested.
 
-    scenes: slots whose combinations are scenes. notes: what a reader has to know of the choice.
+    scenes: slots whose combinations are scenes. notes: sentences about the choice for the summary.
     """
 
     contrasts: tuple[Contrast, ...]
@@ -60,7 +60,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The pairs of one contrast. cells: (scene, seed) of each; a and b: the members' indices, both [P]."""
+    """The pairs of one contrast. cells: the (scene, seed) of each; a, b: indices of the members, [P] each."""
 
     cells: tuple[tuple[str, int], ...]
     a: np.ndarray
@@ -74,21 +74,25 @@ class Pairs:
     def scenes(self) -> list[str]:
         return sorted({scene for scene, _ in self.cells})
 
+    def units(self, unit: Unit) -> list[str]:
+        """Return the unit of each pair, P names: its seed or its scene."""
+        return [str(seed) if unit == "seed" else scene for scene, seed in self.cells]
+
     def differences(self, values_NM: np.ndarray, unit: Unit) -> np.ndarray:
-        """Mean difference a - b of every unit, [units, M]."""
+        """Return the mean difference a - b of every unit, [units, M], in the order of first appearance in `units`."""
         d_PM = values_NM[self.a] - values_NM[self.b]
-        keys = [str(seed) if unit == "seed" else scene for scene, seed in self.cells]
+        keys = self.units(unit)
         order = list(dict.fromkeys(keys))
         rows = [d_PM[[i for i, key in enumerate(keys) if key == wanted]].mean(axis=0) for wanted in order]
         return np.array(rows) if rows else np.empty((0, values_NM.shape[1]))
 
     def means(self, values_NM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean of a and of b over the pairs, [M] each."""
+        """Return the means of a and of b over the pairs, [M] each."""
         return values_NM[self.a].mean(axis=0), values_NM[self.b].mean(axis=0)
 
 
 def factors(members: Sequence[Member]) -> dict[str, tuple[str, ...]]:
-    """Labels that vary, with their values in the order of the study; the prompt where only it does."""
+    """Return the labels that vary, with their values in the order of the study; the prompt if nothing else varies."""
     names = list(dict.fromkeys(key for member in members for key in member.labels))
     found = {}
     for name in names:
@@ -101,9 +105,11 @@ def factors(members: Sequence[Member]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def by_default(known: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    """The factors that are compared where none is named: edits as a whole, or each swept setting where there are
-    several and no baseline."""
+def default_factors(known: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Return the factors that are compared if none is named.
+
+    Edits are compared as a whole; or by each swept setting, if there are several and no baseline.
+    """
     swept = [name for name in known if name.startswith(SWEPT)]
     several = len(swept) > 1 and BASELINE not in known.get(EDIT, ())
     drop = {EDIT} if several else set(swept) if EDIT in known else set()
@@ -111,6 +117,7 @@ def by_default(known: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...
 
 
 def value_of(member: Member, factor: str) -> str | None:
+    """Return the value of a factor for a take, or None if it has none."""
     return member.take.recipe.prompt if factor == PROMPT and PROMPT not in member.labels else member.labels.get(factor)
 
 
@@ -121,9 +128,9 @@ def compare(
     baseline: str | None = None,
     unit: Unit | None = None,
 ) -> Comparison:
-    """The contrasts asked for, else those of the study's design, else of every slot that varies.
+    """Return the contrasts asked for, or those of the study's design, or those of every slot that varies.
 
-    RecipeError for a factor, value or unit that the study has not.
+    Raises RecipeError for a factor, value or unit that the study does not have.
     """
     members, design = collection.members, collection.design
     known = factors(members)
@@ -142,10 +149,10 @@ def compare(
             else nearest(chosen, names or ["none"]),
             f"--by {next(iter(known))}" if known else "a study whose prompt has alternatives",
         )
-    wanted = {chosen: known[chosen]} if chosen is not None else by_default(known)
+    wanted = {chosen: known[chosen]} if chosen is not None else default_factors(known)
     contrasts, notes = _contrasts(wanted, contrast, baseline)
     if design is not None and contrast is None and baseline is None:
-        contrasts += _claimed(design, wanted, contrasts)
+        contrasts += _hypothesis_contrasts(design, wanted, contrasts)
     scenes = tuple(block for block in (design.blocks if design else ()) if block != SEED and block != chosen)
     return _with_unit(contrasts, members, scenes, unit, notes)
 
@@ -161,7 +168,7 @@ def _all_labels(members: Sequence[Member]) -> dict[str, dict[str, None]]:
 def _factor_of(
     contrast: Sequence[str] | None, baseline: str | None, known: Mapping[str, tuple[str, ...]]
 ) -> str | None:
-    """The one factor that has all the values named, where --by is left out."""
+    """Return the only factor that has all the values named, if --by is not given. Raises RecipeError otherwise."""
     values = [*(contrast or ()), *([baseline] if baseline is not None else [])]
     if not values:
         return None
@@ -207,8 +214,10 @@ def _contrasts(
     return out, notes
 
 
-def _claimed(design: DesignSpec, wanted: Mapping[str, tuple[str, ...]], have: Sequence[Contrast]) -> list[Contrast]:
-    """The contrasts of the study's hypotheses that are not compared anyway."""
+def _hypothesis_contrasts(
+    design: DesignSpec, wanted: Mapping[str, tuple[str, ...]], have: Sequence[Contrast]
+) -> list[Contrast]:
+    """Return the contrasts of the study's hypotheses that `have` does not contain."""
     values = wanted.get(design.factor, ())
     there = {frozenset((contrast.a, contrast.b)) for contrast in have if contrast.factor == design.factor}
     named = dict.fromkeys(each.contrast for each in design.hypotheses if each.contrast is not None)
@@ -227,21 +236,23 @@ def _with_unit(
     if unit == "scene" and not scenes:
         raise RecipeError(
             "the study names no slots that are scenes",
-            "units can be scenes only then",
+            "only then can scenes be units",
             "design: {blocks: [seed, SLOT]}",
         )
     chosen: Unit = unit or ("scene" if scenes and count >= SCENES else "seed")
     if scenes and count < SCENES:
         notes.append(
-            f"{count} scene{'s'[: count != 1]} in the comparison, and {SCENES} are needed to speak of scenes in "
-            "general: what is found holds for these prompts"
+            f"{count} scene{'s'[: count != 1]} in the comparison, and {SCENES} are needed to generalize to other "
+            "scenes: the findings hold for these prompts"
         )
     return Comparison(tuple(contrasts), chosen, scenes, tuple(notes))
 
 
 def others(members: Sequence[Member], factor: str) -> list[str]:
-    """Labels that two takes of a pair have in common: all but the factor, what goes along with it, and the other way of
-    naming the same edits."""
+    """Return the labels that two takes of a pair share.
+
+    These are all labels except the factor, labels that change only with it, and the other name of the same edits.
+    """
     names = list(dict.fromkeys(key for member in members for key in member.labels if key != factor))
     out = []
     for name in names:
@@ -256,9 +267,9 @@ def others(members: Sequence[Member], factor: str) -> list[str]:
 
 
 def pairs_of(members: Sequence[Member], contrast: Contrast, scenes: Sequence[str] = ()) -> Pairs:
-    """Takes that differ in the contrast's factor alone, paired by seed and by all their other labels.
+    """Return the pairs of takes that differ only in the contrast's factor.
 
-    scenes: labels that make up a scene; all other labels where none is named.
+    scenes: labels that make up a scene; all labels except the factor if none is named.
     """
     rest = others(members, contrast.factor) if contrast.factor != PROMPT else []
     cells: dict[tuple[tuple[str | None, ...], int], dict[str, int]] = {}
@@ -276,7 +287,7 @@ def pairs_of(members: Sequence[Member], contrast: Contrast, scenes: Sequence[str
 
 
 def confirms(hypotheses: Sequence[Hypothesis], written: Sequence[bool], contrast: Contrast, metric: str) -> bool:
-    """Whether a hypothesis written before the first take names this contrast and metric."""
+    """Return whether a hypothesis written before the first take names this contrast and metric."""
     for hypothesis, early in zip(hypotheses, written, strict=False):
         same = hypothesis.contrast is not None and set(hypothesis.contrast) == {contrast.a, contrast.b}
         if early and same and hypothesis.metric == metric:

@@ -1,6 +1,7 @@
-"""How much room a path takes: its log-volume, and how many axes it spreads over.
+"""The log-volume of a path, and over how many axes it spreads.
 
-Both are of the eigenvalues of the path's centered Gram, `LatentPath.spectrum`, float64 [S], largest first.
+Both are functions of the eigenvalues of the path's centered Gram matrix, `LatentPath.spectrum`, float64 [S], largest
+first.
 
 Source of the participation ratio: Recanatesi et al. 2022, doi 10.1016/j.patter.2022.100555.
 """
@@ -15,13 +16,16 @@ from wanscope.analysis.latent_path import LatentPath
 
 
 def common_rank(paths: Sequence[LatentPath]) -> int:
-    """The one rank for all paths of an analysis: the largest that stands clear of rounding in every one of them."""
+    """Return the number of eigenvalues used for all paths: as many as exceed the rounding error in every one."""
     return min((path.rank for path in paths), default=0)
 
 
 def log_volume(spectrum: np.ndarray, rank: int, dimension: int) -> float:
-    """1/2 sum ln lambda_i - (r/2) ln D over the r largest eigenvalues: but for a constant, the log of the volume of the
-    ellipsoid of inertia. NaN where the rank is 0 or one of them is 0."""
+    """Return 1/2 sum ln(lambda_i / D) over the `rank` largest eigenvalues; spectrum: float64 [S].
+
+    Up to a constant it is the log of the volume of the ellipsoid of inertia. NaN if the rank is 0 or one of these
+    eigenvalues is 0.
+    """
     kept = spectrum[:rank]
     if rank < 1 or len(kept) < rank or kept[-1] <= 0:
         return float("nan")
@@ -29,12 +33,12 @@ def log_volume(spectrum: np.ndarray, rank: int, dimension: int) -> float:
 
 
 def explained(spectrum: np.ndarray) -> np.ndarray:
-    """Share of the path's variance along each principal axis; NaN for a path that rests."""
+    """Return the share of the path's variance along each principal axis, [S]; NaN for a path that does not move."""
     total = spectrum.sum()
     return spectrum / total if total > 0 else np.full(len(spectrum), np.nan)
 
 
 def participation_ratio(spectrum: np.ndarray) -> float:
-    """(sum lambda)^2 / sum lambda^2: 1 on a line, n where n axes share the variance equally."""
+    """Return (sum lambda)^2 / sum lambda^2: 1 on a line, n if n axes share the variance equally. spectrum: [S]."""
     squares = float((spectrum**2).sum())
     return float(spectrum.sum()) ** 2 / squares if squares > 0 else float("nan")

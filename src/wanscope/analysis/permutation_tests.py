@@ -1,8 +1,8 @@
-"""Permutation tests of paired differences: signs are flipped.
+"""Sign-flip tests of paired differences.
 
-A difference is of two variations at one unit (a seed, or a scene). Under the null hypothesis its sign is arbitrary, so
-that flipping signs gives the distribution of the mean: an exact test where all 2^n patterns can be counted, else a
-Monte-Carlo one. Every function takes many metrics at once. NaN is a pair that is not there.
+A difference is between two variations in one unit (a seed or a scene). Under the null hypothesis its sign is arbitrary,
+so flipping signs gives the null distribution of the mean. The test is exact if all 2^n patterns are enumerated, and a
+Monte Carlo test otherwise. NaN marks a missing pair.
 
 Sources: sign flips, Fisher 1935, The Design of Experiments, section 21; Monte-Carlo p with the observed pattern
 counted, Phipson and Smyth 2010, doi 10.2202/1544-6115.1585.
@@ -16,17 +16,17 @@ from functools import lru_cache
 
 import numpy as np
 
-EXACT_PAIRS = 14  # up to here all 2^n patterns are counted
+EXACT_PAIRS = 14  # up to here all 2^n patterns are enumerated
 DRAWS = 9_999
-TIES = 1e-9  # relative: sums of the same numbers in another order count as equal
+TIES = 1e-9  # relative; sums of the same numbers in another order count as equal
 
 
 @lru_cache(maxsize=16)
 def sign_patterns(pairs: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """Patterns of signs, int8 [B, n], the observed one (all +1) first.
+    """Return sign patterns, int8 [B, n], the observed one (all +1) first.
 
-    With at most EXACT_PAIRS pairs half of all patterns: the other half are their negatives, which a two-sided test
-    cannot tell from them. Else `draws` random ones besides the observed.
+    Up to EXACT_PAIRS pairs these are half of all patterns: the others are their negatives, which give a two-sided test
+    the same statistic. Above, they are the observed pattern and `draws` random ones.
     """
     if pairs <= EXACT_PAIRS:
         bits_B = np.arange(2 ** max(pairs - 1, 0))
@@ -38,26 +38,29 @@ def sign_patterns(pairs: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
 
 
 def smallest_p(pairs: int, draws: int = DRAWS) -> float:
-    """The smallest p that a two-sided sign-flip test of so many pairs can give."""
+    """Return the smallest p that a two-sided sign-flip test of this many pairs can give."""
     if pairs < 1:
         return 1.0
     return 2.0 / 2**pairs if pairs <= EXACT_PAIRS else 1.0 / (draws + 1)
 
 
 def paired_permutation(differences_nM: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """Two-sided p of the mean difference being 0 by sign flips, [M]. NaN where no pair is left."""
+    """Return the two-sided p of each mean difference being 0, [M], by sign flips; NaN for a metric without pairs.
+
+    differences_nM: one row per pair; NaN marks a missing pair.
+    """
     columns = np.asarray(differences_nM, dtype=np.float64).T
     if np.isfinite(columns).all():
-        return _flipped(columns.T, draws, seed)
+        return _sign_flip_p(columns.T, draws, seed)
     p_M = np.full(len(columns), np.nan)
     for i, column in enumerate(columns):
         kept = column[np.isfinite(column)]
         if len(kept):
-            p_M[i] = _flipped(kept[:, None], draws, seed)[0]
+            p_M[i] = _sign_flip_p(kept[:, None], draws, seed)[0]
     return p_M
 
 
-def _flipped(differences_nM: np.ndarray, draws: int, seed: int) -> np.ndarray:
+def _sign_flip_p(differences_nM: np.ndarray, draws: int, seed: int) -> np.ndarray:
     pairs, metrics = differences_nM.shape
     if not pairs:
         return np.full(metrics, np.nan)

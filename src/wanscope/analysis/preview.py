@@ -1,7 +1,7 @@
-"""Small copies of the videos for the report, so that a page of many takes stays light.
+"""Small copies of the videos for the report, so that a page of many takes stays small.
 
-At most SIDE pixels on the longer side. Where all of them together pass the budget they are made again smaller and
-coarser; what still does not fit is a still picture, and the page says so.
+They have at most SIDE pixels on the longer side. If all of them together exceed the budget, they are made again,
+smaller and at lower quality. A video that still does not fit is replaced by a still picture, with a note on the page.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ from wanscope.take.video import iter_frames, write_video
 SIDE = 320  # pixels
 # Longer side and constant rate factor, from good to small.
 QUALITIES = ((SIDE, 24), (240, 29), (160, 34))
-# Of video; in the page's text they take a third more. With 3 MB of maps, 5 of Plotly and the figures' numbers a page of
-# 60 takes stays under 40 MB.
+# For the video files; as text in the page they are a third larger. With 3 MB of maps, 5 MB of Plotly and the figures'
+# numbers, a page of 60 takes stays under 40 MB.
 BUDGET_BYTES = 20_000_000
 
 
 @dataclass(frozen=True)
 class Preview:
-    """kind: "video/mp4" or "image/webp". width, height: pixels. note: what is wrong, where there is no picture."""
+    """A small copy of a take's video. kind: "video/mp4" or "image/webp". width, height: in pixels.
+
+    note: why there is a still or nothing instead of the video.
+    """
 
     kind: str
     data: bytes
@@ -40,15 +43,15 @@ class Preview:
 
     @property
     def source(self) -> str:
-        """The file as a data URI, which a page can hold."""
+        """The file as a data URI, to embed in a page."""
         return f"data:{self.kind};base64,{base64.b64encode(self.data).decode()}"
 
 
 def previews(takes: Sequence[Take], budget_bytes: int = BUDGET_BYTES) -> list[Preview]:
-    """One for each take, in order, together within the budget where stills allow it."""
+    """Return a preview of each take, in order; together at most `budget_bytes`, unless the stills alone exceed it."""
     made: list[Preview] = []
     for side, rate in QUALITIES:
-        made = [_video(take, side, rate) for take in takes]
+        made = [_video_copy(take, side, rate) for take in takes]
         if sum(len(preview.data) for preview in made) <= budget_bytes:
             return made
     out, used = [], 0
@@ -61,12 +64,12 @@ def previews(takes: Sequence[Take], budget_bytes: int = BUDGET_BYTES) -> list[Pr
 
 
 def scaled(width: int, height: int, side: int) -> tuple[int, int]:
-    """Even sizes with the longer side at most `side`; small videos stay as they are."""
+    """Return an even width and height with the longer side at most `side`; small videos keep their size."""
     factor = min(1.0, side / max(width, height))
     return max(2, round(width * factor / 2) * 2), max(2, round(height * factor / 2) * 2)
 
 
-def _video(take: Take, side: int, rate: int) -> Preview:
+def _video_copy(take: Take, side: int, rate: int) -> Preview:
     video = take.recipe.video
     width, height = scaled(video.width or SIDE, video.height or SIDE, side)
     options = {"crf": str(rate), "preset": "medium"}

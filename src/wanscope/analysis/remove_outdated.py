@@ -1,7 +1,7 @@
-"""What an earlier analysis left in a folder that a new one is written to: its page or figures next to other tables.
+"""Remove files of an earlier analysis that a new one in the same folder did not write.
 
-analysis.json names the files that an analysis wrote. Those alone are ever removed, so a file of a user's own stays,
-whatever it is called.
+An old page or old figures next to new tables would contradict them. analysis.json lists the files that an analysis
+wrote, and only these are removed: a user's own file stays, whatever its name.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ FILES = "files"  # the key in analysis.json
 
 
 def remove_outdated(folder: Path, written: Iterable[str], on_event: events.Listener) -> None:
-    """Remove what the folder's analysis.json says was written and is not among `written`, names in it; say so."""
+    """Remove the files that the folder's analysis.json lists and that are not in `written`; a note names them."""
     kept = set(written)
-    gone = [name for name in _recorded(folder) if name not in kept and (folder / name).is_file()]
+    gone = [name for name in _recorded_files(folder) if name not in kept and (folder / name).is_file()]
     for name in gone:
         (folder / name).unlink()
     if gone:
@@ -28,8 +28,8 @@ def remove_outdated(folder: Path, written: Iterable[str], on_event: events.Liste
         on_event(events.Note(f"removed what an earlier analysis wrote and this one does not: {', '.join(shown)}"))
 
 
-def _recorded(folder: Path) -> list[str]:
-    """Names relative to the folder, none of which leads out of it."""
+def _recorded_files(folder: Path) -> list[str]:
+    """Return the files that analysis.json lists, relative to the folder; names that lead out of it are left out."""
     try:
         facts = read_json((folder / FACTS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -37,7 +37,7 @@ def _recorded(folder: Path) -> list[str]:
     if not isinstance(facts, dict):
         return []
     names = facts.get(FILES)
-    if not isinstance(names, list):  # written before files were named
+    if not isinstance(names, list):  # written by a version that did not list the files
         names = [REPORT] if facts.get("report") else []
     paths = [PurePosixPath(name) for name in names if isinstance(name, str)]
     return sorted(str(path) for path in paths if not path.is_absolute() and ".." not in path.parts)

@@ -1,8 +1,8 @@
-"""`report.html`: a study's videos, tests, figures and recipe on one page that opens without a network.
+"""`report.html`: a study's videos, tests, figures and recipe on one page that works offline.
 
-Everything is in the file: small copies of the videos, Plotly's program, the figures' numbers. A rule in the page itself
-(Content-Security-Policy) keeps it from loading anything. The HTML is in templates/, where every text is escaped; this
-file gathers what the templates show.
+The file contains everything: small copies of the videos, Plotly, and the figures' numbers. Its Content-Security-Policy
+keeps it from loading anything else. The HTML is in templates/, where every text is escaped; this module collects the
+data that the templates show.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from typing import Any
 from wanscope import __version__, events
 from wanscope.analysis.attention_charts import attention_charts
 from wanscope.analysis.attention_section import section as attention_section
-from wanscope.analysis.charts import Chart, charts
+from wanscope.analysis.chart import Chart
+from wanscope.analysis.charts import charts
 from wanscope.analysis.collection import Member
-from wanscope.analysis.contrast_tests import Family, Test
+from wanscope.analysis.effect_charts import FOUND
 from wanscope.analysis.figures import plotly_figure, write_static
 from wanscope.analysis.metric import Metric
 from wanscope.analysis.preview import Preview, previews
 from wanscope.analysis.remove_outdated import REPORT
 from wanscope.analysis.result import Analysis
+from wanscope.analysis.test_result import CORRECTIONS, FAMILIES, Test, TestResults
 from wanscope.take.building import write_atomic
 from wanscope.take.compare import table as rows_and_columns
 from wanscope.take.disk import guarded
@@ -46,24 +48,23 @@ class Section:
 def write_report(
     analysis: Analysis,
     folder: Path,
-    attention: Sequence[Mapping[str, Any]] = (),
     on_event: events.Listener = events.ignore,
 ) -> list[Path]:
-    """Write report.html and figures/ into `folder`; the files, the page first. attention: rows of that table."""
-    drawn = [*charts(analysis), *attention_charts(attention)]
+    """Write report.html and figures/ into `folder`, and return the files, the page first."""
+    drawn = [*charts(analysis), *attention_charts(analysis)]
     on_event(events.Note(f"drawing {len(drawn)} figures"))
     custom = custom_figures(analysis)
     with guarded(folder):
         figures = write_static(drawn, folder / FIGURES)
         on_event(events.Note(f"making small copies of {len(analysis.members)} videos"))
-        page = rendered(analysis, drawn, previews([member.take for member in analysis.members]), custom)
+        page = render_page(analysis, drawn, previews([member.take for member in analysis.members]), custom)
         path = folder / REPORT
         write_atomic(path, page)
     return [path, *figures]
 
 
 def custom_figures(analysis: Analysis) -> list[tuple[Metric, dict[str, Any]]]:
-    """The figures that metrics draw themselves, as Plotly JSON."""
+    """Return the figures that metrics draw themselves, as Plotly JSON."""
     return [
         (metric, json.loads(metric.figure(analysis.table.of(metric.name)).to_json()))
         for metric in analysis.table.metrics
@@ -71,13 +72,13 @@ def custom_figures(analysis: Analysis) -> list[tuple[Metric, dict[str, Any]]]:
     ]
 
 
-def rendered(
+def render_page(
     analysis: Analysis,
     drawn: Sequence[Chart],
     clips: Sequence[Preview],
     custom: Sequence[tuple[Metric, dict[str, Any]]] = (),
 ) -> str:
-    """The page's text. clips: a preview for each member, in order. custom: metrics with the figures they drew."""
+    """Return the page's text. clips: a preview of each member, in order. custom: metrics and the figures they drew."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from plotly.offline import get_plotlyjs
 
@@ -105,15 +106,20 @@ def rendered(
 def _sections(
     analysis: Analysis, drawn: Sequence[Chart], clips: Sequence[Preview], custom: Sequence[Metric]
 ) -> Iterator[Section]:
+    opening = [chart for chart in drawn if chart.section == FOUND]
+    if opening:
+        yield Section(FOUND, "figures", {"plots": opening, "folded": "", "single": True})
     yield Section("Summary", "summary", {"blocks": [_block(text) for text in analysis.summary.split("\n\n")]})
     yield Section("Videos", "videos", _videos(analysis, clips))
     yield Section("Tests", "tests", _tests(analysis.tests))
-    for title in dict.fromkeys(chart.section for chart in drawn):
+    for title in dict.fromkeys(chart.section for chart in drawn if chart.section != FOUND):
         folded = "Every tested metric, take by take" if title == VALUES else ""
-        yield Section(title, "figures", {"plots": [c for c in drawn if c.section == title], "folded": folded})
+        yield Section(
+            title, "figures", {"plots": [c for c in drawn if c.section == title], "folded": folded, "single": False}
+        )
     if custom:
         plots = [{"key": _key(m), "title": m.title, "caption": m.about, "height": 380} for m in custom]
-        yield Section("Further metrics", "figures", {"plots": plots, "folded": ""})
+        yield Section("Further metrics", "figures", {"plots": plots, "folded": "", "single": False})
     if attention := attention_section(analysis):
         yield Section("Attention", "attention", attention)
     yield Section("How to repeat this", "recipe", _recipe(analysis))
@@ -121,12 +127,12 @@ def _sections(
 
 
 def _key(metric: Metric) -> str:
-    """Of the figure that a metric draws itself."""
+    """Return the name of the figure that a metric draws itself."""
     return f"custom-{metric.name}"
 
 
 def _block(text: str) -> dict[str, Any]:
-    """A paragraph of the plain summary and the list below it; either may be empty."""
+    """Return a paragraph of the summary and the list below it; either may be empty."""
     lines = text.split("\n")
     return {
         "text": " ".join(line for line in lines if not line.startswith("- ")),
@@ -135,7 +141,7 @@ def _block(text: str) -> dict[str, Any]:
 
 
 def _videos(analysis: Analysis, clips: Sequence[Preview]) -> dict[str, Any]:
-    """The takes as a grid. Seeds head its columns and labels its rows where every column is of one seed."""
+    """Return the takes as a grid. If every column has a single seed, columns are headed by seeds and rows by labels."""
     members = analysis.members
     grid = rows_and_columns([member.take for member in members])
     seeds = [{members[i].seed for i in column if i is not None} for column in zip(*grid, strict=True)]
@@ -157,10 +163,24 @@ def _clip(member: Member, preview: Preview) -> dict[str, Any]:
     }
 
 
-def _tests(family: Family) -> dict[str, Any]:
-    """Confirmatory tests first, then by p."""
-    tests = sorted(family.tests, key=lambda t: (not t.confirmatory, 2.0 if t.p is None else t.p))
-    return {"family": family, "rows": [_row(test) for test in tests]}
+def _tests(results: TestResults) -> dict[str, Any]:
+    """Return the tests by family: what is significant or confirmatory, by p, and the rest, which the page folds."""
+    families = []
+    for name, about in FAMILIES.items():
+        tests = [test for test in results.tests if test.family_name == name]
+        tests = sorted(tests, key=lambda t: (not t.confirmatory, 2.0 if t.p is None else t.p))
+        shown = [test for test in tests if test.found or test.confirmatory]
+        rest = [test for test in tests if not (test.found or test.confirmatory)]
+        if tests:
+            families.append(
+                {
+                    "title": about[:1].upper() + about[1:],
+                    "size": sum(test.p is not None for test in tests),
+                    "shown": [_row(test) for test in shown],
+                    "rest": [_row(test) for test in rest],
+                }
+            )
+    return {"results": results, "method": CORRECTIONS[results.correction], "families": families}
 
 
 def _row(test: Test) -> dict[str, Any]:
@@ -174,24 +194,28 @@ def _row(test: Test) -> dict[str, Any]:
     if interval:
         interval += f" ({test.interval}" + (f", covers {test.coverage:.0%}" if test.coverage is not None else "") + ")"
     unit = "" if test.measure == "1" or test.difference is None else f" {test.measure}"
-    texts = [
-        test.title + (f" ({test.part})" if test.part else "") + (" *" if test.confirmatory else ""),
-        f"all of {test.a}" if test.kind == "omnibus" else f"{test.a} minus {test.b}",
-    ]
     # R2 is undefined if the takes of every pair are identical.
     identical = test.difference is not None and math.isnan(test.difference)
-    numbers = [
-        "no difference" if identical else n(test.difference, "+.3g") + unit,
-        interval,
-        n(test.effect, "+.2f"),
-        span(test.effect_low, test.effect_high),
-        n(test.p),
-        n(test.p_confirmatory if test.confirmatory else test.p_holm),
-        n(test.q_bh),
-        test.units,
-    ]
-    tokens = "" if test.tokens_a is None or test.tokens_b is None else f"{test.tokens_a:g}, {test.tokens_b:g}"
-    return {"found": test.found, "texts": texts, "numbers": numbers, "tokens": tokens, "note": test.note}
+    notes = [test.note]
+    if test.expected is not None:
+        notes.append(f"{test.expected:.3g} expected without a difference")
+    if test.tokens_a is not None and test.tokens_b is not None and test.tokens_a != test.tokens_b:
+        notes.append(f"tokens {test.tokens_a:g} and {test.tokens_b:g}")
+    return {
+        "found": test.found,
+        "what": test.name + (" *" if test.confirmatory else ""),
+        "note": "; ".join(note for note in notes if note),
+        "compared": f"all of {test.a}" if test.kind == "omnibus" else f"{test.a} minus {test.b}",
+        "numbers": [
+            "no difference" if identical else n(test.difference, "+.3g") + unit,
+            interval,
+            n(test.effect, "+.2f"),
+            span(test.effect_low, test.effect_high),
+            n(test.p),
+            n(test.decisive_p),
+            test.units,
+        ],
+    }
 
 
 def _recipe(analysis: Analysis) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""The record of an analysis: what was measured, compared and tested, before any of it is drawn or written."""
+"""The result of an analysis: what was measured, compared and tested."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,27 +10,28 @@ from typing import Any
 
 from wanscope import __version__
 from wanscope.analysis.collection import Collection, LeftOut, Member
-from wanscope.analysis.contrast_tests import Family
 from wanscope.analysis.groups import GroupResult
 from wanscope.analysis.latent_pass import OnePass
 from wanscope.analysis.latent_path import LatentPath
 from wanscope.analysis.pairing import Comparison
 from wanscope.analysis.remove_outdated import REPORT
 from wanscope.analysis.table import Table
+from wanscope.analysis.test_result import TestResults
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What an analysis found. folder: where it was written, None where nothing was; page: whether with a report.
+    """What an analysis found. folder: where it was written, or None; page: whether with a report.
 
-    rank: the one rank of log-volumes. between: inner products of the takes at each state, and their joint places; None
-    where fewer than two takes have comparable latents. compared: the members that `between` is of, by index.
+    rank: the number of eigenvalues in all log-volumes. between: inner products of the takes at each state and their
+    joint coordinates, or None if fewer than two takes have comparable latents. compared: indices of the members in
+    `between`. states: indices in the loop of the stored states. attention: rows of the table `attention`.
     """
 
     collection: Collection
     comparison: Comparison
     table: Table
-    tests: Family
+    tests: TestResults
     groups: GroupResult
     rank: int
     paths: dict[int, LatentPath]
@@ -38,6 +40,7 @@ class Analysis:
     states: tuple[int, ...]
     notes: tuple[str, ...]
     summary: str
+    attention: tuple[Mapping[str, Any], ...] = ()
     folder: Path | None = None
     page: bool = False
 
@@ -58,7 +61,7 @@ class Analysis:
         return self.folder / REPORT if self.folder is not None and self.page else None
 
     def facts(self) -> dict[str, Any]:
-        """What was analyzed and found, for machines."""
+        """Return what was analyzed and found as a dictionary that can be written as JSON."""
         return {
             "study": self.name,
             "wanscope": __version__,
@@ -70,6 +73,8 @@ class Analysis:
             "rank": self.rank,
             "tests": self.tests.size,
             "smallest_p": self.tests.smallest_p,
+            "correction": self.tests.correction,
+            "families": {name: len(tests) for name, tests in self.tests.families.items()},
             "found": [t.record() for t in self.tests.tests if t.found],
             "notes": list(self.notes),
             "summary": self.summary,

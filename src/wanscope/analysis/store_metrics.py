@@ -18,7 +18,7 @@ SOURCE = "analyze"
 OF_THE_WHOLE = -1
 
 
-def remember(table: Table, on_event: events.Listener = events.ignore) -> int:
+def store_metrics(table: Table, on_event: events.Listener = events.ignore) -> int:
     """Write the metrics of takes to the catalogs of their workspaces, where those exist; return the number of rows.
 
     A catalog that cannot be written does not fail the analysis: a note reports why, and the tables are the result.
@@ -35,7 +35,7 @@ def remember(table: Table, on_event: events.Listener = events.ignore) -> int:
 
 
 def _rows(table: Table) -> dict[Path, list[dict[str, Any]]]:
-    """Rows of the table metrics, by workspace. A value that is no number has none."""
+    """Return the rows of the table `metrics` by workspace, without values that are not finite."""
     out: dict[Path, list[dict[str, Any]]] = {}
     for value in table.values:
         take = table.members[value.member].take

@@ -1,19 +1,20 @@
-"""What can be said, in plain sentences that claim no more than the tests allow."""
+"""The summary of an analysis in plain sentences, which claim no more than the tests allow."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from wanscope.analysis.contrast_tests import Test
+from wanscope.analysis.paired_columns import PREFIX
 from wanscope.analysis.pairing import SCENES, Contrast
 from wanscope.analysis.power import ALPHA, power_sentence
 from wanscope.analysis.result import Analysis
+from wanscope.analysis.test_result import CORRECTIONS, FAMILIES, Test, TestResults
 
 LISTED = 12
 
 
-def summarized(analysis: Analysis) -> str:
-    """The whole summary: what was analyzed, what was found, what cannot be said."""
+def summarize(analysis: Analysis) -> str:
+    """Return the summary: what was analyzed, what was found, and what cannot be concluded."""
     parts = [
         " ".join(_subject(analysis)),
         *_findings(analysis),
@@ -48,6 +49,7 @@ def _findings(analysis: Analysis) -> Iterator[str]:
         )
         return
     confirmed = [test for test in family.tests if test.confirmatory]
+    courses = _courses(family)
     if confirmed:
         lines = [_sentence(test, analysis) for test in confirmed]
         yield "Hypotheses written before the run:\n" + "\n".join(f"- {line}" for line in lines)
@@ -55,10 +57,11 @@ def _findings(analysis: Analysis) -> Iterator[str]:
     tested = {(test.factor, test.a, test.b) for test in family.tests if test.p is not None and test.kind != "omnibus"}
     every = len(analysis.comparison.contrasts)
     contrasts = _count(len(tested), "contrast") + (f" of the {every}" if len(tested) < every else "")
+    families = family.families
+    counts = ", ".join(f"{len(tests)} of {FAMILIES[name]}" for name, tests in families.items() if name != "courses")
     intro = (
-        f"{_count(family.size, 'test')} were made in one family ({contrasts}); "
-        f"p values are corrected for all of them by Holm's method, and the smallest that one test can give is "
-        f"{family.smallest_p:.3g}."
+        f"{_count(family.size, 'test')} ({contrasts}): {counts}. p values are corrected within each of these families "
+        f"by {CORRECTIONS[family.correction]}; the smallest that one test can give is {family.smallest_p:.3g}."
     )
     if family.size == 0:
         yield "Nothing was tested. " + power_sentence(family.units, 1)
@@ -70,24 +73,66 @@ def _findings(analysis: Analysis) -> Iterator[str]:
         if len(shown) > LISTED:
             lines.append(f"and {len(shown) - LISTED} more in the table of tests")
         yield "Exploratory, significant after correction:\n" + "\n".join(f"- {line}" for line in lines)
-        yield f"What is not listed is not shown to be equal. {family.power}"
+        yield from courses
+        yield f"Tests that are not listed do not show that there is no difference. {family.power}"
     else:
         what = "Of the other tests none" if confirmed else "None"
         yield (
-            f"{what} shows a difference after correction. That is no proof that there is none: "
+            f"{what} shows a difference after correction. This does not prove that there is none: "
             + _first_lower(family.power)
         )
+        yield from courses
         hints = [t for t in family.tests if t.p is not None and t.p <= ALPHA and not t.confirmatory]
         if hints:
             expected = ALPHA * family.size
             yield (
                 f"{_count(len(hints), 'test')} had p of at most 0.05 before correction; about {expected:.1f} would by "
-                "chance alone. They are leads for a new run with a hypothesis written first, not results."
+                "chance alone. They are not results, but suggest hypotheses for a new run."
             )
 
 
+def _courses(results: TestResults) -> list[str]:
+    """Return one paragraph on the tests at single steps and blocks, in a list; an empty list if there are none."""
+    tests = [test for test in results.courses if test.p is not None]
+    if not tests:
+        return []
+    found: dict[str, list[Test]] = {}
+    for test in tests:
+        if test.found:
+            axis = "step" if test.state is not None else "block"
+            found.setdefault(f"{test.name} by {axis}, {test.a} - {test.b}", []).append(test)
+    intro = f"Courses: {len(tests)} differences at single steps and blocks were tested as a family of their own; "
+    if not found:
+        return [intro + "none is significant after correction."]
+    lines = [f"{name}: {_places(at)}" for name, at in found.items()]
+    more = [f"and {len(lines) - LISTED} more in the table of courses"] if len(lines) > LISTED else []
+    count = sum(map(len, found.values()))
+    shown = "\n".join(f"- {line}" for line in [*lines[:LISTED], *more])
+    return [f"{intro}{count} {'is' if count == 1 else 'are'} significant after correction, at:\n{shown}"]
+
+
+def _place(test: Test) -> int:
+    """Return the block, or the step counted from 1 (a path's state is counted from the noise, which is 0)."""
+    if test.state is None:
+        assert test.block is not None
+        return test.block
+    return test.state + (1 if test.metric.startswith(PREFIX) else 0)
+
+
+def _places(tests: Sequence[Test]) -> str:
+    """Return the places of tests as ranges, such as "3 to 7, 12"."""
+    places = sorted(_place(test) for test in tests)
+    runs: list[list[int]] = []
+    for place in places:
+        if runs and place == runs[-1][1] + 1:
+            runs[-1][1] = place
+        else:
+            runs.append([place, place])
+    return ", ".join(f"{first}" if first == last else f"{first} to {last}" for first, last in runs)
+
+
 def _sentence(test: Test, analysis: Analysis) -> str:
-    """One test in words: direction, size, interval, p, and whom it speaks of."""
+    """Return a test as a sentence: direction, size, interval, p and the number of units."""
     title = test.title + (f" ({test.part})" if test.part else "")
     p = "not tested" if test.decisive_p is None else f"corrected p = {_p(test.decisive_p)}"
     if test.kind == "omnibus":
@@ -116,17 +161,17 @@ def _limits(analysis: Analysis) -> Iterator[str]:
     if comparison.contrasts and family.tests:
         if comparison.unit == "seed":
             lines.append(
-                "What is found holds for these prompts: seeds repeat the noise, not the wording. To speak of what the "
-                f"words mean, put at least {SCENES} scenes or paraphrases into the prompt as a slot and name it in "
+                "The findings hold for these prompts: seeds repeat the noise, not the wording. To generalize to what "
+                f"the words mean, put at least {SCENES} scenes or paraphrases into the prompt as a slot and name it in "
                 "design.blocks."
             )
-        elif family.units >= SCENES:  # fewer were asked for by name; a note says what that means
+        elif family.units >= SCENES:  # fewer only if --unit scene asks for it, which a note explains
             lines.append(
-                f"Units are {_count(family.units, 'scene')}: what is found speaks of scenes like these, made with "
+                f"Units are {_count(family.units, 'scene')}: the findings hold for scenes like these, made with "
                 "these seeds and this model."
             )
         lines += list(_tokens(family.tests, comparison.contrasts))
-        lines.append("Differences of a path say that the model moved differently, not that one video is better.")
+        lines.append("A difference between paths means that the model moved differently, not that one video is better.")
     lines += [note[:1].upper() + note[1:] + "." * (not note.endswith(".")) for note in analysis.notes]
     if analysis.rank:
         lines.append(f"Log-volumes are over {_count(analysis.rank, 'axis', 'axes')}, the same for all takes.")
@@ -135,7 +180,7 @@ def _limits(analysis: Analysis) -> Iterator[str]:
 
 
 def _tokens(tests: Sequence[Test], contrasts: Sequence[Contrast]) -> Iterator[str]:
-    """Whether the sides of a contrast have prompts of different length, which is a difference of its own."""
+    """Yield a sentence for each contrast whose prompts differ in length, which confounds their meaning."""
     for contrast in contrasts:
         test = next((t for t in tests if (t.factor, t.a, t.b) == (contrast.factor, contrast.a, contrast.b)), None)
         if test is None or test.tokens_a is None or test.tokens_b is None:
@@ -143,7 +188,7 @@ def _tokens(tests: Sequence[Test], contrasts: Sequence[Contrast]) -> Iterator[st
         if test.tokens_a != test.tokens_b:
             yield (
                 f"The prompts of {contrast.a} have {test.tokens_a:.3g} text tokens and those of {contrast.b} "
-                f"{test.tokens_b:.3g}: length differs along with meaning."
+                f"{test.tokens_b:.3g}: they differ in length as well as in meaning."
             )
 
 

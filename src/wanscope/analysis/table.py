@@ -1,8 +1,8 @@
-"""Tidy values: a row for each take, metric, state and part; and the files they are written to.
+"""The table of metrics, with one row per take, metric, state and part, and the files it is written to.
 
     take  name  group  seed  slot:...  metric  title  unit  state  sigma  part  value
 
-Written as Parquet and CSV with the same columns and the same numbers.
+The Parquet and CSV files have the same columns and the same numbers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SLOT = "slot:"
 
 @dataclass(frozen=True)
 class Value:
-    """One row: `member` is the take's index in the analysis."""
+    """One row. member: the take's index in the analysis. sigma: the noise level of its state."""
 
     member: int
     metric: Metric
@@ -35,7 +35,7 @@ class Value:
 
 @dataclass(frozen=True)
 class MetricTable:
-    """All rows of one metric, for a figure. members: of the whole analysis, which `Value.member` counts."""
+    """All rows of one metric, for a figure. members: all takes of the analysis, to which `Value.member` is an index."""
 
     metric: Metric
     members: Sequence[Member]
@@ -54,7 +54,7 @@ class Table:
     values: tuple[Value, ...]
 
     def of(self, metric: str) -> MetricTable:
-        """The rows of one metric. KeyError where there is none."""
+        """Return the rows of one metric. Raises KeyError if there are none."""
         rows = [value for value in self.values if value.metric.name == metric]
         if not rows:
             raise KeyError(metric)
@@ -64,8 +64,8 @@ class Table:
     def metrics(self) -> list[Metric]:
         return list({value.metric.name: value.metric for value in self.values}.values())
 
-    def tested(self) -> tuple[list[tuple[Metric, str]], np.ndarray]:
-        """The columns that groups are compared by, (metric, part), and their values, float64 [takes, columns]."""
+    def tested_columns(self) -> tuple[list[tuple[Metric, str]], np.ndarray]:
+        """Return the columns that are compared, (metric, part), and their values, float64 [takes, columns]."""
         rows = [value for value in self.values if value.metric.tested and value.row.state is None]
         columns = list(dict.fromkeys((value.metric.name, value.row.part) for value in rows))
         metrics = {value.metric.name: value.metric for value in rows}
@@ -76,7 +76,7 @@ class Table:
         return [(metrics[name], part) for name, part in columns], values_NM
 
     def records(self) -> list[dict[str, Any]]:
-        """Plain rows, as they are written."""
+        """Return the rows as dictionaries, as they are written."""
         slots = list(dict.fromkeys(slot for member in self.members for slot in member.labels))
         out = []
         for value in self.values:
@@ -100,8 +100,11 @@ class Table:
         return out
 
 
-def tabulated(members: Sequence[Member], metrics: Sequence[Metric], subjects: Mapping[int, Subject]) -> Table:
-    """Every metric of every take. A metric whose needs no take meets gives no rows."""
+def compute_table(members: Sequence[Member], metrics: Sequence[Metric], subjects: Mapping[int, Subject]) -> Table:
+    """Return every metric of every take. A metric whose needs no take meets has no rows.
+
+    subjects: the input of the metrics, by the index of the member.
+    """
     values = []
     for index, subject in sorted(subjects.items()):
         sigmas = subject.take.sigmas
@@ -115,7 +118,7 @@ def tabulated(members: Sequence[Member], metrics: Sequence[Metric], subjects: Ma
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], base: Path, columns: Sequence[str] | None = None) -> list[Path]:
-    """`base`.parquet and `base`.csv. columns: where there may be no row."""
+    """Write `base`.parquet and `base`.csv and return them. columns: their names, needed if there may be no rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -145,5 +148,5 @@ def _type(rows: Iterable[Mapping[str, Any]], name: str) -> Any:
 
 
 def _cell(value: Any) -> Any:
-    """Numbers with every bit; nothing for what is not there."""
+    """Return a cell's text: floats with all their digits, and an empty text for None."""
     return "" if value is None else repr(float(value)) if isinstance(value, float) else value

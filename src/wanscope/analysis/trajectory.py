@@ -1,12 +1,12 @@
-"""What a denoising path does: speed, turning, curvature, temporal frequency, phases.
+"""Speed, turning, curvature, temporal frequency and phases of a denoising path.
 
-All of it is algebra on the path's Gram (latent_path.py). Lengths are divided by sqrt(D): they are root mean squares
-per latent value, so that paths of different resolutions can be compared.
+All of them are computed from the path's Gram matrix (latent_path.py). Lengths are divided by sqrt(D), which makes them
+root mean squares per latent value, so that paths of different resolutions can be compared.
 
 Sources: discrete curvature as the circle through three points, Menger 1930, Math. Ann. 103:466; change points by
 optimal partitioning, Jackson et al. 2005, doi 10.1109/LSP.2001.838216.
 
-Shape suffixes: K states, S steps.
+Shapes: K states x_0 to x_S, S steps with increments v_k = x_k - x_(k-1), F frequencies; D values per latent.
 """
 
 from __future__ import annotations
@@ -15,64 +15,64 @@ import numpy as np
 
 from wanscope.analysis.latent_path import FLOOR_FACTOR, LatentPath, centered
 
-RESTING = 1e-12  # a step this much shorter than the path's longest has no direction
+RESTING = 1e-12  # a step shorter than this, relative to the longest one, has no direction
 
 
 def velocity(path: LatentPath) -> np.ndarray:
-    """|x_k - x_(k-1)| / sqrt(D), [S]."""
+    """Return the length of each step, |x_k - x_(k-1)| / sqrt(D), [S]."""
     return np.sqrt(np.diag(path.increments).clip(min=0) / path.dimension)
 
 
 def sigma_speed(path: LatentPath) -> np.ndarray:
-    """Velocity per unit of noise level, [S]: what a step covers whatever its size. Where sigma stands still, NaN."""
+    """Return the velocity per unit of noise level, [S]; NaN if sigma does not change in a step."""
     change = np.abs(np.diff(path.sigmas))
     return np.divide(velocity(path), change, out=np.full(len(change), np.nan), where=change > 0)
 
 
 def acceleration(path: LatentPath) -> np.ndarray:
-    """|v_(k+1) - v_k| / sqrt(D), [S - 1]."""
+    """Return the length of the change between increments, |v_(k+1) - v_k| / sqrt(D), [S - 1]."""
     g = path.increments
     diagonal = np.diag(g)
     return np.sqrt((diagonal[1:] + diagonal[:-1] - 2 * np.diag(g, 1)).clip(min=0) / path.dimension)
 
 
 def path_length(path: LatentPath) -> float:
-    """The sum of the steps' lengths, / sqrt(D)."""
+    """Return the sum of the steps' lengths, divided by sqrt(D)."""
     return float(velocity(path).sum())
 
 
 def displacement(path: LatentPath) -> float:
-    """|x_S - x_0| / sqrt(D)."""
+    """Return the distance from the noise to the result, |x_S - x_0| / sqrt(D)."""
     return float(drift(path)[-1])
 
 
 def drift(path: LatentPath) -> np.ndarray:
-    """|x_k - x_0| / sqrt(D), [K]."""
+    """Return the distance of each state from the noise, |x_k - x_0| / sqrt(D), [K]."""
     return np.sqrt(np.diag(path.from_start).clip(min=0) / path.dimension)
 
 
 def remaining(path: LatentPath) -> np.ndarray:
-    """|x_S - x_k| / sqrt(D), [K]: how far the result still is."""
+    """Return the distance of each state to the result, |x_S - x_k| / sqrt(D), [K]."""
     inner = path.from_start
     squared = inner[-1, -1] - 2 * inner[-1] + np.diag(inner)
     return np.sqrt(squared.clip(min=0) / path.dimension)
 
 
 def alignment(path: LatentPath) -> np.ndarray:
-    """Cosine between each step and the straight way from x_0 to x_S, [S]; NaN for a step or a way of no length."""
+    """Return the cosine between each step and the straight line from x_0 to x_S, [S]; NaN if either has no length."""
     toward = path.increments.sum(axis=1)
     sizes = np.sqrt(np.diag(path.increments).clip(min=0) * max(path.increments.sum(), 0.0))
     return np.divide(toward, sizes, out=np.full(len(sizes), np.nan), where=sizes > 0).clip(-1, 1)
 
 
 def linearity(path: LatentPath) -> float:
-    """Displacement over path length: 1 on a straight line, 0 for a path that comes back. NaN for one that rests."""
+    """Return displacement over path length: 1 on a straight line, 0 if the path returns, NaN if it does not move."""
     length = path_length(path)
     return displacement(path) / length if length > 0 else float("nan")
 
 
 def turning_angles(path: LatentPath) -> np.ndarray:
-    """Degrees between neighboring increments, [S - 1]; NaN next to a step of length zero."""
+    """Return the angles between neighboring increments in degrees, [S - 1]; NaN next to a step of length zero."""
     g, norms = path.increments, np.sqrt(np.diag(path.increments).clip(min=0))
     a, b, inner = norms[:-1], norms[1:], np.diag(g, 1)
     moving = np.minimum(a, b) > RESTING * max(norms.max(initial=0.0), 1e-300)
@@ -81,8 +81,10 @@ def turning_angles(path: LatentPath) -> np.ndarray:
 
 
 def curvature(path: LatentPath) -> np.ndarray:
-    """1 / radius of the circle through x_(k-1), x_k, x_(k+1), times sqrt(D), [S - 1]. NaN where the path turns back on
-    itself, or rests."""
+    """Return sqrt(D) over the radius of the circle through x_(k-1), x_k and x_(k+1), [S - 1].
+
+    NaN where the path reverses its direction or does not move.
+    """
     g = path.increments
     diagonal = np.diag(g)
     chord = np.sqrt((diagonal[1:] + diagonal[:-1] + 2 * np.diag(g, 1)).clip(min=0) / path.dimension)
@@ -92,9 +94,9 @@ def curvature(path: LatentPath) -> np.ndarray:
 
 
 def coordinates(gram: np.ndarray, axes: int, dimension: int) -> np.ndarray:
-    """Places of the vectors along the principal axes of their centered Gram, / sqrt(D), [K, axes].
+    """Return the coordinates of vectors on the principal axes of their centered Gram matrix, / sqrt(D), [K, axes].
 
-    Each axis points so that its largest coordinate is positive, which makes the sign of a picture stable.
+    gram: [K, K]. The largest coordinate on each axis is positive, so that figures do not change their sign.
     """
     values, vectors = np.linalg.eigh(centered(gram))
     order = np.argsort(values)[::-1][:axes]
@@ -104,10 +106,10 @@ def coordinates(gram: np.ndarray, axes: int, dimension: int) -> np.ndarray:
 
 
 def frequency_spectrum(path: LatentPath) -> tuple[np.ndarray, np.ndarray]:
-    """Frequencies in cycles a step, (0, 1/2], and the power of the increments about their mean at each.
+    """Return frequencies in cycles per step, in (0, 1/2], and the power of the increments minus their mean, [F] each.
 
-    The discrete Fourier transform of a sequence of vectors: its power is e* G e, so the Gram is enough. The powers of
-    all frequencies sum to the increments' squared distance from their mean.
+    The power of the discrete Fourier transform of a sequence of vectors is e* G e, so their Gram matrix G suffices. The
+    powers of all frequencies sum to the increments' squared distance from their mean.
     """
     g = centered(path.increments)
     steps = len(g)
@@ -119,18 +121,19 @@ def frequency_spectrum(path: LatentPath) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mean_frequency(path: LatentPath) -> float:
-    """Power-weighted mean frequency of the increments, cycles a step. NaN where all but rounding is constant."""
+    """Return the power-weighted mean frequency of the increments, in cycles per step; NaN if they are constant."""
     frequencies, power = frequency_spectrum(path)
     total = power.sum()
     return float(frequencies @ power / total) if total > FLOOR_FACTOR * path.floor else float("nan")
 
 
 def phase_changes(speeds: np.ndarray, least: int = 3, floor: float = 0.05) -> tuple[int, ...]:
-    """Where the course of the velocity breaks: the first step of every phase but the first.
+    """Return the first step of every phase of the velocity except the first phase. speeds: [S].
 
-    The log of the speeds is cut into stretches of at least `least` steps, each a straight line, at the least sum of
-    squares plus a penalty of 3 s^2 ln S a cut (as in BIC: a line and a place). s is the noise, estimated from the
-    second differences and at least `floor`: bends of less than about 5% are no phase.
+    The log of the speeds is divided into segments of at least `least` steps, each fitted by a straight line, so that
+    the sum of squares plus a penalty of 3 s^2 ln S per change point is smallest (as in BIC: a line and a place). s is
+    the noise, estimated from the second differences; it is at least `floor`, so that bends of less than about 5% do not
+    count.
     """
     moving = speeds > 0
     y = np.log(np.where(moving, speeds, speeds[moving].min() if moving.any() else 1.0))
@@ -160,7 +163,7 @@ def phase_changes(speeds: np.ndarray, least: int = 3, floor: float = 0.05) -> tu
 
 
 def _line_error(y: np.ndarray) -> float:
-    """Sum of squares about the best line."""
+    """Return the sum of squares about the least-squares line of values y, [n]."""
     x = np.arange(len(y)) - (len(y) - 1) / 2
     spread = float(x @ x)
     slope = float(x @ y) / spread if spread else 0.0

@@ -301,7 +301,7 @@ class Database:
         return CatalogBusy(
             f"{self.path} is in use",
             f"{who} has held it for {self.wait_seconds:g} seconds",
-            "close that program and run the same again",
+            "close that program and run the same command again",
         )
 
     @contextlib.contextmanager

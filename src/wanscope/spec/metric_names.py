@@ -28,7 +28,12 @@ TESTED = (
 )
 # Of the last latents of two groups (analysis/groups.py): tested, but not defined for a single take.
 OF_GROUPS = ("permanova", "energy", "spread")
-# Series over the states, and tables with several columns: described and drawn, not tested.
+# Of the maps of words (analysis/paired_columns.py): one number per take and word, compared between groups.
+OF_ATTENTION = (
+    *("attention_mass", "attention_concentration", "attention_travel", "attention_center_x", "attention_center_y"),
+    "attention_overlap",
+)
+# Series over the states, and tables with several columns. The former are tested at each state as courses.
 UNTESTED = (
     *("phase_start", "velocity", "sigma_speed", "acceleration", "turning_angle", "curvature_at", "drift", "remaining"),
     *("alignment", "explained", "frequency_power"),
@@ -36,7 +41,7 @@ UNTESTED = (
     *("channel_mean", "channel_variance", "radial_power", "channel_correlations"),
 )
 
-_tested: dict[str, bool] = {**dict.fromkeys(TESTED + OF_GROUPS, True), **dict.fromkeys(UNTESTED, False)}
+_tested: dict[str, bool] = {**dict.fromkeys(TESTED + OF_GROUPS + OF_ATTENTION, True), **dict.fromkeys(UNTESTED, False)}
 
 
 def register(name: str, tested: bool) -> None:
@@ -64,5 +69,5 @@ def why_untested(name: str) -> str:
         return ""
     names = [known for known, tested in _tested.items() if tested]
     if name in _tested:
-        return f"it is described and drawn, not tested between groups; {nearest(name, names)}"
+        return f"it has many values per take, and a hypothesis needs one; {nearest(name, names)}"
     return f"there is no such metric; {nearest(name, names)}"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from wanscope.errors import RecipeError, nearest
 from wanscope.prompt.template import Slot, Template
 from wanscope.recipe import Study
-from wanscope.spec.metric_names import why_untested
+from wanscope.spec.metric_names import OF_ATTENTION, why_untested
 from wanscope.spec.settings import DesignSpec, Hypothesis
 
 EDIT = "edit"  # the label that names the set of edits of a take
@@ -72,6 +72,12 @@ def _check_hypothesis(place: str, hypothesis: Hypothesis, study: Study) -> None:
             f"{place}.metric is {metric!r}, and the study keeps no latents",
             "every metric is computed from a take's path, which is stored with them",
             "capture: {latents: true}",
+        )
+    if metric in OF_ATTENTION and study.capture.attention is None:
+        raise RecipeError(
+            f"{place}.metric is {metric!r}, and the study keeps no attention maps",
+            "it is computed from the maps of marked words",
+            "capture: {latents: true, attention: marked}",
         )
 
 

@@ -105,7 +105,7 @@ def full_disk(place: Path, limit: str | None = None, kept: str = "") -> StorageE
         left = size_text(free_bytes(place if place.is_dir() else place.parent))
         why = f"the data needs more than the {left} that are left"
     what = f"the disk of {place} is full"
-    return StorageError(what, f"{why}; {kept}" if kept else why, "free some space and run the same again")
+    return StorageError(what, f"{why}; {kept}" if kept else why, "free some space and run the same command again")
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Metrics of the latents themselves, at every stored state and of the result (latent_statistics.py)."""
+"""Metrics of the latents, at every stored state and of the result (latent_statistics.py)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from wanscope.analysis.metric import Row, Subject, metric, one, per_state
 
 NEEDS = ("statistics",)
 
-# name, title, unit, what it is: each as a course over the states, and of the result as `final_` and tested.
+# Name, title, unit, definition. Each is a metric of every state, and as `final_` a tested metric of the result.
 SINGLE: tuple[tuple[str, str, str, str, Callable[[LatentStatistics], float]], ...] = (
     ("variance", "Variance", "1", "Variance of all values of a latent.", lambda s: s.variance),
     (
         "detail",
         "Detail",
         "1",
-        "Share of the spatial power at 0.25 cycles per latent pixel and above.",
+        "Share of the spatial power, without the mean of each channel and frame, at 0.25 cycles per latent pixel and "
+        "above.",
         lambda s: s.detail,
     ),
     (
@@ -52,16 +53,16 @@ SINGLE: tuple[tuple[str, str, str, str, Callable[[LatentStatistics], float]], ..
 )
 
 
-def _course(value: Callable[[LatentStatistics], float]) -> Callable[[Subject], list[Row]]:
+def _of_each_state(value: Callable[[LatentStatistics], float]) -> Callable[[Subject], list[Row]]:
     return lambda subject: per_state([value(s) for s in subject.statistics], subject.states)
 
 
-def _final(value: Callable[[LatentStatistics], float]) -> Callable[[Subject], list[Row]]:
+def _of_the_result(value: Callable[[LatentStatistics], float]) -> Callable[[Subject], list[Row]]:
     return lambda subject: one(value(subject.statistics[-1]))
 
 
 for _name, _title, _unit, _about, _value in SINGLE:
-    metric(_name, title=_title, unit=_unit, about=_about, needs=NEEDS)(_course(_value))
+    metric(_name, title=_title, unit=_unit, about=_about, needs=NEEDS)(_of_each_state(_value))
     metric(
         f"final_{_name}",
         title=f"{_title} of the result",
@@ -69,7 +70,7 @@ for _name, _title, _unit, _about, _value in SINGLE:
         about=f"{_about[:-1]}, at the last state.",
         needs=NEEDS,
         tested=True,
-    )(_final(_value))
+    )(_of_the_result(_value))
 
 
 @metric(

@@ -1,4 +1,4 @@
-"""Metrics of the path, from its Gram (latent_path.py). Lengths are root mean squares per latent value (rms)."""
+"""Metrics of the path, from its Gram matrix (latent_path.py). Lengths are root mean squares per latent value (rms)."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def mean_frequency(subject: Subject) -> list[Row]:
     title="Phase changes",
     unit="count",
     tested=True,
-    about="How often the course of the log velocity breaks, by penalized least squares.",
+    about="Number of change points of the log velocity, by penalized least squares.",
 )
 def phase_changes(subject: Subject) -> list[Row]:
     return one(len(tr.phase_changes(tr.velocity(subject.path))))
@@ -123,7 +123,7 @@ def phase_changes(subject: Subject) -> list[Row]:
     "phase_start",
     title="Where phases begin",
     unit="1",
-    about="1 at the first state of every phase of the velocity but the first, else 0.",
+    about="1 at the first state of every phase of the velocity except the first phase, else 0.",
 )
 def phase_start(subject: Subject) -> list[Row]:
     states = subject.path.states[1:]
@@ -141,7 +141,7 @@ def velocity(subject: Subject) -> list[Row]:
     "sigma_speed",
     title="Velocity per noise level",
     unit="rms/sigma",
-    about="Velocity over |sigma_k - sigma_(k-1)|: free of the schedule's step sizes.",
+    about="Velocity over |sigma_k - sigma_(k-1)|, which does not depend on the schedule's step sizes.",
 )
 def sigma_speed(subject: Subject) -> list[Row]:
     return per_state(tr.sigma_speed(subject.path), subject.path.states[1:])
@@ -196,9 +196,9 @@ def remaining(subject: Subject) -> list[Row]:
 
 @metric(
     "alignment",
-    title="Alignment with the straight way",
+    title="Alignment with the straight line",
     unit="1",
-    about="Cosine of the step that ends at a state with the straight path, of v_k with x_S - x_0.",
+    about="Cosine between the step that ends at a state, v_k, and the straight line x_S - x_0.",
 )
 def alignment(subject: Subject) -> list[Row]:
     return per_state(tr.alignment(subject.path), subject.path.states[1:])

@@ -12,8 +12,8 @@ from wanscope.errors import RequestError
 from wanscope.take.disk import size_text
 
 if TYPE_CHECKING:
-    from wanscope.analysis.contrast_tests import Test
     from wanscope.analysis.result import Analysis
+    from wanscope.analysis.test_result import Test
 
 UNITS = ("seed", "scene")
 SHOWN = 12
@@ -31,6 +31,7 @@ class AnalyzeOptions:
     unit: str | None
     out: Path | None
     report: bool
+    correction: str = "max-t"
 
 
 def run_analyze(options: AnalyzeOptions, output_dir: Path | None, json: bool) -> int:
@@ -52,6 +53,7 @@ def run_analyze(options: AnalyzeOptions, output_dir: Path | None, json: bool) ->
         contrast=options.contrast,
         baseline=options.baseline,
         unit=options.unit,  # type: ignore[arg-type]
+        correction=options.correction,  # type: ignore[arg-type]
         report=options.report,
         on_event=events.ignore if json else _print_event,
     )
@@ -74,7 +76,8 @@ def _print_event(event: events.Event) -> None:
 
 def _print_analysis(analysis: Analysis) -> None:
     tests = sorted(
-        (test for test in analysis.tests.tests if test.p is not None), key=lambda t: (not t.confirmatory, t.p or 0)
+        (test for test in analysis.tests.tests if test.p is not None),
+        key=lambda t: (not t.confirmatory, t.decisive_p or 0, -abs(t.effect or 0)),
     )
     if tests:
         out.say()
@@ -89,7 +92,7 @@ def _print_analysis(analysis: Analysis) -> None:
     folder = analysis.folder
     if folder is not None:
         report = analysis.report
-        shown = [("tables", f"{out.shown_path(folder)} (metrics, tests, groups: Parquet and CSV)")]
+        shown = [("tables", f"{out.shown_path(folder)} (metrics, tests, courses, groups: Parquet and CSV)")]
         if report is not None:
             shown.insert(0, ("report", f"{out.shown_path(report)} ({size_text(report.stat().st_size)})"))
         out.facts(shown)
@@ -97,7 +100,7 @@ def _print_analysis(analysis: Analysis) -> None:
 
 def _cells(test: Test) -> tuple[str, ...]:
     return (
-        test.title + (f" ({test.part})" if test.part else "") + (" *" if test.confirmatory else ""),
+        test.name + (" *" if test.confirmatory else ""),
         test.a,
         test.b,
         "" if test.difference is None else f"{test.difference:+.3g}",
@@ -120,6 +123,7 @@ class ExportOptions:
     contrast: tuple[str, str] | None
     baseline: str | None
     unit: str | None
+    correction: str = "max-t"
 
 
 def run_export(options: ExportOptions, output_dir: Path | None, json: bool) -> int:
@@ -141,6 +145,7 @@ def run_export(options: ExportOptions, output_dir: Path | None, json: bool) -> i
         contrast=options.contrast,
         baseline=options.baseline,
         unit=options.unit,  # type: ignore[arg-type]
+        correction=options.correction,  # type: ignore[arg-type]
         on_event=events.ignore if json else _print_event,
     )
     files, size = len(files_below(folder)), bytes_below(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from wanscope.doors.cli import output
@@ -49,7 +50,7 @@ def run_dry(source: Any, workspace: Workspace, notes: Sequence[Note], *, device:
     variant, recipe = _variant_and_recipe(planned)
     if planned.model_of(recipe) is not None:
         _check_prompts(planned, recipe, variant)
-    notes = [*notes, *_checked_directions(planned, variant, recipe)]
+    notes = [*notes, *_checked_directions(planned, variant, recipe), *_too_few_units(planned)]
 
     from wanscope.wan.load import pick_device  # with torch: what is refused is refused before it is imported
 
@@ -213,6 +214,35 @@ def _design_rows(planned: StudyPlan) -> list[tuple[str, str]]:
         return f"{hypothesis.text} (tested: {hypothesis.metric}, {' less '.join(hypothesis.contrast)})"
 
     return [("hypothesis", described(each)) for each in study.design.hypotheses]
+
+
+def _too_few_units(planned: StudyPlan) -> list[Note]:
+    """Return a note if the study stores latents but has too few units for any test of two values to reach 5%."""
+    expansion = planned.expansion
+    if expansion is None or expansion.study.capture.latents is None:
+        return []
+    if expansion.variations * len(expansion.edit_sets) < 2:
+        return []  # nothing is compared
+    from wanscope.analysis.pairing import SCENES
+    from wanscope.analysis.permutation_tests import smallest_p
+    from wanscope.analysis.power import ALPHA, pairs_needed
+
+    study = expansion.study
+    sizes = {slot.name: slot.count for slot in expansion.template.slots}
+    scenes = [sizes[name] for name in (study.design.blocks if study.design else ()) if name in sizes]
+    unit, units = "seed", len(study.seeds)
+    if scenes and prod(scenes) >= SCENES:
+        unit, units = "scene", prod(scenes)
+    if smallest_p(units) <= ALPHA:
+        return []
+    needed = pairs_needed(ALPHA)
+    fix = f"--seeds {needed}" if unit == "seed" else f"{needed} scenes in the prompt"
+    return [
+        Note(
+            f"with {units} {unit}{'s'[: units != 1]}, no difference between two values can be significant at "
+            f"{ALPHA:.0%}, because the smallest p is {smallest_p(units):.3g}; {fix} is the least that can"
+        )
+    ]
 
 
 def _counted(planned: StudyPlan) -> str:

@@ -76,7 +76,9 @@ def wanted(options: Options, workspace: Workspace) -> Wanted:
     """Read the options. Raises RequestError, RecipeError or TakeNotFound where they are not valid."""
     if options.source and options.config:
         raise RequestError(
-            f"{options.source} and --config {options.config} are two studies", "one is run at a time", "one of the two"
+            f"{options.source} and --config {options.config} are two studies",
+            "one study is run at a time",
+            f"wanscope generate {options.source}",
         )
     name = options.source or options.config
     changes = _changes(options, workspace)
@@ -172,7 +174,8 @@ def _changes(options: Options, workspace: Workspace) -> dict[str, Any]:
         if value is None:
             continue
         if key in changes:
-            raise RequestError(f"--{option.replace('_', '-')} and --set {key} set the same thing", "", "one of the two")
+            flag = f"--{option.replace('_', '-')}"
+            raise RequestError(f"{flag} and --set {key} set the same thing", "give one of them", f"{flag} {value}")
         changes[key] = value
     if isinstance(changes.get("model"), str):
         changes["model"] = absolute_model(changes["model"])

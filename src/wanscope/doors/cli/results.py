@@ -60,6 +60,14 @@ def analyze(
             "--unit", metavar="seed|scene", help="The unit of replication. [default: scene if there are enough scenes]"
         ),
     ] = None,
+    correction: Annotated[
+        str,
+        typer.Option(
+            "--correction",
+            metavar="max-t|holm|bh",
+            help="The correction for multiple testing: Westfall and Young's max-T, Holm, or Benjamini and Hochberg.",
+        ),
+    ] = "max-t",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -78,7 +86,7 @@ def analyze(
     """
     from wanscope.doors.cli.analyze import AnalyzeOptions, run_analyze
 
-    options = AnalyzeOptions(study, batch_dir, by, contrast, baseline, unit, out, report)
+    options = AnalyzeOptions(study, batch_dir, by, contrast, baseline, unit, out, report, correction)
     return run_analyze(options, output_dir, json)
 
 
@@ -104,10 +112,13 @@ def export(
     ] = None,
     baseline: Annotated[str | None, typer.Option("--baseline", metavar="C", help="As for `analyze`.")] = None,
     unit: Annotated[str | None, typer.Option("--unit", metavar="seed|scene", help="As for `analyze`.")] = None,
+    correction: Annotated[
+        str, typer.Option("--correction", metavar="max-t|holm|bh", help="As for `analyze`.")
+    ] = "max-t",
     output_dir: OutputDir = None,
     json: Json = False,
 ) -> int:
     """Collect a study's results and methods in one folder to publish."""
     from wanscope.doors.cli.analyze import ExportOptions, run_export
 
-    return run_export(ExportOptions(study, bundle, out, by, contrast, baseline, unit), output_dir, json)
+    return run_export(ExportOptions(study, bundle, out, by, contrast, baseline, unit, correction), output_dir, json)

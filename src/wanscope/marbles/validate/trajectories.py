@@ -78,7 +78,7 @@ def validate(
         "contrasts": contrasts,
         "family": family,
         "smallest_p": smallest_p(settings.pairs),
-        "power": power_sentence(settings.pairs, family),
+        "power": power_sentence(settings.pairs, family, correction="holm"),
         "nulls": {**nulls, "wordings": _wordings(wording)},
         "wordings": list(cases.WORDINGS),
         "pool_prompt": cases.POOL_PROMPT,

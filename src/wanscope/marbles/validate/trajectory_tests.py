@@ -23,7 +23,7 @@ import numpy as np
 from wanscope.analysis.confidence_intervals import mean_interval
 from wanscope.analysis.contrast_tests import RESOLUTION
 from wanscope.analysis.effect_size import paired_effect
-from wanscope.analysis.groups import energy_distance, flipped_form, pair_form, squared_distances
+from wanscope.analysis.group_statistics import energy_distance, flipped_form, pair_form, squared_distances
 from wanscope.analysis.metric import Metric, Subject
 from wanscope.analysis.multiple_testing import holm
 from wanscope.analysis.path_volume import common_rank
@@ -173,7 +173,7 @@ def _latents(
     ]
     within = np.trace(inner_nn)
     r2 = inner_nn.sum() / len(a) / within if within > 0 else float("nan")
-    return p, [float(r2), energy_distance(distance_NN, a, b)]
+    return p, [float(r2), energy_distance(distance_NN, a, b, range(len(a)))]
 
 
 def corrected(contrasts: Sequence[list[dict[str, Any]]]) -> int:
