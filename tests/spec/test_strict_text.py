@@ -176,6 +176,20 @@ def test_json_that_cannot_be_used_is_a_value_error(text: str | bytes) -> None:
         read_json(text)
 
 
+@pytest.mark.parametrize("text", ['{"a": "\\ud800"}', '"\\uDFff"', '{"\\ud83d": 1}', '"\ud800"'])
+def test_half_a_character_in_json_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError, match="surrogates"):
+        read_json(text)
+    assert read_json('"\\ud83c\\udf88"') == "\N{BALLOON}"
+
+
+@pytest.mark.parametrize("text", ["NaN", '{"a": [Infinity]}', "-Infinity"])
+def test_what_is_no_number_is_refused_on_request(text: str) -> None:
+    with pytest.raises(ValueError, match="not a number"):
+        read_json(text, finite=True)
+    read_json(text)
+
+
 def test_json_is_read() -> None:
     assert read_json('{"a": [1, 2.5, null, "x"]}') == {"a": [1, 2.5, None, "x"]}
     assert read_json("[" * 64 + "]" * 64)

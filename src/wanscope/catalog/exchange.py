@@ -25,6 +25,7 @@ import numpy as np
 
 from wanscope import __version__
 from wanscope.catalog.anonymous import without_words
+from wanscope.catalog.bounded_parquet import open_bounded, read_bounded
 from wanscope.catalog.connect import Database
 from wanscope.catalog.content import Tokens
 from wanscope.catalog.embeddings import New, put_many
@@ -236,18 +237,27 @@ def read_export(db: Database, files: EmbeddingFiles, folder: Path, *, origin: st
     """
     import duckdb
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     card = _read_card(folder)
     exact = card["values"] == "exact"
     try:
-        tables = {name: pq.read_table(folder / f"{name}.parquet") for name in SHARED}
-        batches = pq.ParquetFile(folder / EMBEDDINGS).iter_batches(BATCH)
+        with db.reading() as con:
+            kinds = {name: select(con, f"SELECT * FROM {name} LIMIT 0").schema for name in SHARED}
+        tables = {name: _as_ours(read_bounded(folder / f"{name}.parquet"), kinds[name]) for name in SHARED}
+        batches = open_bounded(folder / EMBEDDINGS).iter_batches(BATCH)
         return _import_rows(
             db, files, (_decoded(batch, exact) for batch in batches), tables, origin or folder.name, str(folder), exact
         )
     except (pa.ArrowException, duckdb.Error, OSError, KeyError, TypeError, ValueError) as error:  # another form, too
         raise CatalogDamaged(f"the export in {folder} is damaged", str(error).split("\n")[0]) from None
+
+
+def _as_ours(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return a table with its columns in the types of our own. Raises ArrowException where they do not fit."""
+    import pyarrow as pa
+
+    kinds = [schema.field(f.name).type if f.name in schema.names else f.type for f in table.schema]
+    return table.cast(pa.schema(list(zip(table.column_names, kinds, strict=True))))
 
 
 def merge(db: Database, files: EmbeddingFiles, other: Database, theirs: EmbeddingFiles, origin: str) -> Exchanged:

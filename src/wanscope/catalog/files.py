@@ -110,7 +110,7 @@ class EmbeddingFiles:
         """Yield the file of an embedding and its size."""
         path = self.path(key)
         try:
-            with guarded(self.folder), path.open("rb", buffering=0) as file:
+            with guarded(path, "read"), path.open("rb", buffering=0) as file:
                 yield file, os.fstat(file.fileno()).st_size
         except FileNotFoundError:
             raise CatalogDamaged(
