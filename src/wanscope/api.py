@@ -9,6 +9,7 @@ take.frames, take.latents, take.gram
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,7 +138,7 @@ def learn_direction(
     from wanscope.study import direction_request
 
     data = _grouped(settings, "learn_direction", ())
-    found = direction_request.read_pairs(Path(pairs).expanduser()) if isinstance(pairs, str | Path) else pairs
+    found = direction_request.read_pairs(Path(os.path.expanduser(pairs))) if isinstance(pairs, str | Path) else pairs
     request = direction_request.request_direction(
         model.variant, found, on=on, blocks=blocks, seeds=seeds, negative=negative, **data
     )

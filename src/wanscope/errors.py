@@ -130,6 +130,10 @@ class DamagedTake(WorkError):
     """A take whose files do not match their checksums."""
 
 
+class UnreadableTake(DamagedTake, StorageError):
+    """A take that the disk or the system does not let us read; what is in it is not known."""
+
+
 class ReplayDiffers(WorkError):
     """The same recipe on the same machine and versions gave different bits."""
 

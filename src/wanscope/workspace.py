@@ -28,7 +28,7 @@ class Workspace:
         """Return the workspace at `folder`, or the default one. Raises RequestError where that is not a folder."""
         if isinstance(folder, Workspace):
             return folder
-        chosen = Path(folder or os.environ.get(HOME_VARIABLE) or DEFAULT_FOLDER).expanduser()
+        chosen = Path(os.path.expanduser(folder or os.environ.get(HOME_VARIABLE) or DEFAULT_FOLDER))
         if chosen.exists() and not chosen.is_dir():
             raise RequestError(f"the workspace {chosen} is not a folder", "it is a file", "--output-dir wanscope-out")
         return cls(Path(os.path.abspath(chosen)))
@@ -46,7 +46,7 @@ class Workspace:
     @property
     def option(self) -> str:
         """The option that selects this workspace in a suggested command; "" for the default workspace."""
-        default = Path(os.environ.get(HOME_VARIABLE) or DEFAULT_FOLDER).expanduser()
+        default = Path(os.path.expanduser(os.environ.get(HOME_VARIABLE) or DEFAULT_FOLDER))
         if self.folder == Path(os.path.abspath(default)):
             return ""
         here = Path.cwd()
@@ -69,7 +69,7 @@ class Workspace:
         Raises TakeNotFound when there is none, or when several ids begin that way.
         """
         path = Path(name)
-        if path.exists():
+        if os.path.exists(path):  # unlike Path.exists, also False where no disk takes such a name
             real = path.resolve()
             folder = real if real.is_dir() else real.parent
             if (folder / MANIFEST).is_file():

@@ -14,7 +14,8 @@ import pytest
 
 from wanscope.catalog import migrations
 from wanscope.catalog.catalog import Catalog
-from wanscope.catalog.content import Header, Tokens, pack
+from wanscope.catalog.content import Tokens
+from wanscope.catalog.embedding_file import Header, pack
 from wanscope.errors import CatalogBusy, CatalogDamaged, CatalogNewer, RequestError, StorageError
 
 VALUES = np.arange(12, dtype=np.float32).reshape(3, 4) + 1

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -169,13 +171,57 @@ def test_a_folder_in_use_and_a_damaged_export_are_refused(catalog: Catalog, tmp_
     place = table.schema.get_field_index("values")
     pq.write_table(table.set_column(place, "values", [values]), out / "embeddings.parquet")
     theirs = Catalog(tmp_path / "theirs")
+    with pytest.raises(CatalogDamaged, match="does not match its checksum"):
+        theirs.import_(out)
+    card = without_sums(out)
+    (out / "card.json").write_text(json.dumps(card))
     with pytest.raises(CatalogDamaged, match="does not match its key"):
         theirs.import_(out)
     assert theirs.count("embeddings") == 0
     (out / "takes.parquet").write_bytes(b"PAR1")
     with pytest.raises(CatalogDamaged, match="is damaged"):
         theirs.import_(out)
-    card = json.loads((out / "card.json").read_text())
     (out / "card.json").write_text(json.dumps({**card, "schema": 99}))
     with pytest.raises(CatalogNewer):
         theirs.import_(out)
+
+
+@pytest.mark.parametrize("schema", [True, False], ids=["as a dictionary", "as text"])
+@pytest.mark.parametrize("rows", [20_000_000, 1_000])
+def test_a_small_table_that_claims_gigabytes_is_refused(
+    catalog: Catalog, tmp_path: Path, rows: int, schema: bool
+) -> None:
+    out = tmp_path / "out"
+    catalog.export(out)
+    (out / "card.json").write_text(json.dumps(without_sums(out)))
+    text = "x" if rows > 1_000_000 else "x" * 1_000_000
+    keys = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([text]))
+    table = pa.table({"key": keys, "tag": keys})
+    pq.write_table(table, out / "embedding_tags.parquet", compression="zstd", store_schema=schema)
+    assert (out / "embedding_tags.parquet").stat().st_size < 300_000
+    before = pa.total_allocated_bytes()
+    with pytest.raises(CatalogDamaged, match="claims"):
+        Catalog(tmp_path / "theirs").import_(out)
+    assert pa.total_allocated_bytes() - before < 100_000_000
+
+
+@pytest.mark.parametrize("harm", ["no column", "another type", "a card that is a list", "no rows of parquet"])
+def test_an_export_of_another_form_is_one_plain_error(catalog: Catalog, tmp_path: Path, harm: str) -> None:
+    out = tmp_path / "out"
+    catalog.export(out)
+    (out / "card.json").write_text(json.dumps([] if harm == "a card that is a list" else without_sums(out)))
+    table = pq.read_table(out / "takes.parquet")
+    if harm == "no column":
+        pq.write_table(table.drop_columns(["seed", "id"]), out / "takes.parquet")
+    elif harm == "another type":
+        at = table.column_names.index("seed")
+        pq.write_table(table.set_column(at, "seed", pa.array(["x"] * table.num_rows)), out / "takes.parquet")
+    elif harm == "no rows of parquet":
+        (out / "takes.parquet").write_bytes(b"PAR1" + bytes(100) + b"PAR1")
+    with pytest.raises(CatalogDamaged, match="is damaged"):
+        Catalog(tmp_path / "theirs").import_(out)
+
+
+def without_sums(folder: Path) -> dict[str, Any]:
+    """Return the card of an export as version 0.1 wrote it."""
+    return {k: v for k, v in json.loads((folder / "card.json").read_text()).items() if "sha256" not in k}

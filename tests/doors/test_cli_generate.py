@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ import torch
 from helpers.figures import draw_few
 from helpers.tiny import tiny_folder
 from wanscope import events
-from wanscope.doors.cli import options, output, process, progress
+from wanscope.doors.cli import main, options, output, process, progress
 from wanscope.errors import NumericalError, StorageRefused
 from wanscope.take.store import Take
 from wanscope.take.video import video_facts
@@ -144,11 +147,11 @@ def test_failures_with_json_are_events_and_a_status(make, monkeypatch) -> None:
 
 
 class Pressing(progress.Lines):
-    """Presses Ctrl-C after a step."""
+    """Presses Ctrl-C after a step, or sends another signal."""
 
-    def __init__(self, times: int) -> None:
+    def __init__(self, times: int, number: int = signal.SIGINT) -> None:
         super().__init__()
-        self.times, self.steps = times, 0
+        self.times, self.steps, self.number = times, 0, number
 
     def __call__(self, event: events.Event) -> None:
         super().__call__(event)
@@ -156,7 +159,7 @@ class Pressing(progress.Lines):
             self.steps += 1
             if self.steps == 5:  # in the middle of the second take
                 for _ in range(self.times):
-                    signal.raise_signal(signal.SIGINT)
+                    signal.raise_signal(self.number)
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -174,6 +177,61 @@ def test_ctrl_c_keeps_what_is_finished(make, space: Workspace, monkeypatch, time
     assert signal.getsignal(signal.SIGINT) is before
     monkeypatch.undo()
     assert "3 made, 1 complete before" in make().out
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_scheduler_or_a_closed_terminal_is_told_what_stays(
+    make, space: Workspace, monkeypatch, name: str, status: int
+) -> None:
+    number = signal.Signals[name]
+    before = signal.getsignal(number)
+    monkeypatch.setattr(progress, "make", lambda json: Pressing(2, number))  # the second one does not cut it short
+    ran = make()
+    assert ran.status == status
+    assert "1 of 4 takes complete" in ran.err and "Run it again to continue" in ran.err and "Traceback" not in ran.err
+    assert len(takes_in(space)) == 1 and not list(space.takes.glob(".*.partial"))
+    table = next(space.studies.glob("*/index.csv")).read_text()
+    assert table.count(",complete,") == 1 and table.count(",missing,") == 3
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_every_command_ends_in_a_sentence_when_it_is_ended(monkeypatch, capsys, name: str, status: int) -> None:
+    monkeypatch.setattr(
+        sys.modules["wanscope.doors.cli.main"], "_run", lambda arguments: signal.raise_signal(signal.Signals[name])
+    )
+    assert main(["takes"]) == status
+    said = capsys.readouterr().err
+    assert name in said and "what was finished before stays" in said
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_a_signal_that_nohup_ignores_stays_ignored(monkeypatch) -> None:
+    def hang_up(arguments: object) -> int:
+        signal.raise_signal(signal.SIGHUP)
+        return 0
+
+    monkeypatch.setattr(sys.modules["wanscope.doors.cli.main"], "_run", hang_up)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert main(["takes"]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("code", "says"), [(errno.EMFILE, "files open"), (errno.ENOMEM, "memory is full"), (errno.EIO, "cannot")]
+)
+def test_every_command_names_what_the_machine_has_run_out_of(monkeypatch, capsys, code: int, says: str) -> None:
+    def fail(arguments: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(sys.modules["wanscope.doors.cli.main"], "_run", fail)
+    assert main(["takes"]) == 1
+    said = capsys.readouterr().err
+    assert says in said and "did not foresee" not in said
 
 
 def test_a_full_disk_is_reported_as_a_sentence(make, monkeypatch, space: Workspace) -> None:

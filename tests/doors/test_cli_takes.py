@@ -199,7 +199,7 @@ def test_compare_refuses(cli, space: Workspace, two) -> None:
     assert cli("compare", "zzz", "-o", space.folder).status == 2
     blocked = cli("compare", two[0].id, "--out", two[0].video / "x.mp4", "-o", space.folder)
     assert blocked.status == 2 and "is not a folder" in blocked.err
-    make_study(space, ())
+    make_study(space, (), missing=True)
     ran = cli("compare", "mine", "-o", space.folder)
     assert ran.status == 2 and "no finished take" in ran.err
 

@@ -332,7 +332,7 @@ def test_the_table_has_columns_for_edits_only_where_there_are_some(tmp_path: Pat
     plain = StudyFolder(Workspace(tmp_path), "plain")
     plain.record([IndexRow("red_seed00", "a" * 16, 0, 0, "missing", "a red circle", {"color": "red"})])
     head = (plain.folder / "index.csv").read_text().splitlines()[0]
-    assert head == "name,take,variation,seed,status,current,seconds,prompt,error,slot:color"
+    assert head == "name,take,variation,seed,status,current,seconds,prompt,error,slot:color,checksum"
 
 
 def test_takes_are_labeled_by_the_differences_of_their_edits(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_without_links_a_text_file_contains_the_path(space: Workspace, monkeypat
 
 def test_an_unreadable_table_is_an_error(space: Workspace) -> None:
     place = StudyFolder(space, "mine")
-    place.record([])
+    place.record([row(space, "red_seed00", 0)])
     (place.folder / "index.csv").write_text("name,take\nx,y\n")
     with pytest.raises(RecipeError, match=r"index\.csv has been changed"):
         place.rows()

@@ -282,19 +282,6 @@ def test_a_read_only_place_is_refused_before_work(tmp_path: Path, monkeypatch: p
     assert raised.value.exit_status == 2 and not (tmp_path / "new").exists()
 
 
-def test_an_atomic_write_keeps_the_old_text_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a"
-    disk.write_atomic(path, "old")
-
-    def full(_: Path) -> None:
-        raise OSError(errno.ENOSPC, "no space")
-
-    monkeypatch.setattr(disk, "sync_file", full)
-    with pytest.raises(OSError, match="no space"):
-        disk.write_atomic(path, "new")
-    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a"]
-
-
 # the workspace
 
 

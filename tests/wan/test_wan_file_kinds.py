@@ -30,7 +30,7 @@ def whole(path: Path) -> Path:
         (b"GGUF\x03\x00\x00\x00" + bytes(100), "it is a GGUF file; rename it"),
         (b"PK\x03\x04" + bytes(100), "it is a zip file, which pickled PyTorch weights are"),
         (b"\x80\x02}q\x00." + bytes(100), "it is a pickle"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n", "a pointer of Git LFS"),
+        (b"version https://example.org/spec/v1\noid sha256:12\nsize 9\n", "a pointer of Git LFS"),
         (b"\n<!doctype html><html>", "it is a web page"),
         (bytes(range(200)), "is not a safetensors file"),
         (b"{}", "is not a safetensors file"),

@@ -22,6 +22,7 @@ The metrics are also added to the workspace's catalog, if it has one.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +47,8 @@ from wanscope.analysis.summary import summarize
 from wanscope.analysis.table import compute_table, write_rows
 from wanscope.analysis.test_result import CORRECTIONS, Correction, Test
 from wanscope.errors import NotCaptured, RequestError, nearest
-from wanscope.take.disk import guarded, require_writable, write_atomic
+from wanscope.take.building import new_folder, write_atomic
+from wanscope.take.disk import guarded, require_writable
 from wanscope.workspace import Workspace
 
 FOLDER = "analysis"
@@ -126,7 +128,7 @@ def analyze(
 
 def _folder(collection: Collection, workspace: Any, out: Path | str | None) -> Path:
     if out is not None:
-        return Path(out).expanduser().absolute()
+        return Path(os.path.expanduser(out)).absolute()
     if collection.folder is not None:
         return collection.folder / FOLDER
     return Workspace.find(workspace).folder / FOLDER
@@ -254,22 +256,26 @@ def write_analysis(
     Files of an earlier analysis that this one does not write are removed: they would contradict the new tables.
     """
     result = replace(analysis, folder=folder, page=report)
-    with guarded(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        written = write_rows(result.table.records(), folder / "metrics")
+    with new_folder(folder, FACTS) as new, guarded(folder):
+        written = write_rows(result.table.records(), new / "metrics")
         tests = [test.record() for test in result.tests.tests]
-        written += write_rows(tests, folder / "tests", columns=list(Test.__annotations__))
-        written += write_rows(result.groups.records(), folder / "groups", columns=GroupResult.COLUMNS)
+        written += write_rows(tests, new / "tests", columns=list(Test.__annotations__))
+        written += write_rows(result.groups.records(), new / "groups", columns=GroupResult.COLUMNS)
         courses = [{name: getattr(test, name) for name in COURSE_COLUMNS} for test in result.tests.courses]
-        written += write_rows(courses, folder / "courses", columns=COURSE_COLUMNS)
+        written += write_rows(courses, new / "courses", columns=COURSE_COLUMNS)
         if result.attention:
-            written += write_rows(result.attention, folder / "attention")
-        write_atomic(folder / SUMMARY, result.summary + "\n")
+            written += write_rows(result.attention, new / "attention")
+        write_atomic(new / SUMMARY, result.summary + "\n")
         if report:
             from wanscope.analysis.report import write_report
 
-            written += write_report(result, folder, on_event=on_event)
-        remove_outdated(folder, written, on_event)
-        facts = {**result.facts(), FILES: sorted(path.relative_to(folder).as_posix() for path in written)}
+            written += write_report(result, new, on_event=on_event)
+        names = sorted(path.relative_to(new).as_posix() for path in written)
+        # All of them at once, so that a kill does not leave the tables of one analysis beside the figures of another.
+        for name in [*names, SUMMARY]:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(new / name, folder / name)
+        remove_outdated(folder, names, on_event)
+        facts = {**result.facts(), FILES: names}
         write_atomic(folder / FACTS, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     return result

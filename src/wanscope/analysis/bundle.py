@@ -33,6 +33,7 @@ from wanscope.analysis.remove_outdated import FACTS
 from wanscope.analysis.result import Analysis
 from wanscope.analysis.test_result import CORRECTIONS, FAMILIES, Correction, TestResults
 from wanscope.errors import RequestError
+from wanscope.take.building import built_beside
 from wanscope.take.disk import file_sha256, files_below, guarded, require_writable
 from wanscope.take.store import VIDEO
 from wanscope.workspace import Workspace
@@ -70,20 +71,14 @@ def export_bundle(
         write=False,
         on_event=on_event,
     )
-    place = Path(out).expanduser().absolute() if out is not None else _default(analysis, workspace)
+    place = Path(os.path.expanduser(out)).absolute() if out is not None else _default(analysis, workspace)
     if place.is_dir() and any(place.iterdir()) and not (place / SUMS).is_file():
         raise RequestError(f"{place} contains other files", "a bundle needs an empty folder", f"--out {place}-bundle")
     if place.exists() and not place.is_dir():
         raise RequestError(f"{place} is a file", "a bundle is a folder", f"--out {place}-bundle")
     require_writable(place.parent)
-    partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
-    with guarded(place.parent):
-        try:
-            _write(analysis, partial, on_event)
-            shutil.rmtree(place, ignore_errors=True)
-            os.rename(partial, place)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with built_beside(place) as folder, guarded(place.parent):
+        _write(analysis, folder, on_event)
     return place
 
 

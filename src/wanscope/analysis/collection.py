@@ -5,7 +5,7 @@ A study is given by its name, its folder, its study.yaml, its workspace, the res
 
 from __future__ import annotations
 
-import csv
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -16,9 +16,10 @@ from wanscope.errors import DamagedTake, RequestError, TakeNotFound, WanscopeErr
 from wanscope.prompt.template import Template, parse
 from wanscope.recipe import Study
 from wanscope.spec.settings import DesignSpec
+from wanscope.spec.strict_yaml import read_yaml_file
 from wanscope.spec.validation import validated
 from wanscope.study.check_design import EDIT
-from wanscope.study.study_file import read_yaml
+from wanscope.take.disk import guarded
 from wanscope.take.manifest import check_sizes
 from wanscope.take.store import Take
 from wanscope.workspace import Workspace
@@ -122,11 +123,14 @@ def collect(source: Any, workspace: Workspace | Path | str | None = None) -> Col
         source = [source]
     if isinstance(source, Sequence) and not isinstance(source, str):
         return _of_takes(source)
-    space = Workspace.find(workspace)
-    name = str(source)
+    with guarded(Workspace.find(workspace).folder, "read"):  # a name may be too long for any disk
+        return _of_name(str(source), Workspace.find(workspace))
+
+
+def _of_name(name: str, space: Workspace) -> Collection:
     if (space.studies / name / "index.csv").is_file() and name not in ("", ".", ".."):
         return _of_study(space.studies / name)
-    path = Path(name).expanduser().absolute()
+    path = Path(os.path.expanduser(name)).absolute()
     if path.name == STUDY_FILE and path.is_file():
         path = path.parent
     if (path / "index.csv").is_file():
@@ -183,10 +187,7 @@ def _of_study(folder: Path) -> Collection:
     from wanscope.study.study_folder import StudyFolder
 
     space = Workspace(folder.parent.parent.resolve())
-    try:
-        rows = [row for row in StudyFolder(space, folder.name).rows() if row.current]
-    except csv.Error as error:
-        raise RequestError(f"{folder / 'index.csv'} cannot be read", str(error)) from error
+    rows = [row for row in StudyFolder(space, folder.name).rows() if row.current]
     study = _study(folder / STUDY_FILE)
     template = parse(study.prompt) if study is not None else None
     found = _Members()
@@ -219,7 +220,7 @@ def _labels(row: IndexRow, take: Take, template: Template | None) -> Mapping[str
 def _study(path: Path) -> Study | None:
     if not path.is_file():
         return None
-    return validated(Study, read_yaml(path.read_text(encoding="utf-8"), str(path)))
+    return validated(Study, read_yaml_file(path))
 
 
 def _written(folder: Path, study: Study | None, members: Sequence[Member]) -> tuple[bool, ...]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from wanscope.analysis.latent_path import LatentPath
 from wanscope.analysis.latent_statistics import Accumulator, LatentStatistics
 from wanscope.capture.path_gram import increments
 from wanscope.errors import DamagedTake, NotCaptured
+from wanscope.take.building import new_folder
 from wanscope.take.store import Take
 
 BUDGET_BYTES = 256 << 20
@@ -119,8 +120,8 @@ def one_pass(
     shapes = {tuple(array.shape) for array in arrays}
     if len(shapes) != 1:
         raise ValueError(f"latents of {len(shapes)} shapes cannot be compared value by value: pass arrays of one shape")
-    with TemporaryDirectory(prefix=".wanscope-pass-", dir=scratch) as folder:
-        found = _Pass(arrays, statistics, axes, budget_bytes, Path(folder) / "axes")
+    with new_folder(Path(scratch or gettempdir()), "latent pass") as folder:
+        found = _Pass(arrays, statistics, axes, budget_bytes, folder / "axes")
         return found.run(progress)
 
 

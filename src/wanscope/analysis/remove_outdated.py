@@ -6,19 +6,19 @@ wrote, and only these are removed: a user's own file stays, whatever its name.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from wanscope import events
+from wanscope.spec.strict_json import read_json
 
 REPORT, FACTS = "report.html", "analysis.json"
 FILES = "files"  # the key in analysis.json
 
 
-def remove_outdated(folder: Path, written: Iterable[Path], on_event: events.Listener) -> None:
+def remove_outdated(folder: Path, written: Iterable[str], on_event: events.Listener) -> None:
     """Remove the files that the folder's analysis.json lists and that are not in `written`; a note names them."""
-    kept = {path.relative_to(folder).as_posix() for path in written}
+    kept = set(written)
     gone = [name for name in _recorded_files(folder) if name not in kept and (folder / name).is_file()]
     for name in gone:
         (folder / name).unlink()
@@ -31,7 +31,7 @@ def remove_outdated(folder: Path, written: Iterable[Path], on_event: events.List
 def _recorded_files(folder: Path) -> list[str]:
     """Return the files that analysis.json lists, relative to the folder; names that lead out of it are left out."""
     try:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        facts = read_json((folder / FACTS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
     if not isinstance(facts, dict):

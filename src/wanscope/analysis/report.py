@@ -27,8 +27,9 @@ from wanscope.analysis.preview import Preview, previews
 from wanscope.analysis.remove_outdated import REPORT
 from wanscope.analysis.result import Analysis
 from wanscope.analysis.test_result import CORRECTIONS, FAMILIES, Test, TestResults
+from wanscope.take.building import write_atomic
 from wanscope.take.compare import table as rows_and_columns
-from wanscope.take.disk import guarded, write_atomic
+from wanscope.take.disk import guarded
 
 FIGURES = "figures"
 SHOWN_SIDE = 176  # pixels; smaller videos are enlarged on the page

@@ -17,6 +17,7 @@ import numpy as np
 
 from wanscope.analysis.collection import Member
 from wanscope.analysis.metric import Metric, Row, Subject
+from wanscope.take.building import new_file
 from wanscope.take.disk import guarded
 
 SLOT = "slot:"
@@ -126,8 +127,9 @@ def write_rows(rows: Sequence[Mapping[str, Any]], base: Path, columns: Sequence[
     files = [base.with_suffix(".parquet"), base.with_suffix(".csv")]
     with guarded(base.parent):
         base.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table(arrays), files[0], compression="zstd")
-        with files[1].open("w", encoding="utf-8", newline="") as file:
+        with new_file(files[0], sync=False) as new:
+            pq.write_table(pa.table(arrays), new, compression="zstd")
+        with new_file(files[1], sync=False) as new, new.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(names)
             writer.writerows([_cell(row.get(name)) for name in names] for row in rows)

@@ -6,6 +6,8 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+from wanscope.spec.strict_json import read_json
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -76,7 +78,7 @@ def _renamed(tables: dict[str, pa.Table]) -> tuple[pa.Table, pa.Table]:
         *(parameters[c].to_pylist() for c in ("operation", "name", "value")), strict=True
     ):
         if name == "expression":
-            text = json.loads(value)
+            text = read_json(value)
             text = _name.sub(lambda match, op=operation: new.get((op, match[0]), match[0]), text)
             value = json.dumps(text)
         values.append(value)

@@ -11,6 +11,7 @@ programs can use one catalog; a call waits up to `wait_seconds` for the others a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +22,7 @@ from wanscope.catalog.content import Tokens
 from wanscope.catalog.embeddings import Embedding, New
 from wanscope.catalog.files import EmbeddingFiles
 from wanscope.catalog.rows import count, find_key, insert, select
+from wanscope.catalog.turns import forget_lost
 from wanscope.errors import EmbeddingNotFound, RequestError
 from wanscope.workspace import Workspace
 
@@ -45,7 +47,7 @@ class Catalog:
 
     def __init__(self, path: str | Path | Workspace | None = None, *, wait_seconds: float = WAIT_SECONDS) -> None:
         if isinstance(path, str | Path) and Path(path).suffix == ".duckdb":
-            file = Path(path).expanduser().absolute()
+            file = Path(os.path.expanduser(path)).absolute()
             if file.is_dir():
                 raise RequestError(f"{file} is a folder", "a catalog is a file; name the workspace instead")
             self.workspace = Workspace(file.parent)
@@ -95,7 +97,7 @@ class Catalog:
 
         The file has one matrix [L, D] in the embedding's dtype.
         """
-        return embeddings.save(self.get(name), Path(path).expanduser())
+        return embeddings.save(self.get(name), Path(os.path.expanduser(path)))
 
     def stored(self, prompts: Sequence[str], encoder: str, environments: Sequence[str]) -> dict[str, Embedding]:
         """Return the stored embeddings of prompts by prompt, from this encoder and one of these environments.
@@ -280,6 +282,8 @@ class Catalog:
         if not rebuild:
             return found
         adopted, unreadable = adopt(self.db, self.files)
+        with self.db.writing() as con:
+            forget_lost(con, self.db.path)
         return replace(
             found,
             adopted=adopted,

@@ -25,7 +25,9 @@ from filelock import FileLock, Timeout
 from wanscope import __version__
 from wanscope.catalog import migrations
 from wanscope.catalog.instances import attached
+from wanscope.catalog.turns import count_turn, note_turn
 from wanscope.errors import CatalogBusy, CatalogDamaged, CatalogNewer, RequestError, StorageError, WanscopeError
+from wanscope.take.building import new_file
 from wanscope.take.disk import full_disk, guarded, sync_folder
 
 if TYPE_CHECKING:
@@ -121,11 +123,14 @@ class Database:
                 con.execute("BEGIN")
                 try:
                     yield con
+                    turn = count_turn(con, self.path)
                 except BaseException:
                     with contextlib.suppress(Exception):  # the block's own error is the one to report
                         con.execute("ROLLBACK")
                     raise
                 con.execute("COMMIT")
+                with guarded(self.path.parent):
+                    note_turn(self.path, turn)
                 if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
                     con.execute("CHECKPOINT")
 
@@ -185,8 +190,9 @@ class Database:
             return None  # nobody can write here, and DuckDB allows several readers
         line, lock = (FileLock(folder / f".{self.path.name}.{name}") for name in ("line", "lock"))
         try:
-            _acquire(line, deadline, 4 * POLL_SECONDS)
-            _acquire(lock, deadline, POLL_SECONDS)
+            with guarded(folder):
+                _acquire(line, deadline, 4 * POLL_SECONDS)
+                _acquire(lock, deadline, POLL_SECONDS)
         except Timeout:
             raise self._busy("another wanscope program") from None
         finally:
@@ -239,7 +245,8 @@ class Database:
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.new")
         with self._translate_errors(), guarded(self.path.parent):
             try:
-                temporary.unlink(missing_ok=True)
+                for left in self.path.parent.glob(f".{self.path.name}.*.new*"):  # of killed processes: this is our turn
+                    left.unlink(missing_ok=True)
                 with attached(temporary) as con:
                     con.execute("BEGIN")
                     migrations.create(con)
@@ -280,12 +287,8 @@ class Database:
         with self._translate_errors(), self._opened(deadline) as con:
             con.execute("CHECKPOINT")  # so that a copy of the file alone is complete
         backup = _free_name(self.path, f"version-{version}")
-        with guarded(self.path.parent):
-            try:
-                shutil.copy2(self.path, backup)
-            except BaseException:
-                backup.unlink(missing_ok=True)
-                raise
+        with guarded(self.path.parent), new_file(backup) as new:
+            shutil.copy2(self.path, new)
         with self._translate_errors(), self._opened(deadline) as con:
             con.execute("BEGIN")
             migrations.migrate(con, version)

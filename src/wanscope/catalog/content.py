@@ -1,19 +1,14 @@
-"""A token matrix as bytes: trimmed to its real tokens, addressed by content, and written to a separate file.
+"""A token matrix as bytes: trimmed to its real tokens and addressed by content.
 
-    <key>.emb    8 bytes "WANSEMB1", 4 bytes length of the header (little-endian), the header (JSON),
-                 the mean token scaled to length 1 (fp16 [dim]), and the values: zstd over byte planes
+The key covers shape, dtype, values, model, encoder and space, so whatever is read back is verified by it.
 
-Byte planes: the first bytes of all values, then the second bytes and so on; exponents are adjacent and compress well.
-The key covers shape, dtype, values, model, encoder and space, so reading a file back verifies all of it.
-
-Shape suffixes: L real tokens, D dimension, U bytes.
+Shape suffixes: L real tokens, D dimension.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import struct
 import sys
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,15 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wanscope.errors import CatalogDamaged, RecipeError
+from wanscope.errors import RecipeError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAGIC = b"WANSEMB1"
-LEVEL = 1  # zstd; higher levels gain less than 1% on noise
-# Matches in byte planes are coincidences: searching for fewer of them is faster and makes smaller files.
-SEARCH = {"hash_log": 6, "min_match": 7}
 POOL_VALUES = 1 << 15  # converted to float64 at a time, so that they stay in the processor's cache
 WIDTHS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 SPACES = ("text", "context", "hidden")
@@ -120,87 +111,6 @@ class Tokens:
         if length < 1e-150:
             return np.zeros(self.dim, np.float32), 0.0
         return (mean_D / length).astype(np.float32), min(length * largest, sys.float_info.max)
-
-
-@dataclass(frozen=True)
-class Header:
-    """The metadata of a file. `prompt` and `source` are those it was first stored with."""
-
-    model: str = ""
-    encoder: str = ""
-    space: str = "text"
-    prompt: str | None = None
-    source: str = "python"
-    created: str = ""
-
-
-def pack(tokens: Tokens, header: Header) -> bytes:
-    """Return the bytes of the file."""
-    import zstandard
-
-    unit_D, norm = tokens.pooled
-    facts = {
-        "dtype": tokens.dtype,
-        "tokens": tokens.tokens,
-        "dim": tokens.dim,
-        "norm": norm,
-        **{name: value for name, value in header.__dict__.items() if value not in ("", None)},
-    }
-    text = json.dumps(facts, ensure_ascii=False).encode()
-    how = zstandard.ZstdCompressionParameters.from_level(LEVEL, write_checksum=True, **SEARCH)
-    packed = zstandard.ZstdCompressor(compression_params=how).compress(_planes(tokens).data)
-    return b"".join((MAGIC, struct.pack("<I", len(text)), text, unit_D.astype("<f2").tobytes(), packed))
-
-
-def _planes(tokens: Tokens) -> np.ndarray:
-    """Return uint8 [bytes per value, values]: the first bytes of all values, the second bytes of all, and so on."""
-    width = WIDTHS[tokens.dtype]
-    values = np.frombuffer(tokens.data, f"<u{width}")
-    planes = np.empty((width, len(values)), np.uint8)
-    for byte in range(width):
-        np.right_shift(values, 8 * byte, out=planes[byte], casting="unsafe")
-    return planes
-
-
-def read_head(data: bytes, name: str) -> tuple[dict[str, Any], int]:
-    """Return the header in the beginning of a file, and where it ends. Raises CatalogDamaged where it is not valid."""
-    try:
-        if data[:8] != MAGIC:
-            raise ValueError("it does not begin like the file of an embedding")
-        end = 12 + struct.unpack("<I", data[8:12])[0]
-        facts = json.loads(data[12:end])
-        if facts["dtype"] not in WIDTHS or facts["tokens"] < 0 or facts["dim"] < 1:
-            raise ValueError("its header does not describe a matrix")
-    except (ValueError, KeyError, TypeError, struct.error) as error:
-        raise _damage(name, str(error)) from None
-    return facts, end
-
-
-def unpack(data: bytes, name: str, key: str | None = None) -> tuple[Tokens, Header, float]:
-    """Return a file's values, header and length of the mean token.
-
-    key: the key to verify. Raises CatalogDamaged where the file is not valid or does not have that key.
-    """
-    import zstandard
-
-    facts, end = read_head(data, name)
-    size = facts["tokens"] * facts["dim"] * WIDTHS[facts["dtype"]]
-    try:
-        body = zstandard.ZstdDecompressor().decompress(data[end + 2 * facts["dim"] :], max_output_size=size)
-    except zstandard.ZstdError as error:
-        raise _damage(name, str(error)) from None
-    if len(body) != size:
-        raise _damage(name, f"it contains {len(body)} bytes instead of {size}")
-    planes = np.frombuffer(body, np.uint8).reshape(WIDTHS[facts["dtype"]], -1)
-    tokens = Tokens(facts["dtype"], facts["tokens"], facts["dim"], np.ascontiguousarray(planes.T).tobytes())
-    header = Header(**{f: facts[f] for f in Header.__dataclass_fields__ if f in facts})
-    if key is not None and tokens.key(header.model, header.encoder, header.space) != key:
-        raise _damage(name, "its content does not match its key")
-    return tokens, header, float(facts["norm"])
-
-
-def _damage(name: str, why: str) -> CatalogDamaged:
-    return CatalogDamaged(f"{name} is damaged", why, "remove that file and store the embedding again")
 
 
 def _stored(dtype: str) -> str:

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wanscope.catalog.connect import Database
-from wanscope.catalog.content import SPACES, Header, Tokens, pack
+from wanscope.catalog.content import SPACES, Tokens
+from wanscope.catalog.embedding_file import Header, pack
 from wanscope.catalog.files import EmbeddingFiles
 from wanscope.catalog.rows import changed, find_key, insert, now, select
 from wanscope.catalog.vectors import compact_rows
 from wanscope.errors import RecipeError, nearest
-from wanscope.take.disk import guarded, sync_file, sync_folder
+from wanscope.take.building import new_file
+from wanscope.take.disk import guarded
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -210,16 +212,10 @@ def save(embedding: Embedding, path: Path) -> Path:
             f"{path} already exists", "an embedding is written to a new file", f"{path.with_stem(path.stem + '-2')}"
         )
     about = {name: str(embedding.row.get(name) or "") for name in ("model", "encoder", "space", "prompt", "label")}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     with guarded(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with new_file(path) as temporary:
             save_file({"embedding": embedding.tensor()}, temporary, {"key": embedding.key, **about})
-            sync_file(temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
     return path
 
 

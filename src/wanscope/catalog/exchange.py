@@ -11,7 +11,9 @@ the name of their origin.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +25,7 @@ import numpy as np
 
 from wanscope import __version__
 from wanscope.catalog.anonymous import without_words
+from wanscope.catalog.bounded_parquet import open_bounded, read_bounded
 from wanscope.catalog.connect import Database
 from wanscope.catalog.content import Tokens
 from wanscope.catalog.embeddings import New, put_many
@@ -30,7 +33,9 @@ from wanscope.catalog.files import EmbeddingFiles
 from wanscope.catalog.migrations import VERSION
 from wanscope.catalog.rows import SHARED, count, insert, now, select
 from wanscope.errors import CatalogDamaged, CatalogNewer, EmbeddingNotFound, RecipeError, StorageError, TakeNotFound
-from wanscope.take.disk import guarded, sync_file
+from wanscope.spec.strict_json import read_json
+from wanscope.take.building import built_beside
+from wanscope.take.disk import file_sha256, guarded
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,7 +65,7 @@ class Exchanged:
 def export(
     db: Database, files: EmbeddingFiles, folder: Path, *, anonymous: bool = False, half: bool = False
 ) -> Exchanged:
-    """Write everything to a new or empty folder.
+    """Write everything to a new or empty folder, which is complete or, after a kill, as it was.
 
     anonymous: without prompts and other text. half: values as fp16 numbers, which are smaller and which every tool
     reads, but which cannot reproduce a take bit for bit. Raises RecipeError where the folder is not empty or values do
@@ -73,18 +78,53 @@ def export(
         rows = select(con, "SELECT * FROM embeddings ORDER BY key")
     if anonymous:
         rows, tables = without_words(rows, tables)
-    with guarded(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_embeddings(folder / EMBEDDINGS, rows, files, half)
+    with built_beside(folder) as new, guarded(folder):
+        _write_embeddings(new / EMBEDDINGS, rows, files, half)
         for name, table in tables.items():
-            _write(folder / f"{name}.parquet", table)
+            _write(new / f"{name}.parquet", table)
         counts = {"embeddings": rows.num_rows, **{name: table.num_rows for name, table in tables.items()}}
-        card = _card(rows, tables, counts, anonymous, half)
-        (folder / README).write_text(_readme(card, folder), encoding="utf-8")
-        (folder / CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        for path in folder.iterdir():
-            sync_file(path)
+        sums = {path.name: file_sha256(path) for path in sorted(new.glob("*.parquet"))}
+        card = {**_card(rows, tables, counts, anonymous, half), "sha256": sums}
+        card["card_sha256"] = _card_sum(card)
+        (new / README).write_text(_readme(card, folder), encoding="utf-8")
+        (new / CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return Exchanged(str(folder), counts, bytes=sum(path.stat().st_size for path in folder.iterdir()))
+
+
+def _card_sum(card: dict[str, Any]) -> str:
+    """Return the SHA-256 of a card without its own."""
+    own = {name: value for name, value in card.items() if name != "card_sha256"}
+    return hashlib.sha256(json.dumps(own, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    """Return the card of an export whose files are as they were written. Exports of version 0.1 have no checksums.
+
+    Raises TakeNotFound, CatalogDamaged or CatalogNewer.
+    """
+    if not os.path.isfile(folder / CARD):  # also where no disk takes such a name
+        raise TakeNotFound(f"{folder} is not an export", f"it has no {CARD}", "wanscope db export FOLDER")
+    try:
+        card = read_json((folder / CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CatalogDamaged(f"{folder / CARD} is damaged", str(error)) from None
+    if not isinstance(card, dict) or not isinstance(card.get("schema", 0), int):
+        raise CatalogDamaged(f"{folder / CARD} is damaged", "it does not describe an export")
+    if card.get("format") != FORMAT or card.get("schema", 0) > VERSION:
+        raise CatalogNewer(
+            f"{folder} was written by another wanscope ({card.get('wanscope')})",
+            f"its format is {card.get('format')}, schema {card.get('schema')}; this reads {FORMAT}, up to {VERSION}",
+            "pip install --upgrade wanscope",
+        )
+    if card.get("values") not in ("exact", "fp16"):
+        raise CatalogDamaged(f"{folder / CARD} is damaged", "it does not say how values are stored")
+    if "card_sha256" in card or "sha256" in card:
+        if card.get("card_sha256") != _card_sum(card):
+            raise CatalogDamaged(f"{folder / CARD} is damaged", "it does not match its own checksum")
+        for name in (EMBEDDINGS, *(f"{table}.parquet" for table in SHARED)):
+            if (folder / name).is_file() and file_sha256(folder / name) != card["sha256"].get(name):
+                raise CatalogDamaged(f"{folder / name} is damaged", f"it does not match its checksum in {CARD}")
+    return card
 
 
 def _write(path: Path, table: pa.Table) -> None:
@@ -195,30 +235,29 @@ def read_export(db: Database, files: EmbeddingFiles, folder: Path, *, origin: st
 
     Raises TakeNotFound where the folder is not an export, CatalogDamaged, or CatalogNewer.
     """
+    import duckdb
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    try:
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise TakeNotFound(f"{folder} is not an export", f"it has no {CARD}", "wanscope db export FOLDER") from None
-    except (OSError, ValueError) as error:
-        raise CatalogDamaged(f"{folder / CARD} is damaged", str(error)) from None
-    if card.get("format") != FORMAT or card.get("schema", 0) > VERSION:
-        raise CatalogNewer(
-            f"{folder} was written by another wanscope ({card.get('wanscope')})",
-            f"its format is {card.get('format')}, schema {card.get('schema')}; this reads {FORMAT}, up to {VERSION}",
-            "pip install --upgrade wanscope",
-        )
+    card = _read_card(folder)
     exact = card["values"] == "exact"
     try:
-        tables = {name: pq.read_table(folder / f"{name}.parquet") for name in SHARED}
-        batches = pq.ParquetFile(folder / EMBEDDINGS).iter_batches(BATCH)
+        with db.reading() as con:
+            kinds = {name: select(con, f"SELECT * FROM {name} LIMIT 0").schema for name in SHARED}
+        tables = {name: _as_ours(read_bounded(folder / f"{name}.parquet"), kinds[name]) for name in SHARED}
+        batches = open_bounded(folder / EMBEDDINGS).iter_batches(BATCH)
         return _import_rows(
             db, files, (_decoded(batch, exact) for batch in batches), tables, origin or folder.name, str(folder), exact
         )
-    except (pa.ArrowException, FileNotFoundError) as error:
+    except (pa.ArrowException, duckdb.Error, OSError, KeyError, TypeError, ValueError) as error:  # another form, too
         raise CatalogDamaged(f"the export in {folder} is damaged", str(error).split("\n")[0]) from None
+
+
+def _as_ours(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return a table with its columns in the types of our own. Raises ArrowException where they do not fit."""
+    import pyarrow as pa
+
+    kinds = [schema.field(f.name).type if f.name in schema.names else f.type for f in table.schema]
+    return table.cast(pa.schema(list(zip(table.column_names, kinds, strict=True))))
 
 
 def merge(db: Database, files: EmbeddingFiles, other: Database, theirs: EmbeddingFiles, origin: str) -> Exchanged:

@@ -5,20 +5,22 @@ embeddings/3f/3fa9....emb
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from wanscope.catalog.content import Header, Tokens, read_head, unpack
+from wanscope.catalog.content import Tokens
+from wanscope.catalog.embedding_file import Head, Header, damage, read_head, unpack
 from wanscope.errors import CatalogDamaged
 from wanscope.take.disk import guarded, sync_file, sync_folder
 
 SUFFIX = ".emb"
-HEAD_BYTES = 12 + 1024  # enough for the header with a usual prompt; a longer one is read in a second step
+HEAD_BYTES = 48 + 1024 + 2 * 4096  # the header with a usual prompt and the mean token; a longer one takes another read
 SYNC_THREADS = 16
 
 
@@ -78,36 +80,42 @@ class EmbeddingFiles:
 
     def read(self, key: str) -> tuple[Tokens, Header]:
         """Return values and header, verified against the key. Raises CatalogDamaged where the file does not match."""
-        path = self.path(key)
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            raise CatalogDamaged(
-                f"the file of embedding {key[:12]} is missing", f"there is no {path}", "wanscope db check"
-            ) from None
-        tokens, header, _ = unpack(data, str(path), key)
-        return tokens, header
+        tokens, head = self.read_all(key)
+        return tokens, head.header
+
+    def read_all(self, key: str) -> tuple[Tokens, Head]:
+        """Return values and head, as `read` does."""
+        with self._opened(key) as (file, size):
+            head = read_head(_Start(file), str(self.path(key)), size)
+            # zstd adds little to what it cannot compress; the rest of a longer file would be read for nothing
+            if size > head.end + head.bytes + (head.bytes >> 7) + 1024:
+                raise damage(str(self.path(key)), f"it has {size} bytes, and its header says {head.bytes} of values")
+            file.seek(0)
+            data = file.read()
+        return unpack(data, str(self.path(key)), key)
 
     def pooled(self, key: str) -> tuple[np.ndarray, float]:
-        """Return the mean token's direction, fp16 [D], and its length; only the beginning of the file is read."""
+        """Return the mean token's direction, fp16 [D], and its length, verified.
+
+        Only the beginning of the file is read, except of one that has no checksum there (version 0.1).
+        """
+        with self._opened(key) as (file, size):
+            head = read_head(_Start(file), str(self.path(key)), size)
+        if not head.sealed:
+            _, head = self.read_all(key)
+        return head.unit_D, head.norm
+
+    @contextlib.contextmanager
+    def _opened(self, key: str) -> Iterator[tuple[FileIO, int]]:
+        """Yield the file of an embedding and its size."""
         path = self.path(key)
         try:
-            with path.open("rb", buffering=0) as file:
-                data = file.read(HEAD_BYTES + 2 * 4096)
-                facts, end = (
-                    read_head(data, str(path))
-                    if len(data) >= 12 and _has_header(data)
-                    else _read_long_header(file, path)
-                )
-                need = end + 2 * facts["dim"]
-                if len(data) < need:
-                    file.seek(0)
-                    data = file.read(need)
+            with guarded(path, "read"), path.open("rb", buffering=0) as file:
+                yield file, os.fstat(file.fileno()).st_size
         except FileNotFoundError:
             raise CatalogDamaged(
                 f"the file of embedding {key[:12]} is missing", f"there is no {path}", "wanscope db check"
             ) from None
-        return np.frombuffer(data, "<f2", facts["dim"], end), float(facts["norm"])
 
     def pooled_many(self, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return directions, fp16 [N, D], and lengths, float64 [N], of embeddings of the same dimension."""
@@ -142,16 +150,14 @@ def _sync_concurrently(sync: Callable[[Path], None], paths: Collection[Path]) ->
         list(pool.map(sync, paths))
 
 
-def _has_header(data: bytes) -> bool:
-    """Return whether the beginning of a file contains the whole header."""
-    return len(data) >= 12 + int.from_bytes(data[8:12], "little")
+class _Start:
+    """The beginning of a file: all that was read of it so far, at least as much as is asked for."""
 
+    def __init__(self, file: FileIO) -> None:
+        self.file, self.data = file, b""
 
-def _read_long_header(file: Any, path: Path) -> tuple[dict[str, Any], int]:
-    """Return the header and where it ends, for a header longer than usual."""
-    file.seek(0)
-    first = file.read(12)
-    length = int.from_bytes(first[8:12], "little") if len(first) == 12 else 0
-    if length > 1 << 24:
-        raise CatalogDamaged(f"{path} is damaged", "its header would be impossibly long", "wanscope db check --deep")
-    return read_head(first + file.read(length), str(path))
+    def __call__(self, count: int) -> bytes:
+        if len(self.data) < count:
+            self.file.seek(0)
+            self.data = self.file.read(max(count, HEAD_BYTES))
+        return self.data

@@ -20,6 +20,7 @@ from wanscope.catalog.embeddings import Embedding, New, put_many
 from wanscope.catalog.files import EmbeddingFiles
 from wanscope.catalog.rows import find_key, insert, now, one, select
 from wanscope.errors import CatalogDamaged, EmbeddingNotFound, RecipeError, nearest
+from wanscope.spec.strict_json import read_json
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -296,7 +297,7 @@ def operations(con: DuckDBPyConnection, where: str = "true", parameters: Sequenc
             row["operation"],
             row["result"],
             tuple((name, key) for op, name, key in inputs if op == row["id"]),
-            {name: json.loads(value) for op, name, value in settings if op == row["id"]},
+            {name: read_json(value) for op, name, value in settings if op == row["id"]},
             row["seconds"],
             row["note"],
             row["created"].isoformat(sep=" ", timespec="seconds"),

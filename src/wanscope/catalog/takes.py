@@ -6,7 +6,6 @@ any time. Rows that were imported (`origin` is not empty) have no folder here an
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,15 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from wanscope.catalog.connect import Database
 from wanscope.catalog.rows import insert
-from wanscope.errors import DamagedTake
+from wanscope.errors import DamagedTake, RecipeError
 from wanscope.take.manifest import Manifest, check_sizes, read_manifest
+from wanscope.take.study_table import INDEX, read_table
 from wanscope.workspace import MANIFEST, Workspace
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 SOURCE = "take.json"
-INDEX, SLOT = "index.csv", "slot:"
+SLOT = "slot:"
 
 
 @dataclass(frozen=True)
@@ -143,21 +143,20 @@ def study_rows(space: Workspace) -> tuple[list[dict[str, Any]], dict[str, str]]:
             continue
         try:
             rows += _variations(path)
-        except (OSError, ValueError, KeyError, csv.Error) as error:
-            unreadable[path.parent.name] = f"{path} cannot be read: {error}"
+        except (OSError, ValueError, KeyError, RecipeError) as error:
+            why = error.why if isinstance(error, RecipeError) else error
+            unreadable[path.parent.name] = f"{path} cannot be read: {why}"
     return rows, unreadable
 
 
 def _variations(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
     return [
         {
             "study": path.parent.name,
             "name": line["name"],
             "take": line["take"],
-            "variation": int(line["variation"]),
-            "seed": int(line["seed"]),
+            "variation": _whole(line["variation"]),
+            "seed": _whole(line["seed"]),
             "status": line["status"],
             "current": line["current"] == "yes",
             "slots": json.dumps(
@@ -165,8 +164,15 @@ def _variations(path: Path) -> list[dict[str, Any]]:
             ),
             "origin": "",
         }
-        for line in lines
+        for line in read_table(path)
     ]
+
+
+def _whole(text: str) -> int:
+    number = int(text)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{text[:40]} does not fit into 64 bits")
+    return number
 
 
 # writing

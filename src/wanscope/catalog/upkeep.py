@@ -18,7 +18,9 @@ from wanscope.catalog.content import WIDTHS, Tokens
 from wanscope.catalog.embeddings import remove_rows
 from wanscope.catalog.files import EmbeddingFiles
 from wanscope.catalog.rows import SHARED, count, find_key, insert, now, one, select
-from wanscope.errors import CatalogDamaged, RecipeError
+from wanscope.catalog.seal import seal
+from wanscope.catalog.turns import lost_turns
+from wanscope.errors import CatalogDamaged, RecipeError, StorageError
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -153,7 +155,10 @@ class Check:
 
 
 def check(db: Database, files: EmbeddingFiles, *, deep: bool = False) -> Check:
-    """Compare rows with files and with each other; `deep` also reads every file and verifies its key."""
+    """Compare rows with files and with each other; `deep` also reads every file and verifies all of it.
+
+    `deep` gives files of version 0.1 the checksum that they lack (see `seal`), and says so in a note.
+    """
     began = time.perf_counter()
     with db.reading() as con:
         rows = con.execute("SELECT key, file_bytes, raw_bytes, tokens * dim, dtype FROM embeddings").fetchall()
@@ -165,20 +170,28 @@ def check(db: Database, files: EmbeddingFiles, *, deep: bool = False) -> Check:
             "WHERE e.key IS NULL",
         )
         there = set(files.keys())
+        lost = lost_turns(con, db.path)
+    if lost:
+        problems.append(
+            f"the catalog lacks {lost} of the changes that were made to it: its file or its log was removed, cut "
+            "short, or replaced by an older copy; `wanscope index --rebuild` reads takes and embeddings again"
+        )
+    old = []
     for key, file_bytes, raw_bytes, values, dtype in rows:
         size = files.size(key)
         if size is None:
             problems.append(f"the file of embedding {key} is missing")
         elif deep:
             try:
-                files.read(key)
-            except CatalogDamaged as error:
+                if not files.read_all(key)[1].sealed:
+                    old.append(key)
+            except (CatalogDamaged, StorageError) as error:
                 problems.append(f"{error.what}: {error.why}")
         elif size != file_bytes:
             problems.append(f"the file of embedding {key} has {size} bytes instead of {file_bytes}")
         if values * WIDTHS.get(dtype, 0) != raw_bytes:
             problems.append(f"the row of embedding {key} is inconsistent")
-    notes = []
+    notes = seal(db, files, old)
     orphans = len(there - {key for key, *_ in rows})
     if orphans:
         notes.append(

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from wanscope.edit.blocks import parse_blocks
 from wanscope.errors import RecipeError
+from wanscope.spec.strict_json import read_json
 
 KEY, TENSOR = "wanscope_direction", "direction"
 VERSION = 1
@@ -167,8 +168,8 @@ def read_direction(path: Path | str) -> Direction:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(Path(path).expanduser(), framework="pt") as file:
-            metadata: dict[str, Any] = json.loads((file.metadata() or {}).get(KEY, "null")) or {}
+        with safe_open(Path(os.path.expanduser(path)), framework="pt") as file:
+            metadata: dict[str, Any] = read_json((file.metadata() or {}).get(KEY, "null")) or {}
             names = list(file.keys())
             tensor = file.get_tensor(TENSOR) if TENSOR in names else None
     except (OSError, ValueError, SafetensorError) as error:

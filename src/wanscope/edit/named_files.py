@@ -5,6 +5,7 @@ Shape suffixes: L real tokens, D text dim.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ class NamedFiles:
 def in_a_file(donor: Donor) -> bool:
     """Return whether a donor's embedding is a file; otherwise it is in the catalog, by key, label or prompt."""
     name = donor.embedding or ""
-    return name.endswith(".safetensors") or Path(name).expanduser().exists()
+    return name.endswith(".safetensors") or os.path.exists(Path(os.path.expanduser(name)))
 
 
 def _found(donor: Donor, text_dim: int, find: Find, where: str) -> Donor:
@@ -104,9 +105,9 @@ def _require_dim(name: str, shape: tuple[int, ...], text_dim: int, where: str) -
 
 
 def _file(name: str, where: str, what: str) -> Path:
-    path = Path(name).expanduser()
-    if not path.is_file() or path.suffix != ".safetensors":
-        why = "there is no such file" if not path.is_file() else "it is not a .safetensors file"
+    path = Path(os.path.expanduser(name))
+    if not os.path.isfile(path) or path.suffix != ".safetensors":
+        why = "there is no such file" if not os.path.isfile(path) else "it is not a .safetensors file"
         raise RecipeError(f"{where} is {name!r}", f"{why}; {what} is a .safetensors file", "")
     return path
 
@@ -139,7 +140,7 @@ def read_stored(donor: Donor, read: Callable[[str], Tensor] | None = None) -> Te
     if read is not None and not in_a_file(donor):
         embedding_LD = read(donor.embedding)
     else:
-        embedding_LD = next(iter(load_file(Path(donor.embedding).expanduser()).values()))
+        embedding_LD = next(iter(load_file(Path(os.path.expanduser(donor.embedding))).values()))
     check_rows(embedding_LD, donor.embedding)
     tokens = real_tokens(embedding_LD)
     if not tokens:

@@ -16,7 +16,7 @@ from wanscope import events
 from wanscope.edit.blocks import parse_blocks
 from wanscope.errors import RecipeError, nearest
 from wanscope.recipe import SamplerSpec, VideoSpec
-from wanscope.spec.strict_yaml import read_yaml
+from wanscope.spec.strict_yaml import read_yaml_file
 from wanscope.spec.validation import validated
 from wanscope.study.check_texts import check_length_and_words
 from wanscope.study.expand import size_of
@@ -137,12 +137,7 @@ def read_pairs(path: Path) -> tuple[tuple[str, str], ...]:
 
     Raises RecipeError for any other file.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = "there is no such file" if not path.exists() else str(error)
-        raise RecipeError(f"the file of pairs {str(path)!r} cannot be read", why) from None
-    data = read_yaml(text, str(path), "a file of pairs", EXAMPLE)
+    data = read_yaml_file(path, f"the file of pairs {str(path)!r}", "a file of pairs", EXAMPLE)
     if list(data) != ["pairs"]:
         extra = next((key for key in data if key != "pairs"), None)
         why = f"{extra!r} is not a known key" if extra is not None else "its key 'pairs' is missing"

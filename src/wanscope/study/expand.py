@@ -12,6 +12,7 @@ loaded.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
@@ -345,7 +346,7 @@ def _check_keyframes(sampler: SamplerSpec) -> None:
 
 def _hashed(lora: LoraSpec) -> LoraSpec:
     """Return the LoRA with its file's hash, which the recipe's id covers instead of its path."""
-    path = Path(lora.path).expanduser()
-    if not path.is_file():
+    path = Path(os.path.expanduser(lora.path))
+    if not os.path.isfile(path):
         raise ModelError(f"there is no LoRA file {lora.path}", "a LoRA is given as the path of a .safetensors file")
     return lora.model_copy(update={"sha256": file_hash(path)})

@@ -8,6 +8,7 @@ Shape suffixes: B batch, C channels, F frames, H, W pixels, T latent frames, h, 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -60,8 +61,8 @@ def find_start(init: InitSpec, video: VideoSpec, latent_shape: tuple[int, ...], 
         _require_shape(take.manifest.latent_shape, latent_shape, f"take {take.id}")
         start = Start(init, "take", take.folder)
         return _with_hash(start, take.manifest.latents_sha256)
-    path = Path(init.latents or init.video or "").expanduser()
-    if not path.is_file():
+    path = Path(os.path.expanduser(init.latents or init.video or ""))
+    if not os.path.isfile(path):
         raise TakeNotFound(f"there is no file {path}", "init names it; paths are relative to the study file")
     if init.latents is not None:
         values_CThw = _read_latents(path)

@@ -6,7 +6,7 @@ report whether it produced the same bits.
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +14,10 @@ from typing import Any
 
 from wanscope.errors import DamagedTake, RecipeError, RequestError, TakeNotFound
 from wanscope.recipe import Recipe, Study
+from wanscope.spec.strict_json import read_json
 from wanscope.spec.validation import validated
 from wanscope.study.study_file import config_names, load_study_data
+from wanscope.take.disk import guarded
 from wanscope.take.manifest import Environment
 from wanscope.take.store import Take
 from wanscope.workspace import MANIFEST, Workspace
@@ -67,7 +69,8 @@ def read_source(source: StudySource | Request, workspace: Workspace) -> Request:
     if isinstance(source, Mapping):
         return Request(study=validated(Study, dict(source)))
     if isinstance(source, str | Path):
-        return _from_name(str(source), workspace)
+        with guarded(workspace.folder, "read"):  # a name may be too long for any disk
+            return _from_name(str(source), workspace)
     recipes = tuple(source)
     if not recipes or not all(isinstance(recipe, Recipe) for recipe in recipes):
         raise RecipeError("there is nothing to make", "run accepts a study, its file, recipes, or a take to make again")
@@ -77,13 +80,13 @@ def read_source(source: StudySource | Request, workspace: Workspace) -> Request:
 def _from_name(name: str, workspace: Workspace) -> Request:
     path = Path(name)
     ending = path.suffix.lower()
-    if path.is_dir() and (path / MANIFEST).is_file():
+    if os.path.isdir(path) and (path / MANIFEST).is_file():
         return _replay(Take.open(path))
     if ending in (".json", ".mp4"):
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise TakeNotFound(f"there is no file {name}", "", "wanscope takes")
         return _from_json(path) if ending == ".json" else _from_video(path)
-    if path.is_file() or ending in STUDY_ENDINGS or path.name in config_names():
+    if os.path.isfile(path) or ending in STUDY_ENDINGS or path.name in config_names():
         return Request(study=study_from_file(name))
     try:
         return _replay(Take.open(workspace.find_take(name)))
@@ -112,7 +115,7 @@ def _from_json(path: Path) -> Request:
     if path.name == MANIFEST:
         return _replay(Take.open(path.parent))
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RequestError(f"{path} cannot be read as JSON", str(error)) from None
     if isinstance(data, dict) and isinstance(data.get("recipe"), dict):  # a take.json under another name

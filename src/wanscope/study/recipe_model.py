@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -87,9 +88,9 @@ def find_local(key: ModelKey) -> Source | None:
     from wanscope.wan.variants import VARIANTS
 
     hub_id = VARIANTS[key.name].hub_id if key.name in VARIANTS else key.name
-    if hub_id is None or Path(key.name).expanduser().is_dir():
+    if hub_id is None or os.path.isdir(Path(os.path.expanduser(key.name))):
         return find(key, events.ignore)
-    if any(not Path(part.strip()).expanduser().is_file() for part in key.name.split(" + ")):
+    if any(not os.path.isfile(Path(os.path.expanduser(part.strip()))) for part in key.name.split(" + ")):
         return _cached(hub_id, key)
     return find(key, events.ignore) if key.components != Components() else None
 

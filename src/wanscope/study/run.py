@@ -12,6 +12,7 @@ done.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wanscope import events
-from wanscope.errors import Interrupted, StorageError, WanscopeError
+from wanscope.errors import DamagedTake, Interrupted, StorageError, StorageRefused, WanscopeError
 from wanscope.study import recipe_model
 from wanscope.study.check_takes import PlannedTake, Prepared
 from wanscope.study.embedding_reuse import RunCatalog
@@ -28,7 +29,8 @@ from wanscope.study.lock import held
 from wanscope.study.prepare import prepare
 from wanscope.study.read_request import ReplayReference, Request, StudySource
 from wanscope.study.study_folder import IndexRow, StudyFolder
-from wanscope.take.disk import require_writable
+from wanscope.take.disk import ending, guarded, require_writable
+from wanscope.take.manifest import check_sizes
 from wanscope.take.store import Take, existing_take, recover, unfinished, with_records_of
 from wanscope.workspace import Workspace
 
@@ -95,9 +97,14 @@ def run(
         raise Interrupted("stopped before any work", "run it again to start") from None
     session = _Session(prepared, model, memory, device, on_event, interrupt)
     try:
-        session.run()
+        with guarded(prepared.space.takes):
+            session.run()
     except KeyboardInterrupt:
         raise session.stopped() from None
+    except StorageRefused:  # before any work
+        raise
+    except StorageError as error:
+        raise type(error)(error.what, f"{error.why}; {session.kept}", error.fix) from error
     return session.result(time.monotonic() - began)
 
 
@@ -134,10 +141,37 @@ class _Session:
             self.tidy()
             for key, takes in self.prepared.groups.items():
                 self.make_group(key, takes)
-        finally:
-            if self.folder is not None:
-                self.folder.record(self.rows())
-            self.catalog.close()
+            self.look_again()
+        except BaseException:
+            with contextlib.suppress(StorageError):  # what ended the run is the error to report
+                self.close()
+            raise
+        self.close()
+
+    def close(self) -> None:
+        """Write the study's table and bring the catalog up to date."""
+        if self.folder is not None:
+            self.folder.record(self.rows())
+        self.catalog.close()
+
+    def look_again(self) -> None:
+        """Report takes that were complete during the run and are not any more: removed or cut short by others."""
+        for take in self.takes:
+            done = self.done.get(take.id)
+            if done is None:
+                continue
+            try:
+                with held(self.space.takes, take.id, WAIT_SECONDS):  # another process may be replacing it right now
+                    check_sizes(done.folder, Take.open(done.folder).manifest.files)
+            except DamagedTake as damage:
+                del self.done[take.id]
+                gone = DamagedTake(
+                    f"the take was complete and is not any more: {damage.what}",
+                    damage.why,
+                    "run the same again, and leave the workspace alone until it is done",
+                )
+                self.errors[take.id] = gone
+                self.emit(events.TakeFailed(take.id, take.index, len(self.takes), _error_text(gone)))
 
     @property
     def where(self) -> str:
@@ -248,7 +282,9 @@ class _Session:
             raise self.stopped() from None
         except StorageError:
             raise
-        except Exception as error:  # noqa: BLE001 - one take's failure is reported, and the study continues
+        except Exception as error:  # one take's failure is reported, and the study continues
+            if (storage := ending(error, self.space.takes)) is not None:
+                raise storage from error
             self.errors[take.id] = error
             self.emit(events.TakeFailed(take.id, take.index, len(self.takes), _error_text(error)))
             recipe_model.free_memory()
@@ -265,6 +301,11 @@ class _Session:
             f"stopped with {len(self.done)} of {len(self.takes)} takes complete",
             "they are kept, and the one in progress is not. Run it again to continue",
         )
+
+    @property
+    def kept(self) -> str:
+        """A clause that says what an error does not take away."""
+        return f"{len(self.done)} of {len(self.takes)} takes are complete and stay"
 
 
 def _error_text(error: Exception) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from wanscope.edit.shorthand import edit_from
 from wanscope.errors import RecipeError
-from wanscope.spec.strict_yaml import read_yaml
+from wanscope.spec.strict_yaml import read_yaml_file
 from wanscope.wan.experts import split_pair
 
 
@@ -28,10 +28,10 @@ def find_study_file(name: str) -> Path:
     Raises RecipeError where there is none.
     """
     path = Path(name)
-    if path.is_file():
+    if os.path.isfile(path):  # unlike Path.is_file, also False where no disk takes such a name
         return path
     packaged = _config_folder() / f"{path.stem}.yaml"
-    if packaged.is_file() and str(path.parent) in (".", "configs"):
+    if os.path.isfile(packaged) and str(path.parent) in (".", "configs"):
         return packaged
     known = ", ".join(config_names())
     raise RecipeError(f"there is no study file {name!r}", f"the packaged ones are {known}", "wanscope generate --help")
@@ -43,17 +43,12 @@ def load_study_data(name: str) -> dict[str, Any]:
     Raises RecipeError for a file that cannot be read.
     """
     path = find_study_file(name)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"the study file {name!r} cannot be read", str(error)) from None
-    data = read_yaml(text, str(name))
-    return _anchored(data, path.parent)
+    return _anchored(read_yaml_file(path, str(name)), path.parent)
 
 
 def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     def anchor(value: Any) -> Any:
-        if isinstance(value, str) and not Path(value).is_absolute() and (folder / value).exists():
+        if isinstance(value, str) and not Path(value).is_absolute() and os.path.exists(folder / value):
             return os.path.abspath(folder / value)
         return value
 

@@ -2,7 +2,7 @@
 
     study.yaml                the study as it was last run, with the settings it left open in comments
     study.1.yaml, ...         earlier versions, oldest first
-    index.csv                 one row per take: name, take, seed, prompt, slots, status
+    index.csv                 one row per take: name, take, seed, prompt, slots, status, and a checksum of the table
     two-women_seed07.mp4      -> ../../takes/<id>/video.mp4
 
 Running a changed study under the same name keeps both versions. The earlier file is numbered, its takes stay in the
@@ -13,8 +13,7 @@ support links, a small text file `two-women_seed07.txt` contains the path instea
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,15 +22,17 @@ from pathlib import Path
 from wanscope.errors import RecipeError, StorageError
 from wanscope.events import Note
 from wanscope.recipe import Study
+from wanscope.spec.strict_yaml import read_yaml_file
 from wanscope.spec.validation import validated
 from wanscope.study.expand import Expansion
 from wanscope.study.lock import STUDY_WAIT_SECONDS, held
-from wanscope.study.study_file import read_yaml
-from wanscope.take.disk import guarded, write_atomic
+from wanscope.take.building import write_atomic
+from wanscope.take.disk import guarded
 from wanscope.take.store import VIDEO
+from wanscope.take.study_table import INDEX, read_table, table_text
 from wanscope.workspace import Workspace
 
-STUDY, INDEX = "study.yaml", "index.csv"
+STUDY = "study.yaml"
 COLUMNS = ("name", "take", "variation", "seed", "status", "current", "seconds", "prompt", "error")
 SLOT = "slot:"
 EDIT = "edit"  # a column only where a study has edits
@@ -75,7 +76,7 @@ class StudyFolder:
                 earlier = _read_study(path)
                 if earlier == expansion.study:
                     return []
-                number = 1 + sum(1 for _ in self.folder.glob("study.*.yaml"))
+                number = next(n for n in itertools.count(1) if not (self.folder / f"study.{n}.yaml").exists())
                 os.replace(path, self.folder / f"study.{number}.yaml")
                 changed = _changes(earlier, expansion.study)
                 notes.append(
@@ -105,8 +106,7 @@ class StudyFolder:
         path = self.folder / INDEX
         if not path.exists():
             return []
-        with path.open(encoding="utf-8", newline="") as file:
-            return [_row(line) for line in csv.DictReader(file)]
+        return [_row(line) for line in read_table(path)]
 
     def _video(self, take: str) -> Path:
         return self.workspace.take_folder(take) / VIDEO
@@ -166,7 +166,7 @@ def _inline(value: object) -> str:
 
 
 def _read_study(path: Path) -> Study:
-    return validated(Study, read_yaml(path.read_text(encoding="utf-8"), str(path)))
+    return validated(Study, read_yaml_file(path))
 
 
 def _changes(before: Study, after: Study) -> str:
@@ -179,16 +179,14 @@ def _csv(rows: list[IndexRow]) -> str:
     slots = list(dict.fromkeys(slot for row in rows for slot in row.slots))
     swept = list(dict.fromkeys(key for row in rows for key in row.swept))
     edit = [EDIT] if any(row.edit for row in rows) else []
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*COLUMNS, *edit, *swept, *(SLOT + slot for slot in slots)])
+    table: list[list[object]] = [[*COLUMNS, *edit, *swept, *(SLOT + slot for slot in slots)]]
     for row in rows:
         seconds = "" if row.seconds is None else f"{row.seconds:.3f}"
         current = "yes" if row.current else "no"
         fixed = [row.name, row.take, row.variation, row.seed, row.status, current, seconds, row.prompt, row.error]
         edits = [*([row.edit] if edit else []), *(row.swept.get(key, "") for key in swept)]
-        writer.writerow([*fixed, *edits, *(row.slots.get(slot, "") for slot in slots)])
-    return text.getvalue()
+        table.append([*fixed, *edits, *(row.slots.get(slot, "") for slot in slots)])
+    return table_text(table)
 
 
 def _row(line: dict[str, str]) -> IndexRow:

@@ -20,6 +20,7 @@ import numpy as np
 from wanscope.edit.shorthand import shorthand
 from wanscope.edit.sweep import edit_labels
 from wanscope.errors import RequestError
+from wanscope.take.building import new_file
 from wanscope.take.disk import guarded
 from wanscope.take.store import Take
 from wanscope.take.video import iter_frames, video_facts, write_video
@@ -350,5 +351,6 @@ def contact_sheet(takes: Sequence[Take], out: Path | str, frames: int = 6, label
             sheet.paste(Image.fromarray(frame_HW3), (GAP + x * (width + 2), top + _line_height()))
     with guarded(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(out, "PNG", optimize=True)
+        with new_file(out, sync=False) as new:
+            sheet.save(new, "PNG", optimize=True)
     return out

@@ -1,4 +1,4 @@
-"""Files on disk: atomic writing, syncing, checksums, free space, and the disk's errors in plain words."""
+"""Files on disk: syncing, checksums, free space, and the disk's errors in plain words."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +14,17 @@ from pathlib import Path
 
 from wanscope.errors import StorageError, StorageRefused
 
-# Error codes of a disk that is full, that may not be written, and that cannot be used for another reason.
+# Error codes of a disk that is full, that may not be used, and that cannot be used for another reason.
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
-_OTHER = {errno.EIO, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EISDIR}
+_OTHER = {errno.EIO, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
+# What a process or the machine has run out of: whatever comes next would meet the same.
+_LIMITS = {
+    errno.EMFILE: ("this process has as many files open as it may", "ulimit -n 4096  (and run the same again)"),
+    errno.ENFILE: ("this machine has as many files open as it can", "close other programs and run the same again"),
+    errno.ENOMEM: ("the memory is full", "close other programs and run the same again"),
+}
+_ENDING = {*_FULL, *_LIMITS, errno.EIO, errno.EROFS}
 
 
 def size_text(count: float) -> str:
@@ -78,9 +86,9 @@ def require_writable(folder: Path) -> None:
     try:
         with guarded(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / f".write-{os.getpid()}"
-            probe.write_bytes(b"x")
-            probe.unlink()
+            (folder / f".write-{os.getpid()}").write_bytes(b"x")
+            for probe in folder.glob(".write-*"):  # those of killed processes, too
+                probe.unlink(missing_ok=True)
     except StorageError as error:
         raise StorageRefused(error.what, error.why, error.fix) from error
 
@@ -101,25 +109,62 @@ def full_disk(place: Path, limit: str | None = None, kept: str = "") -> StorageE
 
 
 @contextlib.contextmanager
-def guarded(folder: Path) -> Iterator[None]:
-    """Turn an OSError of the disk inside the block into a StorageError that names the folder and the sizes."""
+def guarded(folder: Path, use: str = "written") -> Iterator[None]:
+    """Turn an OSError of the disk or the machine inside the block into a StorageError that names the folder.
+
+    use: what is done there, "written" or "read", for the message.
+    """
     try:
         yield
-    except OSError as error:
-        code = error.errno
-        if code in _FULL:
-            raise full_disk(folder, error.strerror if code != errno.ENOSPC else None) from error
-        if code in _FORBIDDEN:
-            raise StorageError(
-                f"{error.filename or folder} cannot be written",
-                f"the system reports: {error.strerror or error}",
-                "another folder (--output-dir, --out)",
-            ) from error
-        if code in _OTHER:
-            raise StorageError(
-                f"{folder} cannot be used", f"the system reports: {error}", "another folder (--output-dir, --out)"
-            ) from error
-        raise
+    except (OSError, MemoryError) as error:
+        storage = _storage_error(error, folder, use)
+        if storage is None:
+            raise
+        raise storage from error
+
+
+def _storage_error(error: BaseException, folder: Path, use: str) -> StorageError | None:
+    code = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+    if code in _FULL:
+        return full_disk(folder, getattr(error, "strerror", None) if code != errno.ENOSPC else None)
+    reported = f"the system reports: {getattr(error, 'strerror', None) or error}"
+    if code in _LIMITS:
+        what, fix = _LIMITS[code]
+        return StorageError(what, reported, fix)
+    place = getattr(error, "filename", None) or folder
+    if code == errno.ENAMETOOLONG:
+        name = max(Path(os.fsdecode(place)).parts, key=len, default="")
+        shown = f"{name[:40]}..." if len(name) > 43 else name
+        return StorageRefused(
+            f"the name {shown} is too long for the disk",
+            f"it has {len(os.fsencode(name))} bytes, and a disk takes names of up to 255",
+            "a shorter name",
+        )
+    if code in _FORBIDDEN:
+        return StorageError(f"{place} cannot be {use}", reported, "another folder (--output-dir, --out)")
+    if code == errno.EIO or (code in _OTHER and use == "written"):
+        return StorageError(f"{folder} cannot be used", reported, "another folder (--output-dir, --out)")
+    return None
+
+
+def ending(error: BaseException, folder: Path) -> StorageError | None:
+    """Return the StorageError behind `error` where whatever comes next would meet it too; else None.
+
+    That is a full or broken disk, or a limit of the process or the machine: also where a library has wrapped it in an
+    error of its own.
+    """
+    seen: set[int] = set()
+    at: BaseException | None = error
+    while at is not None and id(at) not in seen:
+        seen.add(id(at))
+        if isinstance(at, StorageError):
+            return at
+        if isinstance(at, MemoryError) or (isinstance(at, OSError) and at.errno in _ENDING):
+            return _storage_error(at, folder, "used")
+        if isinstance(at, RuntimeError) and re.search("DefaultCPUAllocator|can't start new thread", str(at)):  # torch's
+            return _storage_error(MemoryError(str(at).split("\n")[0][:200]), folder, "used")
+        at = at.__cause__ or (None if at.__suppress_context__ else at.__context__)
+    return None
 
 
 def sync_file(path: Path) -> None:
@@ -144,19 +189,6 @@ def sync_tree(folder: Path) -> None:
         list(pool.map(sync_file, (folder / path for path in files_below(folder))))
     for root, _, _ in os.walk(folder):
         sync_folder(Path(root))
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Replace the text of a file atomically: at any moment it holds the old text or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        sync_file(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
 
 
 def file_sha256(path: Path) -> str:

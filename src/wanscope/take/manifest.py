@@ -14,12 +14,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import field_validator
+
 from wanscope import __version__
-from wanscope.errors import DamagedTake, RecipeError
+from wanscope.errors import DamagedTake, RecipeError, StorageError, UnreadableTake
 from wanscope.recipe import Recipe, Spec
+from wanscope.spec.strict_json import read_json
 from wanscope.spec.validation import validated
 from wanscope.take.applied_edits import AppliedEdit
-from wanscope.take.disk import file_sha256, files_below
+from wanscope.take.disk import file_sha256, files_below, guarded
 from wanscope.workspace import MANIFEST
 
 MANIFEST_VERSION = 1
@@ -119,6 +122,13 @@ class Manifest(Spec):
     earlier: tuple[Earlier, ...] = ()
     files: tuple[FileRecord, ...]
 
+    @field_validator("gram")
+    @classmethod
+    def _square(cls, gram: tuple[tuple[float, ...], ...] | None) -> tuple[tuple[float, ...], ...] | None:
+        if gram is not None and any(len(row) != len(gram) for row in gram):
+            raise ValueError("it should be a square matrix")
+        return gram
+
     def dumped(self) -> str:
         """Return the text of take.json. Floats are exact: Python writes the shortest digits that read back equal."""
         data = self.model_dump(mode="json")
@@ -136,9 +146,12 @@ def read_manifest(folder: Path) -> Manifest:
     damaged = f"{path} is damaged"
     again = "run the take's study again: it replaces damaged takes"
     try:
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError:
+        with guarded(path, "read"):
+            data = read_json(path.read_bytes(), finite=True)
+    except (FileNotFoundError, NotADirectoryError):
         raise DamagedTake(f"{folder} is not a finished take", f"it has no {MANIFEST}", again) from None
+    except StorageError as error:
+        raise UnreadableTake(error.what, error.why, error.fix) from error
     except OSError as error:
         raise DamagedTake(f"{path} cannot be read", str(error)) from None
     except ValueError as error:
@@ -171,13 +184,14 @@ def list_files(folder: Path) -> tuple[FileRecord, ...]:
 
 def check_sizes(folder: Path, files: Iterable[FileRecord]) -> None:
     """Raise DamagedTake, naming the first file that is missing or has another size. No content is read."""
-    for record in files:
-        path = folder / record.path
-        if not path.is_file():
-            raise _damage(path, "it is missing")
-        size = path.stat().st_size
-        if size != record.bytes:
-            raise _damage(path, f"it has {size} bytes instead of {record.bytes}")
+    with guarded(folder, "read"):
+        for record in files:
+            path = folder / record.path
+            if not path.is_file():
+                raise _damage(path, "it is missing")
+            size = path.stat().st_size
+            if size != record.bytes:
+                raise _damage(path, f"it has {size} bytes instead of {record.bytes}")
 
 
 def check_content(folder: Path, files: Iterable[FileRecord]) -> None:
@@ -185,7 +199,9 @@ def check_content(folder: Path, files: Iterable[FileRecord]) -> None:
     files = list(files)
     check_sizes(folder, files)
     for record in files:
-        if file_sha256(folder / record.path) != record.sha256:
+        with guarded(folder / record.path, "read"):
+            found = file_sha256(folder / record.path)
+        if found != record.sha256:
             # A study compares sizes only and would consider this take complete.
             fix = f"rm -r {folder}, then run its study again"
             raise _damage(folder / record.path, "its content does not match its checksum", fix)

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import shutil
 from collections.abc import Iterable
@@ -34,8 +33,9 @@ import numpy as np
 
 from wanscope.capture.arrays import open_array
 from wanscope.capture.attention_sink import FOLDERS, exponents_file
-from wanscope.errors import DamagedTake, NotCaptured, RecipeError
+from wanscope.errors import DamagedTake, NotCaptured, RecipeError, UnreadableTake
 from wanscope.recipe import CaptureSpec, LatentsCapture, Recipe
+from wanscope.spec.strict_json import read_json
 from wanscope.take.disk import guarded, sync_file, sync_folder, sync_tree
 from wanscope.take.manifest import Manifest, check_content, check_sizes, read_manifest
 from wanscope.workspace import MANIFEST
@@ -184,7 +184,7 @@ class Take:
     def events(self) -> list[dict[str, Any]]:
         """Return the events of its making; StepDone has each step's seconds and the device's memory in bytes."""
         self._check(EVENTS)
-        return [json.loads(line) for line in (self.folder / EVENTS).read_text(encoding="utf-8").splitlines()]
+        return [read_json(line) for line in (self.folder / EVENTS).read_text(encoding="utf-8").splitlines()]
 
     def verify(self) -> None:
         """Compare every file with its checksum. Raises DamagedTake for the first that differs, is missing or is new."""
@@ -294,9 +294,14 @@ def union(have: CaptureSpec, asked: CaptureSpec) -> CaptureSpec:
 
 
 def existing_take(folder: Path) -> Take | None:
-    """The take in `folder`, whole or not; None where there is none or its take.json cannot be trusted."""
+    """The take in `folder`, whole or not; None where there is none or its take.json cannot be trusted.
+
+    Raises UnreadableTake where it cannot be read: it may be whole, and must not be replaced.
+    """
     try:
         return Take.open(folder)
+    except UnreadableTake:
+        raise
     except DamagedTake:
         return None
 
@@ -370,6 +375,11 @@ def recover(takes: Path, take: str) -> None:
 
     An older take that was moved away and not replaced is moved back; partial folders are removed.
     """
+    with guarded(takes):
+        _recover(takes, take)
+
+
+def _recover(takes: Path, take: str) -> None:
     place = takes / take
     for older in takes.glob(f".{take}.*.old"):
         if place.exists():

@@ -9,7 +9,6 @@ Shape suffixes: F frames, H height, W width; frames are uint8 RGB.
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
@@ -19,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wanscope.errors import DamagedTake, RequestError, StorageError
+from wanscope.spec.strict_json import read_json
+from wanscope.take.building import new_file
 from wanscope.take.disk import guarded
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def write_video(
     encoder: str | None = None,
     options: Mapping[str, str] | None = None,
 ) -> int:
-    """Write uint8 RGB frames, each [H, W, 3], as MP4; return how many there were.
+    """Write uint8 RGB frames, each [H, W, 3], as MP4; return how many there were. No part of a file is left.
 
     fps: frames per second. metadata: written to the file under its own keys. options: for libx264, instead of the
     near-lossless ones. An odd width or height is padded by repeating the last column or row, because yuv420p needs
@@ -71,7 +72,11 @@ def write_video(
 
     name = encoder or encoder_name()
     count = 0
-    with guarded(path.parent), av.open(str(path), "w", options={"movflags": "use_metadata_tags+faststart"}) as output:
+    with (
+        guarded(path.parent),
+        new_file(path, sync=False) as new,
+        av.open(str(new), "w", options={"movflags": "use_metadata_tags+faststart"}) as output,
+    ):
         output.metadata.update(metadata or {})
         stream = None
         for frame_HW3 in frames_FHW3:
@@ -184,7 +189,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
             "the take.json next to the original",
         )
     try:
-        data = json.loads(written)
+        data = read_json(written)
     except ValueError:
         data = None
     if not isinstance(data, dict) or "recipe" not in data:

@@ -9,6 +9,7 @@ high_quality.safetensors                                neither
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,7 +118,7 @@ def split_pair(spec: str) -> Sequence[str]:
 
     The text is split only where every part is a file or ends in a known suffix of one.
     """
-    if " + " not in spec or Path(spec).expanduser().exists():
+    if " + " not in spec or os.path.exists(os.path.expanduser(spec)):
         return [spec]
     pieces = spec.split(" + ")
     out: list[str] = []
@@ -131,5 +132,5 @@ def split_pair(spec: str) -> Sequence[str]:
 
 
 def _is_file(text: str) -> bool:
-    path = Path(text.strip()).expanduser()
-    return path.is_file() or path.suffix.lower() in (*SUFFIXES, *PICKLES)
+    path = Path(os.path.expanduser(text.strip()))
+    return os.path.isfile(path) or path.suffix.lower() in (*SUFFIXES, *PICKLES)

@@ -20,7 +20,7 @@ STARTS = (
     (b"GGUF", "a GGUF file; rename it so that it ends in .gguf"),
     (b"PK\x03\x04", "a zip file, which pickled PyTorch weights are; use the same weights as safetensors"),
     (b"\x80\x02", "a pickle, which can run any code when it is loaded; use the same weights as safetensors"),
-    (b"version https://git-lfs", "a pointer of Git LFS instead of the file; run `git lfs pull` in its repository"),
+    (b"version https:", "a pointer of Git LFS instead of the file; run `git lfs pull` in its repository"),
     (b"<", "a web page; the download needs a login, or the address was that of the page"),
 )
 

@@ -8,6 +8,7 @@ diffusers ignores); a check that every tensor is used; and dequantized tensors f
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
 def _reader(path: Path):
     from gguf import GGUFReader
 
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ModelError(f"there is no file {path}")
     try:
         reader = GGUFReader(path)

@@ -10,6 +10,7 @@ dtype); placement.py moves them to the device.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -155,7 +156,7 @@ def _stored(part: Part) -> str:
 
 def _check_lora_path(path: Path) -> None:
     refuse_pickle(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ModelError(f"there is no LoRA file {path}")
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,12 +79,13 @@ def locate(
 
     The arguments are those of `load`. Raises ModelError, which says what is missing.
     """
-    paths = [Path(p).expanduser() for p in (spec if isinstance(spec, tuple) else split_pair(str(spec)))]
+    given = spec if isinstance(spec, tuple) else split_pair(str(spec))
+    paths = [Path(os.path.expanduser(part)) for part in given]
     if all(_looks_like_a_file(path) for path in paths):
         return _from_files(paths, encoder, vae, tokenizer, on_event)
     name = str(spec)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(name))
+    if os.path.isdir(folder):
         source = _from_folder(folder, str(folder.resolve().name), str(folder), on_event)
     elif name.strip().lower() == "marbles":
         source = _marbles()
@@ -96,7 +98,7 @@ def locate(
 
 
 def _looks_like_a_file(path: Path) -> bool:
-    return path.is_file() or path.suffix.lower() in (*SUFFIXES, *PICKLES)
+    return os.path.isfile(path) or path.suffix.lower() in (*SUFFIXES, *PICKLES)
 
 
 def _hub_id(name: str) -> str:
@@ -220,7 +222,7 @@ def _check_class(shown: str, name: str | None) -> None:
 def _text_length(tokenizer: Path) -> int:
     """Return the text length as tokenizer.text_length_of does, but from the folder's config."""
     file = tokenizer / "tokenizer_config.json"
-    limit = json.loads(file.read_text()).get("model_max_length") if file.is_file() else None
+    limit = json.loads(file.read_text()).get("model_max_length") if os.path.isfile(file) else None
     return int(min(limit or 512, 512))
 
 
@@ -290,7 +292,7 @@ def _refuse(path: Path) -> None:
     if is_pickle(path):
         names = tuple(name for v in variants.VARIANTS.values() for name in v.files.transformer)
         refuse_pickle(path, tuple(difflib.get_close_matches(path.stem + ".safetensors", names, n=1)))
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ModelError(f"there is no file {path}")
 
 
@@ -329,7 +331,7 @@ def _find_nearby(path: Path, names: tuple[str, ...], folders: tuple[str, ...]) -
 
 def _given_part(name: str, value: str | Path, on_event: events.Listener) -> Part:
     """Return a component that the user named: a file, its folder, the folder of a complete model, or a hub id."""
-    path = Path(value).expanduser()
+    path = Path(os.path.expanduser(value))
     usual = {"text_encoder": Files().encoder, "vae": Files().vae}
     refuse_pickle(path, usual.get(name, ()))
     if path.suffix.lower() == ".gguf":
@@ -338,9 +340,9 @@ def _given_part(name: str, value: str | Path, on_event: events.Listener) -> Part
             "of GGUF files, only transformers are read",
             f"--{name.replace('_', '-')} {next(iter(usual.get(name, ())), 'FOLDER')}",
         )
-    if path.is_file():
+    if os.path.isfile(path):
         return Part("file", path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return Part("folder", path / name if (path / name).is_dir() else path)
     if HUB_ID.fullmatch(str(value)) and path.suffix.lower() not in SUFFIXES:
         return Part("folder", download.snapshot(str(value), on_event, parts=(name,)) / name)

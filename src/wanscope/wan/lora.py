@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import warnings
 from collections.abc import Iterable
@@ -274,7 +275,7 @@ def as_triple(lora: Any) -> tuple[Path, float, str | None]:
         path, weight, expert = lora.path, lora.weight, lora.expert
     if expert is not None and expert not in EXPERTS:
         raise ModelError(f"{expert!r} is not an expert", "a LoRA is for high, low or both")
-    return Path(path).expanduser(), float(weight), expert
+    return Path(os.path.expanduser(path)), float(weight), expert
 
 
 def apply_all(model: WanModel, loras: Iterable[Any], on_event: events.Listener = events.ignore) -> None:

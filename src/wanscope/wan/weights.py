@@ -6,6 +6,7 @@ Then every parameter is filled. Extra names, missing names and wrong shapes are 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -70,7 +71,7 @@ def open_weights(path: Path) -> Iterator[WeightFile]:
     Raises ModelError for pickles, missing files and damaged files.
     """
     refuse_pickle(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ModelError(f"there is no file {path}")
     with ExitStack() as stack:
         handles = []

@@ -153,7 +153,7 @@ def run_check(deep: bool, output_dir: Path | None, json: bool) -> int:
     if json:
         output.document(dataclasses.asdict(found))
         return 1 if found.problems else 0
-    if nothing_yet(catalog):
+    if not found.problems and nothing_yet(catalog):
         return 0
     for problem in found.problems:
         output.say(f"WRONG: {problem}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,8 +42,8 @@ class LearnOptions:
 def run_learn(options: LearnOptions, json: bool) -> int:
     if options.memory not in MEMORY:
         raise RequestError(f"--memory {options.memory} is not known", nearest(options.memory, MEMORY), "--memory auto")
-    pairs = direction_request.read_pairs(options.pairs.expanduser())
-    path = _new_file(options.out.expanduser())
+    pairs = direction_request.read_pairs(Path(os.path.expanduser(options.pairs)))
+    path = _new_file(Path(os.path.expanduser(options.out)))
     settings = _settings(options.sets)
     prepare_process()
     from wanscope import events
@@ -90,7 +91,7 @@ def run_learn(options: LearnOptions, json: bool) -> int:
 
 
 def run_show(path: Path, json: bool) -> int:
-    if not path.expanduser().is_file():
+    if not os.path.isfile(Path(os.path.expanduser(path))):
         raise RequestError(f"there is no file {path}", "", "wanscope direction learn PAIRS --out FILE")
     from wanscope.edit.direction import read_direction
 
@@ -127,7 +128,7 @@ def _new_file(path: Path) -> Path:
             "a direction is written in that format",
             f"--out {path.with_suffix('.safetensors')}",
         )
-    if path.exists():
+    if os.path.exists(path):
         raise RequestError(
             f"--out {path} already exists",
             "a direction is written to a new file",

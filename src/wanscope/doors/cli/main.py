@@ -1,5 +1,7 @@
 """From arguments to an exit status: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted.
 
+SIGTERM and SIGHUP end a command as Ctrl-C does, with 143 and 129.
+
 Every WanscopeError becomes its own text on stderr, without a traceback. An unexpected error is one sentence and
 a file with the traceback; `wanscope --debug ...` or WANSCOPE_DEBUG=1 prints the traceback directly.
 """
@@ -7,11 +9,12 @@ a file with the traceback; `wanscope --debug ...` or WANSCOPE_DEBUG=1 prints the
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from wanscope.errors import WanscopeError
+from wanscope.errors import StorageError, WanscopeError
 
 DEBUG_VARIABLE = "WANSCOPE_DEBUG"
 INTERRUPTED = 130
@@ -22,7 +25,17 @@ COMPLETION_VARIABLE = "_WANSCOPE_COMPLETE"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
+    from wanscope.doors.cli.process import terminable
+
+    with terminable() as came:
+        status = _main(arguments)
+        # What a stopped command prints is the same, whatever stopped it.
+        return 128 + came[0] if came and status == INTERRUPTED else status
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     from wanscope.doors.cli import output
+    from wanscope.doors.cli.process import Terminated
 
     output.make_safe()
     try:
@@ -32,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debugging():
             raise
         return _refused(error)
+    except Terminated as ended:
+        output.complain(f"stopped by {signal.Signals(ended.number).name}; what was finished before stays.")
+        return INTERRUPTED
     except KeyboardInterrupt:
         output.complain("interrupted.")
         return INTERRUPTED
@@ -44,8 +60,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _misused(error)
         if debugging():
             raise
-        return _crashed(error)
+        storage = _of_the_disk(error)
+        return _crashed(error) if storage is None else _refused(storage)
     return status
+
+
+def _of_the_disk(error: Exception) -> WanscopeError | None:
+    """Return the plain error for a limit of the disk or the machine that no layer below has named."""
+    from pathlib import Path
+
+    from wanscope.take.disk import ending, guarded
+
+    try:
+        with guarded(Path(), "used"):
+            raise error
+    except StorageError as named:
+        return named
+    except Exception as other:  # noqa: BLE001 - the same error again
+        return ending(other, Path())
 
 
 def _run(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""This process while a command works with models: what is set before their libraries load, and what Ctrl-C does."""
+"""This process while a command works: what is set before models' libraries load, and what signals do."""
 
 from __future__ import annotations
 
@@ -23,6 +23,46 @@ def prepare_process() -> None:
     prepare()
     if not output.interactive(sys.stderr):
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP came: everything that Ctrl-C pressed twice ends, ends. `number` is the signal's."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(number)
+
+
+# What a scheduler, `kill` and a closed terminal send. Windows has only the first.
+ENDINGS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[list[int]]:
+    """Raise Terminated at the first SIGTERM or SIGHUP inside the block; later ones wait for what it is cleaning up.
+
+    Yields a list of the signals that came. A signal that this process was started to ignore, as `nohup` does, stays
+    ignored.
+    """
+    came: list[int] = []
+
+    def end(number: int, frame: object) -> None:
+        came.append(number)
+        if len(came) == 1:
+            raise Terminated(number)
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may have handlers
+        yield came
+        return
+    before = {number: signal.getsignal(number) for number in ENDINGS}
+    taken = [number for number, handler in before.items() if handler == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, end)
+    try:
+        yield came
+    finally:
+        for number in taken:
+            signal.signal(number, before[number])
 
 
 @contextlib.contextmanager

@@ -16,9 +16,10 @@ from typing import Any
 from wanscope.errors import RequestError
 from wanscope.events import Note
 from wanscope.recipe import Study
+from wanscope.spec.strict_yaml import read_yaml
 from wanscope.spec.validation import validated
 from wanscope.study.read_request import STUDY_ENDINGS, Request, read_source
-from wanscope.study.study_file import config_names, edit_with_paths, find_study_file, load_study_data, read_yaml
+from wanscope.study.study_file import config_names, edit_with_paths, find_study_file, load_study_data
 from wanscope.wan.experts import split_pair
 from wanscope.workspace import Workspace
 
@@ -113,11 +114,11 @@ def _is_study_file(name: str) -> bool:
     path, ending = Path(name), Path(name).suffix.lower()
     if ending in STUDY_ENDINGS or path.name in config_names():
         return True
-    return path.is_file() and ending not in (".json", ".mp4")
+    return os.path.isfile(path) and ending not in (".json", ".mp4")
 
 
 def _require_no_prompt(name: str) -> None:
-    if not Path(name).exists() and any(c in name for c in " []|()"):
+    if not os.path.exists(Path(name)) and any(c in name for c in " []|()"):
         raise RequestError(
             f"there is no study file {name!r}",
             "it reads like a prompt, and those are given with --template",
@@ -279,12 +280,12 @@ def absolute_model(model: str) -> str:
 
 
 def _absolute(name: str) -> str:
-    path = Path(name).expanduser()
-    return os.path.abspath(path) if path.exists() else name
+    path = Path(os.path.expanduser(name))
+    return os.path.abspath(path) if os.path.exists(path) else name
 
 
 def _absolute_lora(text: str) -> str:
-    if Path(text).expanduser().exists():
+    if os.path.exists(Path(os.path.expanduser(text))):
         return _absolute(text)
     path, colon, weight = text.rpartition(":")
     return f"{_absolute(path)}:{weight}" if colon else text

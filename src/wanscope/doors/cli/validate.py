@@ -9,6 +9,7 @@ from typing import Any
 
 from wanscope.doors.cli import output
 from wanscope.errors import RequestError, nearest
+from wanscope.take.building import write_atomic
 from wanscope.take.disk import guarded, require_writable
 
 Tell = Callable[[str], None]
@@ -116,8 +117,8 @@ def _write(report: dict[str, Any], page: str, path: Path | None) -> None:
     if path is None:
         return
     with guarded(path.parent):
-        path.write_text(dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        path.with_suffix(".md").write_text(page, encoding="utf-8")
+        write_atomic(path, dumps(report, indent=1, ensure_ascii=False) + "\n")
+        write_atomic(path.with_suffix(".md"), page)
 
 
 def _say_where(path: Path | None) -> None:

@@ -33,7 +33,7 @@ from wanscope.marbles.train import denoiser, export
 from wanscope.marbles.validate.model import machine_text
 from wanscope.marbles.validate.paths import Walk, Walker
 from wanscope.marbles.validate.trajectory_cases import Video
-from wanscope.take.disk import write_atomic
+from wanscope.take.building import write_atomic
 from wanscope.wan.variants import MARBLES_WEIGHTS
 
 if TYPE_CHECKING:
