@@ -50,10 +50,11 @@ def _expanded(column: pa.ChunkedArray) -> int:
     """Return how many bytes the texts of a column take when each row has its own."""
     import pyarrow.compute as pc
 
-    return sum(
-        pc.sum(pc.take(pc.cast(pc.binary_length(chunk.dictionary), "int64"), chunk.indices)).as_py() or 0
-        for chunk in column.chunks
-    )
+    total = 0
+    for chunk in column.chunks:
+        lengths = pc.call_function("binary_length", [chunk.dictionary]).cast("int64")
+        total += int(lengths.take(chunk.indices).drop_null().to_numpy(zero_copy_only=False).sum())
+    return total
 
 
 def _check(path: Path, found: int, unit: str, most: int) -> None:
