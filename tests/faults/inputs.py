@@ -45,7 +45,7 @@ from wanscope.take.study_table import table_text
 from wanscope.workspace import Workspace
 
 SECONDS, BYTES = 60, 400 << 20
-BATCH = 250
+BATCH = 2000  # in one fork, which has to load what commands need
 HOSTILE = [
     *("\x00", "\ud800", "\u202e", "\ufeff", "\r", "\t", "\n", "\x1b[31m", "\x7f", "é", "漢", "🎈", "𝟙", "Ⅷ", " ", ""),
     *("-1", "0", "1e309", "-0.0", "nan", "inf", "9" * 400, "9" * 5000, "0x10", "010", "1_0", "½", "1e-400", "+5"),
