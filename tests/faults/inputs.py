@@ -373,7 +373,9 @@ def exported(draw: random.Random) -> None:
             table = table.drop_columns([draw.choice(table.column_names)])
         elif how == 1 and rows:
             name = draw.choice(table.column_names)
-            table = pa.Table.from_pylist([{**row, name: draw.choice(HOSTILE[:14])} for row in rows[:1]])
+            table = pa.Table.from_pylist(
+                [{**row, name: draw.choice([text for text in HOSTILE[:14] if text != "\ud800"])} for row in rows[:1]]
+            )
         elif how == 2:
             table = table.append_column(draw.choice(("extra", "key", "x" * 300)), pa.array([1] * table.num_rows))
         else:
