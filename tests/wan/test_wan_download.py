@@ -160,7 +160,7 @@ def test_a_lone_file_of_a_known_variant_asks_the_hub_for_the_rest(tmp_path, monk
     with pytest.raises(ModelError, match="contains only a transformer") as error:
         locate._from_hub(variant, tmp_path / "x.safetensors", ["text_encoder", "tokenizer"], events.ignore)
     assert wanted == [("Wan-AI/Wan2.1-T2V-14B-Diffusers", ("text_encoder", "tokenizer"))]
-    assert "encoder=umt5_xxl_fp16.safetensors" in str(error.value) and "no network" in str(error.value)
+    assert "a text encoder (umt5_xxl_fp16.safetensors" in str(error.value) and "no network" in str(error.value)
 
 
 def test_sizes_in_words():

@@ -132,3 +132,32 @@ def test_refusals(tmp_path):
     (tmp_path / "d.gguf").write_bytes(data[: len(data) // 2])
     with pytest.raises(ModelError, match="not a complete GGUF file"):
         gguf.load(tmp_path / "d.gguf", torch.float32)
+
+
+@pytest.mark.parametrize(
+    "quant", [TYPES[name] for name in gguf.SCALES if name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")]
+)
+def test_a_nan_scale_is_refused_and_named(tmp_path, quant):
+    """A NaN is written where gguf's own dequantization reads a scale."""
+    path = tmp_path / "x.gguf"
+    write(path, make(), quant)
+    gguf.load(path, torch.float32)
+    reader = gguf_library.GGUFReader(str(path), "r+")
+    (tensor,) = [t for t in reader.tensors if t.name == "blocks.0.ffn.0.weight"]
+    tensor.data.reshape(-1)[:2] = np.frombuffer(np.float16("nan").tobytes(), np.uint8)
+    reader.data.flush()
+    assert np.isnan(gguf_library.quants.dequantize(tensor.data, quant)).any()
+    with pytest.raises(ModelError, match=r"blocks\.0\.ffn\.0\.weight has blocks whose scale is NaN"):
+        gguf.load(path, torch.float32)
+
+
+def test_the_places_of_scales_are_those_of_gguf():
+    """A block of zeros with one scale set to NaN dequantizes to NaN, for each type that gguf can dequantize."""
+    for name, offsets in gguf.SCALES.items():
+        _, size = gguf_library.GGML_QUANT_SIZES[TYPES[name]]
+        for offset in offsets:
+            block = np.ones((1, size), np.uint8)
+            block[0, offset : offset + 2] = np.frombuffer(np.float16("nan").tobytes(), np.uint8)
+            assert np.isnan(gguf_library.quants.dequantize(block, TYPES[name])).any(), (name, offset)
+            block[0, offset : offset + 2] = 1
+            assert np.isfinite(gguf_library.quants.dequantize(block, TYPES[name])).all(), (name, offset)

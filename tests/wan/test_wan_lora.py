@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 
 import pytest
 import torch
@@ -229,3 +230,127 @@ def test_wrong_sizes_and_pickles(tmp_path):
         lora.apply_all(model, [tmp_path / "l.pt"])
     with pytest.raises(ModelError, match="not an expert"):
         lora.apply_all(model, [(path, 1.0, "middle")])
+
+
+# ---- spellings: prefixes x separators x names of the pair
+
+PREFIXES = [
+    *("", "transformer.", "diffusion_model.", "model.diffusion_model.", "base_model.model.", "unet.", "lora_unet_"),
+    *("lora_unet__", "base_model.model.diffusion_model.", "base_model.model.transformer.", "dit."),
+]
+ENDS = [
+    (".lora_A.weight", ".lora_B.weight"),
+    (".lora_A.default.weight", ".lora_B.default.weight"),
+    (".lora_A.my-style_2.weight", ".lora_B.my-style_2.weight"),
+    (".lora_down.weight", ".lora_up.weight"),
+    (".lora.down.weight", ".lora.up.weight"),
+    ("_lora.down.weight", "_lora.up.weight"),
+    (".lora_A", ".lora_B"),
+]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_modules_are_found_by_the_tail_of_their_name(tmp_path, prefix):
+    model = tiny_model()
+    lows = pairs(model)
+    path = tmp_path / "l.safetensors"
+    for ends, names, dots in product(ENDS, (original, str), (True, False)):
+        tensors = {}
+        for module, (down, up) in lows.items():
+            base = prefix + names(module)
+            base = base if dots else base.replace(".", "_")
+            tensors |= {base + ends[0]: down, base + ends[1]: up, f"{base}.alpha": torch.tensor(1.5)}
+        save_file({k: v.contiguous() for k, v in tensors.items()}, path)
+        found = lora.parse(path, model.transformer)
+        assert set(found.down) == set(found.up) == set(lows) and set(found.alpha.values()) == {1.5}
+        assert all(torch.equal(found.down[m], lows[m][0]) and torch.equal(found.up[m], lows[m][1]) for m in lows)
+
+
+@pytest.mark.parametrize("prefix", ["strange.", "transformer_3.", "text_encoder."])
+def test_another_prefix_is_refused_by_name(tmp_path, prefix):
+    model = tiny_model()
+    down, up = pairs(model)["blocks.0.attn1.to_q"]
+    base = f"{prefix}blocks.0.attn1.to_q"
+    save_file({f"{base}.lora_A.weight": down, f"{base}.lora_B.weight": up}, tmp_path / "l.safetensors")
+    with pytest.raises(ModelError, match=f"2 tensors do not belong to any layer.*{base}"):
+        lora.parse(tmp_path / "l.safetensors", model.transformer)
+
+
+def test_a_file_for_both_experts_gives_each_its_own(tmp_path):
+    """diffusers saves the low-noise expert's tensors under transformer_2."""
+    model = tiny_model("2.2")
+    high, low = pairs(model, 1), pairs(model, 2)
+    tensors = {}
+    for name, lows in (("transformer", high), ("transformer_2", low)):
+        for module, (down, up) in lows.items():
+            tensors |= {f"{name}.{module}.lora_A.weight": down, f"{name}.{module}.lora_B.weight": up}
+    path = tmp_path / "l.safetensors"
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path)
+    lora.apply_all(model, [path])
+    for transformer, which, lows in zip(model.experts(), ("transformer", "transformer_2"), (high, low), strict=True):
+        assert close(forward(transformer), forward(merged("2.2", lows, 1.0, which)))
+    with pytest.raises(ModelError, match="for a second expert, which the model does not have: transformer_2"):
+        lora.apply_all(tiny_model(), [path])
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "changed", "said"),
+    [
+        ("style_HIGH_v1", None, (True, False), "the high-noise expert"),
+        ("wan22-lownoise", None, (False, True), "the low-noise expert"),
+        ("style", None, (True, True), "both experts"),
+        ("style_HIGH_v1", "both", (True, True), "both experts"),
+        ("style_HIGH_v1", "low", (False, True), "the low-noise expert"),
+    ],
+)
+def test_a_lora_named_for_an_expert_goes_to_it_and_the_target_is_reported(tmp_path, name, given, changed, said):
+    model, told = tiny_model("2.2"), []
+    lows = pairs(model)
+    path = write(tmp_path / f"{name}.safetensors", lows, "comfy")
+    lora.apply_all(model, [path if given is None else (path, 1.0, given)], told.append)
+    for transformer, which, is_changed in zip(model.experts(), ("transformer", "transformer_2"), changed, strict=True):
+        assert close(forward(transformer), forward(merged("2.2", lows if is_changed else {}, 1.0, which)))
+    assert [event.text for event in told] == [f"LoRA {name}.safetensors: applied to {said}"]
+    assert model.loras[0].expert == ("both" if changed == (True, True) else "high" if changed[0] else "low")
+
+
+# ---- numbers: dtype of the file x alpha x rank, against float64
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2]
+
+
+ALPHAS = [None, 0.01, 1.0, 8.0, 300.0]
+# In a bf16 model both matrices are rounded to bf16, with a relative error of about 1.7e-3 each.
+BOUND = {torch.float32: 2e-3, torch.bfloat16: 2.9e-3}
+
+
+@pytest.mark.parametrize("model_dtype", BOUND)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("rank", [2, 128])
+@pytest.mark.parametrize("size", [1e-3, 0.3])
+def test_the_change_of_a_layer_is_exact_for_every_dtype_and_alpha(tmp_path, model_dtype, dtype, rank, size):
+    """Each layer has another alpha."""
+    model = tiny_model()
+    model.transformer.to(model_dtype)
+    g = torch.Generator().manual_seed(rank)
+    tensors, wanted = {}, {}
+    for module, alpha in zip([f"blocks.0.{name}" for name in INSIDE], ALPHAS, strict=False):
+        layer = model.transformer.get_submodule(module)
+        down = (0.3 * torch.randn(rank, layer.in_features, generator=g)).to(dtype)
+        up = (size * torch.randn(layer.out_features, rank, generator=g)).to(dtype)
+        base = f"diffusion_model.{original(module)}"
+        tensors |= {f"{base}.lora_down.weight": down, f"{base}.lora_up.weight": up}
+        if alpha is not None:
+            tensors[f"{base}.alpha"] = torch.tensor(alpha)
+        wanted[module] = (rank if alpha is None else alpha) / rank * (up.double() @ down.double())
+    save_file(tensors, tmp_path / "l.safetensors")
+    lora.apply_all(model, [tmp_path / "l.safetensors"])
+    for module, delta in wanted.items():
+        wrapped = model.transformer.get_submodule(module)
+        (adapter,) = wrapped.lora_A
+        a, b = wrapped.lora_A[adapter].weight, wrapped.lora_B[adapter].weight
+        found = wrapped.scaling[adapter] * (b.double() @ a.double())
+        assert (found - delta).norm() <= BOUND[model_dtype] * delta.norm()
+    x = torch.randn(1, 16, 2, 4, 4, generator=g).to(model_dtype)
+    text = torch.randn(1, 16, 32, generator=g).to(model_dtype)
+    assert model.transformer(x, torch.tensor([500.0]), text, return_dict=False)[0].isfinite().all()

@@ -204,7 +204,7 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(ModelError, match="more than a transformer"):
         single_file.describe(layouts.save(tmp_path / "b.safetensors", state))
     (tmp_path / "c.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0 not one")
-    with pytest.raises(ModelError, match="not a complete safetensors file"):
+    with pytest.raises(ModelError, match="is not a safetensors file"):
         single_file.describe(tmp_path / "c.safetensors")
     with pytest.raises(ModelError, match="there is no file"):
         single_file.describe(tmp_path / "d.safetensors")
@@ -213,5 +213,5 @@ def test_other_files_are_refused(tmp_path):
 def test_truncated_file_is_refused(tmp_path):
     path = layouts.save_transformer(tmp_path / "x.safetensors", make(blocks=1))
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(ModelError, match="not a complete safetensors file"):
+    with pytest.raises(ModelError, match="is incomplete"):
         single_file.load(path, torch.float32)

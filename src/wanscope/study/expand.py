@@ -40,6 +40,7 @@ from wanscope.recipe import (
 )
 from wanscope.study.attention_capture import check_capture_indices
 from wanscope.study.check_design import EDIT, check_design, check_edits_compared
+from wanscope.wan.experts import expert_of_name
 from wanscope.wan.identity import file_hash
 from wanscope.wan.variants import Variant, check_video, latent_shape, resolve
 
@@ -284,13 +285,21 @@ def expand(
             "sampler.denoise=0.5",
         )
     negative = defaults["negative"] if study.negative is None else study.negative
-    loras = tuple(_hashed(lora) for lora in study.loras)
+    loras = tuple(_hashed(_with_expert(lora, variant.experts)) for lora in study.loras)
     edit_sets = _edit_sets(study, variant, sampler.steps or 0, find)
     if study.design is not None:
         check_edits_compared(study.design, [each.labels for each in edit_sets])
     own_dtype = dtype or DTYPE_NAMES[variant.dtype]
     chosen = own_dtype if study.dtype == "auto" else study.dtype
     return Expansion(study, variant, template, video, sampler, negative, chosen, study.init, loras, edit_sets)
+
+
+def _with_expert(lora: LoraSpec, experts: int) -> LoraSpec:
+    """Return the LoRA with the expert that its name says, where the study does not say one and the model has two."""
+    if experts == 1 or "expert" in lora.model_fields_set:
+        return lora
+    named = expert_of_name(Path(lora.path).stem)
+    return lora if named is None else lora.model_copy(update={"expert": named})
 
 
 def _edit_sets(study: Study, variant: Variant, steps: int, find: Find | None) -> tuple[EditSet, ...]:

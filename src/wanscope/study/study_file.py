@@ -10,6 +10,7 @@ from typing import Any
 from wanscope.edit.shorthand import edit_from
 from wanscope.errors import RecipeError
 from wanscope.spec.strict_yaml import read_yaml_file
+from wanscope.wan.experts import split_pair
 
 
 def config_names() -> list[str]:
@@ -54,7 +55,7 @@ def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     out = dict(data)
     if isinstance(out.get("model"), str):
         # "high.safetensors + low.safetensors" names two files. A hub id stays as it is unless a folder has that name.
-        out["model"] = " + ".join(anchor(part.strip()) for part in out["model"].split(" + "))
+        out["model"] = " + ".join(anchor(part) for part in split_pair(out["model"]))
     for block in ("init", "components"):
         if isinstance(out.get(block), dict):
             out[block] = {key: anchor(value) for key, value in out[block].items()}

@@ -142,6 +142,8 @@ def study_yaml(expansion: Expansion) -> str:
     import yaml
 
     data = expansion.study.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    if expansion.loras and expansion.variant.experts > 1:  # without it, the expert would be that of the file's name
+        data["loras"] = [{"path": lora.path, "weight": lora.weight, "expert": lora.expert} for lora in expansion.loras]
     data = {"model": expansion.study.model, **data, "seeds": list(expansion.study.seeds)}
     sampler = expansion.sampler.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     video = expansion.video.model_dump(mode="json", exclude_none=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 from wanscope import events
 from wanscope.errors import ModelError
+from wanscope.wan.identity import shards
 
 FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
 PARTS = ("transformer", "transformer_2", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -47,11 +48,9 @@ def _missing_in(folder: Path, part: str) -> list[str]:
     if part == "scheduler":
         return [] if (folder / "scheduler_config.json").is_file() else ["scheduler_config.json"]
     gone = [] if (folder / "config.json").is_file() else ["config.json"]
-    shards: set[str] = set()
-    for index in folder.glob("*.safetensors.index.json"):
-        shards |= set(json.loads(index.read_text())["weight_map"].values())
-    if shards:
-        return gone + [name for name in sorted(shards) if not (folder / name).is_file()]
+    listed = {name for index in folder.glob("*.safetensors.index.json") for name in shards(index)}
+    if listed:
+        return gone + [name for name in sorted(listed) if not (folder / name).is_file()]
     return gone if any(folder.glob("*.safetensors")) else [*gone, "*.safetensors"]
 
 

@@ -17,12 +17,14 @@ import torch
 from torch import nn
 
 from wanscope.errors import ModelError
+from wanscope.wan.file_kinds import unreadable
 from wanscope.wan.single_file import PREFIXES, config_of, diffusers_names
 from wanscope.wan.weights import check_names
 
 if TYPE_CHECKING:
     from diffusers import WanTransformer3DModel
 
+TEXT_ENCODERS = ("t5", "t5encoder", "umt5")
 ARCHITECTURE = "wan"
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
 
@@ -35,11 +37,13 @@ def _reader(path: Path):
     try:
         reader = GGUFReader(path)
     except (ValueError, OSError, IndexError, KeyError) as error:
-        raise ModelError(
-            f"{path} cannot be read", f"it is not a complete GGUF file ({error}); download it again"
-        ) from None
+        raise unreadable(path, error) from None
     field = reader.get_field("general.architecture")
     architecture = str(field.contents()) if field is not None else "unknown"
+    if architecture in TEXT_ENCODERS:
+        raise ModelError(
+            f"{path} is a text encoder", "the transformer is needed here; text encoders in GGUF files are not read"
+        )
     if architecture != ARCHITECTURE:
         raise ModelError(f"{path} is not a Wan transformer", f"its header says the architecture is {architecture!r}")
     return reader
@@ -119,6 +123,11 @@ def _tensor(tensor: torch.Tensor, shape: tuple[int, ...], linear: bool, name: st
     block, size = GGML_QUANT_SIZES[tensor.quant_type]  # type: ignore[attr-defined]
     rows = (*tensor.shape[:-1], tensor.shape[-1] // size * block)
     if linear and rows == shape:
+        if not _scales_are_finite(tensor, size):
+            raise ModelError(
+                f"{path} contains weights that are not numbers",
+                f"{name} has blocks whose scale is NaN or infinite. The file is damaged",
+            )
         return tensor
     values = dequantize_gguf_tensor(tensor)
     if values.numel() != int(torch.Size(shape).numel()):
@@ -126,3 +135,28 @@ def _tensor(tensor: torch.Tensor, shape: tuple[int, ...], linear: bool, name: st
             f"{path} cannot be loaded", f"{name} has {values.numel()} values, which do not fit the shape {shape}"
         )
     return values.as_subclass(torch.Tensor).reshape(shape)
+
+
+# Bytes from the start of a quantized block to its fp16 scales, by ggml's name of the type (ggml-common.h).
+SCALES = {
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q5_0": (0,),
+    "Q5_1": (0, 2),
+    "Q8_0": (0,),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
+}
+
+
+def _scales_are_finite(tensor: torch.Tensor, size: int) -> bool:
+    """Return whether the fp16 scales of all blocks of a quantized tensor are finite. size: of a block, in bytes."""
+    kind = tensor.quant_type.name  # type: ignore[attr-defined]
+    blocks = tensor.as_subclass(torch.Tensor).reshape(-1, size)
+    scales = [blocks[:, at : at + 2].contiguous().view(torch.float16) for at in SCALES.get(kind, ())]
+    return all(bool(torch.isfinite(scale).all()) for scale in scales)

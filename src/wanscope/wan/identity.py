@@ -53,12 +53,43 @@ def files_hash(paths: list[Path], config: dict | None = None) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Return the weight files in a component's folder that loading reads, sorted; other files do not count.
+
+    These are the shards that the index names, or the single file with the library's name: transformers reads a single
+    `model.safetensors` first, and diffusers the index of `diffusion_pytorch_model` first. Without either, all
+    safetensors files. Raises ModelError for an index that cannot be read.
+    """
+    for stem, index_first in (("diffusion_pytorch_model", True), ("model", False)):
+        single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+        if index.is_file() and (index_first or not single.is_file()):
+            return [folder / name for name in shards(index)]
+        if single.is_file():
+            return [single]
+    return sorted(folder.glob("*.safetensors"))
+
+
+def shards(index: Path) -> list[str]:
+    """Return the names of the files that an index (`*.safetensors.index.json`) lists, sorted.
+
+    Raises ModelError for an index that cannot be read or that names files outside its folder.
+    """
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index} cannot be read", f"it is not an index of weight files ({error})") from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ModelError(f"{index} cannot be used", f"it names {name!r}, which is not a file in its folder")
+    return names
+
+
 def folder_hash(folder: Path) -> str:
     """Return the SHA-256 of a component's folder in diffusers' layout, in hex.
 
     Raises ModelError for a folder without weights.
     """
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = weight_files(folder)
     config = folder / "config.json"
     if weights:
         return files_hash(weights, json.loads(config.read_text()) if config.exists() else {})

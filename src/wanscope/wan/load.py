@@ -22,11 +22,12 @@ from safetensors import SafetensorError, safe_open
 from wanscope import events
 from wanscope.errors import ModelError, nearest
 from wanscope.wan import lora as lora_files
+from wanscope.wan.identity import weight_files
 from wanscope.wan.locate import Part, Source, locate
 from wanscope.wan.model import WanModel
 from wanscope.wan.pickles import refuse_pickle
 from wanscope.wan.tokenizer import load_tokenizer, text_length_of
-from wanscope.wan.weights import align, listed
+from wanscope.wan.weights import align, check_finite, listed
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -78,12 +79,13 @@ def load(
     torch_dtype = pick_dtype(dtype, source)
     model = _build(source, torch_device, torch_dtype, memory, on_event, with_encoder)
     _check_fit(model)
+    check_finite(model, {name: part.path for name, part in source.parts.items()})
     if torch_device.type == "cpu":
         for module in (*model.experts(), model.vae, model.text_encoder):
             if module is not None:
                 align(module)
     model.spec = " + ".join(map(str, spec)) if isinstance(spec, tuple) else str(spec)
-    lora_files.apply_all(model, chosen)
+    lora_files.apply_all(model, chosen, on_event)
     on_event(
         events.ModelReady(
             model.variant.name, str(torch_device), SHORT.get(torch_dtype, str(torch_dtype)), time.monotonic() - started
@@ -144,7 +146,7 @@ def pick_dtype(dtype: str | torch.dtype, source: Source) -> torch.dtype:
 
 def _stored(part: Part) -> str:
     """Return fp32 or bf16 according to how a model that is not in the table is stored; fp16 files are run in fp32."""
-    files = sorted(part.path.glob("*.safetensors")) if part.kind == "folder" else [part.path]
+    files = weight_files(part.path) if part.kind == "folder" else [part.path]
     if not files or files[0].suffix != ".safetensors":
         return "bf16"
     with safe_open(files[0], framework="pt") as handle:

@@ -23,12 +23,13 @@ from typing import Any, Literal
 
 from wanscope import events
 from wanscope.errors import ModelError
-from wanscope.wan import download, identity, variants
+from wanscope.wan import download, identity, tokenizer_files, variants
+from wanscope.wan.experts import SUFFIXES, in_order, refuse_half, split_pair
+from wanscope.wan.file_kinds import shard_files
 from wanscope.wan.pickles import PICKLES, is_pickle, refuse_pickle
 from wanscope.wan.variant import Files, Variant
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-SUFFIXES = (".safetensors", ".gguf")
 COMFY_FOLDERS = {"text_encoder": ("text_encoders", "clip"), "vae": ("vae",)}
 
 
@@ -41,7 +42,9 @@ class Part:
 
     def hash(self) -> str:
         """Return the SHA-256 of the component's weights in hex (identity.py)."""
-        return identity.folder_hash(self.path) if self.kind == "folder" else identity.file_hash(self.path)
+        if self.kind == "folder":
+            return identity.folder_hash(self.path)
+        return identity.files_hash(shard_files(self.path))
 
     def config(self) -> dict[str, Any]:
         """Return the content of a folder's config.json."""
@@ -76,25 +79,22 @@ def locate(
 
     The arguments are those of `load`. Raises ModelError, which says what is missing.
     """
-    paths = [Path(os.path.expanduser(p)) for p in spec] if isinstance(spec, tuple) else _paths(str(spec))
+    given = spec if isinstance(spec, tuple) else split_pair(str(spec))
+    paths = [Path(os.path.expanduser(part)) for part in given]
     if all(_looks_like_a_file(path) for path in paths):
         return _from_files(paths, encoder, vae, tokenizer, on_event)
     name = str(spec)
     folder = Path(os.path.expanduser(name))
     if os.path.isdir(folder):
-        source = _from_folder(folder, str(folder.resolve().name), str(folder))
+        source = _from_folder(folder, str(folder.resolve().name), str(folder), on_event)
     elif name.strip().lower() == "marbles":
         source = _marbles()
     else:
         hub_id = _hub_id(name)
-        source = _from_folder(download.snapshot(hub_id, on_event), hub_id, hub_id)
+        source = _from_folder(download.snapshot(hub_id, on_event), hub_id, hub_id, on_event)
     given = {"text_encoder": encoder, "vae": vae, "tokenizer": tokenizer}
     replaced = {k: _given_part(k, v, on_event) for k, v in given.items() if v is not None}
     return replace(source, parts={**source.parts, **replaced}) if replaced else source
-
-
-def _paths(spec: str) -> list[Path]:
-    return [Path(os.path.expanduser(part.strip())) for part in spec.split(" + ")]
 
 
 def _looks_like_a_file(path: Path) -> bool:
@@ -124,8 +124,16 @@ def _marbles() -> Source:
     return replace(source, variant=variants.VARIANTS["marbles"])
 
 
-def _from_folder(folder: Path, name: str, shown: str) -> Source:
+def _from_folder(folder: Path, name: str, shown: str, on_event: events.Listener = events.ignore) -> Source:
     gone = download.missing(folder)
+    if "model_index.json" in gone and _is_original(folder):
+        raise ModelError(
+            f"{shown} has the layout of Wan's original repositories",
+            "its VAE and text encoder are pickles, which are never opened. Use the repository in diffusers' layout, "
+            "whose name ends in -Diffusers, or the transformer's files with a VAE and a text encoder as safetensors",
+            f'--model "{folder}/{_original_transformer(folder)}" --vae {Files().vae[0]} --text-encoder '
+            f"{Files().encoder[0]}",
+        )
     if gone == ["model_index.json"] and (folder / "config.json").is_file():
         raise ModelError(
             f"{shown} is a single component, not a complete model",
@@ -157,7 +165,12 @@ def _from_folder(folder: Path, name: str, shown: str) -> Source:
         text_length=_text_length(folder / "tokenizer"),
     )
     scheduler_file = folder / "scheduler" / "scheduler_config.json"
-    scheduler = json.loads(scheduler_file.read_text()) if scheduler_file.is_file() else variant.scheduler_config()
+    variant = _without_long_negative(variant, folder / "tokenizer", on_event)
+    if scheduler_file.is_file():
+        scheduler = json.loads(scheduler_file.read_text())
+        variant = variants.with_scheduler(variant, scheduler)
+    else:
+        scheduler = variant.scheduler_config()
     return Source(
         variant,
         parts,
@@ -166,6 +179,39 @@ def _from_folder(folder: Path, name: str, shown: str) -> Source:
         index.get("boundary_ratio"),
         bool(index.get("expand_timesteps")),
     )
+
+
+def _is_original(folder: Path) -> bool:
+    """Return whether a folder is a copy of one of Wan's original repositories, or an expert's folder in one."""
+    places = [folder, *(folder / name for name in ("high_noise_model", "low_noise_model"))]
+    files = [place / "config.json" for place in places if (place / "config.json").is_file()]
+    pickles = any(folder.glob("Wan2*_VAE.pth")) or any(folder.glob("models_t5_*.pth"))
+    return pickles or any('"WanModel"' in file.read_text(encoding="utf-8") for file in files)
+
+
+def _original_transformer(folder: Path) -> str:
+    """Return the name of the first weight file of an original repository's transformer."""
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*_noise_model/*.safetensors"))
+    return files[0].relative_to(folder).as_posix() if files else "diffusion_pytorch_model.safetensors"
+
+
+def _without_long_negative(variant: Variant, tokenizer: Path, on_event: events.Listener) -> Variant:
+    """Return the variant without its default negative prompt, where a folder reads too few tokens for it."""
+    own = variant.defaults
+    if variant.text_length >= Variant.text_length or not own.negative_prompt:
+        return variant
+    reader = tokenizer_files.from_folder(tokenizer)
+    if reader is None:
+        return variant
+    count = len(reader(own.negative_prompt)["input_ids"])
+    if count <= variant.text_length:
+        return variant
+    on_event(
+        events.Note(
+            f"the default negative prompt is left out: it has {count} tokens, and the model reads {variant.text_length}"
+        )
+    )
+    return replace(variant, defaults=replace(own, negative_prompt=""))
 
 
 def _check_class(shown: str, name: str | None) -> None:
@@ -196,8 +242,11 @@ def _from_files(
         raise ModelError(
             "the two files are not experts of one model", f"{paths[0]} and {paths[1]} differ in their dims"
         )
-    if len(paths) == 2 and _noise(paths[0]) == "low" and _noise(paths[1]) != "low":
-        paths.reverse()  # the high-noise expert comes first
+    if len(paths) == 2:
+        ordered, named = in_order(*paths)
+        if not named:
+            on_event(events.Note(f"{paths[0]} is taken for the high-noise expert, because it comes first"))
+        paths = list(ordered)
     variant = _variant_of_files(paths, configs[0])
     given = {"text_encoder": encoder, "vae": vae, "tokenizer": tokenizer}
     parts = {"transformer": Part("file", paths[0])}
@@ -247,23 +296,13 @@ def _refuse(path: Path) -> None:
         raise ModelError(f"there is no file {path}")
 
 
-def _noise(path: Path) -> str | None:
-    """Return `high` or `low` where a file's name says which expert of Wan 2.2 it is, else None."""
-    match = re.search(r"(high|low)[_-]?noise", path.name.lower())
-    return match[1] if match else None
-
-
 def _variant_of_files(paths: list[Path], config: dict[str, Any]) -> Variant:
     """Return the variant of one or two transformer files. Their dims decide, and where those are shared, the name."""
     experts, channels = len(paths), config["out_channels"]
-    if experts == 1 and (noise := _noise(paths[0])):
-        other = "low" if noise == "high" else "high"
-        raise ModelError(
-            f"{paths[0].name} is one of Wan 2.2's two experts",
-            f"the {other}-noise file is needed as well",
-            f'model: "{paths[0].name} + {paths[0].name.replace(noise, other)}"',
-        )
     five_b = channels == 48
+    # Only Wan 2.2's A14B models have two experts.
+    if experts == 1 and not five_b and not _has_one_expert(paths[0], config):
+        refuse_half(paths[0])
     vae = variants.VARIANTS["wan2.2-ti2v-5b" if five_b else "wan2.1-t2v-1.3b"].vae_config()
     image = config["in_channels"] != channels
     boundary = None if experts == 1 else (0.9 if image else 0.875)
@@ -277,6 +316,13 @@ def _variant_of_files(paths: list[Path], config: dict[str, Any]) -> Variant:
     )
 
 
+def _has_one_expert(path: Path, config: dict[str, Any]) -> bool:
+    """Return whether a file is of Wan 2.1, by its width or its name."""
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    named = re.search(r"wan[ _.-]?2[ _.-]?1", path.name.lower()) is not None
+    return named or width == variants.VARIANTS["wan2.1-t2v-1.3b"].dim
+
+
 def _find_nearby(path: Path, names: tuple[str, ...], folders: tuple[str, ...]) -> Path | None:
     """Return a file with one of these names next to the transformer or in ComfyUI's folder for it, else None."""
     places = [path.parent, *(up / folder for up in path.parents[1:3] for folder in folders)]
@@ -288,6 +334,12 @@ def _given_part(name: str, value: str | Path, on_event: events.Listener) -> Part
     path = Path(os.path.expanduser(value))
     usual = {"text_encoder": Files().encoder, "vae": Files().vae}
     refuse_pickle(path, usual.get(name, ()))
+    if path.suffix.lower() == ".gguf":
+        raise ModelError(
+            f"{path} cannot be the {name.replace('_', ' ')}",
+            "of GGUF files, only transformers are read",
+            f"--{name.replace('_', '-')} {next(iter(usual.get(name, ())), 'FOLDER')}",
+        )
     if os.path.isfile(path):
         return Part("file", path)
     if os.path.isdir(path):
@@ -315,14 +367,16 @@ def _tokenizer_with_encoder(parts: dict[str, Part]) -> None:
 
 def _from_hub(variant: Variant, path: Path, wanted: list[str], on_event: events.Listener) -> dict[str, Part]:
     needs = {
-        "text_encoder": f"encoder={' or '.join(variant.files.encoder) or 'a UMT5 encoder file or folder'}",
-        "vae": f"vae={' or '.join(variant.files.vae) or 'a Wan VAE file or folder'}",
-        "tokenizer": "tokenizer=a folder with tokenizer.json",
+        "text_encoder": f"a text encoder ({' or '.join(variant.files.encoder) or 'a UMT5 encoder file or folder'})",
+        "vae": f"a VAE ({' or '.join(variant.files.vae) or 'a Wan VAE file or folder'})",
+        "tokenizer": "a tokenizer (a folder with tokenizer.json)",
     }
     what = f"{path} contains only a transformer"
     why = "it also needs " + ", ".join(needs[name] for name in wanted)
     if variant.hub_id is None:
-        raise ModelError(what, why, f"load({path.name!r}, encoder=..., vae=..., tokenizer=...)")
+        options = " ".join(f"--{name.replace('_', '-')} PATH" for name in wanted)
+        arguments = ", ".join(f"{name.removeprefix('text_')}=PATH" for name in wanted)
+        raise ModelError(what, why, f"{options}, in Python load({path.name!r}, {arguments})")
     try:
         folder = download.snapshot(variant.hub_id, on_event, parts=tuple(wanted))
     except ModelError as error:

@@ -2,8 +2,10 @@
 
 Every tensor of the file is accounted for: low-rank pairs become PEFT adapters (through diffusers); `.diff`, `.diff_b`
 and `.diff_m` (full differences of weights, biases and modulation, which diffusers drops with only a log line) are added
-to the parameters; anything else is refused by name. The layouts are `diffusion_model.*` (lightx2v, Kijai, ComfyUI),
-`lora_unet_*` (kohya, musubi) and diffusers' own. LoKr, LoHa and DoRA are refused.
+to the parameters; anything else is refused by name. Modules are found by the tail of a name, whatever prefixes a
+trainer has put before it: `diffusion_model.*` (lightx2v, Kijai, ComfyUI), `lora_unet_*` (kohya, musubi),
+`base_model.model.*` (PEFT), `transformer.*` and, for the low-noise expert, `transformer_2.*` (diffusers). LoKr, LoHa
+and DoRA are refused.
 
 An adapter adds weight * (alpha / rank) * up @ down; alpha equals the rank where the file does not give it.
 """
@@ -18,12 +20,14 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from wanscope import events
 from wanscope.errors import ModelError
+from wanscope.wan.experts import expert_of_name
 from wanscope.wan.identity import file_hash
 from wanscope.wan.model import Lora
 from wanscope.wan.single_file import diffusers_names
@@ -35,11 +39,18 @@ if TYPE_CHECKING:
     from wanscope.wan.model import WanModel
 
 EXPERTS = ("both", "high", "low")
-PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
-KOHYA = "lora_unet_"
-DOWN = (".lora_A.weight", ".lora_A.default.weight", ".lora_down.weight")
-UP = (".lora_B.weight", ".lora_B.default.weight", ".lora_up.weight")
-UP_BIAS = (".lora_B.bias", ".lora_B.default.bias")
+# The end of a tensor's name says what it is. NAME is an adapter's: `lora_A.default.weight`.
+DOWN = re.compile(r"[._]lora[._](?:A|down)(?:\.(?!weight$)[^.]+)?(?:\.weight)?$")
+UP = re.compile(r"[._]lora[._](?:B|up)(?:\.(?!weight$)[^.]+)?(?:\.weight)?$")
+UP_BIAS = re.compile(r"[._]lora[._](?:B|up)(?:\.(?!bias$)[^.]+)?\.bias$")
+ALPHA = re.compile(r"[._](?:network_)?alpha$")
+MODULATION = re.compile(r"\.modulation\.diff$|\.diff_m$")
+DIFFERENCES = {".diff_b": "bias", ".diff": "weight"}
+# What may stand before a module's name, with "_" for ".". Trainers nest them: `base_model.model.diffusion_model.`.
+PREFIX = re.compile(r"(?:lora|lycoris|unet|base|model|diffusion|transformer|dit|denoiser|pipe|processor|module)_+")
+LOW_NOISE = re.compile(r"(?:^|[._])transformer_2[._]")  # diffusers' name of the low-noise expert
+COMPUTABLE = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+ROUNDING = 2e-3  # relative, of a whole matrix; that of bf16 is 1.1e-3
 OTHER_KINDS = {
     ".lokr_": "LoKr",
     ".hada_": "LoHa",
@@ -74,7 +85,7 @@ def _original_modules(blocks: int) -> list[str]:
 
 
 def _modules(transformer: WanTransformer3DModel) -> dict[str, str]:
-    """Return {name in a file: diffusers' module name}, for the original, kohya's and diffusers' spelling."""
+    """Return {name in a file, with "_" for ".": diffusers' module name}, for the original and diffusers' names."""
     ours = [name for name, _ in transformer.named_modules() if name]
     original = {
         old.removesuffix(".weight"): new.removesuffix(".weight")
@@ -83,13 +94,14 @@ def _modules(transformer: WanTransformer3DModel) -> dict[str, str]:
     known = {name: name for name in ours} | {old: new for old, new in original.items() if new in set(ours)}
     # Modulations are parameters of the blocks and of the model itself.
     known |= {f"blocks.{i}": f"blocks.{i}" for i in range(len(transformer.blocks))} | {"head": ""}
-    return known | {name.replace(".", "_"): module for name, module in known.items()}
+    return {name.replace(".", "_"): module for name, module in known.items()}
 
 
-def parse(path: Path, transformer: WanTransformer3DModel) -> LoraTensors:
+def parse(path: Path, transformer: WanTransformer3DModel, expert: str | None = None) -> LoraTensors:
     """Read everything in a LoRA file, under the transformer's names.
 
-    Raises ModelError, which names what cannot be used.
+    expert: high or low for one of two experts. A file that has tensors for both (`transformer_2.` is the low-noise one)
+    gives each expert its own. Raises ModelError, which names what cannot be used.
     """
     modules, result = _modules(transformer), LoraTensors()
     with open_weights(path) as file:
@@ -100,7 +112,16 @@ def parse(path: Path, transformer: WanTransformer3DModel) -> LoraTensors:
                     f"{path} is not a plain LoRA",
                     f"it is a {kind} file ({listed(found)}), which is not supported. Use a LoRA export of the adapter",
                 )
-        unknown = [name for name in file.names if not _add_tensor(name, file.read(name), modules, result)]
+        names = file.names
+        low = [name for name in names if LOW_NOISE.search(name)]
+        if low and expert is not None:
+            names = low if expert == "low" else [name for name in names if name not in set(low)]
+        elif low:
+            raise ModelError(
+                f"{path} does not fit the model",
+                f"{len(low)} of its tensors are for a second expert, which the model does not have: {listed(low)}",
+            )
+        unknown = [name for name in names if not _add_tensor(name, file.read(name), modules, result)]
         alphas = _alphas_of_metadata(file.metadata, result.down, path)
     if unknown:
         image = [name for name in unknown if "k_img" in name or "v_img" in name or "img_emb" in name]
@@ -114,33 +135,37 @@ def parse(path: Path, transformer: WanTransformer3DModel) -> LoraTensors:
     return result
 
 
+def _module_of(bare: str, modules: dict[str, str]) -> str | None:
+    """Return the module that a name without its suffix means, whatever prefixes it has, or None."""
+    name = LOW_NOISE.sub(".", bare).replace(".", "_").lstrip("_")
+    while name not in modules:
+        prefix = PREFIX.match(name)
+        if prefix is None:
+            return None
+        name = name[prefix.end() :]
+    return modules[name]
+
+
 def _add_tensor(name: str, tensor: torch.Tensor, modules: dict[str, str], result: LoraTensors) -> bool:
     """Add one tensor to `result`. Return False where its name is not known."""
-    bare = name.removeprefix(KOHYA).lstrip("_")
-    for prefix in PREFIXES:
-        bare = bare.removeprefix(prefix)
-    bare = bare.replace(".modulation.diff", ".diff_m")
-
-    def module_of(suffixes: Iterable[str]) -> str | None:
-        for suffix in suffixes:
-            if bare.endswith(suffix):
-                return modules.get(bare.removesuffix(suffix))
-        return None
-
-    for kind, suffixes in (("down", DOWN), ("up", UP)):
-        if (module := module_of(suffixes)) is not None:
+    for pattern, kind in ((DOWN, "down"), (UP, "up"), (ALPHA, "alpha"), (UP_BIAS, "bias"), (MODULATION, "modulation")):
+        if (end := pattern.search(name)) is None:
+            continue
+        module = _module_of(name[: end.start()], modules)
+        if module is None:
+            return False
+        if kind in ("down", "up"):
             getattr(result, kind)[module] = tensor
-            return True
-    if (module := module_of((".alpha",))) is not None:
-        result.alpha[module] = float(tensor.item())
+        elif kind == "alpha":
+            result.alpha[module] = float(tensor.item())
+        else:
+            parameter = "bias" if kind == "bias" else "scale_shift_table"
+            result.deltas[f"{module}.{parameter}".lstrip(".")] = tensor
         return True
-    for suffix, parameter in ((".diff", "weight"), (".diff_b", "bias"), (".diff_m", "scale_shift_table")):
-        if (module := module_of((suffix,))) is not None:
+    for suffix, parameter in DIFFERENCES.items():
+        if name.endswith(suffix) and (module := _module_of(name.removesuffix(suffix), modules)) is not None:
             result.deltas[f"{module}.{parameter}".lstrip(".")] = tensor
             return True
-    if (module := module_of(UP_BIAS)) is not None:
-        result.deltas[f"{module}.bias"] = tensor
-        return True
     return False
 
 
@@ -192,8 +217,8 @@ def _apply(transformer: WanTransformer3DModel, lora: LoraTensors, path: Path, we
     state: dict[str, torch.Tensor] = {}
     for module, down in lora.down.items():
         scale = lora.alpha.get(module, down.shape[0]) / down.shape[0]
-        state[f"{module}.lora_A.weight"] = down
-        state[f"{module}.lora_B.weight"] = (lora.up[module].float() * scale).to(lora.up[module].dtype)
+        state[f"{module}.lora_A.weight"] = _computable(down)
+        state[f"{module}.lora_B.weight"] = _scaled(lora.up[module], scale)
     if state:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several LoRAs are intended
@@ -214,41 +239,67 @@ def _apply(transformer: WanTransformer3DModel, lora: LoraTensors, path: Path, we
         parameter.data = changed.to(parameter.dtype)
 
 
+def _scaled(up: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return `up` times the scale, in the file's dtype, or in float32 where that dtype cannot hold the product.
+
+    fp8 has 2 or 3 bits of mantissa and a narrow range, and small fp16 numbers lose bits below 2^-14.
+    """
+    product = up.float() * scale
+    stored = product.to(up.dtype)
+    if up.dtype in COMPUTABLE and (stored.float() - product).norm() <= ROUNDING * product.norm():
+        return stored
+    return product
+
+
+def _computable(down: torch.Tensor) -> torch.Tensor:
+    """Return `down` in a dtype that matrix products take: float32 instead of fp8."""
+    return down if down.dtype in COMPUTABLE else down.float()
+
+
 def _wrapped(name: str) -> str:
     """Return the parameter's name after PEFT has wrapped its layer."""
     module, _, parameter = name.rpartition(".")
     return f"{module}.base_layer.{parameter}"
 
 
-def as_triple(lora: Any) -> tuple[Path, float, Literal["both", "high", "low"]]:
+def as_triple(lora: Any) -> tuple[Path, float, str | None]:
     """Return (path, weight, expert) of a path, a (path, weight[, expert]) tuple or a recipe's LoraSpec.
 
-    Raises ModelError for an expert other than both, high or low.
+    The expert is None if it is not given. Raises ModelError for an expert other than both, high or low.
     """
-    if isinstance(lora, str | Path):
-        lora = (lora, 1.0, "both")
-    elif not isinstance(lora, tuple):
-        lora = (lora.path, lora.weight, lora.expert)
-    path, weight, expert = (*lora, "both")[:3]
-    if expert not in EXPERTS:
+    path, weight, expert = lora, 1.0, None
+    if isinstance(lora, tuple):
+        path, weight, *rest = (*lora, 1.0) if len(lora) == 1 else lora
+        expert = rest[0] if rest else None
+    elif not isinstance(lora, str | Path):
+        path, weight, expert = lora.path, lora.weight, lora.expert
+    if expert is not None and expert not in EXPERTS:
         raise ModelError(f"{expert!r} is not an expert", "a LoRA is for high, low or both")
     return Path(os.path.expanduser(path)), float(weight), expert
 
 
-def apply_all(model: WanModel, loras: Iterable[Any]) -> None:
+def apply_all(model: WanModel, loras: Iterable[Any], on_event: events.Listener = events.ignore) -> None:
     """Add LoRAs to a model's experts, in order, with their weights.
 
-    Raises ModelError before anything is changed where a file does not fit.
+    On a model with two experts, a LoRA without an expert is applied to the one that its name says, or to both; a note
+    reports which. Raises ModelError before anything is changed where a file does not fit.
     """
     applied: list[Lora] = []
     todo: list[tuple[WanTransformer3DModel, LoraTensors, Path, float, str]] = []
     for index, (path, weight, expert) in enumerate((as_triple(lora) for lora in loras), start=len(model.loras)):
-        if expert != "both" and model.transformer_2 is None:
+        if model.transformer_2 is not None:
+            expert = expert or expert_of_name(path.stem) or "both"
+            where = "both experts" if expert == "both" else f"the {expert}-noise expert"
+            on_event(events.Note(f"LoRA {path.name}: applied to {where}"))
+        elif expert in ("high", "low"):
             raise ModelError(f"{path} is for the {expert}-noise expert", f"{model.variant.name} has only one expert")
+        expert = expert or "both"
         targets = model.experts()
         targets = targets[:1] if expert == "high" else targets[1:] if expert == "low" else targets
         adapter = f"lora{index}"
-        todo += [(transformer, parse(path, transformer), path, weight, adapter) for transformer in targets]
+        for transformer in targets:
+            which = None if model.transformer_2 is None else "low" if transformer is model.transformer_2 else "high"
+            todo.append((transformer, parse(path, transformer, which), path, weight, adapter))
         applied.append(Lora(str(path), weight, expert, file_hash(path), adapter))
     for transformer, lora, path, weight, adapter in todo:  # by now every file has been read and checked
         _apply(transformer, lora, path, weight, adapter)

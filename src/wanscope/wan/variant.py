@@ -123,6 +123,7 @@ class Variant:
     encoder: Encoder = Encoder()
     vae: dict[str, Any] = field(default_factory=lambda: dict(VAE_2_1), hash=False)
     scheduler_shift: float = 3.0
+    rope_positions: int = ROPE_POSITIONS
     note: str = ""
 
     @property
@@ -157,7 +158,7 @@ class Variant:
             "eps": 1e-6,
             "image_dim": self.image_dim,
             "added_kv_proj_dim": self.added_kv_dim,
-            "rope_max_seq_len": ROPE_POSITIONS,
+            "rope_max_seq_len": self.rope_positions,
         }
 
     def vae_config(self) -> dict[str, Any]:
@@ -199,6 +200,7 @@ def with_configs(
         "image_dim": transformer.get("image_dim"),
         "added_kv_dim": transformer.get("added_kv_proj_dim"),
         "image_conditioned": in_channels != (out_channels or in_channels),
+        "rope_positions": transformer.get("rope_max_seq_len", ROPE_POSITIONS),
         "vae": full_vae,
         "latent_channels": full_vae["z_dim"],
         "vae_stride": (
@@ -250,10 +252,11 @@ def check_video(variant: Variant, width: int, height: int, frames: int) -> None:
                 f"video.{side}={min(near, key=lambda value: abs(value - pixels))}",
             )
     grid = token_grid(variant, width, height, frames)
-    for what, count, limit in zip(("frames", "height", "width"), grid, (ROPE_POSITIONS,) * 3, strict=True):
-        if count > limit:
+    for what, count in zip(("frames", "height", "width"), grid, strict=True):
+        if count > variant.rope_positions:
             raise RecipeError(
-                f"{what} is too large", f"the model has positions for {limit} patches in this direction, not {count}"
+                f"{what} is too large",
+                f"the model has positions for {variant.rope_positions} patches in this direction, not {count}",
             )
 
 

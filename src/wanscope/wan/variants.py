@@ -251,6 +251,7 @@ def from_configs(
     if same:
         words = _words(name)
         closest = max(same, key=lambda variant: len(words & _words(variant.name)))
+        closest = replace(closest, rope_positions=found.rope_positions)
         return replace(closest, boundary_ratio=boundary_ratio) if experts == 2 else closest
     guidance = base.defaults.guidance * experts
     return replace(
@@ -269,6 +270,32 @@ def from_configs(
     )
 
 
+def with_scheduler(variant: Variant, scheduler: dict[str, Any]) -> Variant:
+    """Return the variant with the solver and shift of a folder's own scheduler as its defaults.
+
+    Where they are those of the published pipeline, the variant's defaults stay: these may differ from the published
+    scheduler's shift, which a pipeline's caller is advised to set by resolution.
+    """
+    changes: dict[str, Any] = {}
+    shift = scheduler.get("flow_shift", scheduler.get("shift"))
+    if isinstance(shift, int | float) and (variant.hub_id is None or float(shift) != variant.scheduler_shift):
+        changes["shift"] = float(shift)
+    solver = SOLVERS.get(str(scheduler.get("_class_name")))
+    if solver is not None and solver != variant.defaults.solver and solver != PUBLISHED_SOLVER:
+        changes["solver"] = solver
+    return replace(variant, defaults=replace(variant.defaults, **changes)) if changes else variant
+
+
+# The solver of each class of scheduler that a folder may name (a test compares them with the registry).
+SOLVERS = {
+    "UniPCMultistepScheduler": "unipc",
+    "FlowMatchEulerDiscreteScheduler": "euler",
+    "FlowMatchHeunDiscreteScheduler": "heun",
+    "DPMSolverMultistepScheduler": "dpm++",
+}
+PUBLISHED_SOLVER = "unipc"
+
+
 def _words(name: str) -> set[str]:
     return set(re.split(r"[-_/. ]+", name.lower()))
 
@@ -276,6 +303,7 @@ def _words(name: str) -> set[str]:
 def _shape(variant: Variant) -> tuple[Any, ...]:
     """Return what distinguishes two variants."""
     transformer = variant.transformer_config()
+    del transformer["rope_max_seq_len"]  # it limits the size of videos, and no weight depends on it
     return (
         json.dumps(transformer, sort_keys=True),
         variant.latent_channels,

@@ -7,16 +7,17 @@ Then every parameter is filled. Extra names, missing names and wrong shapes are 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from wanscope.errors import ModelError
+from wanscope.wan.file_kinds import shard_files, unreadable
 from wanscope.wan.pickles import refuse_pickle
 
 SHOWN = 6
@@ -25,12 +26,16 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class WeightFile:
-    """An open safetensors file: names, shapes and tensors without `prefix`; tensors are read one at a time."""
+    """Open safetensors: names, shapes and tensors without `prefix`; tensors are read one at a time.
 
-    def __init__(self, path: Path, handle, prefix: str = "") -> None:
-        self.path, self._handle, self.prefix = path, handle, prefix
-        self.metadata: dict[str, str] = handle.metadata() or {}
-        self.all_names: list[str] = list(handle.keys())
+    handles: of one file, or of all shards of a set.
+    """
+
+    def __init__(self, path: Path, handles: Sequence[Any], prefix: str = "") -> None:
+        self.path, self.prefix = path, prefix
+        self._handle_of = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118
+        self.metadata: dict[str, str] = handles[0].metadata() or {}
+        self.all_names: list[str] = list(self._handle_of)
         self.names = [name.removeprefix(prefix) for name in self.all_names if name.startswith(prefix)]
 
     def strip(self, prefixes: tuple[str, ...], known: str) -> None:
@@ -48,33 +53,37 @@ class WeightFile:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape, read from the header."""
-        return tuple(self._handle.get_slice(self.prefix + name).get_shape())
+        return tuple(self._handle_of[self.prefix + name].get_slice(self.prefix + name).get_shape())
 
     def dtype(self, name: str) -> str:
         """Return a tensor's dtype with safetensors' name: F32, BF16, F8_E4M3, ..."""
-        return self._handle.get_slice(self.prefix + name).get_dtype()
+        return self._handle_of[self.prefix + name].get_slice(self.prefix + name).get_dtype()
 
     def read(self, name: str) -> torch.Tensor:
         """Return a tensor in the file's dtype and shape, on the CPU."""
-        return self._handle.get_tensor(self.prefix + name)
+        return self._handle_of[self.prefix + name].get_tensor(self.prefix + name)
 
 
 @contextmanager
 def open_weights(path: Path) -> Iterator[WeightFile]:
-    """Open a safetensors file for reading inside the `with` block.
+    """Open a safetensors file, or all shards of the set it belongs to, for reading inside the `with` block.
 
     Raises ModelError for pickles, missing files and damaged files.
     """
     refuse_pickle(path)
     if not os.path.isfile(path):
         raise ModelError(f"there is no file {path}")
-    try:
-        with safe_open(path, framework="pt", device="cpu") as handle:
-            yield WeightFile(path, handle)
-    except SafetensorError as error:
-        raise ModelError(
-            f"{path} cannot be read", f"it is not a complete safetensors file ({error}); download it again"
-        ) from None
+    with ExitStack() as stack:
+        handles = []
+        for file in shard_files(path):
+            try:
+                handles.append(stack.enter_context(safe_open(file, framework="pt", device="cpu")))
+            except SafetensorError as error:
+                raise unreadable(file, error) from None
+        try:
+            yield WeightFile(path, handles)
+        except SafetensorError as error:
+            raise unreadable(path, error) from None
 
 
 def listed(names: list[str]) -> str:
@@ -135,6 +144,35 @@ def fill(
         {**state, **{name: state[source] for name, source in tied.items()}}, strict=True, assign=True
     )
     return module.eval().requires_grad_(False)
+
+
+def check_finite(model: Any, files: Mapping[str, Path]) -> None:
+    """Raise ModelError if a weight is NaN or infinite, naming its tensors and the file or folder they come from.
+
+    model: has the components as attributes. files: {component: where it was loaded from}. For weights that are packed
+    (GGUF), the scales were checked when they were read.
+    """
+    for component, path in files.items():
+        module = getattr(model, component, None)
+        if not isinstance(module, nn.Module):
+            continue
+        broken = [name for name, tensor in module.state_dict().items() if not is_finite(tensor)]
+        if broken:
+            raise ModelError(
+                f"{path} contains weights that are not numbers",
+                f"{len(broken)} tensors of the {component.replace('_', ' ')} have NaN or infinite values: "
+                f"{listed(broken)}. The file is damaged, or was converted to a dtype that cannot hold its values",
+            )
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Return whether all values of a tensor are finite; True for integers and for packed weights."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    if tensor.dtype.itemsize == 1:  # fp8 has no reductions
+        tensor = tensor.float()
+    low, high = torch.aminmax(tensor.detach())  # NaN in any value gives NaN
+    return bool(torch.isfinite(low) and torch.isfinite(high))
 
 
 def align(module: nn.Module) -> None:

@@ -11,7 +11,17 @@ import typer
 from wanscope.doors.cli.db import app as db
 from wanscope.doors.cli.db import index
 from wanscope.doors.cli.direction import app as direction
-from wanscope.doors.cli.options import Device, EventsJson, Json, Memory, OutputDir
+from wanscope.doors.cli.options import (
+    Device,
+    EventsJson,
+    Json,
+    Memory,
+    OutputDir,
+    StoreSelfAttention,
+    TextEncoderPath,
+    TokenizerPath,
+    VaePath,
+)
 from wanscope.doors.cli.results import analyze, compare, export
 
 HELP = """wanscope opens up Wan text-to-video diffusion transformers.
@@ -102,6 +112,9 @@ def generate(
             "--model", "-m", metavar="MODEL", help="A name listed by `wanscope models`, a folder, a hub id or a file."
         ),
     ] = None,
+    vae: VaePath = None,
+    text_encoder: TextEncoderPath = None,
+    tokenizer: TokenizerPath = None,
     seeds: Annotated[
         str | None,
         typer.Option(
@@ -164,15 +177,7 @@ def generate(
             show_default=False,
         ),
     ] = None,
-    store_self_attention: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--store-self-attention",
-            metavar="X,Y[,T]",
-            help="Keep the self-attention of this position of the video, given as fractions of width, height "
-            "and length. Repeatable.",
-        ),
-    ] = None,
+    store_self_attention: StoreSelfAttention = None,
     output_dir: OutputDir = None,
     name: Annotated[
         str | None, typer.Option("--name", "-n", metavar="NAME", help="Name of the study and of its folder.")

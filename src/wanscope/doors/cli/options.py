@@ -34,6 +34,29 @@ Memory = Annotated[
 ]
 
 
+VaePath = Annotated[
+    str | None, typer.Option("--vae", metavar="PATH", help="A VAE file or folder, instead of the model's own.")
+]
+TextEncoderPath = Annotated[
+    str | None,
+    typer.Option("--text-encoder", metavar="PATH", help="A text encoder file or folder, instead of the model's own."),
+]
+TokenizerPath = Annotated[
+    str | None, typer.Option("--tokenizer", metavar="PATH", help="A tokenizer folder, instead of the model's own.")
+]
+
+
+StoreSelfAttention = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--store-self-attention",
+        metavar="X,Y[,T]",
+        help="Keep the self-attention of this position of the video, given as fractions of width, height "
+        "and length. Repeatable.",
+    ),
+]
+
+
 def group(help_text: str) -> typer.Typer:
     """Return a group of commands, which shows its help when called without one."""
     app = typer.Typer(

@@ -20,6 +20,7 @@ from wanscope.spec.strict_yaml import read_yaml
 from wanscope.spec.validation import validated
 from wanscope.study.read_request import STUDY_ENDINGS, Request, read_source
 from wanscope.study.study_file import config_names, edit_with_paths, find_study_file, load_study_data
+from wanscope.wan.experts import split_pair
 from wanscope.workspace import Workspace
 
 # Options that are short for one setting.
@@ -27,6 +28,9 @@ SETTINGS = {
     "template": "prompt",
     "negative": "negative",
     "model": "model",
+    "vae": "components.vae",
+    "text_encoder": "components.text_encoder",
+    "tokenizer": "components.tokenizer",
     "name": "name",
     "dtype": "dtype",
     "width": "video.width",
@@ -177,6 +181,9 @@ def _changes(options: Options, workspace: Workspace) -> dict[str, Any]:
             flag = f"--{option.replace('_', '-')}"
             raise RequestError(f"{flag} and --set {key} set the same thing", "give one of them", f"{flag} {value}")
         changes[key] = value
+    for key in ("components.vae", "components.text_encoder", "components.tokenizer"):
+        if isinstance(changes.get(key), str):
+            changes[key] = _absolute(changes[key])
     if isinstance(changes.get("model"), str):
         changes["model"] = absolute_model(changes["model"])
     if options.seeds is not None and options.videos_per_variation is not None:
@@ -269,8 +276,7 @@ def _without(data: dict[str, Any], path: Sequence[str]) -> dict[str, Any]:
 
 def absolute_model(model: str) -> str:
     """Make the paths of files and folders absolute, so that a take made here can be made again from elsewhere."""
-    parts = [part.strip() for part in model.split(" + ")]
-    return " + ".join(_absolute(part) for part in parts)
+    return " + ".join(_absolute(part) for part in split_pair(model))
 
 
 def _absolute(name: str) -> str:
