@@ -145,7 +145,7 @@ EDITS = [
 ]
 EXPRESSIONS = ["beach + 0.5*(gothic - regular)", "slerp(a, b, 0.3)", "norm(a) * 2 - -b / 3"]
 COMMANDS = [
-    ["expand", "a [red|blue] (circle)"],
+    ["expand", "a [red|blue] (circle)", "--limit", "5"],
     ["generate", "--template", "a [red|blue] circle", "--model", "marbles", "--seeds", "2", "--dry-run"],
     ["generate", "--template", "a circle", "--set", "sampler.steps=3", "--edit", "skip 0", "--dry-run", "--json"],
     ["generate", "study.yaml", "--dry-run"],
