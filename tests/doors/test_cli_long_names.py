@@ -55,6 +55,25 @@ def test_the_home_of_a_user_who_does_not_exist_is_a_name_like_others(
     assert "did not foresee" not in said.err and "Traceback" not in said.err
 
 
+NO_TEXT = {what: [word.replace(LONG, "caf\udce9") for word in words] for what, words in COMMANDS.items()}
+NO_TEXT |= {"search": ["db", "search", "caf\udce9"], "expand": ["expand", "a caf\udce9 [a|b]"]}
+NO_TEXT |= {"prompt": ["generate", "--template", "a caf\udce9", "--dry-run"]}
+
+
+@pytest.mark.parametrize("words", NO_TEXT.values(), ids=NO_TEXT)
+def test_an_argument_that_is_not_text_is_one_plain_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    """A word in Latin-1, as the system passes it on: its byte becomes half a character."""
+    if words[0] == "generate" and "--dry-run" not in words:
+        words = [*words, "--dry-run"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WANSCOPE_HOME", raising=False)
+    main(words)
+    said = capsys.readouterr()
+    assert "did not foresee" not in said.err and "Traceback" not in said.err
+
+
 def test_names_of_users_are_expanded_and_looked_for_by_functions_that_take_any_text() -> None:
     """Path.expanduser raises RuntimeError for an unknown user; os.path.expanduser leaves the text as it is."""
     source = Path(wanscope.__file__).parent

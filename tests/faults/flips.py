@@ -111,6 +111,8 @@ def of_results(space: Path, file: Path) -> Iterator[Any]:
 def of_bundle(space: Path, file: Path) -> Iterator[Any]:
     """`sha256sum -c`, as the README of a bundle says."""
     folder = space / "exports" / NAME
+    if not (folder / "SHA256SUMS").is_file():
+        raise WanscopeError("SHA256SUMS: No such file or directory")
     for line in (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
         wanted, _, name = line.partition("  ")
         if not (folder / name).is_file() or file_sha256(folder / name) != wanted:

@@ -6,6 +6,7 @@ uses no threads: whatever works with a workspace runs in a fork of it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,22 +18,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 # What the product imports when it comes to it: once here, not in every fork.
-import av  # noqa: F401  isort: skip
-import duckdb  # noqa: F401  isort: skip
-import matplotlib.backends.backend_agg  # noqa: F401  isort: skip
-import PIL.Image  # noqa: F401  isort: skip
-import plotly.offline  # noqa: F401  isort: skip
-import pyarrow.parquet  # noqa: F401  isort: skip
+import av  # noqa: F401
+import duckdb  # noqa: F401
+import numpy as np
+import PIL.Image
+import plotly.offline  # noqa: F401
+import pyarrow.compute
+import pyarrow.parquet  # noqa: F401
 import torch
+import zarr  # noqa: F401
 
-import zarr  # noqa: F401  isort: skip
-
+import wanscope.analysis.metrics.latent
+import wanscope.analysis.metrics.path
 import wanscope.analysis.report as report
+import wanscope.catalog.exchange
 import wanscope.runtime.diffusers.session
-import wanscope.study.make_take  # noqa: F401
+import wanscope.sample.solvers.unipc
+import wanscope.study.make_take
+import wanscope.wan.placement
+import wanscope.wan.text
+import wanscope.wan.word_weights  # noqa: F401
 from helpers.figures import one_of_each_form
 from helpers.studies import STUDY, Events, model
 from wanscope.analysis.analyze import analyze
@@ -40,6 +46,10 @@ from wanscope.analysis.bundle import export_bundle
 from wanscope.catalog.catalog import Catalog
 from wanscope.events import TakeDone
 from wanscope.study.run import run
+
+with contextlib.suppress(ImportError):
+    import pandas  # noqa: F401 - which duckdb uses where it is installed
+PIL.Image.init()
 
 NAME = "small"
 SMALL = {**STUDY, "capture": {"latents": {"dtype": "fp16"}, "attention": {"tokens": "marked"}}}

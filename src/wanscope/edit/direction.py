@@ -14,8 +14,10 @@ Shape suffixes: E experts, L blocks, D model dim.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +30,7 @@ from wanscope.edit.blocks import parse_blocks
 from wanscope.errors import RecipeError
 from wanscope.spec.strict_json import read_json
 
+STALE_SECONDS = 3600  # an unfinished file that is older belongs to a killed process
 KEY, TENSOR = "wanscope_direction", "direction"
 VERSION = 1
 Place = Literal["context", "hidden"]
@@ -124,6 +127,9 @@ class Direction:
                 "directions are .safetensors files",
                 f"{path.stem}.safetensors",
             )
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.new"):  # of killed processes
+            if time.time() - left.stat().st_mtime > STALE_SECONDS:
+                left.unlink(missing_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.new")  # two processes may learn the same one at once
         try:
             save_file({TENSOR: self.tensor_ELD.contiguous()}, temporary, {KEY: json.dumps(asdict(self.manifest))})

@@ -9,12 +9,13 @@ a file with the traceback; `wanscope --debug ...` or WANSCOPE_DEBUG=1 prints the
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from wanscope.errors import StorageError, WanscopeError
+from wanscope.errors import RequestError, StorageError, WanscopeError
 
 DEBUG_VARIABLE = "WANSCOPE_DEBUG"
 INTERRUPTED = 130
@@ -38,8 +39,9 @@ def _main(arguments: Sequence[str] | None) -> int:
     from wanscope.doors.cli.process import Terminated
 
     output.make_safe()
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        status = _run(list(sys.argv[1:] if arguments is None else arguments))
+        status = _run(words)
         sys.stdout.flush()
     except WanscopeError as error:
         if debugging():
@@ -60,9 +62,20 @@ def _main(arguments: Sequence[str] | None) -> int:
             return _misused(error)
         if debugging():
             raise
-        storage = _of_the_disk(error)
-        return _crashed(error) if storage is None else _refused(storage)
+        plain = _of_the_disk(error) or _of_the_text(error, words)
+        return _crashed(error) if plain is None else _refused(plain)
     return status
+
+
+def _of_the_text(error: Exception, words: Sequence[str]) -> WanscopeError | None:
+    """Return the plain error for an argument that is not text: a file may have such a name, but no record can."""
+    if not re.search("surrogate", str(error)):
+        return None
+    for word in words:
+        if re.search("[\ud800-\udfff]", word):
+            shown = word.encode("utf-8", "backslashreplace").decode()
+            return RequestError(f"{shown[:200]!r} is not text", "it has bytes that are not UTF-8", "--help")
+    return None
 
 
 def _of_the_disk(error: Exception) -> WanscopeError | None:
