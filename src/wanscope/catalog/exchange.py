@@ -31,6 +31,7 @@ from wanscope.catalog.content import Tokens
 from wanscope.catalog.embeddings import New, put_many
 from wanscope.catalog.files import EmbeddingFiles
 from wanscope.catalog.migrations import VERSION
+from wanscope.catalog.read_copy import reading_copy
 from wanscope.catalog.rows import SHARED, count, insert, now, select
 from wanscope.errors import CatalogDamaged, CatalogNewer, EmbeddingNotFound, RecipeError, StorageError, TakeNotFound
 from wanscope.spec.strict_json import read_json
@@ -261,7 +262,7 @@ def _as_ours(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def merge(db: Database, files: EmbeddingFiles, other: Database, theirs: EmbeddingFiles, origin: str) -> Exchanged:
-    """Import another catalog, which is only read.
+    """Import another catalog. Nothing is changed next to it, and a copy of it is read without access to other files.
 
     Raises TakeNotFound where it does not exist, and RecipeError where it is this catalog.
     """
@@ -269,7 +270,7 @@ def merge(db: Database, files: EmbeddingFiles, other: Database, theirs: Embeddin
         raise TakeNotFound(f"there is no catalog {other.path}", "", "wanscope db merge THEIR-WORKSPACE")
     if other.path.resolve() == db.path.resolve():
         raise RecipeError(f"{other.path} is this catalog", "it cannot be merged into itself")
-    with other.reading() as con:
+    with reading_copy(other) as con:
         tables = {name: select(con, f"SELECT * FROM {name} ORDER BY ALL") for name in SHARED}
         rows = select(con, "SELECT * FROM embeddings ORDER BY key")
 
