@@ -41,8 +41,9 @@ from wanscope.recipe import (
 )
 from wanscope.study.attention_capture import check_capture_indices
 from wanscope.study.check_design import EDIT, check_design, check_edits_compared
-from wanscope.wan.experts import expert_of_name
+from wanscope.wan.experts import expert_of_lora
 from wanscope.wan.identity import file_hash
+from wanscope.wan.lora_config import lora_hash
 from wanscope.wan.variants import Variant, check_video, latent_shape, resolve
 
 MAX_TAKES = 100_000
@@ -305,7 +306,7 @@ def _with_expert(lora: LoraSpec, experts: int) -> LoraSpec:
     """Return the LoRA with the expert that its name says, where the study does not say one and the model has two."""
     if experts == 1 or "expert" in lora.model_fields_set:
         return lora
-    named = expert_of_name(Path(lora.path).stem)
+    named = expert_of_lora(Path(os.path.expanduser(lora.path)))
     return lora if named is None else lora.model_copy(update={"expert": named})
 
 
@@ -356,4 +357,4 @@ def _hashed(lora: LoraSpec) -> LoraSpec:
     path = Path(os.path.expanduser(lora.path))
     if not os.path.isfile(path):
         raise ModelError(f"there is no LoRA file {lora.path}", "a LoRA is given as the path of a .safetensors file")
-    return lora.model_copy(update={"sha256": file_hash(path)})
+    return lora.model_copy(update={"sha256": lora_hash(path)})

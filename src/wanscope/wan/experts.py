@@ -65,6 +65,19 @@ def expert_of_file(path: Path) -> Expert | None:
     return next((found for name in _names(path) if (found := expert_of_name(name))), None)
 
 
+def expert_of_lora(path: Path) -> Expert | None:
+    """Return the expert that a LoRA is named for: by its file, or by the folder it is in where that is an expert's."""
+    own = expert_of_name(path.name.removesuffix(path.suffix))
+    return own or _expert_of_folder(path)
+
+
+def _expert_of_folder(path: Path) -> Expert | None:
+    """Return the expert of the file's folder, if that is the folder of an expert (FOLDER) or names the noise."""
+    folder = path.absolute().parent.name
+    found = FOLDER.fullmatch(folder.lower()) or WITH_NOISE.search(folder.lower())
+    return expert_of_name(folder) if found else None
+
+
 def in_order(first: Path, second: Path) -> tuple[tuple[Path, Path], bool]:
     """Return the high-noise file and the low-noise file of two, and whether their names say which is which.
 
@@ -105,8 +118,7 @@ def refuse_half(path: Path) -> None:
     if expert is None:
         return
     other = _renamed(path, expert)
-    folders = [name.lower() for name in _names(path)[1:]]
-    named = (FOLDER.fullmatch(folders[0]) and expert_of_name(folders[0])) or any(map(WITH_NOISE.search, folders))
+    named = _expert_of_folder(path) or any(WITH_NOISE.search(name.lower()) for name in _names(path)[1:])
     if own is None and not named and not other.is_file():
         return
     pair = (path, other) if expert == "high" else (other, path)

@@ -1,22 +1,16 @@
 """Applies LoRA files to a Wan transformer, without silently leaving anything out.
 
-Every tensor of the file is accounted for: low-rank pairs become PEFT adapters (through diffusers); `.diff`, `.diff_b`
-and `.diff_m` (full differences of weights, biases and modulation, which diffusers drops with only a log line) are added
-to the parameters; anything else is refused by name. Modules are found by the tail of a name, whatever prefixes a
-trainer has put before it: `diffusion_model.*` (lightx2v, Kijai, ComfyUI), `lora_unet_*` (kohya, musubi),
-`base_model.model.*` (PEFT), `transformer.*` and, for the low-noise expert, `transformer_2.*` (diffusers). LoKr, LoHa
-and DoRA are refused.
+Every tensor of the file is accounted for: low-rank pairs, DoRA, LoHa and LoKr become PEFT adapters (lora_layers.py);
+`.diff`, `.diff_b` and `.diff_m` (full differences of weights, biases and modulation, which diffusers drops with only a
+log line) are added to the parameters; anything else is refused by name. lora_names.py lists the spellings.
 
-An adapter adds weight * (alpha / rank) * up @ down; alpha equals the rank where the file does not give it.
+An adapter adds weight * (alpha / rank) * up @ down. Where no tensor gives alpha, it is that of the trainer's config
+(lora_config.py), or else the rank.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import re
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,11 +21,13 @@ from torch import nn
 
 from wanscope import events
 from wanscope.errors import ModelError
-from wanscope.wan.experts import expert_of_name
-from wanscope.wan.identity import file_hash
+from wanscope.wan import lora_layers
+from wanscope.wan.experts import OTHER, expert_of_lora
+from wanscope.wan.lora_config import lora_hash, read_config, scale_of
+from wanscope.wan.lora_layers import base_layer, is_loha
+from wanscope.wan.lora_names import DIFFERENCES, LOW_NOISE, NOT_READ, module_of, modules_of, what_is
 from wanscope.wan.model import Lora
-from wanscope.wan.single_file import diffusers_names
-from wanscope.wan.weights import listed, open_weights
+from wanscope.wan.weights import is_finite, listed, open_weights
 
 if TYPE_CHECKING:
     from diffusers import WanTransformer3DModel
@@ -39,27 +35,8 @@ if TYPE_CHECKING:
     from wanscope.wan.model import WanModel
 
 EXPERTS = ("both", "high", "low")
-# The end of a tensor's name says what it is. NAME is an adapter's: `lora_A.default.weight`.
-DOWN = re.compile(r"[._]lora[._](?:A|down)(?:\.(?!weight$)[^.]+)?(?:\.weight)?$")
-UP = re.compile(r"[._]lora[._](?:B|up)(?:\.(?!weight$)[^.]+)?(?:\.weight)?$")
-UP_BIAS = re.compile(r"[._]lora[._](?:B|up)(?:\.(?!bias$)[^.]+)?\.bias$")
-ALPHA = re.compile(r"[._](?:network_)?alpha$")
-MODULATION = re.compile(r"\.modulation\.diff$|\.diff_m$")
-DIFFERENCES = {".diff_b": "bias", ".diff": "weight"}
-# What may stand before a module's name, with "_" for ".". Trainers nest them: `base_model.model.diffusion_model.`.
-PREFIX = re.compile(r"(?:lora|lycoris|unet|base|model|diffusion|transformer|dit|denoiser|pipe|processor|module)_+")
-LOW_NOISE = re.compile(r"(?:^|[._])transformer_2[._]")  # diffusers' name of the low-noise expert
-COMPUTABLE = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-ROUNDING = 2e-3  # relative, of a whole matrix; that of bf16 is 1.1e-3
-OTHER_KINDS = {
-    ".lokr_": "LoKr",
-    ".hada_": "LoHa",
-    ".dora_scale": "DoRA",
-    ".lora_magnitude_vector": "DoRA",
-    ".lora_mid": "LoCon with a middle matrix",
-    ".oft_": "OFT",
-    ".glora_": "GLoRA",
-}
+LOHA = {f"hada_w{i}_{x}" for i in (1, 2) for x in "ab"}
+LOKR = [{f"lokr_w{i}"} for i in (1, 2)], [{f"lokr_w{i}_a", f"lokr_w{i}_b"} for i in (1, 2)]
 
 
 @dataclass
@@ -67,199 +44,246 @@ class LoraTensors:
     """The content of a LoRA file, by diffusers' module names.
 
     down: [rank, inputs]. up: [outputs, rank]. deltas: full differences by parameter name, in the parameter's shape.
+    magnitude: of DoRA, [outputs]. factors: {module: {name of a matrix of LoHa or LoKr: matrix}}. names: {module: its
+    name in the file}. whole_scale: of a LoKr of two whole matrices, where the trainer's config gives it.
     """
 
     down: dict[str, torch.Tensor] = field(default_factory=dict)
     up: dict[str, torch.Tensor] = field(default_factory=dict)
     alpha: dict[str, float] = field(default_factory=dict)
     deltas: dict[str, torch.Tensor] = field(default_factory=dict)
+    magnitude: dict[str, torch.Tensor] = field(default_factory=dict)
+    factors: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    whole_scale: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing for this expert."""
+        return not (self.down or self.up or self.deltas or self.factors)
 
-def _original_modules(blocks: int) -> list[str]:
-    """Return the original names of every layer that a LoRA can change."""
-    attention = [f"self_attn.{x}" for x in "qkvo"] + [f"cross_attn.{x}" for x in (*"qkvo", "k_img", "v_img")]
-    inside = [*attention, "ffn.0", "ffn.2", "norm3", *(f"{a}_attn.norm_{x}" for a in ("self", "cross") for x in "qk")]
-    outside = ["time_embedding.0", "time_embedding.2", "text_embedding.0", "text_embedding.2", "time_projection.1"]
-    outside += ["patch_embedding", "head.head", *(f"img_emb.proj.{i}" for i in (0, 1, 3, 4))]
-    return [f"blocks.{i}.{name}" for i in range(blocks) for name in (*inside, "cross_attn.norm_k_img")] + outside
+    def rank(self, module: str) -> int | None:
+        """Return the rank by which a module's alpha is divided, or None for a LoKr of two whole matrices."""
+        if module in self.down:
+            return self.down[module].shape[0]
+        matrices = self.factors[module]
+        inner = ("hada_w1_b", "lokr_w2_b", "lokr_w1_b")
+        return next((matrices[name].shape[0] for name in inner if name in matrices), None)
 
-
-def _modules(transformer: WanTransformer3DModel) -> dict[str, str]:
-    """Return {name in a file, with "_" for ".": diffusers' module name}, for the original and diffusers' names."""
-    ours = [name for name, _ in transformer.named_modules() if name]
-    original = {
-        old.removesuffix(".weight"): new.removesuffix(".weight")
-        for new, old in diffusers_names(f"{name}.weight" for name in _original_modules(len(transformer.blocks))).items()
-    }
-    known = {name: name for name in ours} | {old: new for old, new in original.items() if new in set(ours)}
-    # Modulations are parameters of the blocks and of the model itself.
-    known |= {f"blocks.{i}": f"blocks.{i}" for i in range(len(transformer.blocks))} | {"head": ""}
-    return {name.replace(".", "_"): module for name, module in known.items()}
+    def scale(self, module: str) -> float:
+        """Return alpha / rank; 1 where there is no alpha, and for a LoKr of two whole matrices, as in LyCORIS."""
+        rank = self.rank(module)
+        return self.alpha.get(module, rank) / rank if rank else self.whole_scale.get(module, 1.0)
 
 
 def parse(path: Path, transformer: WanTransformer3DModel, expert: str | None = None) -> LoraTensors:
     """Read everything in a LoRA file, under the transformer's names.
 
     expert: high or low for one of two experts. A file that has tensors for both (`transformer_2.` is the low-noise one)
-    gives each expert its own. Raises ModelError, which names what cannot be used.
+    gives each expert its own; the result is empty for the high-noise one where all are for the other. Raises
+    ModelError, which names what cannot be used.
     """
-    modules, result = _modules(transformer), LoraTensors()
+    modules, result = modules_of(transformer), LoraTensors()
     with open_weights(path) as file:
-        for marker, kind in OTHER_KINDS.items():
+        for marker, kind in NOT_READ.items():
             found = [name for name in file.names if marker in name]
             if found:
                 raise ModelError(
-                    f"{path} is not a plain LoRA",
-                    f"it is a {kind} file ({listed(found)}), which is not supported. Use a LoRA export of the adapter",
+                    f"{path} is not a kind of LoRA that can be read",
+                    f"it is a {kind} file ({listed(found)}). Use a LoRA export of the adapter",
                 )
         names = file.names
         low = [name for name in names if LOW_NOISE.search(name)]
         if low and expert is not None:
             names = low if expert == "low" else [name for name in names if name not in set(low)]
+            if not names:
+                return result
         elif low:
             raise ModelError(
                 f"{path} does not fit the model",
                 f"{len(low)} of its tensors are for a second expert, which the model does not have: {listed(low)}",
             )
-        unknown = [name for name in names if not _add_tensor(name, file.read(name), modules, result)]
-        alphas = _alphas_of_metadata(file.metadata, result.down, path)
+        tensors = {name: file.read(name) for name in names}
+        config, where = read_config(path, file.metadata, "low" if low and expert == "low" else None)
+    _check_values(path, tensors)
+    _add_tensors(path, tensors, modules, result)
+    for module in (*result.down, *result.factors):
+        own = config.get("r")
+        rank = result.rank(module) or (own if isinstance(own, int) else 0)
+        scale = scale_of(config, (result.names[module], module), rank, where) if rank > 0 else None
+        if scale is not None and result.rank(module):
+            result.alpha.setdefault(module, scale * rank)
+        elif scale is not None:
+            result.whole_scale[module] = scale
+    _check(path, transformer, result)
+    return result
+
+
+def _check_values(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    integers = [name for name, tensor in tensors.items() if not tensor.is_floating_point() and tensor.numel() != 1]
+    if integers:
+        raise ModelError(
+            f"{path} is stored in a way that is not supported",
+            f"{len(integers)} of its tensors are not floating-point: {listed(integers)}",
+        )
+    broken = [name for name, tensor in tensors.items() if not is_finite(tensor)]
+    if broken:
+        raise ModelError(
+            f"{path} contains weights that are not numbers",
+            f"{len(broken)} of its tensors have NaN or infinite values: {listed(broken)}",
+        )
+
+
+def _add_tensors(path: Path, tensors: dict[str, torch.Tensor], modules: dict[str, str], result: LoraTensors) -> None:
+    """Add all tensors to `result`. Raises ModelError for names that are not known, and for two of the same meaning."""
+    unknown: list[str] = []
+    seen: dict[tuple[str, str, str], str] = {}
+    for name, tensor in tensors.items():
+        what = what_is(name)
+        module = None if what is None else module_of(what[1], modules)
+        if what is None or module is None:
+            unknown.append(name)
+            continue
+        kind, bare, factor = what
+        if (other := seen.setdefault((kind, module, factor), name)) != name:
+            raise ModelError(
+                f"{path} has more than one tensor for the same matrix",
+                f"{other} and {name} both belong to {module}. Save each LoRA to a file of its own",
+            )
+        _add_tensor(path, name, (kind, module, factor), tensor, result)
+        if kind in ("down", "factor"):
+            result.names[module] = bare
     if unknown:
         image = [name for name in unknown if "k_img" in name or "v_img" in name or "img_emb" in name]
         why = f"{len(unknown)} tensors do not belong to any layer of the model: {listed(unknown)}"
         if image and len(image) == len(unknown):
             why += ". They are for image tokens: the LoRA was made for an image-to-video model"
         raise ModelError(f"{path} does not fit the model", why)
-    for module, value in alphas.items():
-        result.alpha.setdefault(module, value)
-    _check(path, transformer, result)
-    return result
 
 
-def _module_of(bare: str, modules: dict[str, str]) -> str | None:
-    """Return the module that a name without its suffix means, whatever prefixes it has, or None."""
-    name = LOW_NOISE.sub(".", bare).replace(".", "_").lstrip("_")
-    while name not in modules:
-        prefix = PREFIX.match(name)
-        if prefix is None:
-            return None
-        name = name[prefix.end() :]
-    return modules[name]
-
-
-def _add_tensor(name: str, tensor: torch.Tensor, modules: dict[str, str], result: LoraTensors) -> bool:
-    """Add one tensor to `result`. Return False where its name is not known."""
-    for pattern, kind in ((DOWN, "down"), (UP, "up"), (ALPHA, "alpha"), (UP_BIAS, "bias"), (MODULATION, "modulation")):
-        if (end := pattern.search(name)) is None:
-            continue
-        module = _module_of(name[: end.start()], modules)
-        if module is None:
-            return False
-        if kind in ("down", "up"):
-            getattr(result, kind)[module] = tensor
-        elif kind == "alpha":
-            result.alpha[module] = float(tensor.item())
-        else:
-            parameter = "bias" if kind == "bias" else "scale_shift_table"
-            result.deltas[f"{module}.{parameter}".lstrip(".")] = tensor
-        return True
-    for suffix, parameter in DIFFERENCES.items():
-        if name.endswith(suffix) and (module := _module_of(name.removesuffix(suffix), modules)) is not None:
-            result.deltas[f"{module}.{parameter}".lstrip(".")] = tensor
-            return True
-    return False
-
-
-def _alphas_of_metadata(metadata: dict[str, str], down: dict[str, torch.Tensor], path: Path) -> dict[str, float]:
-    """Return the alpha of each module from the header that diffusers writes (`lora_adapter_metadata`)."""
-    if "lora_adapter_metadata" not in metadata:
-        return {}
-    config = {key.removeprefix("transformer."): v for key, v in json.loads(metadata["lora_adapter_metadata"]).items()}
-    if config.get("use_dora"):
-        raise ModelError(
-            f"{path} is not a plain LoRA", "its header says that it is a DoRA file, which is not supported"
-        )
-    patterns: dict[str, float] = config.get("alpha_pattern") or {}
-    result = {}
-    for module, tensor in down.items():
-        alpha = next((a for p, a in patterns.items() if re.search(rf"(^|\.){p.lstrip('^')}$", module)), None)
-        alpha = config.get("lora_alpha") if alpha is None else alpha
-        if alpha is not None:
-            rank = tensor.shape[0]
-            result[module] = float(alpha) * (math.sqrt(rank) if config.get("use_rslora") else 1.0)
-    return result
+def _add_tensor(path: Path, name: str, what: tuple[str, str, str], tensor: torch.Tensor, result: LoraTensors) -> None:
+    kind, module, factor = what
+    if kind in ("down", "up", "magnitude"):
+        getattr(result, kind)[module] = tensor
+    elif kind == "factor":
+        result.factors.setdefault(module, {})[factor] = tensor
+    elif kind == "alpha":
+        if tensor.numel() != 1:
+            raise ModelError(f"{path} cannot be used", f"{name} is an alpha of {tensor.numel()} values, not of one")
+        result.alpha[module] = float(tensor.item())
+    else:
+        parameter = {"bias": "bias", "modulation": "scale_shift_table"}.get(kind) or DIFFERENCES[factor]
+        key = f"{module}.{parameter}".lstrip(".")
+        if key in result.deltas:
+            raise ModelError(f"{path} has more than one tensor for the same matrix", f"{name} is another one of {key}")
+        result.deltas[key] = tensor
 
 
 def _check(path: Path, transformer: WanTransformer3DModel, lora: LoraTensors) -> None:
-    halves = sorted(set(lora.down) ^ set(lora.up))
+    halves = sorted(set(lora.down) ^ set(lora.up) | set(lora.magnitude) - set(lora.down))
     if halves:
         raise ModelError(f"{path} is not a complete LoRA", f"one of the two matrices is missing for {listed(halves)}")
-    if not lora.down and not lora.deltas:
+    if lora.empty:
         raise ModelError(f"{path} is not a LoRA", "it contains no low-rank matrices and no differences of weights")
-    wrong = []
-    for name in lora.down:
-        layer = transformer.get_submodule(name)
-        layer = getattr(layer, "base_layer", layer)  # PEFT has wrapped it already
-        if not isinstance(layer, nn.Linear):
-            wrong.append(f"{name} (low-rank pairs for {type(layer).__name__} layers are not supported)")
-        elif lora.down[name].shape[-1] != layer.in_features or lora.up[name].shape[0] != layer.out_features:
-            wrong.append(f"{name} ({lora.down[name].shape[-1]} to {lora.up[name].shape[0]})")
-    parameters = dict(transformer.named_parameters())
+    both = sorted(set(lora.down) & set(lora.factors))
+    if both:
+        raise ModelError(f"{path} cannot be used", f"it has matrices of two kinds of LoRA for {listed(both)}")
+    wrong = [
+        f"{module}{why}"
+        for module in (*lora.down, *lora.factors)
+        if (why := _misfit(base_layer(transformer, module), module, lora))
+    ]
     for name, delta in lora.deltas.items():
-        parameter = parameters.get(name, parameters.get(_wrapped(name)))
+        parameter = _parameter(transformer, name)
         if parameter is None or delta.numel() != parameter.numel() or not parameter.is_floating_point():
             wrong.append(f"{name} (a difference of shape {tuple(delta.shape)})")
     if wrong:
         raise ModelError(f"{path} does not fit the model", f"{len(wrong)} of its layers do not: {listed(wrong)}")
 
 
+def _misfit(layer: Any, module: str, lora: LoraTensors) -> str:
+    """Return why the matrices for a layer do not fit it, or ""."""
+    if not isinstance(layer, nn.Linear):
+        return f" (low-rank pairs for {type(layer).__name__} layers are not supported)"
+    special = module in lora.factors or module in lora.magnitude
+    if special and not layer.weight.is_floating_point():
+        return " (DoRA, LoHa and LoKr need a layer that is not quantized)"
+    if module in lora.factors:
+        return _misfit_of_factors(layer, lora.factors[module])
+    down, up = lora.down[module], lora.up[module]
+    if down.ndim != 2 or up.ndim != 2 or 0 in (*down.shape, *up.shape):
+        return f" (matrices of shapes {tuple(down.shape)} and {tuple(up.shape)})"
+    if down.shape[1] != layer.in_features or up.shape[0] != layer.out_features:
+        return f" ({down.shape[-1]} to {up.shape[0]})"
+    if down.shape[0] != up.shape[1]:
+        return f" (its ranks differ: {down.shape[0]} and {up.shape[1]})"
+    magnitude = lora.magnitude.get(module)
+    if magnitude is not None and tuple(magnitude.shape) not in ((layer.out_features,), (layer.out_features, 1)):
+        # LyCORIS' older form has one number per input, which PEFT does not read.
+        return f" (DoRA magnitudes of shape {tuple(magnitude.shape)}, not one per output)"
+    return ""
+
+
+def _misfit_of_factors(layer: nn.Linear, matrices: dict[str, torch.Tensor]) -> str:
+    names, shapes = set(matrices), [tuple(matrix.shape) for matrix in matrices.values()]
+    complete = names == LOHA or all(
+        (whole <= names and not product & names) or (product <= names and not whole & names)
+        for whole, product in zip(*LOKR, strict=True)
+    )
+    if not complete or (names != LOHA and names & LOHA):
+        return f" (it has only {listed(list(names))})"
+    if any(len(shape) != 2 or 0 in shape for shape in shapes):
+        return f" (matrices of shapes {listed([str(shape) for shape in shapes])})"
+    try:
+        with torch.device("meta"):
+            empty = {name: torch.empty(matrix.shape) for name, matrix in matrices.items()}
+            first, second = (
+                empty[f"{kind}_w{i}"] if f"{kind}_w{i}" in empty else empty[f"{kind}_w{i}_a"] @ empty[f"{kind}_w{i}_b"]
+                for kind in ("hada" if names == LOHA else "lokr",)
+                for i in (1, 2)
+            )
+            shape = tuple((first * second if names == LOHA else torch.kron(first, second)).shape)
+    except RuntimeError:
+        return f" (matrices of shapes {listed([str(shape) for shape in shapes])} have no product)"
+    wanted = (layer.out_features, layer.in_features)
+    return "" if shape == wanted else f" (a change of shape {shape}, not {wanted})"
+
+
+def _parameter(transformer: WanTransformer3DModel, name: str) -> torch.Tensor | None:
+    """Return a parameter by its name in the model without adapters."""
+    module, _, parameter = name.rpartition(".")
+    return getattr(base_layer(transformer, module), parameter, None)
+
+
 def _apply(transformer: WanTransformer3DModel, lora: LoraTensors, path: Path, weight: float, adapter: str) -> None:
-    """Add one LoRA to a transformer as an unmerged PEFT adapter; full differences are added to the parameters."""
-    state: dict[str, torch.Tensor] = {}
-    for module, down in lora.down.items():
-        scale = lora.alpha.get(module, down.shape[0]) / down.shape[0]
-        state[f"{module}.lora_A.weight"] = _computable(down)
-        state[f"{module}.lora_B.weight"] = _scaled(lora.up[module], scale)
-    if state:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several LoRAs are intended
-            transformer.load_lora_adapter(state, prefix=None, adapter_name=adapter)  # type: ignore[arg-type]
-        placed = {
-            name
-            for name, module in transformer.named_modules()
-            if hasattr(module, "lora_A") and adapter in module.lora_A  # type: ignore[operator]
-        }
-        if placed != set(lora.down):
-            missed = sorted(set(lora.down) ^ placed)
-            raise ModelError(f"{path} was not applied completely", f"{len(missed)} layers differ: {listed(missed)}")
-    parameters = dict(transformer.named_parameters())
+    """Add one LoRA to a transformer as unmerged PEFT adapters; full differences are added to the parameters.
+
+    The adapters are called `adapter` with, after a hyphen, their kind.
+    """
+    pairs = {m: (down, lora_layers.scaled(lora.up[m], lora.scale(m))) for m, down in lora.down.items()}
+    plain = {module: pair for module, pair in pairs.items() if module not in lora.magnitude}
+    dora = {module: pair for module, pair in pairs.items() if module in lora.magnitude}
+    placed: set[str] = set()
+    if plain:
+        placed |= lora_layers.place_pairs(transformer, plain, adapter)
+    if dora and weight:  # at weight 0, PEFT would still set the norm of each row
+        magnitudes = {module: lora.magnitude[module].reshape(-1) for module in dora}
+        placed |= lora_layers.place_pairs(transformer, dora, f"{adapter}-dora", magnitudes)
+    for kind in ("loha", "lokr"):
+        factors = {m: matrices for m, matrices in lora.factors.items() if is_loha(matrices) == (kind == "loha")}
+        if factors:
+            name = f"{adapter}-{kind}"
+            lora_layers.place_factors(transformer, factors, {m: lora.scale(m) for m in factors}, name)
+            placed |= set(lora_layers.wrapped_layers(transformer, name))
+    wanted = {*plain, *(dora if weight else ()), *lora.factors}
+    if placed != wanted:
+        missed = sorted(wanted ^ placed)
+        raise ModelError(f"{path} was not applied completely", f"{len(missed)} layers differ: {listed(missed)}")
     for name, delta in lora.deltas.items():
-        parameter = parameters.get(name, parameters.get(_wrapped(name)))
+        parameter = _parameter(transformer, name)
         assert parameter is not None
         changed = parameter.detach().float() + weight * delta.float().reshape(parameter.shape).to(parameter.device)
         parameter.data = changed.to(parameter.dtype)
-
-
-def _scaled(up: torch.Tensor, scale: float) -> torch.Tensor:
-    """Return `up` times the scale, in the file's dtype, or in float32 where that dtype cannot hold the product.
-
-    fp8 has 2 or 3 bits of mantissa and a narrow range, and small fp16 numbers lose bits below 2^-14.
-    """
-    product = up.float() * scale
-    stored = product.to(up.dtype)
-    if up.dtype in COMPUTABLE and (stored.float() - product).norm() <= ROUNDING * product.norm():
-        return stored
-    return product
-
-
-def _computable(down: torch.Tensor) -> torch.Tensor:
-    """Return `down` in a dtype that matrix products take: float32 instead of fp8."""
-    return down if down.dtype in COMPUTABLE else down.float()
-
-
-def _wrapped(name: str) -> str:
-    """Return the parameter's name after PEFT has wrapped its layer."""
-    module, _, parameter = name.rpartition(".")
-    return f"{module}.base_layer.{parameter}"
 
 
 def as_triple(lora: Any) -> tuple[Path, float, str | None]:
@@ -281,31 +305,51 @@ def as_triple(lora: Any) -> tuple[Path, float, str | None]:
 def apply_all(model: WanModel, loras: Iterable[Any], on_event: events.Listener = events.ignore) -> None:
     """Add LoRAs to a model's experts, in order, with their weights.
 
-    On a model with two experts, a LoRA without an expert is applied to the one that its name says, or to both; a note
-    reports which. Raises ModelError before anything is changed where a file does not fit.
+    On a model with two experts, a LoRA without an expert is applied to the one that its name says, or to both; one
+    whose tensors are all for the low-noise expert, to that. A note reports which. Raises ModelError before anything is
+    changed where a file does not fit.
     """
     applied: list[Lora] = []
     todo: list[tuple[WanTransformer3DModel, LoraTensors, Path, float, str]] = []
     for index, (path, weight, expert) in enumerate((as_triple(lora) for lora in loras), start=len(model.loras)):
         if model.transformer_2 is not None:
-            expert = expert or expert_of_name(path.stem) or "both"
-            where = "both experts" if expert == "both" else f"the {expert}-noise expert"
-            on_event(events.Note(f"LoRA {path.name}: applied to {where}"))
+            expert = expert or expert_of_lora(path) or "both"
         elif expert in ("high", "low"):
             raise ModelError(f"{path} is for the {expert}-noise expert", f"{model.variant.name} has only one expert")
-        expert = expert or "both"
-        targets = model.experts()
-        targets = targets[:1] if expert == "high" else targets[1:] if expert == "low" else targets
-        adapter = f"lora{index}"
-        for transformer in targets:
-            which = None if model.transformer_2 is None else "low" if transformer is model.transformer_2 else "high"
-            todo.append((transformer, parse(path, transformer, which), path, weight, adapter))
-        applied.append(Lora(str(path), weight, expert, file_hash(path), adapter))
+        expert, adapter = expert or "both", f"lora{index}"
+        parsed = _parse_for(model, path, expert)
+        if model.transformer_2 is not None:
+            reached = next(iter(parsed)) if len(parsed) == 1 else "both"
+            where = "both experts" if reached == "both" else f"the {reached}-noise expert"
+            on_event(events.Note(f"LoRA {path.name}: applied to {where}"))
+        if weight not in (0, 1) and any(lora.magnitude for lora in parsed.values()):
+            on_event(events.Note(f"LoRA {path.name}: of a DoRA, the weight {weight:g} scales the pair before the norm"))
+        for which, lora in parsed.items():
+            transformer = model.experts()[EXPERTS.index(which) - 1]
+            todo.append((transformer, lora, path, weight, adapter))
+        applied.append(Lora(str(path), weight, expert, lora_hash(path), adapter))
     for transformer, lora, path, weight, adapter in todo:  # by now every file has been read and checked
         _apply(transformer, lora, path, weight, adapter)
     model.loras = (*model.loras, *applied)
+    weights = {lora.adapter: lora.weight for lora in model.loras}
     for transformer in model.experts():
-        active = [lora for lora in model.loras if lora.adapter in getattr(transformer, "peft_config", {})]
+        active = [name for name in getattr(transformer, "peft_config", {}) if name.split("-")[0] in weights]
         if active:
-            transformer.set_adapters([lora.adapter for lora in active], [lora.weight for lora in active])
+            transformer.set_adapters(active, [weights[name.split("-")[0]] for name in active])
             transformer.requires_grad_(False)
+
+
+def _parse_for(model: WanModel, path: Path, expert: str) -> dict[str, LoraTensors]:
+    """Return {expert: tensors} of the experts that a file changes; `high` is also the only expert of a model."""
+    if model.transformer_2 is None:
+        return {"high": parse(path, model.experts()[0])}
+    experts: dict[str, Any] = dict(zip(("high", "low"), model.experts(), strict=True))
+    wanted = [expert] if expert != "both" else list(experts)
+    parsed = {which: parse(path, experts[which], which) for which in wanted}
+    found = {which: lora for which, lora in parsed.items() if not lora.empty}
+    if not found:
+        other = OTHER["high" if expert == "high" else "low"]
+        raise ModelError(
+            f"{path} has nothing for the {expert}-noise expert", f"all tensors in it are for the {other}-noise expert"
+        )
+    return found
