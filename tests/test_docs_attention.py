@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from wanscope.spec.capture import MEASURES, AttentionCapture
-from wanscope.study.study_file import read_yaml
+from wanscope.spec.strict_yaml import read_yaml
 
 PAGE = (Path(__file__).parents[1] / "docs" / "attention.md").read_text(encoding="utf-8")
 

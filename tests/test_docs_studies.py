@@ -10,9 +10,9 @@ import pytest
 import wanscope as ws
 from helpers.studies import model
 from wanscope.recipe import CaptureSpec, Components, DesignSpec, InitSpec, SamplerSpec, Spec, Study, VideoSpec
+from wanscope.spec.strict_yaml import read_yaml
 from wanscope.spec.validation import validated
 from wanscope.study.expand import expand
-from wanscope.study.study_file import read_yaml
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -6,6 +6,7 @@ The default is $WANSCOPE_HOME, or else ./wanscope-out. Naming a workspace does n
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,21 @@ from wanscope.errors import RequestError, TakeNotFound
 DEFAULT_FOLDER = "wanscope-out"
 HOME_VARIABLE = "WANSCOPE_HOME"
 MANIFEST = "take.json"
+
+
+TAKE_ID = re.compile(r"[0-9a-f]{16}")
+MOST_NAME_BYTES = 255
+
+
+def is_plain_name(name: str) -> bool:
+    """Return whether a text is the name of one file: it names no folder and cannot lead out of the one it is in."""
+    unprintable = any(ord(letter) < 32 or ord(letter) == 127 for letter in name)
+    return (
+        name not in ("", ".", "..")
+        and not unprintable
+        and not set(name) & {"/", "\\", "\0"}
+        and len(name.encode("utf-8", "surrogatepass")) <= MOST_NAME_BYTES
+    )
 
 
 @dataclass(frozen=True)
@@ -54,7 +70,12 @@ class Workspace:
         return f" --output-dir {shlex.quote(str(shown))}"
 
     def take_folder(self, take: str) -> Path:
-        """Return the folder of the take with that id, whether or not it exists yet."""
+        """Return the folder of the take with that id, whether or not it exists yet.
+
+        Raises RequestError for a text that would lead out of `takes/`: ids also come from files of other people.
+        """
+        if not is_plain_name(take):
+            raise RequestError(f"{take!r} is not the id of a take", "an id has 16 digits and letters from a to f")
         return self.takes / take
 
     def take_ids(self) -> list[str]:

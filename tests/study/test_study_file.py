@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from wanscope.errors import RecipeError
 from wanscope.recipe import Study
+from wanscope.spec.strict_yaml import read_yaml
 from wanscope.spec.validation import validated
 from wanscope.study.expand import expand
-from wanscope.study.study_file import config_names, find_study_file, load_study_data, read_yaml
+from wanscope.study.study_file import config_names, find_study_file, load_study_data
 from wanscope.wan.variants import VARIANTS
 
 NAMES = ["default", "fast_test", "high_quality", "latent_analysis_example", "marbles", "wan_14b_optimized"]

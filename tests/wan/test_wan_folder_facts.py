@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from helpers import layouts
 from helpers.tiny import tiny_folder, tiny_pipeline, tiny_transformer, transformer_config
-from wanscope import events
 from wanscope.errors import ModelError, RecipeError
+from wanscope.recipe import Study
 from wanscope.sample.solvers import solver_class
+from wanscope.study.expand import expand
 from wanscope.wan import variants
 from wanscope.wan.identity import weight_files
 from wanscope.wan.load import identify, load
@@ -145,8 +146,8 @@ def test_the_configs_rope_length_limits_the_size(tmp_path: Path) -> None:
 
 
 def test_a_default_negative_prompt_that_is_too_long_is_left_out_with_a_note(tmp_path: Path) -> None:
-    told: list[events.Event] = []
-    variant = locate(tiny_folder(tmp_path / "m"), on_event=told.append).variant
+    variant = locate(tiny_folder(tmp_path / "m")).variant
     assert variant.text_length == 16 and variant.defaults.negative_prompt == ""
-    (note,) = [event.text for event in told if isinstance(event, events.Note)]
-    assert "the default negative prompt is left out" in note and "reads 16" in note
+    (note,) = expand(Study(prompt="a red circle"), variant).notes
+    assert "the default negative prompt is left out" in note.text and "reads 16" in note.text
+    assert expand(Study(prompt="a red circle", negative=""), variant).notes == []

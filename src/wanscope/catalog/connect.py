@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from wanscope import __version__
 from wanscope.catalog import migrations
 from wanscope.catalog.instances import attached
+from wanscope.catalog.shape import foreign_objects
 from wanscope.catalog.turns import count_turn, note_turn
 from wanscope.errors import CatalogBusy, CatalogDamaged, CatalogNewer, RequestError, StorageError, WanscopeError
 from wanscope.take.building import new_file
@@ -268,7 +269,14 @@ class Database:
         if self._checked == (identity,):
             return
         with self._translate_errors(), self._opened(deadline, read_only=True) as con:
-            version = migrations.version_of(con)
+            foreign = foreign_objects(con)
+            version = None if foreign else migrations.version_of(con)
+        if foreign:
+            raise CatalogDamaged(
+                f"{self.path} is not as wanscope writes a catalog",
+                f"it has {', '.join(foreign[:4])}, which could run SQL of whoever made the file; a catalog has plain "
+                "tables only",
+            )
         if version is None:
             raise RequestError(
                 f"{self.path} is not a wanscope catalog", "it is a DuckDB file with other tables", "another workspace"

@@ -31,6 +31,7 @@ from wanscope.catalog.embeddings import New, put_many
 from wanscope.catalog.export_card import CARD, EMBEDDINGS, FORMAT, card_sum, read_card
 from wanscope.catalog.files import EmbeddingFiles
 from wanscope.catalog.migrations import VERSION
+from wanscope.catalog.read_copy import reading_copy
 from wanscope.catalog.rows import SHARED, count, insert, now, select
 from wanscope.errors import CatalogDamaged, EmbeddingNotFound, RecipeError, StorageError, TakeNotFound
 from wanscope.take.building import built_beside, new_folder
@@ -230,7 +231,7 @@ def _as_ours(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def merge(db: Database, files: EmbeddingFiles, other: Database, theirs: EmbeddingFiles, origin: str) -> Exchanged:
-    """Import another catalog, which is only read.
+    """Import another catalog. Nothing is changed next to it, and a copy of it is read without access to other files.
 
     Raises TakeNotFound where it does not exist, and RecipeError where it is this catalog.
     """
@@ -238,7 +239,7 @@ def merge(db: Database, files: EmbeddingFiles, other: Database, theirs: Embeddin
         raise TakeNotFound(f"there is no catalog {other.path}", "", "wanscope db merge THEIR-WORKSPACE")
     if other.path.resolve() == db.path.resolve():
         raise RecipeError(f"{other.path} is this catalog", "it cannot be merged into itself")
-    with other.reading() as con:
+    with reading_copy(other) as con:
         tables = {name: select(con, f"SELECT * FROM {name} ORDER BY ALL") for name in SHARED}
         rows = select(con, "SELECT * FROM embeddings ORDER BY key")
 

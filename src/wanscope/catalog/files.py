@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
@@ -20,6 +21,7 @@ from wanscope.errors import CatalogDamaged
 from wanscope.take.disk import guarded, sync_file, sync_folder
 
 SUFFIX = ".emb"
+KEY = re.compile(r"[0-9a-f]{8,128}")
 HEAD_BYTES = 48 + 1024 + 2 * 4096  # the header with a usual prompt and the mean token; a longer one takes another read
 SYNC_THREADS = 16
 
@@ -31,7 +33,9 @@ class EmbeddingFiles:
         self.folder = folder
 
     def path(self, key: str) -> Path:
-        """Return the path of an embedding's file."""
+        """Return the path of an embedding's file. Raises CatalogDamaged for a text that is not a key."""
+        if not KEY.fullmatch(key):  # keys also come from catalogs of other people
+            raise CatalogDamaged(f"{key!r} is not the key of an embedding", "a key has digits and letters from a to f")
         return self.folder / key[:2] / f"{key}{SUFFIX}"
 
     def size(self, key: str) -> int | None:

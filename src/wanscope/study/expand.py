@@ -26,6 +26,7 @@ from wanscope.edit.edits import Edit, check_edits, with_hashes
 from wanscope.edit.named_files import Find
 from wanscope.edit.sweep import BASELINE, swept_edits
 from wanscope.errors import ModelError, RecipeError
+from wanscope.events import Note
 from wanscope.prompt.template import Template, Variation, parse
 from wanscope.recipe import (
     InitSpec,
@@ -96,6 +97,12 @@ class Expansion:
 
     def __len__(self) -> int:
         return self.template.count * len(self.edit_sets) * len(self.study.seeds)
+
+    @property
+    def notes(self) -> list[Note]:
+        """What a user should know of the settings that were decided here."""
+        left_out = self.study.negative is None and self.variant.negative_note
+        return [Note(self.variant.negative_note)] if left_out else []
 
     @property
     def variations(self) -> int:

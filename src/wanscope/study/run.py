@@ -130,7 +130,7 @@ class _Session:
     def run(self) -> None:
         require_writable(self.space.takes)
         if self.folder is not None and self.prepared.expansion is not None:
-            for note in self.folder.begin(self.prepared.expansion):
+            for note in (*self.prepared.expansion.notes, *self.folder.begin(self.prepared.expansion)):
                 self.emit(note)
             self.folder.record(self.rows())
         self.emit(events.StudyStarted(self.prepared.name, self.where, len(self.takes), len(self.done)))

@@ -30,7 +30,7 @@ from wanscope.take.building import write_atomic
 from wanscope.take.disk import guarded
 from wanscope.take.store import VIDEO
 from wanscope.take.study_table import INDEX, read_table, table_text
-from wanscope.workspace import Workspace
+from wanscope.workspace import TAKE_ID, Workspace, is_plain_name
 
 STUDY = "study.yaml"
 COLUMNS = ("name", "take", "variation", "seed", "status", "current", "seconds", "prompt", "error")
@@ -191,6 +191,11 @@ def _csv(rows: list[IndexRow]) -> str:
 
 def _row(line: dict[str, str]) -> IndexRow:
     try:
+        # Links are made with these: a table that somebody else wrote must not lead out of the study's folder.
+        if not is_plain_name(line["name"]):
+            raise ValueError(f"the name {line['name']!r} is not that of a file")
+        if line["take"] and not TAKE_ID.fullmatch(line["take"]):
+            raise ValueError(f"{line['take']!r} is not the id of a take")
         return IndexRow(
             line["name"],
             line["take"],

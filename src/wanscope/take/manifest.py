@@ -23,7 +23,7 @@ from wanscope.spec.strict_json import read_json
 from wanscope.spec.validation import validated
 from wanscope.take.applied_edits import AppliedEdit
 from wanscope.take.disk import file_sha256, files_below, guarded
-from wanscope.workspace import MANIFEST
+from wanscope.workspace import MANIFEST, TAKE_ID, is_plain_name
 
 MANIFEST_VERSION = 1
 # The packages that can change the last bit of a result, or how a file is read.
@@ -36,6 +36,13 @@ class FileRecord(Spec):
     path: str
     bytes: int
     sha256: str
+
+    @field_validator("path")
+    @classmethod
+    def _below(cls, path: str) -> str:
+        if not all(is_plain_name(part) for part in path.split("/")):
+            raise ValueError("it is not a path below the take's folder")
+        return path
 
 
 class Environment(Spec):
@@ -122,6 +129,13 @@ class Manifest(Spec):
     earlier: tuple[Earlier, ...] = ()
     files: tuple[FileRecord, ...]
 
+    @field_validator("id")
+    @classmethod
+    def _id(cls, take: str) -> str:
+        if not TAKE_ID.fullmatch(take):
+            raise ValueError("it is not the id of a take: 16 digits and letters from a to f")
+        return take
+
     @field_validator("gram")
     @classmethod
     def _square(cls, gram: tuple[tuple[float, ...], ...] | None) -> tuple[tuple[float, ...], ...] | None:
@@ -198,7 +212,10 @@ def check_content(folder: Path, files: Iterable[FileRecord]) -> None:
     """Raise DamagedTake, naming the first file whose size or checksum is not as recorded."""
     files = list(files)
     check_sizes(folder, files)
+    inside = folder.resolve()
     for record in files:
+        if not (folder / record.path).resolve().is_relative_to(inside):
+            raise _damage(folder / record.path, "it is a link to a file outside the take")
         with guarded(folder / record.path, "read"):
             found = file_sha256(folder / record.path)
         if found != record.sha256:

@@ -86,12 +86,12 @@ def locate(
     name = str(spec)
     folder = Path(os.path.expanduser(name))
     if os.path.isdir(folder):
-        source = _from_folder(folder, str(folder.resolve().name), str(folder), on_event)
+        source = _from_folder(folder, str(folder.resolve().name), str(folder))
     elif name.strip().lower() == "marbles":
         source = _marbles()
     else:
         hub_id = _hub_id(name)
-        source = _from_folder(download.snapshot(hub_id, on_event), hub_id, hub_id, on_event)
+        source = _from_folder(download.snapshot(hub_id, on_event), hub_id, hub_id)
     given = {"text_encoder": encoder, "vae": vae, "tokenizer": tokenizer}
     replaced = {k: _given_part(k, v, on_event) for k, v in given.items() if v is not None}
     return replace(source, parts={**source.parts, **replaced}) if replaced else source
@@ -124,7 +124,7 @@ def _marbles() -> Source:
     return replace(source, variant=variants.VARIANTS["marbles"])
 
 
-def _from_folder(folder: Path, name: str, shown: str, on_event: events.Listener = events.ignore) -> Source:
+def _from_folder(folder: Path, name: str, shown: str) -> Source:
     gone = download.missing(folder)
     if "model_index.json" in gone and _is_original(folder):
         raise ModelError(
@@ -165,7 +165,7 @@ def _from_folder(folder: Path, name: str, shown: str, on_event: events.Listener 
         text_length=_text_length(folder / "tokenizer"),
     )
     scheduler_file = folder / "scheduler" / "scheduler_config.json"
-    variant = _without_long_negative(variant, folder / "tokenizer", on_event)
+    variant = _without_long_negative(variant, folder / "tokenizer")
     if scheduler_file.is_file():
         scheduler = json.loads(scheduler_file.read_text())
         variant = variants.with_scheduler(variant, scheduler)
@@ -195,7 +195,7 @@ def _original_transformer(folder: Path) -> str:
     return files[0].relative_to(folder).as_posix() if files else "diffusion_pytorch_model.safetensors"
 
 
-def _without_long_negative(variant: Variant, tokenizer: Path, on_event: events.Listener) -> Variant:
+def _without_long_negative(variant: Variant, tokenizer: Path) -> Variant:
     """Return the variant without its default negative prompt, where a folder reads too few tokens for it."""
     own = variant.defaults
     if variant.text_length >= Variant.text_length or not own.negative_prompt:
@@ -206,12 +206,8 @@ def _without_long_negative(variant: Variant, tokenizer: Path, on_event: events.L
     count = len(reader(own.negative_prompt)["input_ids"])
     if count <= variant.text_length:
         return variant
-    on_event(
-        events.Note(
-            f"the default negative prompt is left out: it has {count} tokens, and the model reads {variant.text_length}"
-        )
-    )
-    return replace(variant, defaults=replace(own, negative_prompt=""))
+    why = f"the default negative prompt is left out: it has {count} tokens, and the model reads {variant.text_length}"
+    return replace(variant, defaults=replace(own, negative_prompt=""), negative_note=why)
 
 
 def _check_class(shown: str, name: str | None) -> None:

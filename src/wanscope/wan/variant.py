@@ -124,6 +124,7 @@ class Variant:
     vae: dict[str, Any] = field(default_factory=lambda: dict(VAE_2_1), hash=False)
     scheduler_shift: float = 3.0
     rope_positions: int = ROPE_POSITIONS
+    negative_note: str = ""  # why the default negative prompt is empty, if it had to be left out
     note: str = ""
 
     @property

@@ -51,6 +51,8 @@ def run_dry(source: Any, workspace: Workspace, notes: Sequence[Note], *, device:
     if planned.model_of(recipe) is not None:
         _check_prompts(planned, recipe, variant)
     notes = [*notes, *_checked_directions(planned, variant, recipe), *_too_few_units(planned)]
+    if planned.expansion is not None:
+        notes += planned.expansion.notes
 
     from wanscope.wan.load import pick_device  # with torch: what is refused is refused before it is imported
 

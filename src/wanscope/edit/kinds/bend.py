@@ -62,6 +62,14 @@ class Bend(EditWithStrength):
         given = {"words": words, "operation": operation}
         super().__init__(**{key: value for key, value in given.items() if value is not None}, **data)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_axis(cls, data: Any) -> Any:
+        """A flip without an axis swaps left and right."""
+        if isinstance(data, dict) and data.get("operation") == "flip" and data.get("axis") is None:
+            return {**data, "axis": "x"}
+        return data
+
     @field_validator("words")
     @classmethod
     def _some_word(cls, words: tuple[str, ...]) -> tuple[str, ...]:
