@@ -76,7 +76,7 @@ def in_order(first: Path, second: Path) -> tuple[tuple[Path, Path], bool]:
             f"{first} and {second} are the same file", "the two experts of a Wan 2.2 model are two files, high and low"
         )
     levels = list(zip(_names(first), _names(second), strict=True))
-    said = [(expert_of_name(a), expert_of_name(b)) for a, b in levels]
+    said: list[tuple[Expert | None, Expert | None]] = [(expert_of_name(a), expert_of_name(b)) for a, b in levels]
     # Words that mean something else alone ("low_rank") say the expert where the other name has the other word there.
     words = [(_said(a, WORD), _said(b, WORD)) for a, b in levels]
     said += [pair for pair in words if set(pair) == {"high", "low"}]
