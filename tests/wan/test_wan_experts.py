@@ -29,9 +29,48 @@ def test_every_spelling_is_told(spelling: str, case, expert: str) -> None:
     assert expert_of_name(spelling.format(case(expert))) == expert
 
 
+# What publishers and trainers put before and after the word. A number right after a word such as "rank" or "Q" makes it
+# a field of its own ("HIGH-Q4_K_M" is the high-noise expert in 4 bits, not "high Q").
+BEFORE = ["", "wan2.2-t2v-a14b-", "Wan2_2-T2V-A14B_", "T2V.A14B.", "my style ", "(", "wan22", "wan", "t2v", "i2v_"]
+AFTER = [
+    *("", "-Q4_K_M", "_Q8_0", "_fp8_e4m3fn_scaled_KJ", ".bf16", "_rank32", "-rank64-v1", "_step2000", "_4steps", ")"),
+    *("-lightning", "_lr1e-4", "-dim16", "_fps24", "_cfg1", " v2", "_14B", "-000010", ".safetensors.index"),
+]
+
+
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("noise", ["", "noise", "-noise", "_noise_model", "Noise", " NOISE"])
+def test_every_name_around_the_word_is_told(before: str, noise: str) -> None:
+    for after, case, expert in product(AFTER, (str.lower, str.upper, str.capitalize), ("high", "low")):
+        word = case(expert)
+        if before.isalnum() and not before[-1].isdigit() and word == expert and not noise:
+            continue  # "wanlow" without any boundary
+        assert expert_of_name(before + word + noise + after) == expert, before + word + noise + after
+
+
+@pytest.mark.parametrize("field", ["rank", "res", "q", "lr", "step", "quality", "motion"])
+@pytest.mark.parametrize("separator", ["_", "-", " ", "."])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_two_names_that_differ_only_in_the_word_are_told_by_it(field: str, separator: str, reverse: bool) -> None:
+    """Alone, "low_rank" says nothing about the noise; next to "high_rank" it does."""
+    paths = [Path(f"x_{word}{separator}{field}.safetensors") for word in ("high", "low")]
+    assert in_order(*(paths[::-1] if reverse else paths)) == (tuple(paths), True)
+
+
+def test_one_file_is_not_both_experts(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").touch()
+    (tmp_path / "link.safetensors").symlink_to(tmp_path / "a.safetensors")
+    same = tmp_path / "sub" / ".." / "a.safetensors"
+    (tmp_path / "sub").mkdir()
+    for other in (tmp_path / "a.safetensors", same, tmp_path / "link.safetensors"):
+        with pytest.raises(ModelError, match="the same file"):
+            in_order(tmp_path / "a.safetensors", other)
+
+
 @pytest.mark.parametrize(
     "name",
     [
+        *("slow-noise", "follow_noise", "yellow noise", "slownoise", "thigh_noise", "glow.noise"),
         *("wan2.1_t2v_14B_fp16", "slow_motion", "highlight", "yellow", "glow", "follow-cam", "thigh", "flow_match"),
         *("high_quality", "high-res-fix", "low_vram_fp8", "low rank 32", "HighDetail", "high_step", "low_and_high"),
         *("high_noise_and_low_noise", ""),
@@ -89,13 +128,24 @@ def test_one_expert_alone_is_refused_with_the_name_of_the_other(name: str, other
     assert error.value.fix == f'model: "{high} + {low}"'
 
 
-def test_a_folder_called_high_matters_only_next_to_one_called_low(tmp_path: Path) -> None:
-    for folder in ("high", "low"):
-        (tmp_path / folder).mkdir()
-    refuse_half(tmp_path / "high" / "model.safetensors")
-    (tmp_path / "low" / "model.safetensors").touch()
-    with pytest.raises(ModelError, match="the low-noise file is needed"):
-        refuse_half(tmp_path / "high" / "model.safetensors")
+@pytest.mark.parametrize("folder", ["high", "HIGH", "High_Noise", "high_noise_model", "HighNoise", "Wan2.2-A14B-high"])
+def test_a_folder_that_is_an_expert_makes_its_file_one(folder: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"the low-noise file is needed.*wan2\.1"):
+        refuse_half(tmp_path / folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("folder", ["high", "my high speed disk", "low space"])
+def test_a_folder_further_up_or_with_other_words_matters_only_next_to_its_opposite(folder: str, tmp_path: Path) -> None:
+    for name in ("model.safetensors", "deeper/model.safetensors"):
+        if folder == "high" and "/" not in name:
+            continue
+        other = tmp_path / ("low" if folder == "high" else folder.replace("low", "high")) / name
+        refuse_half(tmp_path / folder / name)
+        if other.parent != tmp_path / folder and "speed" not in folder:
+            other.parent.mkdir(parents=True, exist_ok=True)
+            other.touch()
+            with pytest.raises(ModelError, match="file is needed"):
+                refuse_half(tmp_path / folder / name)
 
 
 PLAIN = ("marbles", "Wan-AI/Wan2.1", "a.safetensors", "my model.gguf")

@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING
 from wanscope.catalog.connect import Database
 from wanscope.catalog.sql_worker import read_frame, write_frame
 from wanscope.errors import SqlRefused
+from wanscope.spec.strict_json import read_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,7 +42,7 @@ def run_sql(db: Database, sql: str) -> pa.Table:
     with db.held() as exists:
         reply = _ask({"path": str(db.path) if exists else None, "sql": query, "bytes": BYTES})
     if reply[:1] == b"E":
-        what, why, fix = json.loads(reply[1:])
+        what, why, fix = read_json(reply[1:].decode())
         raise SqlRefused(what, why, fix or EXAMPLE)
     return pa.ipc.open_stream(pa.py_buffer(reply[1:])).read_all()
 

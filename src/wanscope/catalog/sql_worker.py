@@ -17,6 +17,8 @@ import sys
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any
 
+from wanscope.spec.strict_json import read_json
+
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
@@ -129,7 +131,7 @@ def main() -> None:
     sys.stdout = sys.stderr  # nothing else may be written between frames
     write_frame(out, b"")  # ready
     while (request := read_frame(given)) is not None:
-        asked: dict[str, Any] = json.loads(request)
+        asked: dict[str, Any] = read_json(request.decode())
         try:
             reply = b"A" + answer(asked["path"], asked["sql"], asked["bytes"])
         except Refused as refused:

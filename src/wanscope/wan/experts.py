@@ -4,6 +4,7 @@ wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors        high
 Wan2_2-T2V-A14B-LOW_fp8_e4m3fn_scaled_KJ.safetensors    low
 low_noise_model/diffusion_pytorch_model.safetensors     low
 style_HighNoise.safetensors                             high
+Wan2.2-T2V-A14B-LOW-Q4_K_M.gguf                         low
 high_quality.safetensors                                neither
 """
 
@@ -28,14 +29,25 @@ OTHER_USES = (
     *("quality", "res", "resolution", "vram", "ram", "mem", "memory", "rank", "dim", "step", "steps", "fps", "motion"),
     *("detail", "details", "detailed", "contrast", "cfg", "key", "speed", "light", "angle", "poly", "def", "lr", "q"),
 )
-WITH_NOISE = re.compile(r"(high|low)[ _.-]?noise")
-ALONE = re.compile(rf"(?<![a-z])(high|low)(?![a-z])(?![ _.-]?(?:{'|'.join(OTHER_USES)})(?![a-z]))")
+# A word begins here ("slow", "thigh" and "follow" do not), or right after the end of a model's name ("t2vlow").
+BEGIN = r"(?:(?<![a-z])|(?<=[ti]2v)|(?<=wan))"
+# Before "noise", it may end another word ("stylelownoise"), but not that of an English one ("slow", "below", "thigh").
+WITH_NOISE = re.compile(r"(?<![bfglps])(?<!be)(?<!\bt)(?<!_t)(high|low)[ _.-]?noise")
+WORD = re.compile(rf"{BEGIN}(high|low)(?![a-z])")
+# With a number right after it, such a word is a field of its own: "LOW-Q4_K_M" and "high_rank32" say the expert.
+ALONE = re.compile(rf"{WORD.pattern}(?![ _.-]?(?:{'|'.join(OTHER_USES)})(?![a-z0-9]))")
+# A folder that says nothing else, or that is of Wan 2.2.
+FOLDER = re.compile(r"(?:high|low)(?:[ _.-]?(?:model|expert|transformer))?|.*(?:2[ _.-]?2|a14b).*")
 
 
 def expert_of_name(name: str) -> Expert | None:
     """Return the expert that one name says, or None if it says none or both."""
+    return _said(name, WITH_NOISE, ALONE)
+
+
+def _said(name: str, *patterns: re.Pattern[str]) -> Expert | None:
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-    for pattern in (WITH_NOISE, ALONE):
+    for pattern in patterns:
         found = set(pattern.findall(words)) | set(pattern.findall(name.lower()))
         if found:
             return found.pop() if len(found) == 1 else None
@@ -56,11 +68,17 @@ def expert_of_file(path: Path) -> Expert | None:
 def in_order(first: Path, second: Path) -> tuple[tuple[Path, Path], bool]:
     """Return the high-noise file and the low-noise file of two, and whether their names say which is which.
 
-    Where they do not, the first one is the high-noise file. Raises ModelError if both are named for the same expert.
+    Where they do not, the first one is the high-noise file. Raises ModelError if both are named for the same expert, or
+    are one file.
     """
-    said: list[tuple[Expert | None, Expert | None]] = [
-        (expert_of_name(a), expert_of_name(b)) for a, b in zip(_names(first), _names(second), strict=True)
-    ]
+    if first.resolve() == second.resolve():
+        raise ModelError(
+            f"{first} and {second} are the same file", "the two experts of a Wan 2.2 model are two files, high and low"
+        )
+    levels = list(zip(_names(first), _names(second), strict=True))
+    said = [(expert_of_name(a), expert_of_name(b)) for a, b in levels]
+    # Words that mean something else alone ("low_rank") say the expert where the other name has the other word there.
+    said += [pair for a, b in levels if set(pair := (_said(a, WORD), _said(b, WORD))) == {"high", "low"}]
     # The first level at which the names differ in it: the files' own names, or those of the folders they are in.
     for a, b in said:
         if a != b:
@@ -77,23 +95,25 @@ def in_order(first: Path, second: Path) -> tuple[tuple[Path, Path], bool]:
 
 
 def refuse_half(path: Path) -> None:
-    """Raise ModelError if a file is one of two experts by its own name, or by a folder's name next to the other one's.
+    """Raise ModelError if a file is one of two experts by its own name or by that of a folder.
 
-    A folder called `high` alone is not enough, unless the file of the other expert is where its name would be.
+    A folder whose name has the word among others (`high-speed disk`) is not enough, unless it names the noise or Wan
+    2.2, or the file of the other expert is where its name would be.
     """
     own = expert_of_name(path.name.removesuffix(path.suffix))
     expert = own or expert_of_file(path)
     if expert is None:
         return
     other = _renamed(path, expert)
-    folders = " ".join(_names(path)[1:]).lower()
-    if own is None and not other.is_file() and not WITH_NOISE.search(folders):
+    folders = [name.lower() for name in _names(path)[1:]]
+    named = (FOLDER.fullmatch(folders[0]) and expert_of_name(folders[0])) or any(map(WITH_NOISE.search, folders))
+    if own is None and not named and not other.is_file():
         return
     pair = (path, other) if expert == "high" else (other, path)
     shown = path.name if own else f"{path.parent.name}/{path.name}"
     raise ModelError(
         f"{shown} is one of Wan 2.2's two experts",
-        f"the {OTHER[expert]}-noise file is needed as well",
+        f"the {OTHER[expert]}-noise file is needed as well. A model with one expert has wan2.1 in its file's name",
         f'model: "{pair[0]} + {pair[1]}"',
     )
 
