@@ -365,7 +365,7 @@ def test_an_outdated_page_is_not_left_next_to_new_tables(place: Path, tmp_path: 
     (tmp_path.parent / "outside.txt").write_text("not below the folder")
     run(report=False)
     (said,) = [note for note in notes if note.startswith("removed")]
-    assert "attention.csv, report.html" in said and "files of figures" in said
+    assert "attention.csv, report.html" in said and "figure files" in said
     assert not (tmp_path / "report.html").exists() and [path.name for path in figures.iterdir()] == ["mine.png"]
     assert (tmp_path.parent / "outside.txt").is_file() and (tmp_path / "tests.csv").is_file()
     assert json.loads((tmp_path / "analysis.json").read_text())["report"] is None
