@@ -10,9 +10,9 @@ import pytest
 
 from helpers.takes import recipe, write_take
 from wanscope.analysis import attention as maps_of
-from wanscope.analysis.overlay import OPACITY, latent_frame, overlay_frame, overlay_video, panels
+from wanscope.analysis.overlay import OPACITY, latent_frame, make_panels, overlay_frame, overlay_video
 from wanscope.capture.arrays import create_array, open_array
-from wanscope.errors import NotCaptured, RequestError
+from wanscope.errors import NotCaptured, RecipeError, RequestError
 from wanscope.take import attention_maps as take_attention
 from wanscope.take.attention_maps import Attention
 from wanscope.take.video import read_frames
@@ -138,17 +138,51 @@ def test_means_without_a_map_are_refused(tmp_path: Path) -> None:
         found.mean("red", steps=[7])
 
 
+def test_panels_that_do_not_fit_are_refused_with_options_that_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wanscope.analysis import overlay
+
+    take = write_take(tmp_path / "takes", recipe())
+    found = attention(tmp_path / "a", np.ones((2, 2, 3, *GRID)))
+    out = tmp_path / "maps.mp4"
+    with pytest.raises(RequestError, match="there are no panels to show"):
+        overlay_video(take, [], out)
+    words, blocks = make_panels(found), make_panels(found, ["red"], "block")
+    for setting, value in (("MAX_PANELS", 1), ("MAX_SIDE", 300)):
+        with monkeypatch.context() as patch:
+            patch.setattr(overlay, setting, value)
+            with pytest.raises(RequestError) as refused:
+                overlay_video(take, words, out)
+            assert refused.value.fix == "--maps circle"
+            with pytest.raises(RequestError) as refused:
+                overlay_video(take, blocks, out)
+            assert refused.value.fix == "--by word"
+            assert overlay_video(take, make_panels(found, ["circle"]), out) == (1, 1)
+
+
+def test_names_without_maps_are_listed_once(tmp_path: Path) -> None:
+    found = attention(tmp_path / "a", np.ones((2, 2, 3, *GRID)))
+    for name, hint in (("cirle", "; did you mean 'circle'?"), ("zzz", ".")):
+        with pytest.raises(NotCaptured) as refused:
+            found.word(name)
+        what = f"no attention maps of {name!r} were kept: there are maps of {', '.join(found.names)}{hint}"
+        assert str(refused.value).splitlines()[0] == what
+
+
 def test_overlays_show_the_map_where_it_is(tmp_path: Path) -> None:
     take = write_take(tmp_path / "takes", recipe())
     values = np.zeros((2, 2, 3, *GRID))
     values[:, :, 0, :, :3, :4] = 0.5  # the top left quarter
     found = attention(tmp_path / "a", values)
-    by_block = panels(found, ["circle"], "block")
+    by_block = make_panels(found, ["circle"], "block")
     assert [p.label for p in by_block] == ["circle, block 0: 12%", "circle, block 1: 12%"]
-    assert [p.label.split(":")[0] for p in panels(found)] == ["circle", "red"]
-    assert len(panels(found, ["red"], "step", steps=[1])) == 1
-    with pytest.raises(RequestError, match="of one word"):
-        panels(found, (), "block")
+    assert [p.label.split(":")[0] for p in make_panels(found)] == ["circle", "red"]
+    assert len(make_panels(found, ["red"], "step", steps=[1])) == 1
+    with pytest.raises(RequestError, match="show one word, and 2 are given"):
+        make_panels(found, (), "block")
+    with pytest.raises(RecipeError, match="by word, block or step"):
+        make_panels(found, ["red"], "head")  # type: ignore[arg-type]
     out = tmp_path / "maps.mp4"
     assert overlay_video(take, by_block, out) == (1, 2)
     assert len(read_frames(out)) == len(take.frames)

@@ -65,7 +65,7 @@ def test_p_values_equal_those_of_all_swaps(distance: bool) -> None:
     observed = statistic((1,) * 6)
     wanted = np.mean([statistic(signs) >= observed - 1e-9 for signs in product((1, -1), repeat=6)])
     form = groups.pair_form(-far if distance else gram, pairs.a, pairs.b)
-    assert groups.flipped_form(form) == pytest.approx(wanted)
+    assert groups.sign_flip_p(form) == pytest.approx(wanted)
 
 
 def test_energy_distance_is_the_mean_over_takes_of_different_units() -> None:
@@ -130,7 +130,7 @@ def test_separability_is_nearest_centroid_with_a_seed_left_out() -> None:
 def test_different_groups_are_separated_and_equal_ones_are_not() -> None:
     x, pairs = made(12, effect=8.0)
     assert groups.separability(x @ x.T, pairs)[1] == 1
-    assert groups.flipped_form(groups.pair_form(x @ x.T, pairs.a, pairs.b)) == smallest_p(12)
+    assert groups.sign_flip_p(groups.pair_form(x @ x.T, pairs.a, pairs.b)) == smallest_p(12)
     found = [groups.separability(z @ z.T, pairs)[1] for z, _ in (made(12, seed=s) for s in range(60))]
     assert np.mean(found) == pytest.approx(0.5, abs=0.08)
 
@@ -162,7 +162,7 @@ def test_the_tests_have_their_nominal_level(kind: str) -> None:
             p = paired_permutation((far[:8] - far[8:])[:, None])[0]
         else:
             matrix = gram if kind == "permanova" else -np.sqrt(groups.squared_distances(gram))
-            p = groups.flipped_form(groups.pair_form(matrix, pairs.a, pairs.b))
+            p = groups.sign_flip_p(groups.pair_form(matrix, pairs.a, pairs.b))
         rejected += p <= 0.05
     assert 0.035 <= rejected / trials <= 0.065
 

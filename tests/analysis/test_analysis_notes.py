@@ -18,7 +18,7 @@ from wanscope.analysis.analyze import analyze
 from wanscope.analysis.attention import centers, overlaps, profile
 from wanscope.analysis.attention_charts import attention_charts
 from wanscope.analysis.bundle import methods
-from wanscope.analysis.preview import Preview, previews
+from wanscope.analysis.preview import Preview, make_previews
 from wanscope.analysis.report import render_page
 from wanscope.capture.arrays import create_array
 from wanscope.doors.cli.analyze import _cells
@@ -99,7 +99,7 @@ def test_a_requested_unit_with_few_scenes_suggests_no_other(tmp_path: Path) -> N
 def test_a_damaged_poster_is_named(tmp_path: Path) -> None:
     (take,) = write_study(tmp_path, {"color": ("red",)}, 1)
     take.poster.write_bytes(b"no picture")
-    (shown,) = previews([take], budget_bytes=0)
+    (shown,) = make_previews([take], budget_bytes=0)
     assert not shown.data and "poster.webp is damaged" in shown.note and str(tmp_path) not in shown.note
 
 

@@ -19,7 +19,8 @@ from helpers.paths import write_study
 from wanscope.analysis import report
 from wanscope.analysis.analyze import analyze
 from wanscope.analysis.charts import charts
-from wanscope.analysis.preview import Preview, previews
+from wanscope.analysis.latent_pass import path_of
+from wanscope.analysis.preview import Preview, make_previews
 from wanscope.analysis.report import custom_figures, render_page
 from wanscope.analysis.result import Analysis
 from wanscope.capture.path_gram import increments
@@ -210,12 +211,12 @@ def test_videos_that_are_too_much_together_are_made_smaller_then_stills(
     takes = [member.take for member in found.members[:3]]
     sizes = {320: 1_000, 240: 500, 160: 300}
     monkeypatch.setattr(
-        "wanscope.analysis.preview._video_copy",
+        "wanscope.analysis.preview._encode_video",
         lambda take, side, rate: Preview("video/mp4", bytes(sizes[side]), side, 1),
     )
-    assert {clip.width for clip in previews(takes, 3_000)} == {320}
-    assert {clip.width for clip in previews(takes, 2_999)} == {240}
-    last = previews(takes, 700)
+    assert {clip.width for clip in make_previews(takes, 3_000)} == {320}
+    assert {clip.width for clip in make_previews(takes, 2_999)} == {240}
+    last = make_previews(takes, 700)
     assert [clip.kind for clip in last] == ["video/mp4", "video/mp4", "image/webp"] and "still" in last[2].note
 
 
@@ -241,9 +242,33 @@ def test_with_four_seeds_it_is_reported_that_no_test_can_be_significant(tmp_path
 
 
 def test_without_recorded_paths_the_error_has_a_fix(tmp_path: Path) -> None:
-    write_study(tmp_path, COLORS, 2, latents=False)
-    with pytest.raises(NotCaptured, match="--store-latents"):
+    takes = write_study(tmp_path, COLORS, 2, latents=False)
+    study, option = tmp_path / "studies" / "made" / "study.yaml", f"--output-dir {tmp_path}"
+    first = takes[0].id
+    for source in ("made", takes):
+        with pytest.raises(NotCaptured) as refused:
+            analyze(source, workspace=tmp_path)
+        assert refused.value.fix == f"wanscope generate {first} {option} --store-latents"
+    with pytest.raises(NotCaptured) as refused:
+        path_of(takes[0])
+    assert refused.value.fix == f"wanscope generate {first} {option} --store-latents"
+    study.write_text("prompt: 'a [@color: red|blue] circle'\n")
+    with pytest.raises(NotCaptured) as refused:
         analyze("made", workspace=tmp_path)
+    assert refused.value.fix == f"wanscope generate {study} {option} --store-latents"
+
+
+def test_a_study_without_a_readable_take_has_a_command_that_generates_it(tmp_path: Path) -> None:
+    for take in write_study(tmp_path / "a b", COLORS, 1):
+        (take.folder / "take.json").unlink()
+    study = tmp_path / "a b" / "studies" / "made" / "study.yaml"
+    with pytest.raises(TakeNotFound, match="no take that can be analyzed") as refused:
+        analyze("made", workspace=tmp_path / "a b")
+    assert refused.value.fix == f"wanscope takes --study made --output-dir '{tmp_path / 'a b'}'"
+    study.write_text("prompt: 'a [@color: red|blue] circle'\n")
+    with pytest.raises(TakeNotFound) as refused:
+        analyze("made", workspace=tmp_path / "a b")
+    assert refused.value.fix == f"wanscope generate '{study}' --output-dir '{tmp_path / 'a b'}'"
 
 
 def test_every_way_to_name_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,7 +352,7 @@ def test_an_outdated_page_is_not_left_next_to_new_tables(place: Path, tmp_path: 
     assert (tmp_path / "report.html").read_text() == "a user's own"
     assert json.loads((tmp_path / "analysis.json").read_text())["report"] is None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "previews", lambda takes: [Preview("", b"", 0, 0, "none") for _ in takes])
+        patch.setattr(report, "make_previews", lambda takes: [Preview("", b"", 0, 0, "none") for _ in takes])
         draw_few(patch)
         run()
     figures = tmp_path / "figures"
@@ -340,7 +365,7 @@ def test_an_outdated_page_is_not_left_next_to_new_tables(place: Path, tmp_path: 
     (tmp_path.parent / "outside.txt").write_text("not below the folder")
     run(report=False)
     (said,) = [note for note in notes if note.startswith("removed")]
-    assert "attention.csv, report.html" in said and "files of figures" in said
+    assert "attention.csv, report.html" in said and "figure files" in said
     assert not (tmp_path / "report.html").exists() and [path.name for path in figures.iterdir()] == ["mine.png"]
     assert (tmp_path.parent / "outside.txt").is_file() and (tmp_path / "tests.csv").is_file()
     assert json.loads((tmp_path / "analysis.json").read_text())["report"] is None

@@ -16,7 +16,7 @@ from wanscope.analysis.correct_tests import correct_tests
 from wanscope.analysis.max_t import form_max_t, paired_max_t, statistics_max_t
 from wanscope.analysis.multiple_testing import benjamini_hochberg, holm
 from wanscope.analysis.permutation_tests import paired_permutation
-from wanscope.analysis.power import smallest_effect
+from wanscope.analysis.power import minimum_detectable_effect
 from wanscope.analysis.test_result import Draft, Test
 
 
@@ -129,7 +129,7 @@ def test_six_units_find_a_strong_effect_among_forty_tests_where_holm_cannot() ->
 @pytest.mark.parametrize(("units", "tests"), [(6, 10), (7, 20), (8, 20), (12, 20)])
 def test_the_detectable_effect_is_detected_four_times_in_five(units: int, tests: int) -> None:
     rng = np.random.default_rng([units, tests])
-    effect = smallest_effect(units, tests)
+    effect = minimum_detectable_effect(units, tests)
     found = 0
     for _ in range(400):
         d = rng.standard_normal((units, tests))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from wanscope.analysis import pairing
 from wanscope.analysis.collection import Collection, Member
-from wanscope.analysis.pairing import Contrast, compare, pairs_of
+from wanscope.analysis.pairing import Contrast, compare, find_pairs
 from wanscope.errors import RecipeError
 from wanscope.recipe import Study
 
@@ -50,7 +52,7 @@ def test_by_default_every_slot_is_compared() -> None:
 
 def test_pairs_share_all_but_the_factor() -> None:
     people = members(WHO)
-    pairs = pairs_of(people, Contrast("who", "men", "people"))
+    pairs = find_pairs(people, Contrast("who", "men", "people"))
     assert len(pairs.cells) == 6 and pairs.seeds == [0, 1, 2] and pairs.scenes == ["beach", "home"]
     for a, b in zip(pairs.a, pairs.b, strict=True):
         assert people[a].seed == people[b].seed
@@ -59,14 +61,14 @@ def test_pairs_share_all_but_the_factor() -> None:
 
 
 def test_a_missing_take_removes_its_pair() -> None:
-    pairs = pairs_of(members(WHO, skip=(("men", 1),)), Contrast("who", "men", "people"))
+    pairs = find_pairs(members(WHO, skip=(("men", 1),)), Contrast("who", "men", "people"))
     assert pairs.seeds == [0, 2]
 
 
 def test_differences_are_means_of_units() -> None:
     people = members(WHO, seeds=2)
     values = np.arange(len(people), dtype=float)[:, None] ** 2
-    pairs = pairs_of(people, Contrast("who", "men", "women"))
+    pairs = find_pairs(people, Contrast("who", "men", "women"))
 
     def value(who: str, where: str, seed: int) -> float:
         return next(values[i, 0] for i, m in enumerate(people) if m.name == f"{who}-{where}_{seed}")
@@ -96,10 +98,12 @@ def test_a_factor_of_many_values_is_compared_with_its_first() -> None:
     [
         ({"by": "whom"}, "did you mean 'who'"),
         ({"by": "seed"}, "seeds repeat"),
-        ({"by": "who", "contrast": ("men", "woman")}, "did you mean 'women'"),
-        ({"contrast": ("men", "beach")}, "no single"),
+        ({"by": "who", "contrast": ("men", "woman")}, "value 'woman': did you mean 'women'?"),
+        ({"by": "who", "contrast": ("men", "cats")}, "value 'cats': known: men, people, women."),
+        ({"contrast": ("men", "beach")}, "no single slot takes the values 'men', 'beach': 'men' is a value of who; "),
         ({"contrast": ("men", "cats")}, "no slot takes the value 'cats'"),
         ({"contrast": ("men", "men")}, "compared with itself"),
+        ({"by": "who", "contrast": ("men", "women"), "baseline": "women"}, "'women' is compared with itself"),
         ({"unit": "scene"}, "names no slots that are scenes"),
     ],
 )
@@ -110,8 +114,26 @@ def test_impossible_comparisons_are_refused(request_: dict[str, Any], says: str)
 
 
 def test_a_slot_that_does_not_vary_is_refused() -> None:
-    with pytest.raises(RecipeError, match="all takes have the same"):
+    with pytest.raises(RecipeError, match="all takes have the same value, 'men'") as refused:
         compare(collection(members({"who": ("men",), "where": ("a", "b")})), by="who")
+    assert refused.value.fix == "--by where"
+    with pytest.raises(RecipeError, match="all takes have the same prompt and edits"):
+        compare(collection(members({"who": ("men",)})), contrast=("men", "women"))
+
+
+def test_suggested_comparisons_can_be_made() -> None:
+    """The options that an error suggests are accepted when they are pasted, and so is the design."""
+    found = members({**WHO, "2": ("men", "dogs in a park")})
+    for request in ({"contrast": ("dogs in a park", "beach")}, {"by": "whom"}, {"baseline": "men"}):
+        with pytest.raises(RecipeError) as refused:
+            compare(collection(found), **request)
+        pasted = shlex.split(refused.value.fix)
+        assert pasted[0] == "--by"
+        assert compare(collection(found), by=pasted[1], contrast=pasted[3:] or None).contrasts
+    with pytest.raises(RecipeError) as refused:
+        compare(collection(found), by="2", unit="scene")
+    assert refused.value.fix == 'design: {factor: "2", blocks: [seed, who]}'
+    assert compare(collection(found, yaml.safe_load(refused.value.fix)), unit="scene").scenes == ("who",)
 
 
 def test_the_design_states_what_is_compared_and_what_repeats() -> None:
@@ -123,7 +145,7 @@ def test_the_design_states_what_is_compared_and_what_repeats() -> None:
     few = compare(collection(members({**scenes, "where": ("home", "beach")}), study))
     assert few.unit == "seed" and "2 scenes" in few.notes[0] and "these prompts" in few.notes[0]
     assert compare(collection(members(scenes), study), unit="seed").unit == "seed"
-    assert len(pairs_of(members(scenes), wide.contrasts[0], wide.scenes).scenes) == 5
+    assert len(find_pairs(members(scenes), wide.contrasts[0], wide.scenes).scenes) == 5
 
 
 def test_edits_are_compared_as_a_whole_and_against_their_baseline() -> None:
@@ -136,9 +158,9 @@ def test_edits_are_compared_as_a_whole_and_against_their_baseline() -> None:
             out.append(Member(f"{label}_{seed}", SimpleNamespace(recipe=recipe, id=""), labels))  # type: ignore[arg-type]
     found = compare(collection(out))
     assert [c.text for c in found.contrasts] == ["late, 0.2 - baseline", "late, 0.4 - baseline"]
-    assert len(pairs_of(out, found.contrasts[0]).cells) == 2
+    assert len(find_pairs(out, found.contrasts[0]).cells) == 2
     by_strength = compare(collection(out), by="edits.0.strength")
-    assert len(pairs_of(out, by_strength.contrasts[0]).cells) == 2
+    assert len(find_pairs(out, by_strength.contrasts[0]).cells) == 2
 
 
 def test_a_slot_inside_another_is_compared_together_with_it() -> None:
@@ -148,7 +170,7 @@ def test_a_slot_inside_another_is_compared_together_with_it() -> None:
             labels = {"1": first, "2": inner}
             recipe = SimpleNamespace(seed=seed, prompt=first, labels=labels)
             out.append(Member(f"{inner}_{seed}", SimpleNamespace(recipe=recipe, id=""), labels))  # type: ignore[arg-type]
-    assert len(pairs_of(out, Contrast("1", "a red ball", "a blue ball")).cells) == 2
+    assert len(find_pairs(out, Contrast("1", "a red ball", "a blue ball")).cells) == 2
 
 
 def test_prompts_are_the_factor_if_there_is_no_slot() -> None:
@@ -159,7 +181,7 @@ def test_prompts_are_the_factor_if_there_is_no_slot() -> None:
             out.append(Member(f"{prompt}_{seed}", SimpleNamespace(recipe=recipe, id=""), {}))  # type: ignore[arg-type]
     found = compare(collection(out))
     assert [c.text for c in found.contrasts] == ["a cat - a dog"]
-    assert len(pairs_of(out, found.contrasts[0]).cells) == 2
+    assert len(find_pairs(out, found.contrasts[0]).cells) == 2
 
 
 def test_one_variation_has_nothing_to_compare() -> None:
@@ -175,10 +197,10 @@ def test_a_hypothesis_confirms_only_what_it_names_and_only_if_it_came_first() ->
     assert made.design is not None
     hypotheses = made.design.hypotheses
     contrast = Contrast("who", "women", "men")
-    assert pairing.confirms(hypotheses, (True,), contrast, "linearity")
-    assert not pairing.confirms(hypotheses, (True,), contrast, "turning")
-    assert not pairing.confirms(hypotheses, (True,), Contrast("who", "men", "people"), "linearity")
-    assert not pairing.confirms(hypotheses, (False,), contrast, "linearity")
+    assert pairing.is_confirmatory(hypotheses, (True,), contrast, "linearity")
+    assert not pairing.is_confirmatory(hypotheses, (True,), contrast, "turning")
+    assert not pairing.is_confirmatory(hypotheses, (True,), Contrast("who", "men", "people"), "linearity")
+    assert not pairing.is_confirmatory(hypotheses, (False,), contrast, "linearity")
 
 
 def test_a_hypothesis_that_was_added_later_is_detected(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from wanscope.analysis import trajectory as tr
 from wanscope.analysis.latent_path import LatentPath, rounding_floor
-from wanscope.analysis.path_volume import common_rank, explained, log_volume, participation_ratio
+from wanscope.analysis.path_volume import common_rank, explained_variance, log_volume, participation_ratio
 from wanscope.capture.path_gram import increments
 
 
@@ -155,7 +155,7 @@ def test_a_random_walk_in_many_dimensions() -> None:
     assert tr.velocity(path) == pytest.approx(np.ones(steps), rel=0.03)
     # Its principal axes are cosines, with variances that fall as 1/k^2 (Antognini and Sohl-Dickstein 2018,
     # arXiv 1806.08805).
-    shares = explained(path.spectrum)[:3]
+    shares = explained_variance(path.spectrum)[:3]
     assert shares == pytest.approx([6 / np.pi**2 / k**2 for k in (1, 2, 3)], rel=0.05)
     assert tr.mean_frequency(path) == pytest.approx(0.25, rel=0.1)
 

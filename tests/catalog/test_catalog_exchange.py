@@ -186,6 +186,21 @@ def test_a_folder_in_use_and_a_damaged_export_are_refused(catalog: Catalog, tmp_
         theirs.import_(out)
 
 
+def test_the_same_export_may_be_there_already_and_another_is_not_replaced(catalog: Catalog, tmp_path: Path) -> None:
+    """A process that is killed after its last rename leaves an export that it did not report."""
+    out = tmp_path / "out"
+    first = catalog.export(out)
+    (out / "mine.txt").write_text("a file of the user's own")
+    again = catalog.export(out)
+    assert (again.rows, sorted(p.name for p in tmp_path.iterdir())) == (first.rows, ["mine", "out"])
+    assert (out / "mine.txt").exists()
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    catalog.put(np.ones((1, 4), np.float32), prompt="new since")
+    with pytest.raises(RecipeError, match="has another export"):
+        catalog.export(out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
 @pytest.mark.parametrize("schema", [True, False], ids=["as a dictionary", "as text"])
 @pytest.mark.parametrize("rows", [20_000_000, 1_000])
 def test_a_small_table_that_claims_gigabytes_is_refused(

@@ -150,3 +150,49 @@ def test_an_endless_query_is_stopped(catalog: Catalog, monkeypatch: pytest.Monke
 def test_mistakes_in_sql_have_clear_messages(catalog: Catalog, query: str, said: str) -> None:
     with pytest.raises(SqlRefused, match=said):
         catalog.sql(query)
+
+
+HEAVY = [
+    "SELECT repeat('x', 3000000000)",  # one call: DuckDB neither counts its memory nor interrupts it
+    "SELECT length(repeat(repeat('x', 30000), 100000))",
+    "SELECT list_sum(range(3000000000))",
+    "SELECT string_agg(repeat('x', 10000000)) FROM range(1000)",
+    "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t) SELECT max(n) FROM t",
+]
+
+
+@pytest.mark.parametrize("query", HEAVY)
+def test_no_query_takes_the_machine_or_the_turn(catalog: Catalog, query: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog.sql("SELECT 1")  # a process is ready
+    monkeypatch.setattr(jail, "SECONDS", 2.0)
+    with pytest.raises(SqlRefused, match=r"not answered in 2 seconds|needs too much memory"):
+        catalog.sql(query)
+    assert catalog.sql("SELECT count(*) AS n FROM embeddings").to_pylist() == [{"n": 1}]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT 9223372036854775807 + 1",
+        "SELECT CAST('999999-01-01' AS TIMESTAMP)",
+        "SELECT 170141183460469231731687303715884105727::HUGEINT + 1",
+        "SELECT DATE '294247-01-10' + INTERVAL 1000000 YEAR",
+        "SELECT error('no')",
+        "SELECT 1 / (SELECT NULL)::INT::VARCHAR::INT UNION ALL SELECT 'x'::INT",
+        "SELECT unnest(range(10)) FROM nothing",
+    ],
+)
+def test_what_overflows_or_fails_is_a_refusal(catalog: Catalog, query: str) -> None:
+    with pytest.raises(SqlRefused):
+        catalog.sql(query)
+
+
+def test_a_process_that_has_died_is_replaced(catalog: Catalog) -> None:
+    catalog.sql("SELECT 1")
+    jail._idle[-1].kill()
+    jail._idle[-1].wait()
+    assert catalog.sql("SELECT 3 AS n").to_pylist() == [{"n": 3}]
+
+
+def test_a_catalog_that_does_not_exist_yet_is_empty(tmp_path: Path) -> None:
+    assert Catalog(tmp_path / "none").sql("SELECT count(*) AS n FROM takes").to_pylist() == [{"n": 0}]

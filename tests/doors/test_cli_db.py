@@ -94,7 +94,8 @@ def test_export_import_merge(cli, space: Path, tmp_path: Path) -> None:
     assert "2 embeddings" in cli("db", "import", out, "-o", theirs).out
     merged = cli("db", "merge", space, "-o", theirs)
     assert "new: nothing" in merged.out and "there already: 2 embeddings" in merged.out
-    assert cli("db", "export", out, "-o", space).status == 2
+    assert cli("db", "export", out, "-o", space).status == 0  # the same one again
+    assert cli("db", "export", theirs, "-o", space).status == 2
 
 
 def test_index_reports_what_it_found(cli, space: Path) -> None:

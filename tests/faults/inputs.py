@@ -278,8 +278,8 @@ def command(draw: random.Random) -> None:
         else:
             words.append(draw.choice(HOSTILE))
     words = [word.replace("\x00", "") for word in words]  # no system passes one on
-    if words[0] == "generate" and "--dry-run" not in words[1:]:
-        words.insert(1, "--dry-run")
+    if words[0] == "generate":  # as the first option, so that no other takes it for its value
+        words = ["generate", "--dry-run", *(word for word in words[1:] if word != "--dry-run")]
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         status = main(words)
     assert status in (0, 1, 2), f"{words}: {status}"
@@ -355,7 +355,7 @@ def exported(draw: random.Random) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from wanscope.catalog.exchange import _card_sum
+    from wanscope.catalog.export_card import card_sum
 
     out = Path("export")
     if not out.exists():
@@ -389,7 +389,7 @@ def exported(draw: random.Random) -> None:
         if isinstance(card, dict) and isinstance(card.get("sha256"), dict):
             card["sha256"][file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
             with contextlib.suppress(ValueError):  # half a character has no bytes
-                card["card_sha256"] = _card_sum(card)
+                card["card_sha256"] = card_sum(card)
         (out / "card.json").write_text(json.dumps(card))
         Catalog(Path("importing")).import_(out)
     finally:

@@ -51,11 +51,11 @@ def test_marks_and_alternatives_hold_each_other():
     ]
 
 
-def test_a_mark_without_a_number_is_not_weighted_and_one_with_1_is():
+def test_a_mark_without_a_number_or_with_1_is_not_weighted():
     (variation,) = expand("(a) (b:1) (c: .5 ) (d:2.)")
     assert [(m.text, m.weight, m.weighted) for m in variation.marks] == [
         ("a", 1.0, False),
-        ("b", 1.0, True),
+        ("b", 1.0, False),
         ("c", 0.5, True),
         ("d", 2.0, True),
     ]
@@ -413,11 +413,11 @@ def outcomes(series: tuple, bound: dict, numbers: dict[int, str]) -> list[Outcom
 
 
 def merged(marks: tuple) -> list[tuple]:
+    """Marks of the same words become one; a weight of 1, written or not, is none."""
     found: dict = {}
-    for start, end, weight, given_number in marks:
-        before = found.get((start, end), (1.0, False))
-        found[start, end] = (before[0] * weight, before[1] or given_number)
-    return [(*span, *rest) for span, rest in found.items()]
+    for start, end, weight, _ in marks:
+        found[start, end] = found.get((start, end), 1.0) * weight
+    return [(*span, weight, weight != 1.0) for span, weight in found.items()]
 
 
 @given(drafts())

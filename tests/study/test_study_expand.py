@@ -208,3 +208,9 @@ def test_expanding_needs_no_torch() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["4", "False", "False"]
+
+
+@pytest.mark.parametrize("marked", ["(circle:1.0)", "(circle:1)", "(circle:1.)"])
+def test_a_weight_of_one_is_the_same_take_as_no_weight(marked: str) -> None:
+    first, second = (expand(Study(prompt=f"a {text}", negative="")).first_recipe for text in ("(circle)", marked))
+    assert first == second and first.hash == second.hash

@@ -32,7 +32,7 @@ import numpy as np
 
 from wanscope import events
 from wanscope.analysis import attention_section, latent_pass
-from wanscope.analysis.collection import Collection, Member, collect
+from wanscope.analysis.collection import STUDY_FILE, Collection, Member, collect, generate_command
 from wanscope.analysis.contrast_tests import metric_columns, run_tests, unconfirmed
 from wanscope.analysis.groups import GroupResult, analyze_groups
 from wanscope.analysis.latent_path import EPSILON, LatentPath
@@ -210,7 +210,7 @@ def _paths(collection: Collection, notes: list[str]) -> dict[int, LatentPath]:
         raise NotCaptured(
             f"no take of {collection.name} has a record of its path",
             "they were generated without storing latents",
-            f"wanscope generate {collection.name} --store-latents",
+            f"{_generate_command(collection)} --store-latents",
         )
     if without:
         notes.append(f"left out of all metrics, because they have no record of their path: {', '.join(without)}")
@@ -226,6 +226,14 @@ def _paths(collection: Collection, notes: list[str]) -> dict[int, LatentPath]:
             f"{shown}; lengths below about {largest:.2g} rms are rounding error"
         )
     return paths
+
+
+def _generate_command(collection: Collection) -> str:
+    """Return the command that generates the takes again; only the first one if they belong to no study."""
+    if collection.folder is not None and (collection.folder / STUDY_FILE).is_file():
+        return generate_command(collection.folder)
+    take = collection.members[0].take
+    return f"wanscope generate {take.id}{Workspace(take.folder.absolute().parent.parent).option}"
 
 
 def _comparable(members: Sequence[Member], notes: list[str]) -> tuple[int, ...]:

@@ -19,10 +19,10 @@ import numpy as np
 
 from wanscope.analysis.attention import of_means, profile
 from wanscope.analysis.collection import Member, from_takes
-from wanscope.analysis.overlay import PERCENTILE, Panel, overlay_video, panels
+from wanscope.analysis.overlay import PERCENTILE, Panel, make_panels, overlay_video
 from wanscope.analysis.paired_columns import PADDING, compared_names
-from wanscope.analysis.pairing import Contrast, pairs_of, value_of
-from wanscope.analysis.preview import Preview, scaled
+from wanscope.analysis.pairing import Contrast, factor_value, find_pairs
+from wanscope.analysis.preview import Preview, fit_size
 from wanscope.analysis.result import Analysis
 from wanscope.analysis.table import SLOT
 from wanscope.errors import DamagedTake, NotCaptured
@@ -114,7 +114,7 @@ def _within_budget(overlays: Iterator[Overlay]) -> Iterator[Overlay]:
 
 def _take_overlay(member: Member) -> Overlay:
     attention = member.take.attention
-    clip = _clip(member, panels(attention, list(attention.words)[:WORDS]))
+    clip = _clip(member, make_panels(attention, list(attention.words)[:WORDS]))
     return f"{member.group}, seed {member.seed}", clip, ""
 
 
@@ -123,7 +123,7 @@ def _pair_overlays(analysis: Analysis, readable: Sequence[Member]) -> Iterator[C
     names = compared_names(analysis.members, analysis.attention)
     shares = group_shares(analysis, names)
     for contrast in analysis.comparison.contrasts:
-        pairs = pairs_of(readable, contrast, analysis.comparison.scenes)
+        pairs = find_pairs(readable, contrast, analysis.comparison.scenes)
         for i, j in zip(pairs.a, pairs.b, strict=True):
             a, b = readable[i], readable[j]
             words = [word for word in _words(a, names) if word in _words(b, names)][:WORDS]
@@ -174,7 +174,7 @@ def group_shares(analysis: Analysis, names: Mapping[str, Mapping[str, str]]) -> 
             continue
         word = names[row["take"]][row["word"]]
         for factor in factors:
-            value = value_of(member_of[row["take"]], factor)
+            value = factor_value(member_of[row["take"]], factor)
             if value is not None:
                 found.setdefault((factor, value), {}).setdefault(word, []).append(row["value"])
     return {key: {word: float(np.mean(values)) for word, values in by.items()} for key, by in found.items()}
@@ -188,7 +188,7 @@ def _clip(member: Member, shown: Sequence[Panel], columns: int | None = None) ->
         whole, small = Path(folder) / "whole.mp4", Path(folder) / "small.mp4"
         overlay_video(member.take, shown, whole, columns)
         facts = video_facts(whole)
-        size = scaled(int(facts["width"]), int(facts["height"]), SIDE)
+        size = fit_size(int(facts["width"]), int(facts["height"]), SIDE)
         frames = (
             np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in iter_frames(whole)
         )

@@ -34,6 +34,7 @@ from wanscope.analysis.result import Analysis
 from wanscope.analysis.test_result import CORRECTIONS, FAMILIES, Correction, TestResults
 from wanscope.errors import RequestError
 from wanscope.take.building import built_beside
+from wanscope.take.csv_cells import harmless
 from wanscope.take.disk import file_sha256, files_below, guarded, require_writable
 from wanscope.take.store import VIDEO
 from wanscope.workspace import Workspace
@@ -122,7 +123,7 @@ def _takes(analysis: Analysis, path: Path) -> None:
                 "seed",
                 "prompt",
                 "tokens",
-                *(f"slot:{s}" for s in slots),
+                *(harmless(f"slot:{s}") for s in slots),
                 "latents_sha256",
                 "video_sha256",
             ]
@@ -133,9 +134,8 @@ def _takes(analysis: Analysis, path: Path) -> None:
             bound = [member.labels.get(slot, "") for slot in slots]
             tokens = "" if manifest.prompt_tokens is None else manifest.prompt_tokens
             prompt = manifest.recipe.prompt
-            writer.writerow(
-                [member.name, member.id, member.seed, prompt, tokens, *bound, manifest.latents_sha256, video]
-            )
+            cells = [member.name, member.id, member.seed, prompt, tokens, *bound, manifest.latents_sha256, video]
+            writer.writerow([harmless(cell) if isinstance(cell, str) else cell for cell in cells])
 
 
 def _versions(analysis: Analysis) -> dict[str, Any]:

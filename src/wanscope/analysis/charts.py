@@ -13,7 +13,7 @@ import numpy as np
 from wanscope.analysis.chart import Chart, Series, axis_label
 from wanscope.analysis.effect_charts import course_chart, effect_charts
 from wanscope.analysis.metric import Metric
-from wanscope.analysis.pairing import value_of
+from wanscope.analysis.pairing import factor_value
 from wanscope.analysis.result import Analysis
 
 MANY_GROUPS = 12  # with more groups, the thin lines of single takes are left out
@@ -36,7 +36,7 @@ def groups_of(analysis: Analysis) -> Groups:
     """Return the groups by which an analysis' takes are colored."""
     factors = list(dict.fromkeys(contrast.factor for contrast in analysis.comparison.contrasts))
     if len(factors) == 1:
-        labels = [value_of(member, factors[0]) or "other" for member in analysis.members]
+        labels = [factor_value(member, factors[0]) or "other" for member in analysis.members]
     else:
         labels = [member.group for member in analysis.members]
     names = tuple(dict.fromkeys(labels))

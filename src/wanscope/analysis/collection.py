@@ -6,6 +6,7 @@ A study is given by its name, its folder, its study.yaml, its workspace, the res
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -110,6 +111,20 @@ class _Members:
         self.members.append(Member(name, take, dict(take.recipe.labels if labels is None else labels(take))))
 
 
+def generate_command(folder: Path) -> str:
+    """Return the command that generates the takes of the study in `folder` again.
+
+    Without a study file there is no such command, and the one returned lists the study's takes.
+    """
+    space = Workspace(folder.parent.parent)
+    path = folder / STUDY_FILE
+    if not path.is_file():
+        return f"wanscope takes --study {shlex.quote(folder.name)}{space.option}"
+    here = Path.cwd()
+    shown = path.relative_to(here) if path.is_relative_to(here) else path
+    return f"wanscope generate {shlex.quote(str(shown))}{space.option}"
+
+
 def collect(source: Any, workspace: Workspace | Path | str | None = None) -> Collection:
     """Return the takes that `source` names.
 
@@ -159,7 +174,7 @@ def _of_takes(takes: Sequence[Any]) -> Collection:
     found = _Members()
     for take in takes:
         found.add(_name(take), take.folder)
-    return _checked("takes", found)
+    return _checked("takes", found, "wanscope takes")
 
 
 def _name(take: Take) -> str:
@@ -180,7 +195,7 @@ def _of_workspace(space: Workspace) -> Collection:
     found = _Members()
     for take in space.take_ids():
         found.add(take, space.take_folder(take))
-    return _checked(space.folder.name, found)
+    return _checked(space.folder.name, found, f"wanscope takes{space.option}")
 
 
 def _of_study(folder: Path) -> Collection:
@@ -198,7 +213,8 @@ def _of_study(folder: Path) -> Collection:
             found.left_out.append(LeftOut(row.name, why))
             continue
         found.add(row.name, place, lambda take, row=row: _labels(row, take, template))
-    return _checked(folder.name, found, folder.resolve(), study, _written(folder, study, found.members))
+    written = _written(folder, study, found.members)
+    return _checked(folder.name, found, generate_command(folder.absolute()), folder.resolve(), study, written)
 
 
 def _labels(row: IndexRow, take: Take, template: Template | None) -> Mapping[str, str]:
@@ -245,15 +261,17 @@ def _written(folder: Path, study: Study | None, members: Sequence[Member]) -> tu
 
 
 def _checked(
-    name: str, found: _Members, folder: Path | None = None, study: Study | None = None, written: tuple[bool, ...] = ()
+    name: str,
+    found: _Members,
+    fix: str,
+    folder: Path | None = None,
+    study: Study | None = None,
+    written: tuple[bool, ...] = (),
 ) -> Collection:
+    """Return the collection, with unique names. Raises TakeNotFound, with that fix, if no take can be analyzed."""
     if not found.members:
         reasons = "; ".join(f"{left.name}: {left.why}" for left in found.left_out[:3])
-        raise TakeNotFound(
-            f"{name} has no take that can be analyzed",
-            reasons or "it is empty",
-            "run the study again to generate its takes: wanscope generate STUDY",
-        )
+        raise TakeNotFound(f"{name} has no take that can be analyzed", reasons or "it is empty", fix)
     used: dict[str, int] = {}
     members = []
     for member in found.members:

@@ -18,7 +18,7 @@ from wanscope.analysis.collection import Collection, Member
 from wanscope.analysis.confidence_intervals import mean_interval, t_intervals
 from wanscope.analysis.correct_tests import correct_tests
 from wanscope.analysis.effect_size import paired_effect
-from wanscope.analysis.pairing import Comparison, Contrast, Pairs, confirms, pairs_of
+from wanscope.analysis.pairing import Comparison, Contrast, Pairs, find_pairs, is_confirmatory
 from wanscope.analysis.permutation_tests import paired_permutation, smallest_p
 from wanscope.analysis.table import Table
 from wanscope.analysis.test_result import Correction, Draft, Family, Test, TestResults
@@ -78,7 +78,7 @@ def run_tests(
         drafts += _with_tokens(collection.members, blocks, whole)
     course_drafts: list[Draft] = []
     for contrast in comparison.contrasts:
-        pairs = pairs_of(collection.members, contrast, comparison.scenes)
+        pairs = find_pairs(collection.members, contrast, comparison.scenes)
         if not pairs.cells:
             continue
         if metrics.columns:
@@ -149,7 +149,7 @@ def _paired(
             # A single unit is not replicated, so there is nothing to test.
             p=_number(p_M[m]) if len(known_n) > 1 else None,
             smallest_p=smallest_p(len(known_n)),
-            confirmatory=confirms(hypotheses, collection.written, contrast, column.metric),
+            confirmatory=is_confirmatory(hypotheses, collection.written, contrast, column.metric),
             tokens_a=tokens[0],
             tokens_b=tokens[1],
             note=interval.note,
@@ -240,7 +240,9 @@ def _completed(collection: Collection, pairs: Pairs, test: Test) -> Test:
     hypotheses = design.hypotheses if design is not None else ()
     return replace(
         test,
-        confirmatory=confirms(hypotheses, collection.written, Contrast(test.factor, test.a, test.b), test.metric),
+        confirmatory=is_confirmatory(
+            hypotheses, collection.written, Contrast(test.factor, test.a, test.b), test.metric
+        ),
         tokens_a=_tokens(collection.members, pairs.a),
         tokens_b=_tokens(collection.members, pairs.b),
     )

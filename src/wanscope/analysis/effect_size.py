@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wanscope.analysis.permutation_tests import TIES
+from wanscope.analysis.permutation_tests import TIE_TOLERANCE
 
 LARGE_T = 30.0  # from here on a closed form replaces the noncentral t distribution
 
@@ -43,7 +43,7 @@ def paired_effect(differences_nM: np.ndarray, confidence: float = 0.95) -> Effec
         return Effect(size, low, high)
     d_nM, n_M = d_nM[:, usable_M], n_M[usable_M]
     mean_M, sd_M = np.nanmean(d_nM, axis=0), np.nanstd(d_nM, axis=0, ddof=1)
-    varied_M = sd_M > TIES * np.nanmax(np.abs(d_nM), axis=0)
+    varied_M = sd_M > TIE_TOLERANCE * np.nanmax(np.abs(d_nM), axis=0)
     z_M = np.where(varied_M, mean_M / np.where(varied_M, sd_M, 1.0), np.nan)
     t_M, df_M = z_M * np.sqrt(n_M), n_M - 1.0
     tail = (1 - confidence) / 2

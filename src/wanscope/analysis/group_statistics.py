@@ -24,7 +24,7 @@ import numpy as np
 
 from wanscope.analysis.latent_path import centered
 from wanscope.analysis.pairing import Pairs
-from wanscope.analysis.permutation_tests import DRAWS, TIES, sign_patterns
+from wanscope.analysis.permutation_tests import DRAWS, TIE_TOLERANCE, sign_patterns
 
 
 def squared_distances(gram_NN: np.ndarray) -> np.ndarray:
@@ -50,7 +50,7 @@ def summed(form_PP: np.ndarray, units: Sequence[Any]) -> np.ndarray:
     return member_UP @ form_PP @ member_UP.T
 
 
-def flipped_form(form_UU: np.ndarray, draws: int = DRAWS, seed: int = 0) -> float:
+def sign_flip_p(form_UU: np.ndarray, draws: int = DRAWS, seed: int = 0) -> float:
     """Return p of a one-sided sign-flip test: the share of sign patterns s with s' M s at least as large as observed.
 
     form_UU: M, [U, U].
@@ -58,7 +58,7 @@ def flipped_form(form_UU: np.ndarray, draws: int = DRAWS, seed: int = 0) -> floa
     signs_BU = sign_patterns(len(form_UU), draws, seed).astype(np.float64)
     found_B = np.einsum("bu,uv,bv->b", signs_BU, form_UU, signs_BU, optimize=True)
     scale = np.abs(form_UU).sum()
-    return float((found_B >= found_B[0] - TIES * scale).mean())
+    return float((found_B >= found_B[0] - TIE_TOLERANCE * scale).mean())
 
 
 def permanova(gram_NN: np.ndarray, pairs: Pairs) -> tuple[float, float]:

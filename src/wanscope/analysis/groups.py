@@ -23,17 +23,17 @@ from wanscope.analysis.effect_size import paired_effect
 from wanscope.analysis.group_statistics import (
     energy_distance,
     expected_r2,
-    flipped_form,
     pair_form,
     permanova,
     separability,
+    sign_flip_p,
     squared_distances,
     summed,
     to_centroid,
 )
 from wanscope.analysis.latent_pass import OnePass
 from wanscope.analysis.latent_path import FLOOR_FACTOR, centered, rounding_floor
-from wanscope.analysis.pairing import Comparison, Contrast, Pairs, others, pairs_of, value_of
+from wanscope.analysis.pairing import Comparison, Contrast, Pairs, factor_value, find_pairs, shared_labels
 from wanscope.analysis.path_volume import log_volume
 from wanscope.analysis.permutation_tests import paired_permutation, smallest_p
 from wanscope.analysis.test_result import Draft, Test
@@ -103,7 +103,7 @@ def analyze_groups(
                 rows += _spread(between.gram_KNN[k], factor, group, scenes, rank, dimension, at)
     drafts = _of_all(between.gram_KNN[-1], kept, comparison)
     for contrast in comparison.contrasts:
-        pairs = pairs_of(kept, contrast, comparison.scenes)
+        pairs = find_pairs(kept, contrast, comparison.scenes)
         if not len(pairs.a):
             continue
         for k, state in enumerate(states):
@@ -129,10 +129,10 @@ def _of_all(gram_NN: np.ndarray, members: Sequence[Member], comparison: Comparis
 
 def _cells(members: Sequence[Member], factor: str) -> dict[str, list[np.ndarray]]:
     """Return for each value of the factor the takes of each scene, which differ only in their seed."""
-    rest = others(members, factor)
+    rest = shared_labels(members, factor)
     found: dict[str, dict[tuple[str | None, ...], list[int]]] = {}
     for i, member in enumerate(members):
-        value = value_of(member, factor)
+        value = factor_value(member, factor)
         if value is not None:
             key = tuple(member.labels.get(name) for name in rest)
             found.setdefault(value, {}).setdefault(key, []).append(i)
@@ -228,7 +228,7 @@ def _tests(
         ("permanova", "PERMANOVA", "R2", r2, expected_r2(inner_PP, units), inner_UU),
         ("energy", "energy distance", "rms", energy, 0.0, apart_UU),
     ):
-        p = flipped_form(form_UU) if len(names) > 1 else None
+        p = sign_flip_p(form_UU) if len(names) > 1 else None
         numbers = {"difference": value, "expected": _known(expected), "family_name": "latents"}
         title = f"Latents of the result ({title})"
         test = _test(contrast, comparison, name, title, measure, "group", len(names), p, **numbers)

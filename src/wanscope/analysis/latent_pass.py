@@ -33,6 +33,7 @@ from wanscope.capture.path_gram import increments
 from wanscope.errors import DamagedTake, NotCaptured
 from wanscope.take.building import new_folder
 from wanscope.take.store import Take
+from wanscope.workspace import Workspace
 
 BUDGET_BYTES = 256 << 20
 
@@ -52,7 +53,7 @@ def path_of(take: Take, budget_bytes: int = BUDGET_BYTES) -> LatentPath:
         raise NotCaptured(
             f"take {take.id} has no record of its path",
             "it was generated without storing latents",
-            "wanscope generate STUDY --store-latents",
+            f"wanscope generate {take.id}{Workspace(take.folder.absolute().parent.parent).option} --store-latents",
         )
     states = np.array(manifest.latents.states)
     gram = gram_of(take.latents, budget_bytes)

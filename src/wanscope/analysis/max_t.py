@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from wanscope.analysis.permutation_tests import DRAWS, TIES, sign_patterns
+from wanscope.analysis.permutation_tests import DRAWS, TIE_TOLERANCE, sign_patterns
 
 CHUNK_BYTES = 32 << 20  # of statistics that are held at once
 
@@ -80,7 +80,7 @@ def paired_max_t(differences_nM: np.ndarray, draws: int = DRAWS, seed: int = 0) 
         return statistic(ratio_Bm, count_M[part])
 
     observed_M = np.abs(d_nM.sum(axis=0)) / norm_M
-    threshold_M = statistic(observed_M * (1.0 - TIES), count_M)
+    threshold_M = statistic(observed_M * (1.0 - TIE_TOLERANCE), count_M)
     observed_M = np.where(tested_M, statistic(observed_M, count_M), np.nan)
     return step_down(observed_M, threshold_M, columns, len(signs_Bn))
 
@@ -113,10 +113,10 @@ def form_max_t(forms: Sequence[np.ndarray], draws: int = DRAWS, seed: int = 0) -
         out_Bm = np.stack([((signs_Bn @ forms_Mnn[m]) * signs_Bn).sum(axis=1) for m in part], axis=1)
         return (out_Bm - trace_M[part]) / sd_M[part]
 
-    usable_M = sd_M > TIES * scale_M
+    usable_M = sd_M > TIE_TOLERANCE * scale_M
     sd_M = np.where(usable_M, sd_M, np.nan)
     observed_M = (forms_Mnn.sum((1, 2)) - trace_M) / sd_M
-    return step_down(observed_M, observed_M - TIES * scale_M / sd_M, columns, len(signs_Bn))
+    return step_down(observed_M, observed_M - TIE_TOLERANCE * scale_M / sd_M, columns, len(signs_Bn))
 
 
 def statistics_max_t(statistics_BM: np.ndarray) -> np.ndarray:
@@ -126,7 +126,7 @@ def statistics_max_t(statistics_BM: np.ndarray) -> np.ndarray:
     """
     mean_M, sd_M = statistics_BM.mean(axis=0), statistics_BM.std(axis=0)
     scale_M = np.abs(statistics_BM).max(axis=0)
-    varied_M = sd_M > TIES * scale_M
+    varied_M = sd_M > TIE_TOLERANCE * scale_M
     z_BM = np.where(varied_M, (statistics_BM - mean_M) / np.where(varied_M, sd_M, 1.0), 0.0)
-    slack_M = TIES * np.where(varied_M, scale_M / np.where(varied_M, sd_M, 1.0), 1.0)
+    slack_M = TIE_TOLERANCE * np.where(varied_M, scale_M / np.where(varied_M, sd_M, 1.0), 1.0)
     return step_down(z_BM[0], z_BM[0] - slack_M, lambda part: z_BM[:, part], len(z_BM))

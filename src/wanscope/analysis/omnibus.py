@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 
 from wanscope.analysis.collection import PROMPT, Member
-from wanscope.analysis.pairing import Comparison, Unit, others, value_of
-from wanscope.analysis.permutation_tests import DRAWS, TIES
+from wanscope.analysis.pairing import Comparison, Unit, factor_value, shared_labels
+from wanscope.analysis.permutation_tests import DRAWS, TIE_TOLERANCE
 from wanscope.analysis.test_result import Test
 
 EXACT = 10_000
@@ -77,11 +77,11 @@ def blocks_of(
     members: Sequence[Member], factor: str, values: Sequence[str], unit: Unit, scenes: Sequence[str] = ()
 ) -> Blocks:
     """Group a factor's takes into units. Takes with equal seed and other labels form a cell, as in pairs."""
-    rest = others(members, factor) if factor != PROMPT else []
+    rest = shared_labels(members, factor) if factor != PROMPT else []
     places = [rest.index(name) for name in scenes if name in rest] if scenes else range(len(rest))
     cells: dict[tuple[tuple[str | None, ...], int], dict[str, int]] = {}
     for i, member in enumerate(members):
-        value = value_of(member, factor)
+        value = factor_value(member, factor)
         if value in values:
             key = (tuple(member.labels.get(name) for name in rest), member.seed)
             cells.setdefault(key, {})[str(value)] = i
@@ -145,7 +145,7 @@ def permuted_f(values_nkM: np.ndarray, draws: int = DRAWS, seed: int = 0) -> tup
         between_BM += sums_BM**2 / n
     usable_M = np.isfinite(within_M) & (within_M > 0)
     # F increases with the sum of squares between values, because permuting keeps the sum within units
-    p_M = (between_BM >= between_BM[0] - TIES * within_M).mean(axis=0)
+    p_M = (between_BM >= between_BM[0] - TIE_TOLERANCE * within_M).mean(axis=0)
     f_M = _f(between_BM[0], within_M, n, k)
     r2_BM = np.where(usable_M, between_BM / np.where(usable_M, within_M, 1.0), np.nan)
     return np.where(usable_M, f_M, np.nan), np.where(usable_M, p_M, np.nan), r2_BM
@@ -170,7 +170,7 @@ def permanova(gram_nknk: np.ndarray, draws: int = DRAWS, seed: int = 0) -> tuple
         at_Bn = np.arange(n) * k + found[:, :, value]
         for unit in range(n):
             between_B += flat[at_Bn[:, unit][:, None], at_Bn].sum(axis=1) / n
-    p = float((between_B >= between_B[0] - TIES * within).mean())
+    p = float((between_B >= between_B[0] - TIE_TOLERANCE * within).mean())
     f = float(_f(between_B[:1], np.array([within]), n, k)[0])
     return f, p, between_B / within
 

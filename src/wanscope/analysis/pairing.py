@@ -1,17 +1,21 @@
 """Factors, contrasts, and the pairs of takes that share everything except the factor.
 
 A pair is two takes that differ only in the factor: they have the same seed and the same values of all other slots. The
-difference of a pair is one number per metric. Pairs are averaged into units, whose signs the tests flip
-(permutation_tests.py):
+difference of a pair is one number per metric. The differences are averaged within units, which are assumed independent,
+and the tests flip the signs of the units' means (permutation_tests.py). A unit is
 
-- seeds, each averaged over the scenes, if the scenes are fixed: the claim is about these prompts;
-- scenes, each averaged over its seeds, if `design.blocks` names the slots that are scenes and there are at least SCENES
-  of them: the claim is about scenes of that kind.
+- a seed, averaged over the scenes, if scenes are a fixed effect: the inference is about these prompts;
+- a scene, averaged over its seeds, if scenes are a random effect: the inference is about scenes of that kind. This
+  needs a study whose `design.blocks` names the slots that make up a scene, and at least MIN_SCENES scenes.
+
+Shape suffixes: N takes, M metrics, P pairs, U units.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -24,10 +28,11 @@ from wanscope.spec.settings import DesignSpec, Hypothesis
 from wanscope.study.check_design import EDIT
 from wanscope.study.expand import BASELINE
 
-SCENES = 5  # fewer do not support a claim about other scenes
-EVERY_PAIR = 6  # with more values, each is compared only with the first one (or the baseline)
+MIN_SCENES = 5  # with fewer, scenes cannot be a random effect
+MAX_PAIRWISE = 6  # of more values, each is compared only with the first one (or the baseline)
 SWEPT = "edits."  # prefix of the labels of swept settings; the label EDIT names all edits of a take
 SEED = "seed"
+VARYING_STUDY = 'wanscope generate --template "a [red|blue] circle moves left"'
 
 Unit = Literal["seed", "scene"]
 
@@ -42,14 +47,15 @@ class Contrast:
 
     @property
     def text(self) -> str:
+        """The contrast as it is shown: a - b."""
         return f"{self.a} - {self.b}"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The contrasts of an analysis and how they are tested.
+    """The contrasts of an analysis, and the unit of their tests.
 
-    scenes: slots whose combinations are scenes. notes: sentences about the choice for the summary.
+    scenes: the slots whose combinations are scenes. notes: sentences for the summary that explain the choice.
     """
 
     contrasts: tuple[Contrast, ...]
@@ -60,7 +66,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The pairs of one contrast. cells: the (scene, seed) of each; a, b: indices of the members, [P] each."""
+    """The pairs of one contrast. cells: (scene, seed) of each pair. a, b: indices of its two takes, int [P] each."""
 
     cells: tuple[tuple[str, int], ...]
     a: np.ndarray
@@ -68,31 +74,36 @@ class Pairs:
 
     @property
     def seeds(self) -> list[int]:
+        """The seeds of all pairs, sorted."""
         return sorted({seed for _, seed in self.cells})
 
     @property
     def scenes(self) -> list[str]:
+        """The scenes of all pairs, sorted."""
         return sorted({scene for scene, _ in self.cells})
 
     def units(self, unit: Unit) -> list[str]:
-        """Return the unit of each pair, P names: its seed or its scene."""
+        """Return the unit of each pair, its seed or its scene, as P names."""
         return [str(seed) if unit == "seed" else scene for scene, seed in self.cells]
 
     def differences(self, values_NM: np.ndarray, unit: Unit) -> np.ndarray:
-        """Return the mean difference a - b of every unit, [units, M], in the order of first appearance in `units`."""
+        """Return the mean difference a - b of each unit, [U, M], in the order of first appearance in `units`.
+
+        values_NM: one row per take. A unit with a missing value (NaN) in any of its pairs is NaN.
+        """
         d_PM = values_NM[self.a] - values_NM[self.b]
-        keys = self.units(unit)
-        order = list(dict.fromkeys(keys))
-        rows = [d_PM[[i for i, key in enumerate(keys) if key == wanted]].mean(axis=0) for wanted in order]
+        unit_of_pair = self.units(unit)
+        names = list(dict.fromkeys(unit_of_pair))
+        rows = [d_PM[[i for i, other in enumerate(unit_of_pair) if other == name]].mean(axis=0) for name in names]
         return np.array(rows) if rows else np.empty((0, values_NM.shape[1]))
 
     def means(self, values_NM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the means of a and of b over the pairs, [M] each."""
+        """Return the means of a and of b over the pairs, [M] each. values_NM: one row per take."""
         return values_NM[self.a].mean(axis=0), values_NM[self.b].mean(axis=0)
 
 
 def factors(members: Sequence[Member]) -> dict[str, tuple[str, ...]]:
-    """Return the labels that vary, with their values in the order of the study; the prompt if nothing else varies."""
+    """Return the labels that vary and their values, in the study's order; the prompt if no label varies."""
     names = list(dict.fromkeys(key for member in members for key in member.labels))
     found = {}
     for name in names:
@@ -106,9 +117,9 @@ def factors(members: Sequence[Member]) -> dict[str, tuple[str, ...]]:
 
 
 def default_factors(known: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    """Return the factors that are compared if none is named.
+    """Return the factors that are compared by default. known: all factors, with their values.
 
-    Edits are compared as a whole; or by each swept setting, if there are several and no baseline.
+    Edits are one factor, EDIT. If several settings are swept without a baseline, each setting is a factor instead.
     """
     swept = [name for name in known if name.startswith(SWEPT)]
     several = len(swept) > 1 and BASELINE not in known.get(EDIT, ())
@@ -116,8 +127,8 @@ def default_factors(known: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str
     return {name: values for name, values in known.items() if name not in drop}
 
 
-def value_of(member: Member, factor: str) -> str | None:
-    """Return the value of a factor for a take, or None if it has none."""
+def factor_value(member: Member, factor: str) -> str | None:
+    """Return the value of a factor for a take, or None if the take has no such label."""
     return member.take.recipe.prompt if factor == PROMPT and PROMPT not in member.labels else member.labels.get(factor)
 
 
@@ -128,86 +139,89 @@ def compare(
     baseline: str | None = None,
     unit: Unit | None = None,
 ) -> Comparison:
-    """Return the contrasts asked for, or those of the study's design, or those of every slot that varies.
+    """Return the requested contrasts, or those of the study's design, or those of every factor.
 
-    Raises RecipeError for a factor, value or unit that the study does not have.
+    by: the factor. contrast: two of its values. baseline: the value that the others, or the two of `contrast`, are
+    compared with. unit: the unit of the tests; by default scenes, if there are at least MIN_SCENES. Raises RecipeError
+    for a factor, value or unit that the study does not have.
     """
     members, design = collection.members, collection.design
     known = factors(members)
-    every = _all_labels(members)
-    chosen = by or _factor_of(contrast, baseline, known) or (design.factor if design is not None else None)
+    chosen = by or _infer_factor(contrast, baseline, known) or (design.factor if design is not None else None)
     if chosen is not None and chosen not in known:
-        if chosen in every:
-            raise RecipeError(
-                f"nothing can be compared by {chosen!r}", f"all takes have the same: {next(iter(every[chosen]))}"
-            )
-        names = [*known, SEED] if chosen == SEED else list(known)
-        raise RecipeError(
-            f"the takes have no slot {chosen!r} that varies",
-            "seeds repeat the comparison and are not compared"
-            if chosen == SEED
-            else nearest(chosen, names or ["none"]),
-            f"--by {next(iter(known))}" if known else "a study whose prompt has alternatives",
-        )
-    wanted = {chosen: known[chosen]} if chosen is not None else default_factors(known)
-    contrasts, notes = _contrasts(wanted, contrast, baseline)
+        raise _unknown_factor(chosen, members, known)
+    compared = {chosen: known[chosen]} if chosen is not None else default_factors(known)
+    contrasts, notes = _contrasts(compared, contrast, baseline)
     if design is not None and contrast is None and baseline is None:
-        contrasts += _hypothesis_contrasts(design, wanted, contrasts)
+        contrasts += _hypothesis_contrasts(design, compared, contrasts)
     scenes = tuple(block for block in (design.blocks if design else ()) if block != SEED and block != chosen)
     return _with_unit(contrasts, members, scenes, unit, notes)
 
 
-def _all_labels(members: Sequence[Member]) -> dict[str, dict[str, None]]:
-    out: dict[str, dict[str, None]] = {}
-    for member in members:
-        for name, value in member.labels.items():
-            out.setdefault(name, {})[value] = None
-    return out
+def _unknown_factor(name: str, members: Sequence[Member], known: Mapping[str, tuple[str, ...]]) -> RecipeError:
+    """Return the error for a factor that does not vary, or that the takes do not have."""
+    fix = f"--by {shlex.quote(next(iter(known)))}" if known else VARYING_STUDY
+    value = next((member.labels[name] for member in members if name in member.labels), None)
+    if value is not None:
+        return RecipeError(f"nothing can be compared by {name!r}", f"all takes have the same value, {value!r}", fix)
+    why = "seeds repeat the comparison and are not compared" if name == SEED else _suggest(name, known)
+    return RecipeError(f"the takes have no slot {name!r} that varies", why, fix)
 
 
-def _factor_of(
+def _suggest(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    return nearest(name, known) if known else "all takes have the same prompt and edits"
+
+
+def _infer_factor(
     contrast: Sequence[str] | None, baseline: str | None, known: Mapping[str, tuple[str, ...]]
 ) -> str | None:
-    """Return the only factor that has all the values named, if --by is not given. Raises RecipeError otherwise."""
-    values = [*(contrast or ()), *([baseline] if baseline is not None else [])]
-    if not values:
+    """Return the only factor that takes all the named values, or None if no value is named. Raises RecipeError."""
+    named = [*(contrast or ()), *([baseline] if baseline is not None else [])]
+    if not named:
         return None
-    fits = [name for name, have in known.items() if set(values) <= set(have)]
+    fits = [name for name, values in known.items() if set(named) <= set(values)]
     if len(fits) == 1:
         return fits[0]
-    everything = [value for have in known.values() for value in have]
-    missing = [value for value in values if value not in everything]
-    if missing:
-        raise RecipeError(f"no slot takes the value {missing[0]!r}", nearest(missing[0], everything or ["none"]))
+    factors_of = {value: [name for name, values in known.items() if value in values] for value in named}
+    unknown = next((value for value in named if not factors_of[value]), None)
+    if unknown is not None:
+        every_value = dict.fromkeys(value for values in known.values() for value in values)
+        raise RecipeError(f"no slot takes the value {unknown!r}", _suggest(unknown, every_value))
+    shown = f"value{'s'[: len(named) != 1]} {', '.join(map(repr, named))}"
+    if fits:
+        raise RecipeError(f"{len(fits)} slots take the {shown}", ", ".join(fits), f"--by {shlex.quote(fits[0])}")
+    # Each value belongs to another slot: suggest a contrast within the slot of the first one.
+    slot = factors_of[named[0]][0]
+    pair = " ".join(shlex.quote(value) for value in known[slot][:2])
     raise RecipeError(
-        f"{', '.join(map(repr, values))} are values of {len(fits) or 'no single'} slot{'s' * (len(fits) != 1)}",
-        "",
-        f"--by {(fits or list(known) or ['NAME'])[0]}",
+        f"no single slot takes the {shown}",
+        "; ".join(f"{value!r} is a value of {' and of '.join(names)}" for value, names in factors_of.items()),
+        f"--by {shlex.quote(slot)} --contrast {pair}",
     )
 
 
 def _contrasts(
-    wanted: Mapping[str, tuple[str, ...]], contrast: Sequence[str] | None, baseline: str | None
+    compared: Mapping[str, tuple[str, ...]], contrast: Sequence[str] | None, baseline: str | None
 ) -> tuple[list[Contrast], list[str]]:
+    """Return the contrasts of these factors, and notes for the summary. Raises RecipeError for an unknown value."""
     out, notes = [], []
-    for factor, values in wanted.items():
+    for factor, values in compared.items():
         named = [*(contrast or ()), *([baseline] if baseline is not None else [])]
         for value in named:
             if value not in values:
-                raise RecipeError(
-                    f"{factor} does not take the value {value!r}",
-                    f"it takes {', '.join(map(repr, values))}; {nearest(value, values)}",
-                )
+                raise RecipeError(f"the slot {factor!r} does not take the value {value!r}", nearest(value, values))
         if len(set(named)) < len(named):
-            raise RecipeError(f"{named[0]!r} is compared with itself", "a contrast is of two different values")
+            twice = next(value for value in named if named.count(value) > 1)
+            raise RecipeError(f"{twice!r} is compared with itself", "a contrast needs two different values")
         if contrast:
             out.append(Contrast(factor, contrast[0], contrast[1]))
             out += [Contrast(factor, value, baseline) for value in contrast if baseline is not None]
-        elif baseline is not None or len(values) > EVERY_PAIR or (factor == EDIT and BASELINE in values):
-            plain = factor == EDIT and BASELINE in values
-            against = baseline if baseline is not None else BASELINE if plain else values[0]
+        elif baseline is not None or len(values) > MAX_PAIRWISE or (factor == EDIT and BASELINE in values):
+            unedited = factor == EDIT and BASELINE in values
+            against = baseline if baseline is not None else BASELINE if unedited else values[0]
             out += [Contrast(factor, value, against) for value in values if value != against]
-            if baseline is None and not plain:
+            if baseline is None and not unedited:
                 notes.append(f"{factor} takes {len(values)} values: each is compared with the first, {against!r}")
         else:
             out += [Contrast(factor, a, b) for a, b in combinations(values, 2)]
@@ -215,16 +229,16 @@ def _contrasts(
 
 
 def _hypothesis_contrasts(
-    design: DesignSpec, wanted: Mapping[str, tuple[str, ...]], have: Sequence[Contrast]
+    design: DesignSpec, compared: Mapping[str, tuple[str, ...]], contrasts: Sequence[Contrast]
 ) -> list[Contrast]:
-    """Return the contrasts of the study's hypotheses that `have` does not contain."""
-    values = wanted.get(design.factor, ())
-    there = {frozenset((contrast.a, contrast.b)) for contrast in have if contrast.factor == design.factor}
+    """Return the contrasts of the study's hypotheses that `contrasts` does not contain, in either order."""
+    values = compared.get(design.factor, ())
+    listed = {frozenset((contrast.a, contrast.b)) for contrast in contrasts if contrast.factor == design.factor}
     named = dict.fromkeys(each.contrast for each in design.hypotheses if each.contrast is not None)
     out = []
     for a, b in named:
-        if a != b and a in values and b in values and frozenset((a, b)) not in there:
-            there.add(frozenset((a, b)))
+        if a != b and a in values and b in values and frozenset((a, b)) not in listed:
+            listed.add(frozenset((a, b)))
             out.append(Contrast(design.factor, a, b))
     return out
 
@@ -232,64 +246,80 @@ def _hypothesis_contrasts(
 def _with_unit(
     contrasts: list[Contrast], members: Sequence[Member], scenes: tuple[str, ...], unit: Unit | None, notes: list[str]
 ) -> Comparison:
-    count = min((len(pairs_of(members, contrast, scenes).scenes) for contrast in contrasts), default=0)
+    """Return the comparison with the requested or default unit. Raises RecipeError if scenes are not possible."""
+    count = min((len(find_pairs(members, contrast, scenes).scenes) for contrast in contrasts), default=0)
     if unit == "scene" and not scenes:
-        raise RecipeError(
-            "the study names no slots that are scenes",
-            "only then can scenes be units",
-            "design: {blocks: [seed, SLOT]}",
-        )
-    chosen: Unit = unit or ("scene" if scenes and count >= SCENES else "seed")
-    if scenes and count < SCENES:
+        raise _no_scenes(contrasts, members)
+    chosen: Unit = unit or ("scene" if scenes and count >= MIN_SCENES else "seed")
+    if scenes and count < MIN_SCENES:
         notes.append(
-            f"{count} scene{'s'[: count != 1]} in the comparison, and {SCENES} are needed to generalize to other "
+            f"{count} scene{'s'[: count != 1]} in the comparison, and {MIN_SCENES} are needed to generalize to other "
             "scenes: the findings hold for these prompts"
         )
     return Comparison(tuple(contrasts), chosen, scenes, tuple(notes))
 
 
-def others(members: Sequence[Member], factor: str) -> list[str]:
-    """Return the labels that two takes of a pair share.
+def _no_scenes(contrasts: Sequence[Contrast], members: Sequence[Member]) -> RecipeError:
+    """Return the error for scenes as units in a study that names none."""
+    slots = [name for name in factors(members) if name not in (EDIT, PROMPT) and not name.startswith(SWEPT)]
+    factor = contrasts[0].factor if contrasts else ""
+    scenes = [name for name in shared_labels(members, factor) if name in slots] if factor in slots else []
+    design = [name if name.isidentifier() else json.dumps(name) for name in (factor, *scenes[:1])]
+    fix = f"design: {{factor: {design[0]}, blocks: [seed, {design[1]}]}}" if scenes else "--unit seed"
+    return RecipeError("the study names no slots that are scenes", "only then can scenes be units", fix)
 
-    These are all labels except the factor, labels that change only with it, and the other name of the same edits.
+
+def shared_labels(members: Sequence[Member], factor: str) -> list[str]:
+    """Return the labels that the two takes of a pair have in common.
+
+    These are all labels except the factor itself and
+
+    - labels that are aliased with it, because each value of the factor always occurs with the same value of the label;
+    - the other description of the same edits: a sweep labels a take both with EDIT and with each swept setting.
     """
     names = list(dict.fromkeys(key for member in members for key in member.labels if key != factor))
     out = []
     for name in names:
-        along: dict[str | None, set[str | None]] = {}
+        label_values: dict[str | None, set[str | None]] = {}  # the label's values by the factor's value
         for member in members:
-            along.setdefault(value_of(member, factor), set()).add(member.labels.get(name))
-        follows = all(len(values) == 1 for values in along.values()) and len(set.union(*along.values())) > 1
+            label_values.setdefault(factor_value(member, factor), set()).add(member.labels.get(name))
+        one_each = all(len(values) == 1 for values in label_values.values())
+        aliased = one_each and len(set.union(*label_values.values())) > 1
         same_edits = name == EDIT if factor.startswith(SWEPT) else name.startswith(SWEPT)
-        if not follows and not same_edits:
+        if not aliased and not same_edits:
             out.append(name)
     return out
 
 
-def pairs_of(members: Sequence[Member], contrast: Contrast, scenes: Sequence[str] = ()) -> Pairs:
+def find_pairs(members: Sequence[Member], contrast: Contrast, scenes: Sequence[str] = ()) -> Pairs:
     """Return the pairs of takes that differ only in the contrast's factor.
 
-    scenes: labels that make up a scene; all labels except the factor if none is named.
+    scenes: labels that make up a scene; if empty, all labels that the takes of a pair share.
     """
-    rest = others(members, contrast.factor) if contrast.factor != PROMPT else []
+    shared = shared_labels(members, contrast.factor) if contrast.factor != PROMPT else []
     cells: dict[tuple[tuple[str | None, ...], int], dict[str, int]] = {}
     for i, member in enumerate(members):
-        value = value_of(member, contrast.factor)
+        value = factor_value(member, contrast.factor)
         if value in (contrast.a, contrast.b):
-            key = (tuple(member.labels.get(name) for name in rest), member.seed)
+            key = (tuple(member.labels.get(name) for name in shared), member.seed)
             cells.setdefault(key, {})[str(value)] = i
-    whole = [(key, found) for key, found in cells.items() if len(found) == 2]
-    places = [rest.index(name) for name in scenes if name in rest] if scenes else range(len(rest))
-    names = tuple((", ".join(str(key[0][p]) for p in places if key[0][p] is not None), key[1]) for key, _ in whole)
-    a = np.array([found[contrast.a] for _, found in whole], dtype=int)
-    b = np.array([found[contrast.b] for _, found in whole], dtype=int)
+    complete = [(key, indices) for key, indices in cells.items() if len(indices) == 2]
+    in_scene = [shared.index(name) for name in scenes if name in shared] if scenes else range(len(shared))
+    names = tuple(
+        (", ".join(str(labels[i]) for i in in_scene if labels[i] is not None), seed) for (labels, seed), _ in complete
+    )
+    a = np.array([indices[contrast.a] for _, indices in complete], dtype=int)
+    b = np.array([indices[contrast.b] for _, indices in complete], dtype=int)
     return Pairs(names, a, b)
 
 
-def confirms(hypotheses: Sequence[Hypothesis], written: Sequence[bool], contrast: Contrast, metric: str) -> bool:
-    """Return whether a hypothesis written before the first take names this contrast and metric."""
+def is_confirmatory(hypotheses: Sequence[Hypothesis], written: Sequence[bool], contrast: Contrast, metric: str) -> bool:
+    """Return whether a hypothesis that was written before the first take names this contrast and metric.
+
+    written: for each hypothesis, whether it was written before the first take (Collection.written).
+    """
     for hypothesis, early in zip(hypotheses, written, strict=False):
-        same = hypothesis.contrast is not None and set(hypothesis.contrast) == {contrast.a, contrast.b}
-        if early and same and hypothesis.metric == metric:
+        same_contrast = hypothesis.contrast is not None and set(hypothesis.contrast) == {contrast.a, contrast.b}
+        if early and same_contrast and hypothesis.metric == metric:
             return True
     return False

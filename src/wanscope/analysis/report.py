@@ -23,7 +23,7 @@ from wanscope.analysis.collection import Member
 from wanscope.analysis.effect_charts import FOUND
 from wanscope.analysis.figures import plotly_figure, write_static
 from wanscope.analysis.metric import Metric
-from wanscope.analysis.preview import Preview, previews
+from wanscope.analysis.preview import Preview, make_previews
 from wanscope.analysis.remove_outdated import REPORT
 from wanscope.analysis.result import Analysis
 from wanscope.analysis.test_result import CORRECTIONS, FAMILIES, Test, TestResults
@@ -57,7 +57,7 @@ def write_report(
     with guarded(folder):
         figures = write_static(drawn, folder / FIGURES)
         on_event(events.Note(f"making small copies of {len(analysis.members)} videos"))
-        page = render_page(analysis, drawn, previews([member.take for member in analysis.members]), custom)
+        page = render_page(analysis, drawn, make_previews([member.take for member in analysis.members]), custom)
         path = folder / REPORT
         write_atomic(path, page)
     return [path, *figures]

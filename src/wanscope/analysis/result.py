@@ -21,11 +21,12 @@ from wanscope.analysis.test_result import TestResults
 
 @dataclass(frozen=True)
 class Analysis:
-    """What an analysis found. folder: where it was written, or None; page: whether with a report.
+    """What an analysis found.
 
-    rank: the number of eigenvalues in all log-volumes. between: inner products of the takes at each state and their
-    joint coordinates, or None if fewer than two takes have comparable latents. compared: indices of the members in
-    `between`. states: indices in the loop of the stored states. attention: rows of the table `attention`.
+    rank: the number of eigenvalues in every log-volume. paths: by index of the member, for takes that have one.
+    between: inner products of the takes at each state and their joint coordinates, or None if no take has stored
+    latents. compared: indices of the members in `between`. states: indices in the loop of the stored states. attention:
+    rows of the table `attention`. folder: where the analysis was written, or None. page: whether a report was written.
     """
 
     collection: Collection
@@ -46,22 +47,26 @@ class Analysis:
 
     @property
     def name(self) -> str:
+        """The name of the study or collection."""
         return self.collection.name
 
     @property
     def members(self) -> tuple[Member, ...]:
+        """The takes that were analyzed."""
         return self.collection.members
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
+        """The takes that were not analyzed, with reasons."""
         return self.collection.left_out
 
     @property
     def report(self) -> Path | None:
+        """The report's page, or None if none was written."""
         return self.folder / REPORT if self.folder is not None and self.page else None
 
     def facts(self) -> dict[str, Any]:
-        """Return what was analyzed and found as a dictionary that can be written as JSON."""
+        """Return what was analyzed and found, as the JSON object that is written to analysis.json."""
         return {
             "study": self.name,
             "wanscope": __version__,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from wanscope.analysis.paired_columns import PREFIX
-from wanscope.analysis.pairing import SCENES, Contrast
+from wanscope.analysis.pairing import MIN_SCENES, Contrast
 from wanscope.analysis.power import ALPHA, power_sentence
 from wanscope.analysis.result import Analysis
 from wanscope.analysis.test_result import CORRECTIONS, FAMILIES, Test, TestResults
@@ -162,10 +162,10 @@ def _limits(analysis: Analysis) -> Iterator[str]:
         if comparison.unit == "seed":
             lines.append(
                 "The findings hold for these prompts: seeds repeat the noise, not the wording. To generalize to what "
-                f"the words mean, put at least {SCENES} scenes or paraphrases into the prompt as a slot and name it in "
-                "design.blocks."
+                f"the words mean, put at least {MIN_SCENES} scenes or paraphrases into the prompt as a slot and name "
+                "it in design.blocks."
             )
-        elif family.units >= SCENES:  # fewer only if --unit scene asks for it, which a note explains
+        elif family.units >= MIN_SCENES:  # fewer only if --unit scene asks for it, which a note explains
             lines.append(
                 f"Units are {_count(family.units, 'scene')}: the findings hold for scenes like these, made with "
                 "these seeds and this model."

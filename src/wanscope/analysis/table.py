@@ -18,6 +18,7 @@ import numpy as np
 from wanscope.analysis.collection import Member
 from wanscope.analysis.metric import Metric, Row, Subject
 from wanscope.take.building import new_file
+from wanscope.take.csv_cells import harmless
 from wanscope.take.disk import guarded
 
 SLOT = "slot:"
@@ -131,7 +132,7 @@ def write_rows(rows: Sequence[Mapping[str, Any]], base: Path, columns: Sequence[
             pq.write_table(pa.table(arrays), new, compression="zstd")
         with new_file(files[1], sync=False) as new, new.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(names)
+            writer.writerow([harmless(name) for name in names])
             writer.writerows([_cell(row.get(name)) for name in names] for row in rows)
     return files
 
@@ -149,4 +150,6 @@ def _type(rows: Iterable[Mapping[str, Any]], name: str) -> Any:
 
 def _cell(value: Any) -> Any:
     """Return a cell's text: floats with all their digits, and an empty text for None."""
+    if isinstance(value, str):
+        return harmless(value)
     return "" if value is None else repr(float(value)) if isinstance(value, float) else value

@@ -87,28 +87,16 @@ class Database:
                 yield con
 
     @contextlib.contextmanager
-    def jailed(self) -> Iterator[DuckDBPyConnection]:
-        """Like `reading`, with a connection that cannot access files, network, extensions or Python variables."""
-        config: dict[str, Any] = {
-            "enable_external_access": "false",
-            "autoload_known_extensions": "false",
-            "autoinstall_known_extensions": "false",
-            "python_enable_replacements": "false",
-        }
-        # With enable_external_access alone, a query could still read the catalog's own file. It is already open here
-        # and needs no file system any more.
-        restrictions = ("SET disabled_filesystems = 'LocalFileSystem'", "SET lock_configuration = true")
+    def held(self) -> Iterator[bool]:
+        """Hold the turn for a process of ours that opens the file itself; yield whether the file exists.
+
+        Raises the errors of `reading`.
+        """
         with self._turn(writing=False) as deadline:
             exists = self.path.exists()
             if exists:
                 self._require_current(deadline)
-            with (
-                self._translate_errors(),
-                self._own_instance(deadline, config) if exists else _in_memory(config) as con,
-            ):
-                for restriction in restrictions:
-                    con.execute(restriction)
-                yield con
+            yield exists
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[DuckDBPyConnection]:
@@ -217,14 +205,6 @@ class Database:
                 return con
 
             yield self._waiting(deadline, open_file)
-
-    @contextlib.contextmanager
-    def _own_instance(self, deadline: float, config: dict[str, Any]) -> Iterator[DuckDBPyConnection]:
-        """Yield a read-only connection to an instance that has only this file and these settings."""
-        import duckdb
-
-        with self._waiting(deadline, lambda: duckdb.connect(str(self.path), read_only=True, config=config)) as con:
-            yield con
 
     def _waiting(self, deadline: float, open_file: Callable[[], DuckDBPyConnection]) -> DuckDBPyConnection:
         """Call `open_file` until no other program has the file open. Raises CatalogBusy at the deadline."""
@@ -383,13 +363,3 @@ def _facts(path: Path) -> tuple[int, int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-@contextlib.contextmanager
-def _in_memory(config: dict[str, Any]) -> Iterator[DuckDBPyConnection]:
-    """Yield a connection to an empty catalog with these settings."""
-    import duckdb
-
-    with duckdb.connect(":memory:", config=config) as con:
-        migrations.create(con)
-        yield con

@@ -11,7 +11,6 @@ the name of their origin.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -29,20 +28,19 @@ from wanscope.catalog.bounded_parquet import open_bounded, read_bounded
 from wanscope.catalog.connect import Database
 from wanscope.catalog.content import Tokens
 from wanscope.catalog.embeddings import New, put_many
+from wanscope.catalog.export_card import CARD, EMBEDDINGS, FORMAT, card_sum, read_card
 from wanscope.catalog.files import EmbeddingFiles
 from wanscope.catalog.migrations import VERSION
 from wanscope.catalog.read_copy import reading_copy
 from wanscope.catalog.rows import SHARED, count, insert, now, select
-from wanscope.errors import CatalogDamaged, CatalogNewer, EmbeddingNotFound, RecipeError, StorageError, TakeNotFound
-from wanscope.spec.strict_json import read_json
-from wanscope.take.building import built_beside
+from wanscope.errors import CatalogDamaged, EmbeddingNotFound, RecipeError, StorageError, TakeNotFound
+from wanscope.take.building import built_beside, new_folder
 from wanscope.take.disk import file_sha256, guarded
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-CARD, README, EMBEDDINGS = "card.json", "README.md", "embeddings.parquet"
-FORMAT = 1
+README = "README.md"
 BATCH = 256
 
 
@@ -69,63 +67,34 @@ def export(
     """Write everything to a new or empty folder, which is complete or, after a kill, as it was.
 
     anonymous: without prompts and other text. half: values as fp16 numbers, which are smaller and which every tool
-    reads, but which cannot reproduce a take bit for bit. Raises RecipeError where the folder is not empty or values do
-    not fit fp16.
+    reads, but which cannot reproduce a take bit for bit. Raises RecipeError where values do not fit fp16, or where the
+    folder is not empty; the same export may be there already, and stays as it is.
     """
+    there = None
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RecipeError(f"{folder} is not an empty folder", "an export needs one", f"{folder}-2")
+        # A process that was killed after its last rename has left the export that it did not report.
+        there = read_card(folder).get("sha256") if folder.is_dir() and os.path.isfile(folder / CARD) else None
+        if there is None:
+            raise RecipeError(f"{folder} is not an empty folder", "an export needs one", f"{folder}-2")
     with db.reading() as con:
         tables = {name: select(con, f"SELECT * FROM {name} ORDER BY ALL") for name in SHARED}
         rows = select(con, "SELECT * FROM embeddings ORDER BY key")
     if anonymous:
         rows, tables = without_words(rows, tables)
-    with built_beside(folder) as new, guarded(folder):
+    building = built_beside(folder) if there is None else new_folder(folder.absolute().parent, folder.name)
+    with building as new, guarded(folder):
         _write_embeddings(new / EMBEDDINGS, rows, files, half)
         for name, table in tables.items():
             _write(new / f"{name}.parquet", table)
         counts = {"embeddings": rows.num_rows, **{name: table.num_rows for name, table in tables.items()}}
         sums = {path.name: file_sha256(path) for path in sorted(new.glob("*.parquet"))}
+        if there not in (None, sums):
+            raise RecipeError(f"{folder} has another export", "an export needs an empty folder", f"{folder}-2")
         card = {**_card(rows, tables, counts, anonymous, half), "sha256": sums}
-        card["card_sha256"] = _card_sum(card)
+        card["card_sha256"] = card_sum(card)
         (new / README).write_text(_readme(card, folder), encoding="utf-8")
         (new / CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return Exchanged(str(folder), counts, bytes=sum(path.stat().st_size for path in folder.iterdir()))
-
-
-def _card_sum(card: dict[str, Any]) -> str:
-    """Return the SHA-256 of a card without its own."""
-    own = {name: value for name, value in card.items() if name != "card_sha256"}
-    return hashlib.sha256(json.dumps(own, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def _read_card(folder: Path) -> dict[str, Any]:
-    """Return the card of an export whose files are as they were written. Exports of version 0.1 have no checksums.
-
-    Raises TakeNotFound, CatalogDamaged or CatalogNewer.
-    """
-    if not os.path.isfile(folder / CARD):  # also where no disk takes such a name
-        raise TakeNotFound(f"{folder} is not an export", f"it has no {CARD}", "wanscope db export FOLDER")
-    try:
-        card = read_json((folder / CARD).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CatalogDamaged(f"{folder / CARD} is damaged", str(error)) from None
-    if not isinstance(card, dict) or not isinstance(card.get("schema", 0), int):
-        raise CatalogDamaged(f"{folder / CARD} is damaged", "it does not describe an export")
-    if card.get("format") != FORMAT or card.get("schema", 0) > VERSION:
-        raise CatalogNewer(
-            f"{folder} was written by another wanscope ({card.get('wanscope')})",
-            f"its format is {card.get('format')}, schema {card.get('schema')}; this reads {FORMAT}, up to {VERSION}",
-            "pip install --upgrade wanscope",
-        )
-    if card.get("values") not in ("exact", "fp16"):
-        raise CatalogDamaged(f"{folder / CARD} is damaged", "it does not say how values are stored")
-    if "card_sha256" in card or "sha256" in card:
-        if card.get("card_sha256") != _card_sum(card):
-            raise CatalogDamaged(f"{folder / CARD} is damaged", "it does not match its own checksum")
-        for name in (EMBEDDINGS, *(f"{table}.parquet" for table in SHARED)):
-            if (folder / name).is_file() and file_sha256(folder / name) != card["sha256"].get(name):
-                raise CatalogDamaged(f"{folder / name} is damaged", f"it does not match its checksum in {CARD}")
-    return card
 
 
 def _write(path: Path, table: pa.Table) -> None:
@@ -239,7 +208,7 @@ def read_export(db: Database, files: EmbeddingFiles, folder: Path, *, origin: st
     import duckdb
     import pyarrow as pa
 
-    card = _read_card(folder)
+    card = read_card(folder)
     exact = card["values"] == "exact"
     try:
         with db.reading() as con:

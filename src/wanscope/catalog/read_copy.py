@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from wanscope.catalog.connect import Database
+from wanscope.catalog.sql_worker import RESTRICTIONS, connected
 from wanscope.errors import CatalogBusy
 from wanscope.take.disk import guarded
 
@@ -34,7 +35,9 @@ def reading_copy(database: Database) -> Iterator[DuckDBPyConnection]:
                 if source.exists():
                     with guarded(source, "read"):
                         shutil.copyfile(source, target)
-        with copy.jailed() as con:
+        with copy.held() as exists, connected(str(copy.path) if exists else None) as con:
+            for restriction in RESTRICTIONS:
+                con.execute(restriction)
             yield con
 
 

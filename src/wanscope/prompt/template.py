@@ -24,7 +24,7 @@ _special = re.compile(f"[{re.escape(SPECIAL)}]")
 class Mark:
     """Marked words of one variation: `text` is the variation's `text[start:end]`, without surrounding spaces.
 
-    weighted: whether a weight was written; otherwise `weight` is 1.0.
+    weighted: whether the weight is another than 1.
     """
 
     text: str
@@ -207,8 +207,8 @@ def _finish_marks(text: str, moved: list[int], spans: list[_Span]) -> tuple[Mark
         end = start + len(words)
         same = found.get((start, end))
         weight = span.mark.weight * (same.weight if same else 1.0)
-        weighted = span.mark.weighted or bool(same and same.weighted)
-        found[start, end] = Mark(words, start, end, weight, weighted)
+        # A weight of 1 changes nothing: `(cat:1.0)` and `(cat)` are one take.
+        found[start, end] = Mark(words, start, end, weight, weight != 1.0)
     return tuple(found.values())
 
 

@@ -19,6 +19,7 @@ from importlib import import_module
 from pathlib import Path
 
 from wanscope.errors import RecipeError, nearest
+from wanscope.spec.other_names import our_solver
 from wanscope.spec.plugins import load, plugins
 
 ENTRY_POINT = "wanscope.solvers"
@@ -126,7 +127,7 @@ def names_that_take_sigmas() -> tuple[str, ...]:
 def require_known(name: str) -> None:
     """ValueError, with the nearest name, for one that no solver has."""
     if name not in solver_names():
-        raise ValueError(f"{name!r} is not a solver; {nearest(name, solver_names())}")
+        raise ValueError(f"{name!r} is not a solver; {_hint(name)}")
 
 
 def facts(name: str) -> SolverFacts:
@@ -135,7 +136,7 @@ def facts(name: str) -> SolverFacts:
     if known is not None:
         return known
     if name not in plugins(ENTRY_POINT):
-        raise RecipeError(f"{name!r} is not a solver", nearest(name, solver_names()))
+        raise RecipeError(f"{name!r} is not a solver", _hint(name))
     load(ENTRY_POINT, name)
     if name not in _registered:
         value = plugins(ENTRY_POINT)[name].value
@@ -150,3 +151,9 @@ def facts(name: str) -> SolverFacts:
 def import_solver(name: str) -> None:
     """Import the module of the solver's class, which registers it."""
     import_module(facts(name).module)
+
+
+def _hint(name: str) -> str:
+    """Return our name of another tool's solver, or the nearest of ours."""
+    ours = our_solver(name)
+    return f"here it is called {ours!r}" if ours is not None else nearest(name, solver_names())

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, Tag, ValidationError
 
 from wanscope.errors import RecipeError, nearest
+from wanscope.spec.other_names import our_setting
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -41,6 +42,9 @@ def _explain(kind: type[BaseModel], error: ValidationError, where: str) -> tuple
     if first["type"] == "extra_forbidden":
         owner = _place(kind, first["loc"][:-1]).model
         known = list((owner or kind).model_fields)
+        ours = our_setting(path)
+        if ours is not None:
+            return f"{name!r} is not a known key", f"here it is called {ours}{more}", ours
         return f"{name!r} is not a known key", nearest(path[-1], known) + more, ""
     if first["type"] == "missing":
         owner = (_place(kind, first["loc"][:-1]).model or kind).__name__.removesuffix("Spec").lower()

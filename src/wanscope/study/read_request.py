@@ -132,7 +132,17 @@ def _from_video(path: Path) -> Request:
 
 
 def _recorded(data: Mapping[str, Any], source: str) -> Request:
-    recipe = validated(Recipe, data["recipe"], "recipe")
+    try:
+        recipe = validated(Recipe, data["recipe"], "recipe")
+    except RecipeError as error:
+        raise DamagedTake(f"the recipe in {source} cannot be read", str(error)) from None
+    named = data.get("take", data.get("id"))
+    if named is not None and named != recipe.id:
+        raise DamagedTake(
+            f"the recipe in {source} has been changed",
+            f"it would make the take {recipe.id}, and the file says that it is {named}",
+            "an undamaged copy of the file, or the take.json of the take",
+        )
     if "latents_sha256" not in data or "environment" not in data:
         return Request(recipes=(recipe,))
     try:

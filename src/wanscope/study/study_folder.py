@@ -183,10 +183,25 @@ def _csv(rows: list[IndexRow]) -> str:
     for row in rows:
         seconds = "" if row.seconds is None else f"{row.seconds:.3f}"
         current = "yes" if row.current else "no"
-        fixed = [row.name, row.take, row.variation, row.seed, row.status, current, seconds, row.prompt, row.error]
+        fixed = [
+            row.name,
+            row.take,
+            row.variation,
+            row.seed,
+            row.status,
+            current,
+            seconds,
+            row.prompt,
+            one_line(row.error),
+        ]
         edits = [*([row.edit] if edit else []), *(row.swept.get(key, "") for key in swept)]
         table.append([*fixed, *edits, *(row.slots.get(slot, "") for slot in slots)])
     return table_text(table)
+
+
+def one_line(text: str) -> str:
+    """Return a text without line breaks: one row of the table is then one line, also for grep."""
+    return " ".join(text.split())
 
 
 def _row(line: dict[str, str]) -> IndexRow:

@@ -12,6 +12,7 @@ tokens.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator
 from math import prod
 from pathlib import Path
@@ -121,12 +122,12 @@ class Attention:
     def row(self, name: str) -> int:
         """Return the index of a row by its name. Raises NotCaptured, with the nearest name, where there is none."""
         if name not in self.names:
+            hint = nearest(name, self.names)  # without a close match, it would list the names a second time
+            words = shlex.quote(f"capture.attention.tokens=[{name}]")  # running again keeps the earlier maps
             raise NotCaptured(
                 f"no attention maps of {name!r} were kept",
-                f"kept were those of {', '.join(self.names)}; {nearest(name, self.names)}",
-                "--store-self-attention X,Y, and run again"
-                if self.measure == "self"
-                else f"--set 'capture.attention.tokens=[{name}]', and run again",  # the maps kept before remain
+                f"there are maps of {', '.join(self.names)}" + (f"; {hint}" if hint.startswith("did you mean") else ""),
+                f"{'--store-self-attention 0.5,0.5' if self.measure == 'self' else f'--set {words}'}, and run again",
             )
         return self.names.index(name)
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wanscope.errors import RecipeError
+from wanscope.take.csv_cells import harmless, original
 
 INDEX = "index.csv"
 CHECKSUM = "checksum"
@@ -22,7 +23,7 @@ NEEDED = ("name", "take", "variation", "seed", "status", "current")
 
 def table_text(rows: Sequence[Sequence[object]]) -> str:
     """Return a table as CSV. rows: first the names of the columns; every cell as `str` writes it."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[harmless(str(cell)) for cell in row] for row in rows]
     found = _checksum(cells)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([[*cells[0], CHECKSUM], *([*row, found] for row in cells[1:])])
@@ -51,7 +52,9 @@ def read_table(path: Path) -> list[dict[str, str]]:
         found = _checksum(whole)
         if any(row[-1] != found for row in cells[1:]):
             raise _changed(path, "its rows do not match their checksum")
-        head, cells = head[:-1], whole
+        # An earlier version wrote tables without a checksum, and texts as they are.
+        whole = [[original(cell) for cell in row] for row in whole]
+        head, cells = whole[0], whole
     rows = [dict(zip(head, row, strict=True)) for row in cells[1:]]
     for row in rows:
         if row["current"] not in ("yes", "no"):

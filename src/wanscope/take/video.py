@@ -171,9 +171,12 @@ def video_facts(path: Path) -> dict[str, float]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata tags of an MP4."""
-    with _opened(path) as video:
-        return dict(video.metadata)
+    """Return the metadata tags of an MP4. Raises DamagedTake where they are not text."""
+    try:
+        with _opened(path) as video:
+            return dict(video.metadata)
+    except UnicodeDecodeError as error:
+        raise DamagedTake(f"the metadata of {path} cannot be read", f"it is damaged: {error}") from None
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

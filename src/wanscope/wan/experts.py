@@ -89,9 +89,10 @@ def in_order(first: Path, second: Path) -> tuple[tuple[Path, Path], bool]:
             f"{first} and {second} are the same file", "the two experts of a Wan 2.2 model are two files, high and low"
         )
     levels = list(zip(_names(first), _names(second), strict=True))
-    said = [(expert_of_name(a), expert_of_name(b)) for a, b in levels]
+    said: list[tuple[Expert | None, Expert | None]] = [(expert_of_name(a), expert_of_name(b)) for a, b in levels]
     # Words that mean something else alone ("low_rank") say the expert where the other name has the other word there.
-    said += [pair for a, b in levels if set(pair := (_said(a, WORD), _said(b, WORD))) == {"high", "low"}]
+    words: list[tuple[Expert | None, Expert | None]] = [(_said(a, WORD), _said(b, WORD)) for a, b in levels]
+    said += [pair for pair in words if set(pair) == {"high", "low"}]
     # The first level at which the names differ in it: the files' own names, or those of the folders they are in.
     for a, b in said:
         if a != b:

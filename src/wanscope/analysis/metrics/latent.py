@@ -1,4 +1,4 @@
-"""Metrics of the latents, at every stored state and of the result (latent_statistics.py)."""
+"""Metrics of the latents at every stored state, and of the result (latent_statistics.py)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from wanscope.analysis.metric import Row, Subject, metric, one, per_state
 
 NEEDS = ("statistics",)
 
-# Name, title, unit, definition. Each is a metric of every state, and as `final_` a tested metric of the result.
-SINGLE: tuple[tuple[str, str, str, str, Callable[[LatentStatistics], float]], ...] = (
+# Name, title, unit, definition, value. Each is a metric of every state and, as `final_*`, a tested one of the result.
+SCALARS: tuple[tuple[str, str, str, str, Callable[[LatentStatistics], float]], ...] = (
     ("variance", "Variance", "1", "Variance of all values of a latent.", lambda s: s.variance),
     (
         "detail",
@@ -33,7 +33,7 @@ SINGLE: tuple[tuple[str, str, str, str, Callable[[LatentStatistics], float]], ..
         "entropy",
         "Entropy",
         "nats",
-        "Differential entropy of a latent's values, from a histogram (bins of 1/32, Miller's correction).",
+        "Differential entropy of a latent's values, from a histogram (bins of 1/32, Miller-Madow correction).",
         lambda s: s.entropy,
     ),
     (
@@ -53,16 +53,16 @@ SINGLE: tuple[tuple[str, str, str, str, Callable[[LatentStatistics], float]], ..
 )
 
 
-def _of_each_state(value: Callable[[LatentStatistics], float]) -> Callable[[Subject], list[Row]]:
+def _at_states(value: Callable[[LatentStatistics], float]) -> Callable[[Subject], list[Row]]:
     return lambda subject: per_state([value(s) for s in subject.statistics], subject.states)
 
 
-def _of_the_result(value: Callable[[LatentStatistics], float]) -> Callable[[Subject], list[Row]]:
+def _at_result(value: Callable[[LatentStatistics], float]) -> Callable[[Subject], list[Row]]:
     return lambda subject: one(value(subject.statistics[-1]))
 
 
-for _name, _title, _unit, _about, _value in SINGLE:
-    metric(_name, title=_title, unit=_unit, about=_about, needs=NEEDS)(_of_each_state(_value))
+for _name, _title, _unit, _about, _value in SCALARS:
+    metric(_name, title=_title, unit=_unit, about=_about, needs=NEEDS)(_at_states(_value))
     metric(
         f"final_{_name}",
         title=f"{_title} of the result",
@@ -70,7 +70,7 @@ for _name, _title, _unit, _about, _value in SINGLE:
         about=f"{_about[:-1]}, at the last state.",
         needs=NEEDS,
         tested=True,
-    )(_of_the_result(_value))
+    )(_at_result(_value))
 
 
 @metric(
@@ -86,15 +86,16 @@ def frame_change(subject: Subject) -> list[Row]:
 
 @metric("channel_mean", title="Channel means", unit="1", needs=NEEDS, about="Mean of each channel.")
 def channel_mean(subject: Subject) -> list[Row]:
-    return _channels(subject, lambda s: s.mean_C)
+    return _channel_rows(subject, lambda s: s.mean_C)
 
 
 @metric("channel_variance", title="Channel variances", unit="1", needs=NEEDS, about="Variance of each channel.")
 def channel_variance(subject: Subject) -> list[Row]:
-    return _channels(subject, lambda s: s.variance_C)
+    return _channel_rows(subject, lambda s: s.variance_C)
 
 
-def _channels(subject: Subject, values: Callable[[LatentStatistics], np.ndarray]) -> list[Row]:
+def _channel_rows(subject: Subject, values: Callable[[LatentStatistics], np.ndarray]) -> list[Row]:
+    """Return one row per state and channel. values: a function that returns one value per channel, [C]."""
     pairs = zip(subject.statistics, subject.states, strict=True)
     return [Row(float(v), int(k), str(c)) for s, k in pairs for c, v in enumerate(values(s))]
 
@@ -117,8 +118,8 @@ def radial_power(subject: Subject) -> list[Row]:
     title="Correlations of channels in the result",
     unit="1",
     needs=NEEDS,
-    about="Correlation of two channels over all places of the last latent; parts are their numbers.",
+    about="Correlation of two channels over all positions of the last latent; parts are their indices.",
 )
 def channel_correlations(subject: Subject) -> list[Row]:
-    table = subject.statistics[-1].correlation_CC
-    return [Row(float(table[i, j]), None, f"{i}-{j}") for i in range(len(table)) for j in range(i)]
+    r_CC = subject.statistics[-1].correlation_CC
+    return [Row(float(r_CC[i, j]), None, f"{i}-{j}") for i in range(len(r_CC)) for j in range(i)]

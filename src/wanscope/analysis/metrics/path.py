@@ -47,7 +47,7 @@ def linearity(subject: Subject) -> list[Row]:
     title="Mean turning angle",
     unit="degrees",
     tested=True,
-    about="Mean angle between neighboring steps, v_k and v_(k+1).",
+    about="Mean angle between consecutive steps, v_k and v_(k+1).",
 )
 def turning(subject: Subject) -> list[Row]:
     return one(mean_of(tr.turning_angles(subject.path)))
@@ -58,7 +58,7 @@ def turning(subject: Subject) -> list[Row]:
     title="Mean curvature",
     unit="1/rms",
     tested=True,
-    about="Mean of 1 / radius of the circle through three neighboring states (Menger 1930).",
+    about="Mean of 1 / radius of the circle through three consecutive states (Menger 1930).",
 )
 def curvature(subject: Subject) -> list[Row]:
     return one(mean_of(tr.curvature(subject.path)))
@@ -91,7 +91,7 @@ def log_volume(subject: Subject) -> list[Row]:
     title="Participation ratio",
     unit="axes",
     tested=True,
-    about="(sum lambda)^2 / sum lambda^2: how many axes the path fills.",
+    about="(sum lambda)^2 / sum lambda^2: the effective number of principal axes.",
 )
 def participation_ratio(subject: Subject) -> list[Row]:
     return one(path_volume.participation_ratio(subject.path.spectrum))
@@ -102,7 +102,7 @@ def participation_ratio(subject: Subject) -> list[Row]:
     title="Mean temporal frequency",
     unit="cycles/step",
     tested=True,
-    about="Power-weighted mean frequency of the increments minus their mean.",
+    about="Power-weighted mean frequency of the increments after subtracting their mean.",
 )
 def mean_frequency(subject: Subject) -> list[Row]:
     return one(tr.mean_frequency(subject.path))
@@ -123,7 +123,7 @@ def phase_changes(subject: Subject) -> list[Row]:
     "phase_start",
     title="Where phases begin",
     unit="1",
-    about="1 at the first state of every phase of the velocity except the first phase, else 0.",
+    about="1 at the first state of every phase of the velocity except the first phase, 0 elsewhere.",
 )
 def phase_start(subject: Subject) -> list[Row]:
     states = subject.path.states[1:]
@@ -211,7 +211,7 @@ def alignment(subject: Subject) -> list[Row]:
     about="lambda_i / sum lambda, largest first: eigenvalues of the centered path's Gram matrix, the PCA spectrum.",
 )
 def explained(subject: Subject) -> list[Row]:
-    shares = path_volume.explained(subject.path.spectrum)
+    shares = path_volume.explained_variance(subject.path.spectrum)
     return [Row(float(share), None, str(i + 1)) for i, share in enumerate(shares)]
 
 
@@ -219,7 +219,7 @@ def explained(subject: Subject) -> list[Row]:
     "frequency_power",
     title="Power of the increments by frequency",
     unit="rms^2",
-    about="Squared Fourier coefficients of the increments minus their mean; parts are cycles per step.",
+    about="Squared Fourier coefficients of the increments after subtracting their mean; parts are cycles per step.",
 )
 def frequency_power(subject: Subject) -> list[Row]:
     frequencies, power = tr.frequency_spectrum(subject.path)

@@ -225,7 +225,7 @@ def _too_few_units(planned: StudyPlan) -> list[Note]:
         return []
     if expansion.variations * len(expansion.edit_sets) < 2:
         return []  # nothing is compared
-    from wanscope.analysis.pairing import SCENES
+    from wanscope.analysis.pairing import MIN_SCENES
     from wanscope.analysis.permutation_tests import smallest_p
     from wanscope.analysis.power import ALPHA, pairs_needed
 
@@ -233,7 +233,7 @@ def _too_few_units(planned: StudyPlan) -> list[Note]:
     sizes = {slot.name: slot.count for slot in expansion.template.slots}
     scenes = [sizes[name] for name in (study.design.blocks if study.design else ()) if name in sizes]
     unit, units = "seed", len(study.seeds)
-    if scenes and prod(scenes) >= SCENES:
+    if scenes and prod(scenes) >= MIN_SCENES:
         unit, units = "scene", prod(scenes)
     if smallest_p(units) <= ALPHA:
         return []

@@ -30,7 +30,7 @@ def run_show_steps(name: str, path: Path | None, device: str, output_dir: Path |
 def run_show_maps(
     name: str, words: str, by: str, measure: str, path: Path | None, output_dir: Path | None, json: bool
 ) -> int:
-    from wanscope.analysis.overlay import overlay_video, panels
+    from wanscope.analysis.overlay import make_panels, overlay_video
     from wanscope.spec.capture import RECORDED
 
     if by not in BY:
@@ -40,7 +40,7 @@ def run_show_maps(
     take, target = _take_and_target(name, path, output_dir, f"maps-{by}")
     attention = take.attention_of(measure)  # type: ignore[arg-type]
     chosen = () if words == "all" else tuple(word.strip() for word in words.split(",") if word.strip())
-    shown = panels(attention, chosen, by)  # type: ignore[arg-type]
+    shown = make_panels(attention, chosen, by)  # type: ignore[arg-type]
     rows, columns = overlay_video(take, shown, target)
     if json:
         labels = [panel.label for panel in shown]

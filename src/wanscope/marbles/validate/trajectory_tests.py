@@ -23,11 +23,11 @@ import numpy as np
 from wanscope.analysis.confidence_intervals import mean_interval
 from wanscope.analysis.contrast_tests import RESOLUTION
 from wanscope.analysis.effect_size import paired_effect
-from wanscope.analysis.group_statistics import energy_distance, flipped_form, pair_form, squared_distances
+from wanscope.analysis.group_statistics import energy_distance, pair_form, sign_flip_p, squared_distances
 from wanscope.analysis.metric import Metric, Subject
 from wanscope.analysis.multiple_testing import holm
 from wanscope.analysis.path_volume import common_rank
-from wanscope.analysis.permutation_tests import DRAWS, TIES, sign_patterns
+from wanscope.analysis.permutation_tests import DRAWS, TIE_TOLERANCE, sign_patterns
 from wanscope.analysis.power import ALPHA
 from wanscope.marbles.validate.model import wilson
 from wanscope.marbles.validate.paths import Walk
@@ -117,7 +117,7 @@ def shares(d_nM: np.ndarray, signs_Bn: np.ndarray) -> np.ndarray:
 def p_of_largest(shares_BM: np.ndarray) -> float:
     """Return the share of sign patterns whose maximum is at least that of the first pattern, the observed one."""
     largest_B = shares_BM.max(axis=1)
-    return float((largest_B >= largest_B[0] - TIES * np.abs(largest_B[0])).mean())
+    return float((largest_B >= largest_B[0] - TIE_TOLERANCE * np.abs(largest_B[0])).mean())
 
 
 def tested(found: Measured, a: np.ndarray, b: np.ndarray) -> list[dict[str, Any]]:
@@ -168,8 +168,8 @@ def _latents(
     inner_nn = pair_form(found.gram_NN, a, b)
     distance_NN = np.sqrt(squared_distances(found.gram_NN) / found.dimension)
     p = [
-        flipped_form(inner_nn, draws, seed),
-        flipped_form(-pair_form(distance_NN, a, b), draws, seed),
+        sign_flip_p(inner_nn, draws, seed),
+        sign_flip_p(-pair_form(distance_NN, a, b), draws, seed),
     ]
     within = np.trace(inner_nn)
     r2 = inner_nn.sum() / len(a) / within if within > 0 else float("nan")
