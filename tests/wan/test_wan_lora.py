@@ -355,7 +355,9 @@ def test_the_change_of_a_layer_is_exact_for_every_dtype_and_alpha(tmp_path, mode
         (adapter,) = wrapped.lora_A
         a, b = wrapped.lora_A[adapter].weight, wrapped.lora_B[adapter].weight
         found = wrapped.scaling[adapter] * (b.double() @ a.double())
-        assert (found - delta).norm() <= 2e-3 * delta.norm()
+        assert a.shape[0] == b.shape[1] == rank
+        bound = 2e-3 if model_dtype == torch.float32 else 2.9e-3  # both matrices are rounded to bf16
+        assert (found - delta).norm() <= bound * delta.norm()
     x = torch.randn(1, 16, 2, 4, 4, generator=g).to(model_dtype)
     text = torch.randn(1, 16, 32, generator=g).to(model_dtype)
     assert model.transformer(x, torch.tensor([500.0]), text, return_dict=False)[0].isfinite().all()

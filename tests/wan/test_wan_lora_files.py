@@ -59,7 +59,7 @@ def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("model_dtype", MODELS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_change_of_a_layer_is_within_2e_3_of_float64(tmp_path, model_dtype, dtype):
+def test_the_change_of_a_layer_is_near_that_in_float64(tmp_path, model_dtype, dtype):
     for rank, alpha, size in product((1, 4, 128), (None, 0.01, 1.0, 300.0), (1e-4, 1.0)):
         model = tiny_model()
         model.transformer.to(model_dtype)
@@ -73,7 +73,9 @@ def test_the_change_of_a_layer_is_within_2e_3_of_float64(tmp_path, model_dtype, 
         layer = model.transformer.get_submodule(MODULE)
         assert {p.dtype for p in layer.parameters()} == {model_dtype}
         if wanted.norm() > 0:  # fp8 has no 1e-4
-            assert relative(change_of(model), wanted) <= 2e-3, (rank, alpha, size)
+            # A half-precision model rounds both matrices, as diffusers does: 1.7e-3 each in bf16.
+            bound = 2e-3 if model_dtype == torch.float32 else 2.9e-3
+            assert relative(change_of(model), wanted) <= bound, (rank, alpha, size)
 
 
 # ---- what is ambiguous or damaged is refused by name
