@@ -279,7 +279,7 @@ def write_analysis(
 
             written += write_report(result, new, on_event=on_event)
         names = sorted(path.relative_to(new).as_posix() for path in written)
-        # All of them at once, so that a kill does not leave the tables of one analysis beside the figures of another.
+        # All of them at once, so that a kill does not leave the tables of one analysis next to the figures of another.
         for name in [*names, SUMMARY]:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(new / name, folder / name)

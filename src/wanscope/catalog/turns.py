@@ -2,7 +2,7 @@
 
 DuckDB finds damage inside its file by checksums. It cannot find that the file or the end of its log was removed, cut
 short, or replaced by an older copy: what is left is a catalog like any other. So every change is numbered in the
-catalog, and the last number is written beside it as well, in `.catalog.duckdb.turns`, after the change is committed. A
+catalog, and the last number is written next to it as well, in `.catalog.duckdb.turns`, after the change is committed. A
 kill between the two leaves a number that is too small, which says nothing.
 """
 
@@ -25,7 +25,7 @@ def _beside(catalog: Path) -> Path:
 
 
 def _last(catalog: Path) -> int:
-    """Return the number beside the catalog; 0 where there is none."""
+    """Return the number next to the catalog; 0 where there is none."""
     try:
         text = _beside(catalog).read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError):
@@ -55,7 +55,7 @@ def count_turn(con: DuckDBPyConnection, catalog: Path) -> int:
 
 
 def note_turn(catalog: Path, number: int) -> None:
-    """Write a committed change's number beside the catalog; only in the turn in which it was made."""
+    """Write a committed change's number next to the catalog; only in the turn in which it was made."""
     temporary = catalog.with_name(f".{catalog.name}.turns.new")
     temporary.write_text(f"{number}\n", encoding="ascii")
     os.replace(temporary, _beside(catalog))

@@ -1,7 +1,7 @@
-"""Files and folders that are built beside their place and renamed into it, so that a kill loses nothing.
+"""Files and folders that are built next to their destination and renamed into it, so that a kill loses nothing.
 
     .<tag>.<process>.new<suffix>    a file while it is written
-    .<tag>.<process>.partial        a folder while it is built; a lock beside it (.lock) is held by its builder
+    .<tag>.<process>.partial        a folder while it is built; a lock next to it (.lock) is held by its builder
     .<tag>.<process>.old            what was in the folder's place before, between two renames
 
 The tag is a hash of the final name. The system releases a lock when its process ends, however that happens, so whoever
